@@ -1,0 +1,133 @@
+"""A model folder in the diffusers layout: opened by name, read with care, never executed.
+
+A checkpoint is named by a local folder, a hub id, or the name of one that ships with a plugin. Only JSON and
+safetensors are read. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from qframe.errors import CheckpointError, UntrustedError
+
+_LARGEST_JSON = 64 * 1024 * 1024
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@attrs.frozen
+class Checkpoint:
+    """A folder with one subfolder per component.
+
+    name: what the user called it, for messages. folder: where it lies.
+    """
+
+    name: str
+    folder: Path
+
+    @classmethod
+    def open(cls, name: str | Path, *, subfolders: tuple[str, ...] | None = None) -> Checkpoint:
+        """The checkpoint of a local folder or a hub id; of the latter only `subfolders` are downloaded.
+
+        CheckpointError if there is no such folder and the name cannot be a hub id, or the hub does not have it.
+        """
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return cls(str(name), folder)
+        if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+            raise CheckpointError(
+                f"model {str(name)!r}: there is no such folder",
+                "Give a folder in the diffusers layout (with model_index.json), or a hub id such as owner/name.",
+            )
+        return cls(str(name), _download(str(name), subfolders))
+
+    @property
+    def pipeline_config(self) -> dict[str, Any]:
+        """model_index.json, where published pipelines keep what belongs to no single component."""
+        return self.read_json("model_index.json")
+
+    def config(self, subfolder: str) -> dict[str, Any]:
+        """config.json of a component."""
+        return self.read_json(f"{subfolder}/config.json")
+
+    def has(self, path: str) -> bool:
+        return (self.folder / path).exists()
+
+    def read_json(self, path: str) -> dict[str, Any]:
+        """A JSON file of the checkpoint. CheckpointError names the file; `auto_map` (remote code) is refused."""
+        file = self.folder / path
+        try:
+            if file.stat().st_size > _LARGEST_JSON:
+                raise UntrustedError(f"{file}: larger than {_LARGEST_JSON} bytes, no configuration is")
+            value = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CheckpointError(
+                f"model {self.name!r}: {path} cannot be read ({error.strerror})",
+                "A checkpoint folder has model_index.json and one subfolder per component (diffusers layout).",
+            ) from error
+        except ValueError as error:
+            raise CheckpointError(f"model {self.name!r}: {path} is not valid JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise CheckpointError(f"model {self.name!r}: {path} holds a {type(value).__name__}, expected an object")
+        if "auto_map" in value:
+            raise UntrustedError(
+                f"model {self.name!r}: {path} asks for code of its own (auto_map)",
+                "qframe runs no code from a checkpoint. Use a checkpoint of a registered class, or write a plugin.",
+            )
+        return value
+
+    def weight_files(self, subfolder: str) -> list[Path]:
+        """The safetensors files of a component, sorted; every shard that an index names must be there.
+
+        CheckpointError if there are none or a shard is missing, UntrustedError if only pickled weights exist.
+        """
+        folder = self.folder / subfolder
+        files = sorted(folder.glob("*.safetensors"))
+        for index in sorted(folder.glob("*.safetensors.index.json")):
+            named = set(self.read_json(f"{subfolder}/{index.name}").get("weight_map", {}).values())
+            missing = sorted(named - {file.name for file in files})
+            if missing:
+                raise CheckpointError(
+                    f"model {self.name!r}: {subfolder} lacks {len(missing)} of {len(named)} shards: "
+                    + ", ".join(missing[:5]),
+                    "Download the checkpoint again.",
+                )
+        if not files:
+            if any(file.suffix in _PICKLES for file in folder.glob("*")):
+                raise UntrustedError(
+                    f"model {self.name!r}: {subfolder} holds only pickled weights, which can run code when opened",
+                    "Use a safetensors version of the checkpoint.",
+                )
+            raise CheckpointError(f"model {self.name!r}: {subfolder} holds no safetensors weights")
+        return files
+
+    def digest(self, *subfolders: str) -> str:
+        """sha256 over the names and bytes of every JSON, text and weight file in `subfolders`."""
+        total = hashlib.sha256()
+        for subfolder in subfolders:
+            files = [p for p in (self.folder / subfolder).rglob("*") if p.is_file() and not p.name.startswith(".")]
+            for file in sorted(files, key=lambda p: p.relative_to(self.folder).as_posix()):
+                if file.suffix in {".json", ".txt", ".safetensors", ".jinja", ".model"}:
+                    with file.open("rb") as stream:
+                        part = hashlib.file_digest(stream, "sha256").hexdigest()
+                    total.update(f"{file.relative_to(self.folder).as_posix()} {part}\n".encode())
+        return total.hexdigest()
+
+
+def _download(name: str, subfolders: tuple[str, ...] | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    kinds = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+    wanted = [f"{folder}/{kind}" for folder in subfolders or ("*",) for kind in kinds] + ["*.json"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"model {name!r}: no such folder, and the hub could not give it: {error}",
+            "Check the name and the network, or give a local folder.",
+        ) from error

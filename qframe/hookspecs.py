@@ -1,0 +1,101 @@
+"""The whole extension surface: five hooks, and the two declarations that plugins return.
+
+Imports no torch: listing, checking and planning must stay instant. Declarations name their classes as
+strings "module:Class", imported only when a component is used.
+
+    # my_plugin.py, named in the entry-point group "qframe"
+    from qframe import Component, Family, hookimpl
+
+    @hookimpl
+    def qframe_components():
+        return [Component("sampler", "my-sampler", "my_package.samplers:MySampler", summary="...")]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import attrs
+import pluggy
+
+if TYPE_CHECKING:
+    from qframe.train.run import Run
+
+PROJECT = "qframe"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+Kind = Literal["encoder", "denoiser", "codec", "schedule", "sampler", "source", "model"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+def _target(instance: object, attribute: attrs.Attribute[Any], value: str | None) -> None:
+    if value is not None and value.count(":") != 1:
+        raise ValueError(f'{attribute.name} must be "module:Name", got {value!r}')
+
+
+@attrs.frozen
+class Component:
+    """A part that a plugin offers.
+
+    kind: what it is. name: what users write in `use = "..."`. target: "module:Class" implementing the interface
+    of that kind in `qframe.interfaces`; for kind "model" a "module:function" returning the folder of a
+    checkpoint that ships with the plugin. options: "module:Class", a torch-free attrs class of its settings.
+    """
+
+    kind: Kind = attrs.field(validator=attrs.validators.in_(KINDS))
+    name: str
+    target: str = attrs.field(validator=_target)
+    options: str | None = attrs.field(default=None, kw_only=True, validator=_target)
+    summary: str = attrs.field(default="", kw_only=True)
+
+
+@attrs.frozen(kw_only=True)
+class Family:
+    """A task as data: which components, joined by which recipe, with which defaults.
+
+    recipe: "module:Class" of a `qframe.interfaces.Recipe`. settings: "module:Class", the torch-free attrs class
+    of the recipe's settings. options: defaults laid under the user's configuration, as nested tables with the
+    same keys, e.g. {"encoder": {"options": {"template": "edit"}}}. model, data: registered names used when the
+    user gives none. weights_licence: SPDX id of the published weights.
+    """
+
+    name: str = attrs.field(kw_only=False)
+    encoder: str
+    denoiser: str
+    codec: str
+    schedule: str
+    sampler: str
+    recipe: str = attrs.field(validator=_target)
+    settings: str | None = attrs.field(default=None, validator=_target)
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    model: str | None = None
+    data: str | None = None
+    weights_licence: str
+    summary: str
+
+
+@hookspec
+def qframe_components() -> list[Component]:
+    """Offer components."""
+
+
+@hookspec
+def qframe_families() -> list[Family]:
+    """Offer families."""
+
+
+@hookspec
+def qframe_run_start(run: Run) -> None:
+    """Observe that a training run begins (or resumes)."""
+
+
+@hookspec
+def qframe_step_end(run: Run, step: int, metrics: Mapping[str, float]) -> None:
+    """Observe the metrics of a finished optimizer step."""
+
+
+@hookspec
+def qframe_run_end(run: Run, error: BaseException | None) -> None:
+    """Observe that a training run ended; `error` is None when it finished."""

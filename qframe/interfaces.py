@@ -1,0 +1,280 @@
+"""What a component implements: five abstract classes, the Recipe that joins them, data sources, and Specs.
+
+`qframe` is the door for declaring (no torch); this module is the door for implementing. A class here names
+every method that must exist; one that is missing is reported when the class is instantiated.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import attrs
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from qframe.checkpoint import Checkpoint
+from qframe.errors import QframeError
+from qframe.types import (
+    AfterStep,
+    Conditioning,
+    ExampleInputs,
+    Grid,
+    PackedSequence,
+    Plan,
+    Record,
+    Request,
+    Velocity,
+)
+
+_T = TypeVar("_T")
+
+OnStep = Callable[[int], bool]
+"""Called after every step with its number; returns True to stop sampling there."""
+
+
+@attrs.frozen(kw_only=True)
+class EncoderSpec:
+    """What an encoder gives. text_space names what its vectors mean; width is D; pictures: it looks at pictures."""
+
+    text_space: str
+    width: int
+    pictures: bool
+
+
+@attrs.frozen(kw_only=True)
+class CodecSpec:
+    """What a codec gives. latent_space names what its latents mean; channels is Z; compression is H / h."""
+
+    latent_space: str
+    channels: int
+    compression: int
+    pixel_channels: int = 3
+
+
+@attrs.frozen(kw_only=True)
+class DenoiserSpec:
+    """What a denoiser wants. token_channels is C = Z patch patch; references: it takes reference tokens."""
+
+    latent_space: str
+    text_space: str
+    token_channels: int
+    patch: int
+    text_width: int
+    references: bool
+
+
+class Loadable(ABC):
+    """A part that comes out of a checkpoint.
+
+    `options` is an instance of the class its Component declares, or None if it declares none.
+    """
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, checkpoint: Checkpoint, options: Any) -> Any:
+        """Its Spec, from configuration files alone: no weight is read. CheckpointError names what is missing."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+        """The part itself, weights on `device` in `dtype`, in evaluation mode, without gradients."""
+
+    @classmethod
+    @abstractmethod
+    def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
+        """sha256 over everything that its output depends on: weights, configuration, options. Loads nothing."""
+
+
+class Encoder(Loadable):
+    """Prompts, with pictures where the model looks at them, to conditioning."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> Conditioning:
+        """Conditioning of B prompts, each with its own pictures (RGB, already at the size the recipe chose).
+
+        `pictures` has one entry per prompt, empty where there are none. A sample's result does not depend on
+        its neighbours.
+        """
+
+
+class LatentCodec(Loadable):
+    """Pixels to normalised latents and back."""
+
+    @abstractmethod
+    def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Pixels [B, C, H, W] in [-1, 1] to latents [B, Z, h, w], normalised by the checkpoint's mean and std.
+
+        Without a generator the posterior's mode, with one a sample of it.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, Z, h, w] to pixels [B, C, H, W] in [-1, 1]."""
+
+
+class Denoiser(Loadable):
+    """Predicts the velocity of noisy tokens.
+
+    module: the network; what LoRA, compilation and quantisation see. blocks: the attribute of `module` that
+    holds the repeated blocks. lora_presets: named sets of target modules, "default" among them.
+    """
+
+    blocks: ClassVar[str] = "transformer_blocks"
+    lora_presets: ClassVar[Mapping[str, tuple[str, ...]]]
+    module: nn.Module
+
+    @abstractmethod
+    def velocity(
+        self, x: PackedSequence, sigma: Tensor, cond: Conditioning, references: PackedSequence | None = None
+    ) -> Tensor:
+        """Velocity [N, C] of x at sigma [B]. Stateless: what training uses.
+
+        Samples may differ in shape and prompt length; a sample's result does not depend on its neighbours.
+        """
+
+    def bind(
+        self, cond: Conditioning, references: PackedSequence | None, grids: tuple[tuple[Grid, ...], ...]
+    ) -> Velocity:
+        """`velocity` with its arguments fixed for one sampling run: what a sampler integrates.
+
+        Override to compute once what does not change between steps. Keep nothing on the module.
+        """
+
+        def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
+            return self.velocity(PackedSequence(tokens, grids), sigma.expand(len(grids)), cond, references)
+
+        return velocity
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the network into `folder` in the layout it is loaded from (safetensors)."""
+
+
+class Schedule(Loadable):
+    """Which noise levels a checkpoint was made for.
+
+    Apart from the Sampler, because published checkpoints carry a schedule of their own, whatever integrates it.
+    """
+
+    @abstractmethod
+    def sigmas(self, steps: int, tokens: int, custom: Sequence[float] | None = None) -> Tensor:
+        """[steps + 1] float32, descending, ending in 0, for a target of `tokens` tokens.
+
+        custom: unshifted sigmas of the user's own; then `steps` is their number.
+        """
+
+    @abstractmethod
+    def shift(self, sigma: Tensor, tokens: int) -> Tensor:
+        """Sigmas in (0, 1) moved as this schedule moves them for `tokens` tokens; training densities use it."""
+
+
+class Sampler(ABC):
+    """Integrates a velocity from the first sigma to the last."""
+
+    @abstractmethod
+    def sample(
+        self,
+        velocity: Velocity,
+        x: Tensor,
+        sigmas: Tensor,
+        *,
+        after_step: AfterStep | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Tokens [N, C] at sigmas[-1], from tokens x [N, C] at sigmas[0]; sigmas [S + 1] float32, descending.
+
+        After step i (to sigmas[i + 1]) tokens pass through `after_step(tokens, i)`; then `on_step(i)` may stop.
+        """
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Parts:
+    """The components of one family, as far as this stage loaded them, and what is known of all of them."""
+
+    encoder_spec: EncoderSpec
+    codec_spec: CodecSpec
+    denoiser_spec: DenoiserSpec
+    schedule: Schedule
+    sampler: Sampler
+    checkpoint: Checkpoint
+    loaded_encoder: Encoder | None = None
+    loaded_codec: LatentCodec | None = None
+    loaded_denoiser: Denoiser | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        return _needed(self.loaded_encoder, "encoder")
+
+    @property
+    def codec(self) -> LatentCodec:
+        return _needed(self.loaded_codec, "codec")
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return _needed(self.loaded_denoiser, "denoiser")
+
+    @property
+    def multiple(self) -> int:
+        """Sides of a picture must be multiples of this many pixels."""
+        return self.codec_spec.compression * self.denoiser_spec.patch
+
+
+def _needed(part: _T | None, name: str) -> _T:
+    if part is None:
+        raise QframeError(f"the {name} is needed here, but this stage did not load it", "This is a bug in a recipe.")
+    return part
+
+
+class Recipe(ABC):
+    """Joins the components for one task. Built with the settings its family declares.
+
+    version: raised when `inputs` means something else than before; part of every cache key.
+    request_type: the Request (or a subclass) whose fields the task takes.
+    """
+
+    version: ClassVar[int] = 1
+    request_type: ClassVar[type[Request]] = Request
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def inputs(self, record: Record) -> ExampleInputs:
+        """What must be encoded to train on this record. Opens no picture, so that cached training never does.
+
+        DataError names the record and what it lacks.
+        """
+
+    @abstractmethod
+    def request_for(self, record: Record) -> Request:
+        """The request that asks for this record's target: what validation samples with."""
+
+    @abstractmethod
+    def plan(self, request: Request, parts: Parts) -> Plan:
+        """Everything a sampling run needs. Encoder, codec and denoiser are loaded here.
+
+        ConfigError or DataError explains a request that cannot be met, before any model work.
+        """
+
+
+class RecordSource(ABC):
+    """A data set: records, cheap to list, nothing opened. Registered as kind "source"."""
+
+    @abstractmethod
+    def records(self) -> Sequence[Record]:
+        """All training records, always in the same order."""
+
+    def validation(self) -> Sequence[Record]:
+        """Records kept from training, sampled before and after it. By default none."""
+        return ()
+
+    def success(self, record: Record, picture: Image.Image) -> bool | None:
+        """Whether a sampled picture does what the record asks; None where only a person can tell.
+
+        Reports sum over `record.group`.
+        """
+        return None
