@@ -1,0 +1,170 @@
+"""Every configuration key: its name, type, default, range and meaning. Imports no torch.
+
+`qframe config show` prints these docstrings; `qframe.config` fills the classes strictly, from the family's
+defaults, a TOML file and `--set`, in this order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import attrs
+from attrs.validators import and_, ge, gt, le, lt, optional
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@attrs.frozen(kw_only=True)
+class ComponentConfig:
+    """Which component plays a role, and where it comes from."""
+
+    use: str = attrs.field(metadata={"help": "registered name of the component"})
+    model: str | None = attrs.field(default=None, metadata={"help": "another checkpoint than [model] to take it from"})
+    device: str | None = attrs.field(default=None, metadata={"help": "device of this component alone, e.g. cuda:1"})
+    dtype: Precision | None = attrs.field(default=None, metadata={"help": "dtype of this component alone"})
+    options: Any = attrs.field(default=None, metadata={"help": "settings that the component declares"})
+
+
+@attrs.frozen(kw_only=True)
+class DataConfig:
+    """The data set: a registered source, or a path."""
+
+    use: str | None = attrs.field(default=None, metadata={"help": "registered source; 'folder' when path is given"})
+    path: str | None = attrs.field(default=None, metadata={"help": "folder of pictures, or a .jsonl or .csv file"})
+    options: Any = attrs.field(default=None, metadata={"help": "settings that the source declares"})
+
+
+@attrs.frozen(kw_only=True)
+class CacheConfig:
+    """Where encoded examples are kept."""
+
+    dir: str | None = attrs.field(default=None, metadata={"help": "folder; by default 'cache' in the output folder"})
+    enabled: bool = attrs.field(default=True, metadata={"help": "false encodes live in every step, keeping nothing"})
+    batch_size: int = attrs.field(default=8, validator=ge(1), metadata={"help": "inputs of one shape encoded at once"})
+
+
+@attrs.frozen(kw_only=True)
+class LoraConfig:
+    """The adapter that is trained in mode "lora"."""
+
+    rank: int = attrs.field(default=16, validator=and_(ge(1), le(1024)), metadata={"help": "rank of the update"})
+    alpha: float | None = attrs.field(
+        default=None, validator=optional(gt(0.0)), metadata={"help": "scale times rank; by default equal to the rank"}
+    )
+    dropout: float = attrs.field(
+        default=0.0, validator=and_(ge(0.0), lt(1.0)), metadata={"help": "dropout before the adapter"}
+    )
+    targets: tuple[str, ...] = attrs.field(
+        default=("default",),
+        metadata={"help": "presets of the denoiser, or names that module paths end in"},
+    )
+
+
+@attrs.frozen(kw_only=True)
+class TrainConfig:
+    """The training loop."""
+
+    mode: Literal["lora", "full"] = attrs.field(default="lora", metadata={"help": "what is trained"})
+    max_steps: int = attrs.field(default=1000, validator=ge(1), metadata={"help": "optimizer steps, obeyed exactly"})
+    batch_size: int = attrs.field(default=1, validator=ge(1), metadata={"help": "examples in one forward pass"})
+    gradient_accumulation: int = attrs.field(
+        default=1, validator=ge(1), metadata={"help": "forward passes per optimizer step"}
+    )
+    seed: int = attrs.field(
+        default=0, validator=and_(ge(0), lt(2**63)), metadata={"help": "decides order, noise, timesteps and dropout"}
+    )
+    precision: Precision = attrs.field(
+        default="bfloat16", metadata={"help": "dtype of matrix products (autocast); trained weights stay float32"}
+    )
+    optimizer: Literal["adamw", "muon"] = attrs.field(
+        default="adamw", metadata={"help": "muon: Muon on the blocks' matrices, AdamW on the rest"}
+    )
+    learning_rate: float = attrs.field(default=1e-4, validator=gt(0.0), metadata={"help": "peak learning rate"})
+    muon_learning_rate: float = attrs.field(
+        default=1e-3, validator=gt(0.0), metadata={"help": "peak learning rate of the matrices under muon"}
+    )
+    weight_decay: float = attrs.field(default=0.01, validator=ge(0.0), metadata={"help": "decoupled weight decay"})
+    lr_schedule: Literal["constant", "cosine", "linear"] = attrs.field(
+        default="constant", metadata={"help": "after warm-up; cosine and linear fall to 0 at max_steps"}
+    )
+    warmup_steps: int = attrs.field(default=0, validator=ge(0), metadata={"help": "linear rise from 0"})
+    max_grad_norm: float = attrs.field(default=1.0, validator=gt(0.0), metadata={"help": "gradients are clipped to it"})
+    ema_decay: float = attrs.field(
+        default=0.0,
+        validator=and_(ge(0.0), lt(1.0)),
+        metadata={"help": "average of the weights over steps, used for samples and results; 0 is off"},
+    )
+    timestep_density: Literal["uniform", "logit-normal", "shifted"] = attrs.field(
+        default="logit-normal",
+        metadata={"help": "how sigmas are drawn; shifted: uniform, then moved as the checkpoint's schedule does"},
+    )
+    sigma_floor: float = attrs.field(
+        default=0.0,
+        validator=and_(ge(0.0), le(1.0)),
+        metadata={"help": "below it the loss weighs (sigma / floor)^2; 0 weighs all alike"},
+    )
+    caption_dropout: float = attrs.field(
+        default=0.0,
+        validator=and_(ge(0.0), lt(1.0)),
+        metadata={"help": "how often the empty prompt (with the same pictures) replaces the caption"},
+    )
+    gradient_checkpointing: bool = attrs.field(
+        default=False, metadata={"help": "recompute activations: less memory, more time"}
+    )
+    checkpoint_every: int = attrs.field(default=500, validator=ge(1), metadata={"help": "steps between checkpoints"})
+    keep_checkpoints: int = attrs.field(default=2, validator=ge(1), metadata={"help": "newest checkpoints kept"})
+    nan_patience: int = attrs.field(
+        default=3, validator=ge(0), metadata={"help": "steps in a row with a loss that is not finite before stopping"}
+    )
+
+
+@attrs.frozen(kw_only=True)
+class SampleConfig:
+    """How validation pictures are sampled, before and after training."""
+
+    num_inference_steps: int = attrs.field(default=20, validator=ge(1), metadata={"help": "sampling steps"})
+    true_cfg_scale: float = attrs.field(default=4.0, validator=ge(0.0), metadata={"help": "guidance scale; 1 is off"})
+    negative_prompt: str | None = attrs.field(default=None, metadata={"help": "guidance needs one, ' ' will do"})
+    seed: int = attrs.field(default=0, validator=ge(0), metadata={"help": "seed of the initial noise"})
+    batch_size: int = attrs.field(default=1, validator=ge(1), metadata={"help": "pictures of one size sampled at once"})
+    count: int = attrs.field(
+        default=8, validator=ge(0), metadata={"help": "records sampled when the data set keeps none for validation"}
+    )
+
+
+@attrs.frozen(kw_only=True)
+class ComposeConfig:
+    """Exceptions to the composition check."""
+
+    allow: tuple[Literal["latent_space", "text_space", "token_channels", "text_width", "references"], ...] = (
+        attrs.field(default=(), metadata={"help": "rows of the table that may mismatch; recorded in the run"})
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """A whole configuration."""
+
+    family: str = attrs.field(metadata={"help": "registered family"})
+    model: str | None = attrs.field(default=None, metadata={"help": "checkpoint: a folder, a hub id, a bundled name"})
+    output: str | None = attrs.field(default=None, metadata={"help": "folder of the run; default runs/FAMILY"})
+    device: str = attrs.field(default="auto", metadata={"help": "auto: cuda, else mps, else cpu"})
+    dtype: Literal["auto", "float32", "bfloat16"] = attrs.field(
+        default="auto", metadata={"help": "dtype of frozen weights; auto: bfloat16 on an accelerator, else float32"}
+    )
+    encoder: ComponentConfig
+    denoiser: ComponentConfig
+    codec: ComponentConfig
+    schedule: ComponentConfig
+    sampler: ComponentConfig
+    recipe: Any = attrs.field(default=None, metadata={"help": "settings of the family's recipe"})
+    data: DataConfig = attrs.field(factory=DataConfig)
+    cache: CacheConfig = attrs.field(factory=CacheConfig)
+    lora: LoraConfig = attrs.field(factory=LoraConfig)
+    train: TrainConfig = attrs.field(factory=TrainConfig)
+    sample: SampleConfig = attrs.field(factory=SampleConfig)
+    compose: ComposeConfig = attrs.field(factory=ComposeConfig)
+
+
+ROLES: tuple[str, ...] = ("encoder", "denoiser", "codec", "schedule", "sampler")
+"""The sections of a configuration that choose a component."""
