@@ -230,8 +230,9 @@ def _needed(part: _T | None, name: str) -> _T:
 
 
 class Recipe(ABC):
-    """Joins the components for one task. Built with the settings its family declares.
+    """Joins the components for one task. Built with the settings its family declares and the checkpoint it serves.
 
+    The checkpoint is there for what belongs to no component (areas, default sigmas); no weight is read from it.
     version: raised when `inputs` means something else than before; part of every cache key.
     request_type: the Request (or a subclass) whose fields the task takes.
     """
@@ -239,8 +240,9 @@ class Recipe(ABC):
     version: ClassVar[int] = 1
     request_type: ClassVar[type[Request]] = Request
 
-    def __init__(self, settings: Any) -> None:
+    def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
         self.settings = settings
+        self.checkpoint = checkpoint
 
     @abstractmethod
     def inputs(self, record: Record) -> ExampleInputs:
@@ -262,7 +264,14 @@ class Recipe(ABC):
 
 
 class RecordSource(ABC):
-    """A data set: records, cheap to list, nothing opened. Registered as kind "source"."""
+    """A data set: records, cheap to list, nothing opened. Registered as kind "source".
+
+    Built with its options (None if it declares none) and the path a user gave, if any.
+    """
+
+    def __init__(self, options: Any, path: Path | None) -> None:
+        self.options = options
+        self.path = path
 
     @abstractmethod
     def records(self) -> Sequence[Record]:
