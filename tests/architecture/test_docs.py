@@ -1,0 +1,149 @@
+"""The documentation keeps its word: every feature is listed once, every test and file it names exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from pathlib import Path
+
+import attrs
+import pytest
+
+from tests.architecture.source import ROOT
+
+DOCS = ROOT / "docs"
+# The ids that the project set out with: letter, and how many.
+MISSION = {"A": 42, "B": 68, "C": 21, "D": 53, "E": 21, "F": 11}
+IDS = [f"{letter}{number}" for letter, count in MISSION.items() for number in range(1, count + 1)]
+STATUSES = {"built", "partly", "not yet"}
+
+
+@attrs.frozen
+class Row:
+    """One row of a features table."""
+
+    ids: tuple[str, ...]
+    what: str
+    status: str
+    tests: tuple[str, ...]
+
+
+def ids_in(cell: str) -> tuple[str, ...]:
+    """The ids of "A3", "B28-B30" or "A3, B28-B30"."""
+    found: list[str] = []
+    for part in cell.replace(" ", "").split(","):
+        first, _, last = part.partition("-")
+        letter = first[0]
+        found += [f"{letter}{number}" for number in range(int(first[1:]), int((last or first)[1:]) + 1)]
+    return tuple(found)
+
+
+def rows(text: str) -> list[Row]:
+    found = []
+    for line in text.splitlines():
+        if not re.match(r"\| *[A-F]\d", line):
+            continue
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        found.append(Row(ids_in(cells[0]), cells[1], cells[2], tuple(re.findall(r"`(tests/[^`]+)`", cells[3]))))
+    return found
+
+
+def unproven(row: Row) -> list[str]:
+    """What is wrong with a row's status and tests."""
+    name = ", ".join(row.ids)
+    if row.status not in STATUSES:
+        return [f"{name}: status {row.status!r} is none of {sorted(STATUSES)}"]
+    if row.status != "not yet" and not row.tests:
+        return [f"{name} is {row.status} but names no test"]
+    return [f"{name}: there is no {test}" for test in row.tests if not exists(test)]
+
+
+def exists(test: str) -> bool:
+    """Whether "tests/file.py", or "tests/file.py::test_name", or "...::Class::test_name" is there."""
+    file, *names = test.split("::")
+    if not (ROOT / file).is_file():
+        return False
+    body: list[ast.stmt] = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+    for name in names:
+        found = [n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == name]
+        if not found:
+            return False
+        body = found[0].body
+    return True
+
+
+FEATURES = rows((DOCS / "features.md").read_text(encoding="utf-8"))
+
+
+def test_every_feature_of_the_mission_is_listed_exactly_once() -> None:
+    listed = Counter(name for row in FEATURES for name in row.ids)
+    assert {name: count for name, count in listed.items() if count != 1} == {}
+    assert sorted(listed) == sorted(IDS)
+
+
+def test_every_feature_that_is_built_names_tests_that_exist() -> None:
+    assert [problem for row in FEATURES for problem in unproven(row)] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("| A1 | x | done | |", "status 'done'"),
+        ("| A1 | x | built | |", "names no test"),
+        ("| A1 | x | built | `tests/missing.py` |", "no tests/missing.py"),
+        ("| A1 | x | partly | `tests/architecture/test_docs.py::test_missing` |", "test_missing"),
+        ("| A1 | x | not yet | `tests/missing.py` |", "no tests/missing.py"),
+    ],
+)
+def test_unproven_row_is_found(line: str, problem: str) -> None:
+    (row,) = rows(line)
+    (found,) = unproven(row)
+    assert problem in found
+
+
+def test_proven_row_passes() -> None:
+    (row,) = rows("| B28-B30, B2 | a \\| b | built | `tests/architecture/test_docs.py::test_proven_row_passes` |")
+    assert row.ids == ("B28", "B29", "B30", "B2")
+    assert unproven(row) == []
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def broken_links(page: Path, text: str) -> list[str]:
+    """Relative links that lead nowhere, and links to a heading that is not there."""
+    found = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            found.append(f"{page.relative_to(ROOT)}: {link}")
+    return found
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ +(.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page, page.read_text(encoding="utf-8")) == []
+
+
+def test_broken_link_is_found() -> None:
+    page = DOCS / "index.md"
+    assert broken_links(page, "[a](missing.md), [b](features.md), [c](features.md#nowhere)") == [
+        "docs/index.md: missing.md",
+        "docs/index.md: features.md#nowhere",
+    ]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_source_files_named_in_the_text_exist(page: Path) -> None:
+    named = re.findall(r"`((?:qframe|plugins|tests|configs|docs)/[\w./-]+\.\w+)`", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
