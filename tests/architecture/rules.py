@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
     ),
     (frozenset({"packing", "flow", "guidance"}),),
     (frozenset({"types"}),),
-    (frozenset({"geometry"}), frozenset({"checkpoint"})),
+    (frozenset({"geometry"}), frozenset({"checkpoint", "storage"})),
     (frozenset({"errors"}),),
 )
 
