@@ -1,0 +1,324 @@
+"""Publishing: a file or folder appears whole or not at all, and stays as it was published.
+
+A writer works in a temporary sibling, syncs every file, writes a manifest of checksums last, syncs, renames,
+and syncs the parent. It holds a lock on the sibling while it lives, so that the leftovers of a killed writer
+can be told from the work of a living one. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import filelock
+from safetensors import SafetensorError
+
+from qframe.errors import CheckpointError, QframeError, ResourceError
+
+MANIFEST = "manifest.json"
+_FORMAT = "qframe-manifest-1"
+_PART = ".qframe-part"
+_LARGEST_MANIFEST = 256 * 1024 * 1024
+_UNLOCKABLE_AFTER = 24 * 3600.0
+"""Seconds after which a leftover counts as abandoned on a file system without locks."""
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_HEADROOM = 1.2
+
+
+def publish_folder(target: Path, write: Callable[[Path], None], *, expected_bytes: int = 0) -> None:
+    """Let `write(folder)` fill a new folder, and publish it as `target` with a manifest (sha256, size per file).
+
+    `target` must not exist. Whatever goes wrong, nothing is left behind; a killed process leaves a hidden
+    sibling that the next writer clears away. expected_bytes: checked against the free space before anything
+    is written. CheckpointError if the target exists, ResourceError if the disk is full.
+    """
+    _refuse_existing(target)
+    parent = target.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(parent)
+    require_space(parent, expected_bytes)
+    with disk_errors(target), _draft(target, folder=True) as draft:
+        write(draft)
+        if (draft / MANIFEST).exists():
+            raise QframeError(f"{target}: {MANIFEST} is written by the publisher", "Give that file another name.")
+        files = _files(draft)
+        mode = draft.stat().st_mode & 0o666  # what the umask allows; safetensors writes 0600
+        listed: dict[str, dict[str, Any]] = {}
+        for name in files:
+            os.chmod(draft / name, mode)
+            _sync(draft / name)
+            listed[name] = {"sha256": file_digest(draft / name), "size": (draft / name).stat().st_size}
+        manifest = json.dumps({"format": _FORMAT, "files": listed}, indent=1, sort_keys=True) + "\n"
+        (draft / MANIFEST).write_text(manifest, encoding="utf-8")
+        _sync(draft / MANIFEST)
+        for inner in sorted((path for path in draft.rglob("*") if path.is_dir()), reverse=True):
+            _sync(inner)
+        _sync(draft)
+        _refuse_existing(target)
+        os.rename(draft, target)
+        _sync(parent)
+
+
+def verify_folder(folder: Path) -> list[str]:
+    """What is wrong with a published folder, one line each; an empty list if it is as it was published."""
+    try:
+        listed = _manifest(folder)
+    except (OSError, ValueError) as error:
+        return [f"{folder / MANIFEST}: {error.strerror if isinstance(error, OSError) else error}"]
+    problems = []
+    for name, entry in sorted(listed.items()):
+        try:
+            size = (folder / name).stat().st_size
+            if size != entry["size"]:
+                problems.append(f"{folder / name}: {size} bytes, published with {entry['size']}")
+            elif file_digest(folder / name) != entry["sha256"]:
+                problems.append(f"{folder / name}: content differs from what was published (sha256)")
+        except OSError as error:
+            problems.append(f"{folder / name}: {error.strerror}")
+    try:
+        extra = set(_files(folder)) - set(listed) - {MANIFEST}
+    except QframeError as error:
+        return [*problems, error.message]
+    return problems + [f"{folder / name}: not among the published files" for name in sorted(extra)]
+
+
+def is_published(folder: Path) -> bool:
+    """Whether the folder carries a readable manifest of ours; its content is not checked."""
+    try:
+        _manifest(folder)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def remove_published(folder: Path) -> None:
+    """Delete a published folder: it vanishes by one rename. CheckpointError if it carries no manifest of ours."""
+    if folder.is_symlink() or not is_published(folder):
+        raise CheckpointError(
+            f"{folder}: not deleted, it carries no {MANIFEST} of qframe",
+            "Delete it by hand if it is not needed.",
+        )
+    draft = _part_name(folder)
+    os.rename(folder, draft)
+    _sync(folder.parent)
+    shutil.rmtree(draft, ignore_errors=True)  # what stays is a leftover like any other
+
+
+def write_file(path: Path, data: bytes | bytearray | memoryview) -> None:
+    """Write `data` as the whole content of `path`, replacing it in one step. ResourceError if the disk is full."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path), _draft(path, folder=False) as draft:
+        with draft.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(draft, path)
+        _sync(path.parent)
+
+
+def require_space(folder: Path, size: int) -> None:
+    """ResourceError unless the disk of `folder` has room for 1.2 times `size` bytes."""
+    if size <= 0:
+        return
+    free = shutil.disk_usage(folder).free
+    if free < size * _HEADROOM:
+        raise ResourceError(
+            f"{folder}: {_human(free)} free, {_human(int(size * _HEADROOM))} wanted (1.2 x {_human(size)})",
+            "Free some space, or write to another disk.",
+        )
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A full disk, quota or file-size limit met inside becomes a ResourceError naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise _disk_full(path, error.strerror) from error
+    except SafetensorError as error:
+        # safetensors reports every failed write as its own error, with the number in the text.
+        if not any(f"(os error {number})" in str(error) for number in _FULL):
+            raise
+        raise _disk_full(path, str(error)) from error
+
+
+def clear_leftovers(folder: Path) -> list[Path]:
+    """Delete what killed writers left in `folder`, and return it. The drafts of living writers stay."""
+    removed = []
+    for path in sorted(folder.glob(f".*{_PART}")):
+        # Another process may clear the same leftover, and one that cannot be cleared does no harm.
+        with contextlib.suppress(OSError), _abandoned(path) as abandoned:
+            if abandoned:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+                removed.append(path)
+    return removed
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold `folder` for one run. CheckpointError, naming the process that holds it, if another one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / ".qframe-owner.json"
+    lock = filelock.FileLock(folder / ".qframe-lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise CheckpointError(
+            f"{folder}: another run is writing here{_owner(owner)}",
+            "Wait until it ends, or give this run another output folder.",
+        ) from error
+    try:
+        about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        write_file(owner, json.dumps(about).encode())
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _refuse_existing(target: Path) -> None:
+    if target.exists() or target.is_symlink():
+        raise CheckpointError(f"{target}: exists already, and a published folder is never rewritten")
+
+
+def _part_name(target: Path) -> Path:
+    return target.parent / f".{target.name}.{secrets.token_hex(6)}{_PART}"
+
+
+@contextlib.contextmanager
+def _draft(target: Path, *, folder: bool) -> Iterator[Path]:
+    """A new temporary sibling of `target`, locked by this process, removed unless it was renamed."""
+    while True:
+        draft = _part_name(target)
+        if folder:
+            draft.mkdir()
+            handle = os.open(draft, os.O_RDONLY)
+        else:
+            handle = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if _lock(handle) is not False and _same(handle, draft):
+            break
+        os.close(handle)  # somebody clearing leftovers was quicker than our lock
+    try:
+        yield draft
+    finally:
+        # After a rename the draft's name is gone, and nothing is removed.
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink(missing_ok=True)
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _abandoned(path: Path) -> Iterator[bool]:
+    """Whether no living process holds the draft; it stays locked inside."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        locked = _lock(handle)
+        old = time.time() - os.fstat(handle).st_mtime > _UNLOCKABLE_AFTER
+        yield old if locked is None else locked and _same(handle, path)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool | None:
+    """True: taken. False: held by another. None: this file system has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _same(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _files(folder: Path) -> list[str]:
+    """Every file below `folder`, as sorted relative POSIX names. QframeError on a link or a special file."""
+    names = []
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise QframeError(f"{path}: a published folder holds plain files and folders only")
+        if path.is_file():
+            names.append(path.relative_to(folder).as_posix())
+    return sorted(names)
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """The files a manifest lists. OSError if it cannot be read, ValueError if it is not a manifest of ours."""
+    path = folder / MANIFEST
+    if path.stat().st_size > _LARGEST_MANIFEST:
+        raise ValueError("too large to be a manifest")
+    try:
+        value = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("nested too deeply to be a manifest") from error
+    files = value.get("files") if isinstance(value, dict) and value.get("format") == _FORMAT else None
+    if not isinstance(files, dict):
+        raise ValueError(f"not a manifest of qframe (format {_FORMAT})")
+    for name, entry in files.items():
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or "\0" in name or not pure.parts:
+            raise ValueError(f"names a file outside the folder: {name!r}")
+        if not isinstance(entry, dict) or not isinstance(entry.get("size"), int) or "sha256" not in entry:
+            raise ValueError(f"entry of {name!r} lacks its size or sha256")
+    return files
+
+
+def _owner(path: Path) -> str:
+    try:
+        about = json.loads(path.read_bytes())
+        return f" (process {about['pid']} on {about['host']}, since {about['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _disk_full(path: Path, reason: str | None) -> ResourceError:
+    return ResourceError(
+        f"{path}: cannot be written, the disk is full or a quota is used up ({reason})",
+        "Free some space, or write to another disk. Nothing half written was left, and what was there is intact.",
+    )
+
+
+def _human(size: int) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size //= 1000
+    return f"{size} GB"
