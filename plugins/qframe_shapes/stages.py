@@ -1,0 +1,110 @@
+"""Resumable stages: results appear whole or not at all, and a killed training run goes on where it stopped."""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import attrs
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+
+@contextlib.contextmanager
+def publish(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; renamed to ``path`` when the block ends well, removed when it raises."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.parent / f".{path.name}.{os.getpid()}.part"
+    _remove(draft)
+    try:
+        yield draft
+        if path.is_dir():
+            _remove(path)
+        os.replace(draft, path)
+    finally:
+        _remove(draft)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    with publish(path) as draft:
+        draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@attrs.frozen(eq=False)
+class Snapshot:
+    """Where a training run stood: named tensors, the step and the seconds spent so far."""
+
+    tensors: Mapping[str, torch.Tensor]
+    step: int
+    seconds: float
+
+    def save(self, path: Path) -> None:
+        """Write to one safetensors file, atomically."""
+        metadata = {"step": str(self.step), "seconds": repr(self.seconds)}
+        with publish(path) as draft:
+            save_file({name: t.detach().contiguous() for name, t in self.tensors.items()}, draft, metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> "Snapshot":
+        """Read what ``save`` wrote."""
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        return cls(tensors, int(metadata["step"]), float(metadata["seconds"]))
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's state as flat named tensors ``opt.<parameter index>.<name>``."""
+    return {
+        f"opt.{index}.{name}": value
+        for index, state in optimiser.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put back what ``optimiser_tensors`` took out."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("opt."):
+            _, index, field = name.split(".", 2)
+            state.setdefault(int(index), {})[field] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+
+
+class Pace:
+    """Counts the seconds of a run across restarts and says when the next snapshot is due."""
+
+    def __init__(self, seconds_before: float, snapshot_every: float) -> None:
+        self._start = time.monotonic() - seconds_before
+        self._snapshot_every = snapshot_every
+        self._last = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent training, restarts included."""
+        return time.monotonic() - self._start
+
+    def snapshot_due(self) -> bool:
+        """True once per interval."""
+        due = time.monotonic() - self._last >= self._snapshot_every
+        if due:
+            self._last = time.monotonic()
+        return due

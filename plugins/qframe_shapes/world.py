@@ -1,0 +1,319 @@
+"""The small world: coloured shapes on plain backgrounds, drawn without torch.
+
+A scene lies on a canvas whose sides are multiples of 16 pixels, the size of one transformer token
+(8 x VAE compression, 2 x 2 packing). Every figure lives in a *cell* of 2 x 2 tokens, 32 x 32 pixels,
+whose corner lies on the token grid: this alignment is what lets a model of three million parameters draw
+sharp outlines.
+
+Pictures are RGB PIL images; arrays are ``[H, W, 3]`` uint8 or ``[H, W]`` float32 coverage in [0, 1].
+Everything is a pure function of its arguments: sample ``i`` of seed ``s`` never depends on what was drawn before.
+"""
+
+import functools
+import hashlib
+from collections.abc import Sequence
+
+import attrs
+import numpy as np
+from PIL import Image, ImageDraw
+
+TOKEN = 16
+"""Pixels along one side of a transformer token."""
+
+CELL = 2 * TOKEN
+"""Pixels along one side of a figure's cell."""
+
+SHAPES = ("circle", "square", "triangle", "cross")
+RADII = {"small": 9, "large": 14}
+SIZES = tuple(RADII)
+
+PALETTE: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "green": (40, 160, 60),
+    "blue": (40, 80, 220),
+    "yellow": (240, 220, 50),
+    "orange": (240, 135, 30),
+    "cyan": (50, 200, 220),
+    "pink": (245, 130, 190),
+    "purple": (140, 40, 170),
+    "white": (245, 245, 245),
+    "black": (20, 20, 20),
+    "grey": (130, 130, 130),
+    "brown": (120, 75, 40),
+}
+"""Any two colours differ by more than 80 in some channel, so the metric's tolerance of 40 never confuses two."""
+
+COLOURS = ("red", "green", "blue", "yellow", "orange", "cyan", "pink", "purple")
+UNLEARNED_COLOUR = "purple"
+"""Never shown to the transformer: left for a LoRA to learn."""
+
+LEARNED_COLOURS = tuple(colour for colour in COLOURS if colour != UNLEARNED_COLOUR)
+BACKGROUNDS = ("white", "black", "grey", "brown", "blue", "green", "yellow", "pink")
+DOT_COLOUR = "white"
+
+HELD_OUT_PAIRS = frozenset({("circle", "yellow"), ("square", "cyan"), ("triangle", "red"), ("cross", "green")})
+"""(shape, colour) pairs that the transformer never sees together, in a source or in a target."""
+
+UNSEEN_FRACTION = 0.15
+"""Share of the scenes without a held-out pair that is kept out of training."""
+
+PLACES: dict[str, tuple[int, int]] = {
+    "top left": (0, 0),
+    "top": (0, 1),
+    "top right": (0, 2),
+    "left": (1, 0),
+    "centre": (1, 1),
+    "right": (1, 2),
+    "bottom left": (2, 0),
+    "bottom": (2, 1),
+    "bottom right": (2, 2),
+}
+"""Name of a place: (row, column), each 0 first, 1 middle, 2 last."""
+
+_SUPERSAMPLING = 8
+
+
+@attrs.frozen
+class Canvas:
+    """Size of a picture in pixels; both sides are multiples of 16 between 48 and 96, aspect up to 2:1."""
+
+    width: int
+    height: int
+
+    def __attrs_post_init__(self) -> None:
+        for name, side in (("width", self.width), ("height", self.height)):
+            if side % TOKEN or not 3 * TOKEN <= side <= 6 * TOKEN:
+                raise ValueError(f"canvas {name} is {side}, wanted a multiple of {TOKEN} from 48 to 96")
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Names of the places this canvas has; an axis with an odd number of tokens has no middle."""
+        rows = _axis_indices(self.height)
+        columns = _axis_indices(self.width)
+        return tuple(name for name, (row, column) in PLACES.items() if row in rows and column in columns)
+
+    def corner(self, place: str) -> tuple[int, int]:
+        """Top left pixel (x, y) of the cell at ``place``; ValueError where this canvas has no such place."""
+        if place not in self.places:
+            raise ValueError(f"canvas {self} has no place {place!r}; it has {', '.join(self.places)}")
+        row, column = PLACES[place]
+        return (self.width - CELL) * column // 2, (self.height - CELL) * row // 2
+
+
+def _axis_indices(side: int) -> tuple[int, ...]:
+    return (0, 1, 2) if (side // TOKEN) % 2 == 0 else (0, 2)
+
+
+MAIN_CANVAS = Canvas(64, 64)
+OTHER_CANVASES = tuple(
+    Canvas(width, height)
+    for width, height in ((48, 48), (96, 96), (96, 48), (48, 96), (80, 64), (64, 80), (96, 64), (64, 96))
+)
+CANVASES = (MAIN_CANVAS, *OTHER_CANVASES)
+
+
+@attrs.frozen
+class Figure:
+    """One coloured shape in a cell; ``dotted`` figures carry a white dot in the middle."""
+
+    shape: str = attrs.field(validator=attrs.validators.in_(SHAPES))
+    colour: str = attrs.field(validator=attrs.validators.in_(PALETTE))
+    size: str = attrs.field(validator=attrs.validators.in_(SIZES))
+    place: str = attrs.field(validator=attrs.validators.in_(PLACES))
+    dotted: bool = False
+
+    @property
+    def phrase(self) -> str:
+        """The figure in words, without its place: ``small red circle``."""
+        return f"{self.size} {self.colour} {self.shape}"
+
+
+@attrs.frozen
+class Scene:
+    """What a picture shows: a canvas, a background colour and figures whose cells do not overlap."""
+
+    canvas: Canvas
+    background: str = attrs.field(validator=attrs.validators.in_(PALETTE))
+    objects: tuple[Figure, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        corners = [self.canvas.corner(figure.place) for figure in self.objects]
+        for i, a in enumerate(corners):
+            if any(cells_overlap(a, b) for b in corners[:i]):
+                raise ValueError(f"the cells of two figures overlap on canvas {self.canvas}: {self.objects}")
+
+    @property
+    def key(self) -> str:
+        """A canonical name, the input of the split's hash."""
+        figures = sorted(
+            f"{figure.phrase} at {figure.place}{' dotted' if figure.dotted else ''}" for figure in self.objects
+        )
+        return f"{self.canvas}|{self.background}|" + "|".join(figures)
+
+    def evolve(self, **changes: object) -> "Scene":
+        """The scene with some fields replaced."""
+        return attrs.evolve(self, **changes)
+
+    def with_figure(self, **changes: object) -> "Scene":
+        """A one-figure scene with fields of its figure replaced."""
+        (figure,) = self.objects
+        return attrs.evolve(self, objects=(attrs.evolve(figure, **changes),))
+
+
+def cells_overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two cells, given by their corners (x, y), share a pixel."""
+    return abs(a[0] - b[0]) < CELL and abs(a[1] - b[1]) < CELL
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def shape_coverage(shape: str, size: str) -> np.ndarray:
+    """Share of each pixel of a cell that a shape covers: [32, 32] float32 in [0, 1], read-only."""
+    radius, centre = RADII[size], CELL / 2
+    points: dict[str, Sequence[tuple[float, float]]] = {
+        "square": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
+        "triangle": ((0, -1), (1, 1), (-1, 1)),
+        "cross": _cross_points(0.36),
+    }
+    if shape == "circle":
+        return _coverage(None, radius)
+    return _coverage([(centre + radius * x, centre + radius * y) for x, y in points[shape]], radius)
+
+
+@functools.cache
+def dot_coverage(size: str) -> np.ndarray:
+    """Share of each pixel of a cell that the dot covers: [32, 32] float32; it fits inside every shape of that size."""
+    return _coverage(None, RADII[size] * 4 / 9)
+
+
+def _cross_points(arm: float) -> list[tuple[float, float]]:
+    corner = [(arm, -1.0), (arm, -arm), (1.0, -arm)]
+    points = []
+    for _ in range(4):
+        points += corner
+        corner = [(-y, x) for x, y in corner]
+    return points
+
+
+def _coverage(polygon: Sequence[tuple[float, float]] | None, radius: float) -> np.ndarray:
+    """Coverage of a polygon in cell pixels, or of a centred disc where ``polygon`` is None."""
+    side = CELL * _SUPERSAMPLING
+    middle = np.arange(side) / _SUPERSAMPLING + 0.5 / _SUPERSAMPLING
+    if polygon is None:
+        distance = np.hypot(middle[:, None] - CELL / 2, middle[None, :] - CELL / 2)
+        fine = (distance <= radius).astype(np.float32)
+    else:
+        drawing = Image.new("L", (side, side))
+        outline = [(x * _SUPERSAMPLING - 0.5, y * _SUPERSAMPLING - 0.5) for x, y in polygon]
+        ImageDraw.Draw(drawing).polygon(outline, fill=1)
+        fine = np.asarray(drawing, dtype=np.float32)
+    coverage = fine.reshape(CELL, _SUPERSAMPLING, CELL, _SUPERSAMPLING).mean(axis=(1, 3), dtype=np.float32)
+    coverage.setflags(write=False)
+    return coverage
+
+
+def render_array(scene: Scene) -> np.ndarray:
+    """The scene's pixels: [H, W, 3] uint8, antialiased, the same on every machine."""
+    pixels = np.empty((scene.canvas.height, scene.canvas.width, 3), dtype=np.float32)
+    pixels[:] = PALETTE[scene.background]
+    for figure in scene.objects:
+        x, y = scene.canvas.corner(figure.place)
+        cell = pixels[y : y + CELL, x : x + CELL]
+        _paint(cell, shape_coverage(figure.shape, figure.size), PALETTE[figure.colour])
+        if figure.dotted:
+            _paint(cell, dot_coverage(figure.size), PALETTE[DOT_COLOUR])
+    return np.round(pixels).astype(np.uint8)
+
+
+def _paint(cell: np.ndarray, coverage: np.ndarray, colour: tuple[int, int, int]) -> None:
+    cell += coverage[..., None] * (np.array(colour, dtype=np.float32) - cell)
+
+
+def render(scene: Scene) -> Image.Image:
+    """The scene as an RGB picture."""
+    return Image.fromarray(render_array(scene), "RGB")
+
+
+def cell_mask(canvas: Canvas, places: Sequence[str], inside: int = 255, outside: int = 0) -> Image.Image:
+    """An 8-bit picture of the canvas: ``inside`` in the cells at ``places``, ``outside`` elsewhere."""
+    mask = np.full((canvas.height, canvas.width), outside, dtype=np.uint8)
+    for place in places:
+        x, y = canvas.corner(place)
+        mask[y : y + CELL, x : x + CELL] = inside
+    return Image.fromarray(mask, "L")
+
+
+# --- splits and sampling ---------------------------------------------------------------------------------------
+
+
+def unit_hash(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone, on every machine and in every version of Python."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def has_held_out_pair(scene: Scene) -> bool:
+    """Whether some figure's (shape, colour) is never shown in training."""
+    return any((figure.shape, figure.colour) in HELD_OUT_PAIRS for figure in scene.objects)
+
+
+def split(scene: Scene) -> str:
+    """``pair`` (contains a held-out pair), ``unseen`` (held-out combination) or ``train``.
+
+    A scene without figures is always ``train``: there are only as many as canvases times backgrounds.
+    """
+    if has_held_out_pair(scene):
+        return "pair"
+    if scene.objects and unit_hash(scene.key) < UNSEEN_FRACTION:
+        return "unseen"
+    return "train"
+
+
+def sample_rng(seed: int, index: int) -> np.random.Generator:
+    """The random numbers of sample ``index`` of seed ``seed``."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
+
+
+def choose(rng: np.random.Generator, options: Sequence[str], *, but: Sequence[str] = ()) -> str:
+    """One of ``options`` that is not in ``but``, uniformly."""
+    allowed = [option for option in options if option not in but]
+    return allowed[int(rng.integers(len(allowed)))]
+
+
+def random_figure(
+    rng: np.random.Generator, canvas: Canvas, background: str, *, colours: Sequence[str] = LEARNED_COLOURS,
+    places: Sequence[str] | None = None,
+) -> Figure:  # fmt: skip
+    """A figure that can be told from ``background``, at one of ``places`` (all of the canvas's by default)."""
+    return Figure(
+        shape=choose(rng, SHAPES),
+        colour=choose(rng, colours, but=(background,)),
+        size=choose(rng, SIZES),
+        place=choose(rng, canvas.places if places is None else places),
+    )
+
+
+def random_scene(
+    rng: np.random.Generator, canvas: Canvas, count: int = 1, *, colours: Sequence[str] = LEARNED_COLOURS
+) -> Scene:
+    """A scene with ``count`` figures whose cells do not overlap, or fewer where the canvas has no room."""
+    background = choose(rng, [name for name in BACKGROUNDS if set(colours) - {name}])
+    figures: list[Figure] = []
+    for _ in range(count):
+        free = free_places(canvas, figures)
+        if not free:
+            break
+        figures.append(random_figure(rng, canvas, background, colours=colours, places=free))
+    return Scene(canvas, background, tuple(figures))
+
+
+def free_places(canvas: Canvas, figures: Sequence[Figure]) -> tuple[str, ...]:
+    """The places whose cell overlaps no figure's cell."""
+    taken = [canvas.corner(figure.place) for figure in figures]
+    return tuple(
+        place for place in canvas.places if not any(cells_overlap(canvas.corner(place), corner) for corner in taken)
+    )
