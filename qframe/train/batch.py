@@ -1,0 +1,117 @@
+"""Examples to a training batch: packing, noise, timesteps and caption dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from qframe.errors import DataError
+from qframe.flow import add_noise, logit_normal_density, low_sigma_ramp, uniform_density, velocity_target
+from qframe.interfaces import Schedule
+from qframe.packing import pack_pictures, per_token
+from qframe.schema import TrainConfig
+from qframe.train.streams import stream
+from qframe.types import Conditioning, Example, PackedSequence, grid_length
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class TrainingBatch:
+    """One forward pass.
+
+    noisy: x_sigma, [N, C]. sigma: [B]. velocity: the target, [N, C]. weight: [N]; the loss is the sum over tokens
+    of weight times squared error, already normalised so that each sample weighs what its sigma says, whatever
+    its size and whoever its neighbours are.
+    """
+
+    ids: tuple[str, ...]
+    noisy: PackedSequence
+    sigma: Tensor
+    velocity: Tensor
+    cond: Conditioning
+    references: PackedSequence | None
+    weight: Tensor
+
+
+def make_batch(
+    examples: Sequence[Example],
+    slots: Sequence[int],
+    *,
+    step: int,
+    config: TrainConfig,
+    schedule: Schedule,
+    patch: int,
+    device: torch.device,
+) -> TrainingBatch:
+    """The batch of these examples at optimizer step `step`; `slots` are their places in the step's global batch."""
+    generators = [stream(config.seed, "noise", step, slot) for slot in slots]
+    clean = pack_pictures([(example.target.float(),) for example in examples], patch)
+    drops = [torch.rand((), generator=g).item() < config.caption_dropout for g in generators]
+    sigma = torch.cat([
+        _draw_sigma(config, schedule, length, g) for g, length in zip(generators, clean.lengths, strict=True)
+    ])
+    channels = clean.tokens.shape[1]
+    noise = torch.cat([
+        torch.randn(length, channels, generator=g) for g, length in zip(generators, clean.lengths, strict=True)
+    ])
+    noisy = add_noise(clean.tokens, noise, per_token(sigma, clean.lengths))
+    references = None
+    if any(example.references for example in examples):
+        references = pack_pictures([[r.float() for r in example.references] for example in examples], patch)
+        references = references.with_tokens(references.tokens.to(device))
+    cond = Conditioning.join([_conditioning(e, drop) for e, drop in zip(examples, drops, strict=True)])
+    weight = torch.cat([_token_weight(e, patch, grid_length(g[0])) for e, g in zip(examples, clean.grids, strict=True)])
+    if config.sigma_floor:
+        weight = weight * per_token(low_sigma_ramp(sigma, config.sigma_floor), clean.lengths)
+    return TrainingBatch(
+        ids=tuple(example.id for example in examples),
+        noisy=clean.with_tokens(noisy.to(device)),
+        sigma=sigma.to(device),
+        velocity=velocity_target(clean.tokens, noise).to(device),
+        cond=cond.to(device),
+        references=references,
+        weight=weight.to(device),
+    )
+
+
+def _draw_sigma(config: TrainConfig, schedule: Schedule, tokens: int, generator: torch.Generator) -> Tensor:
+    if config.timestep_density == "logit-normal":
+        return logit_normal_density(1, generator)
+    sigma = uniform_density(1, generator)
+    return schedule.shift(sigma, tokens) if config.timestep_density == "shifted" else sigma
+
+
+def _conditioning(example: Example, drop: bool) -> Conditioning:
+    if not drop:
+        return example.conditioning
+    if example.unconditional is None:
+        raise DataError(
+            f"example {example.id}: train.caption_dropout is set, but its recipe encodes no empty prompt",
+            "Set train.caption_dropout to 0, or use a family whose recipe supports it.",
+        )
+    return example.unconditional
+
+
+def _token_weight(example: Example, patch: int, tokens: int) -> Tensor:
+    """[L], summing to 1."""
+    if example.weight is None:
+        return torch.full((tokens,), 1.0 / tokens)
+    weight = avg_pool2d(example.weight[None].float(), patch).flatten()
+    if not weight.sum() > 0:
+        raise DataError(
+            f"example {example.id}: its weight map is empty, so nothing could be learned from it",
+            "Paint the places that count in white, or leave the weight map out.",
+        )
+    return weight / weight.sum()
+
+
+def flow_loss(predicted: Tensor, batch: TrainingBatch, samples: int) -> Tensor:
+    """Mean over `samples` of each sample's weighted mean squared error, in float32.
+
+    samples: how many share the optimizer step; a forward pass over some of them gives its share of the mean.
+    """
+    error = (predicted.float() - batch.velocity).square().mean(dim=-1)  # [N]
+    return (error * batch.weight).sum() / samples

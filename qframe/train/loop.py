@@ -1,0 +1,136 @@
+"""The training loop, top to bottom: batch, loss, clip, step, average, checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import attrs
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from qframe.errors import NumericsError
+from qframe.interfaces import Denoiser, Schedule
+from qframe.progress import Progress
+from qframe.schema import TrainConfig
+from qframe.train.batch import TrainingBatch, flow_loss, make_batch
+from qframe.train.order import BatchOrder
+from qframe.train.signals import Stopped, StopSignals
+from qframe.train.state import TrainingState
+from qframe.train.streams import derived_seed
+from qframe.types import Example
+
+log = logging.getLogger(__name__)
+
+_MATH_ATTENTION_TOKENS = 1024
+"""On a CPU the backward pass of fused attention is slower than plain matrix products up to about here."""
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class TrainingJob:
+    """What does not change while a run goes on.
+
+    patch: of the denoiser, for packing. save: publishes a checkpoint of the state as it stands.
+    observe: called after every step with its number (from 1) and metrics.
+    """
+
+    config: TrainConfig
+    denoiser: Denoiser
+    schedule: Schedule
+    patch: int
+    examples: Sequence[Example]
+    order: BatchOrder
+    device: torch.device
+    progress: Progress
+    observe: Callable[[int, Mapping[str, float]], None]
+    save: Callable[[], None]
+
+
+def run_steps(job: TrainingJob, state: TrainingState) -> None:
+    """Train from `state.step` to `max_steps`. Stopped after saving on a signal; NumericsError after bad steps."""
+    config = job.config
+    bad_steps = 0
+    job.denoiser.module.train()
+    with StopSignals() as signals, job.progress.stage("training", config.max_steps, done=state.step) as bar:
+        while state.step < config.max_steps:
+            metrics, ids = optimizer_step(job, state)
+            state.step += 1
+            bar.advance(1, loss=metrics["loss"])
+            job.observe(state.step, metrics)
+            bad_steps = 0 if metrics["skipped"] == 0 else bad_steps + 1
+            if bad_steps > config.nan_patience:
+                raise NumericsError(
+                    f"the loss or its gradient was not finite in {bad_steps} steps in a row, up to step {state.step}; "
+                    f"examples of the last one: {', '.join(ids[:8])}",
+                    "Lower train.learning_rate, check these examples, or resume from the last checkpoint.",
+                )
+            asked = signals.received is not None
+            if asked or state.step % config.checkpoint_every == 0 or state.step == config.max_steps:
+                job.save()
+            if asked and state.step < config.max_steps:
+                assert signals.received is not None
+                raise Stopped(
+                    signals.received, f"stopped at step {state.step}; everything is saved", "Go on with --resume."
+                )
+
+
+def optimizer_step(job: TrainingJob, state: TrainingState) -> tuple[dict[str, float], list[str]]:
+    """One update from `gradient_accumulation` forward passes; skipped whole if anything is not finite."""
+    started = time.monotonic()
+    config = job.config
+    samples = config.batch_size * config.gradient_accumulation
+    losses: list[torch.Tensor] = []
+    ids: list[str] = []
+    for micro in range(config.gradient_accumulation):
+        indices = job.order.batch(state.step * config.gradient_accumulation + micro)
+        batch = make_batch(
+            [job.examples[index] for index in indices],
+            range(micro * config.batch_size, (micro + 1) * config.batch_size),
+            step=state.step,
+            config=config,
+            schedule=job.schedule,
+            patch=job.patch,
+            device=job.device,
+        )
+        loss = _forward(job, batch, samples, seed=derived_seed(config.seed, "dropout", state.step, micro))
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+        ids += batch.ids
+    total = torch.stack(losses).sum().item()
+    parameters = list(state.parameters.values())
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
+    finite = math.isfinite(total) and math.isfinite(norm)
+    rate = 0.0
+    if finite:
+        rate = state.optimizers.step(state.step)
+        if state.average is not None:
+            state.average.update(state.parameters, state.step)
+    else:
+        log.warning("step %d skipped: loss %s, gradient norm %s, examples %s", state.step + 1, total, norm, ids[:8])
+    state.optimizers.zero_grad()
+    metrics = {
+        "loss": total,
+        "gradient_norm": norm,
+        "learning_rate": rate,
+        "seconds": time.monotonic() - started,
+        "skipped": float(not finite),
+    }
+    return metrics, ids
+
+
+def _forward(job: TrainingJob, batch: TrainingBatch, samples: int, *, seed: int) -> torch.Tensor:
+    torch.manual_seed(seed)  # dropout inside the network draws from the global generator
+    mixed = torch.autocast(job.device.type, dtype=torch.bfloat16, enabled=job.config.precision == "bfloat16")
+    with mixed, _attention(job.device, max(batch.noisy.lengths)):
+        predicted = job.denoiser.velocity(batch.noisy, batch.sigma, batch.cond, batch.references)
+    return flow_loss(predicted, batch, samples)
+
+
+def _attention(device: torch.device, tokens: int) -> AbstractContextManager[None]:
+    if device.type == "cpu" and tokens <= _MATH_ATTENTION_TOKENS:
+        return sdpa_kernel(SDPBackend.MATH)
+    return contextlib.nullcontext()

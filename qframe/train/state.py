@@ -1,0 +1,177 @@
+"""A run's saved state: folders that appear whole or not at all, and are found again or refused by name.
+
+A checkpoint holds the trained weights, the optimizers' moments, the averaged weights, the step and the
+configuration. It holds no random states and no place in the data: both are functions of (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qframe.errors import CheckpointError, bullet_list
+from qframe.storage import publish_folder, remove_published, verify_folder
+from qframe.train.optim import Optimizers, WeightAverage
+
+log = logging.getLogger(__name__)
+
+_FORMAT = "qframe-training-1"
+
+
+@attrs.define(eq=False)
+class TrainingState:
+    """What changes while a run goes on. parameters: the trained ones, by name."""
+
+    parameters: dict[str, nn.Parameter]
+    optimizers: Optimizers
+    average: WeightAverage | None
+    step: int = 0
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def save_checkpoint(run: Path, state: TrainingState, *, config: str, about: Mapping[str, Any], keep: int) -> Path:
+    """Publish the state, then delete all but the `keep` newest sound checkpoints. Returns the new folder."""
+    target = checkpoint_folder(run, state.step)
+    if target.exists():
+        return target
+    weights = {name: p.detach().cpu().contiguous() for name, p in state.parameters.items()}
+    moments, scalars = _optimizer_state(state.optimizers)
+    average = {} if state.average is None else state.average.values
+    expected = sum(t.nbytes for part in (weights, moments, average) for t in part.values())
+
+    def write(folder: Path) -> None:
+        save_file(weights, folder / "weights.safetensors")
+        save_file(moments, folder / "optimizer.safetensors")
+        if average:
+            save_file({name: t.cpu().contiguous() for name, t in average.items()}, folder / "average.safetensors")
+        description = {"format": _FORMAT, "step": state.step, "optimizer": scalars, **about}
+        (folder / "state.json").write_text(json.dumps(description, indent=1, sort_keys=True), encoding="utf-8")
+        (folder / "config.toml").write_text(config, encoding="utf-8")
+
+    publish_folder(target, write, expected_bytes=expected)
+    _retain(run, keep)
+    return target
+
+
+def _optimizer_state(optimizers: Optimizers) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by "part.parameter.name", and what is no tensor, by the same names."""
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for number, part in enumerate(optimizers.parts):
+        for index, values in part.state_dict()["state"].items():
+            for name, value in values.items():
+                key = f"{number}.{index}.{name}"
+                if isinstance(value, Tensor):
+                    tensors[key] = value.detach().cpu().contiguous()
+                else:
+                    scalars[key] = value
+    return tensors, scalars
+
+
+def _retain(run: Path, keep: int) -> None:
+    """Only folders that carry our manifest are deleted, and only while `keep` newer ones are sound."""
+    sound = 0
+    for folder in _newest_first(run):
+        if sound >= keep:
+            remove_published(folder)
+        elif not verify_folder(folder):
+            sound += 1
+
+
+def _newest_first(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("step-????????"), reverse=True)
+
+
+def find_checkpoint(run: Path, wanted: str) -> Path:
+    """The checkpoint to resume: "latest", or a checkpoint folder's name or path.
+
+    A damaged newest one is passed over, by name in the log, for the one before it. CheckpointError if there is
+    none, if all are damaged, or if the one that was named is.
+    """
+    if wanted != "latest":
+        named = Path(wanted) if Path(wanted).is_dir() else run / "checkpoints" / wanted
+        problems = verify_folder(named)
+        if problems:
+            raise CheckpointError(f"{named}: not a sound checkpoint\n{bullet_list(problems[:5])}")
+        return named
+    damaged: list[str] = []
+    for folder in _newest_first(run):
+        problems = verify_folder(folder)
+        if not problems:
+            for line in damaged:
+                log.warning("passed over a damaged checkpoint: %s", line)
+            return folder
+        damaged += problems[:1]
+    if damaged:
+        raise CheckpointError(
+            f"{run}: every checkpoint is damaged\n{bullet_list(damaged)}",
+            "Start again into another output folder; nothing was changed here.",
+        )
+    raise CheckpointError(f"{run}: there is no checkpoint to resume from", "Leave --resume out to start the run.")
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `save_checkpoint` was told of the run. CheckpointError if the format is not ours."""
+    value: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    if value.get("format") != _FORMAT:
+        raise CheckpointError(f"{folder}: written by another version ({value.get('format')}, expected {_FORMAT})")
+    return value
+
+
+def restore(folder: Path, state: TrainingState) -> None:
+    """Bring `state` to where the checkpoint was saved, bit for bit. CheckpointError names what does not fit."""
+    about = read_about(folder)
+    weights = _tensors(folder / "weights.safetensors")
+    _same_names(folder, weights, state.parameters)
+    with torch.no_grad():
+        for name, parameter in state.parameters.items():
+            parameter.copy_(weights[name])
+    moments = _tensors(folder / "optimizer.safetensors")
+    merged: dict[str, Any] = {**moments, **about["optimizer"]}
+    for number, part in enumerate(state.optimizers.parts):
+        values: dict[int, dict[str, Any]] = {}
+        for key, value in merged.items():
+            owner, index, name = key.split(".", 2)
+            if int(owner) == number:
+                values.setdefault(int(index), {})[name] = value
+        part.load_state_dict({"state": values, "param_groups": part.state_dict()["param_groups"]})
+    if state.average is not None:
+        average = _tensors(folder / "average.safetensors")
+        _same_names(folder, average, state.average.values)
+        for name, value in state.average.values.items():
+            value.copy_(average[name])
+    state.step = int(about["step"])
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{file}: not in this checkpoint", "The run was started with other settings; see its config.toml."
+        ) from error
+
+
+def _same_names(folder: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    problems = [f"{name}: not in the checkpoint" for name in wanted.keys() - saved.keys()]
+    problems += [f"{name}: in the checkpoint, not in this run" for name in saved.keys() - wanted.keys()]
+    problems += [
+        f"{name}: {list(saved[name].shape)} in the checkpoint, {list(wanted[name].shape)} in this run"
+        for name in wanted.keys() & saved.keys()
+        if saved[name].shape != wanted[name].shape
+    ]
+    if problems:
+        raise CheckpointError(f"{folder} does not fit this run:\n{bullet_list(sorted(problems)[:10])}")

@@ -1,0 +1,97 @@
+"""Pictures sampled before and after training, from the same noise: what a person looks at, and what is counted."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+from PIL import Image
+
+from qframe.contact_sheet import contact_sheet
+from qframe.interfaces import RecordSource
+from qframe.pictures import open_picture
+from qframe.types import Record
+
+_MOST_ROWS = 48
+
+
+@attrs.frozen(kw_only=True)
+class GroupResult:
+    """How many pictures of one group do what was asked; `judged` 0 where only a person can tell."""
+
+    group: str
+    count: int
+    judged: int
+    right: int
+
+    @property
+    def rate(self) -> float | None:
+        return self.right / self.judged if self.judged else None
+
+
+def judge(source: RecordSource, records: Sequence[Record], pictures: Sequence[Image.Image]) -> list[GroupResult]:
+    """Success by group, in the order in which the groups first appear."""
+    verdicts: dict[str, list[bool | None]] = defaultdict(list)
+    for record, picture in zip(records, pictures, strict=True):
+        verdicts[record.group].append(source.success(record, picture))
+    return [
+        GroupResult(
+            group=group,
+            count=len(values),
+            judged=sum(value is not None for value in values),
+            right=sum(value is True for value in values),
+        )
+        for group, values in verdicts.items()
+    ]
+
+
+def comparison_sheet(
+    records: Sequence[Record], before: Sequence[Image.Image] | None, after: Sequence[Image.Image]
+) -> Image.Image:
+    """One row per record: its references, the target, the picture before training and after it.
+
+    Of many records an even selection over the groups is shown.
+    """
+    chosen = _selection(records)
+    most = max((len(records[i].references) for i in chosen), default=0)
+    headings = [*(["reference"] * most), "wanted", *(["before"] if before else []), "after"]
+    rows: list[tuple[str, list[Image.Image | None]]] = []
+    for i in chosen:
+        record = records[i]
+        pictures: list[Image.Image | None] = [open_picture(reference) for reference in record.references]
+        pictures += [None] * (most - len(pictures))
+        pictures += [open_picture(record.target), *([before[i]] if before else []), after[i]]
+        rows.append((record.prompt, pictures))
+    return contact_sheet(rows, headings)
+
+
+def _selection(records: Sequence[Record]) -> list[int]:
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, record in enumerate(records):
+        groups[record.group].append(index)
+    each = max(_MOST_ROWS // max(len(groups), 1), 1)
+    return [index for members in groups.values() for index in members[:each]][:_MOST_ROWS]
+
+
+def result_lines(before: Sequence[GroupResult] | None, after: Sequence[GroupResult]) -> list[str]:
+    """A small table: group, how many, success before and after. Groups that nothing judges are left out."""
+    earlier = {result.group: result.rate for result in before or ()}
+    lines = []
+    width = max((len(result.group) for result in after), default=0)
+    for result in after:
+        if result.rate is None:
+            continue
+        was = earlier.get(result.group)
+        arrow = "" if was is None else f"{was:6.0%}  ->"
+        lines.append(f"{result.group:<{width}}  {arrow} {result.rate:6.0%}   ({result.right} of {result.judged})")
+    return lines
+
+
+def save_pictures(folder: Path, records: Sequence[Record], pictures: Sequence[Image.Image]) -> None:
+    """Each picture as PNG, named by its place and record."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, (record, picture) in enumerate(zip(records, pictures, strict=True)):
+        safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in record.id)[:80]
+        picture.save(folder / f"{index:03d}-{safe}.png")
