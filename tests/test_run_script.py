@@ -136,6 +136,14 @@ def test_changed_dependency_file_installs_again_into_the_same_environment(box: B
     assert len(installs(box)) == 2
 
 
+def test_new_plugin_folder_installs_again(box: Box) -> None:
+    box.run("--help")
+    (box.clone / "plugins" / "qframe_new").mkdir(parents=True)
+    box.run("--help")
+    box.run("--help")
+    assert len(installs(box)) == 2
+
+
 def test_failed_install_leaves_no_stamp_and_the_next_start_begins_anew(box: Box) -> None:
     (box.folder / "broken").touch()
     result = box.run("--help")
