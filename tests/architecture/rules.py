@@ -18,13 +18,13 @@ Modules = Mapping[str, Module]
 LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"__main__"}),),
     (frozenset({"cli"}), frozenset({"testing"})),
-    (frozenset({"train", "pipeline", "cache", "data", "adapters"}),),
+    (frozenset({"train", "pipeline", "cache", "data", "adapters", "progress"}),),
     (frozenset({"compose"}),),
     (
-        frozenset({"plugins", "config", "schema", "hookspecs", "samplers_plugin"}),
+        frozenset({"plugins", "config", "schema", "strict", "hookspecs", "samplers_plugin"}),
         frozenset({"interfaces", "samplers"}),
     ),
-    (frozenset({"packing", "flow", "guidance"}),),
+    (frozenset({"packing", "flow", "guidance", "pictures", "contact_sheet"}),),
     (frozenset({"types"}),),
     (frozenset({"geometry"}), frozenset({"checkpoint", "storage"})),
     (frozenset({"errors"}),),
@@ -43,6 +43,7 @@ TORCH_FREE = (
     "qframe.plugins",
     "qframe.samplers_plugin",
     "qframe.schema",
+    "qframe.strict",
 )
 UPSTREAM = frozenset({"diffusers", "optimum", "peft", "transformers"})
 HEAVY = UPSTREAM | {"PIL", "accelerate", "datasets", "huggingface_hub", "numpy", "safetensors", "tokenizers", "torch"}
