@@ -1,0 +1,107 @@
+"""Run folders, and what may change between a checkpoint and the run that resumes from it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from qframe.config import diff_config, load_config
+from qframe.errors import CheckpointError, bullet_list
+from qframe.schema import Config
+from qframe.train.state import read_about
+from qframe.types import Record
+
+_FREE = (
+    "output",
+    "device",
+    "cache.",
+    "sample.",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.nan_patience",
+    "train.max_steps",
+    "train.gradient_checkpointing",
+)
+"""Keys whose change leaves the steps already done as they were. A device may change the last bits."""
+
+
+def run_folder(config: Config, resume: str | None) -> Path:
+    """Where the run lies: `output`, else runs/FAMILY with the next free number (the last used one to resume).
+
+    CheckpointError if the folder holds a run already and nothing is resumed: nothing is ever overwritten.
+    """
+    if config.output is not None:
+        folder = Path(config.output).expanduser()
+        if resume is None and folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
+            raise CheckpointError(
+                f"{folder}: this folder is not empty, and a run never overwrites",
+                "Give another --output, or --resume to go on with the run in it.",
+            )
+        return folder
+    base = Path("runs")
+    taken = sorted(
+        (p for p in base.glob(f"{config.family}*") if p.is_dir() and _number(p, config.family)),
+        key=lambda p: _number(p, config.family),
+    )
+    if resume is not None:
+        if not taken:
+            raise CheckpointError(f"{base}: there is no run of {config.family!r} to resume", "Give its --output.")
+        return taken[-1]
+    number = _number(taken[-1], config.family) + 1 if taken else 1
+    return base / (config.family if number == 1 else f"{config.family}-{number}")
+
+
+def _number(folder: Path, family: str) -> int:
+    rest = folder.name.removeprefix(family)
+    if not rest:
+        return 1
+    return int(rest[1:]) if rest[0] == "-" and rest[1:].isdigit() else 0
+
+
+def default_cache(config: Config) -> Path:
+    """Where encoded examples are kept unless cache.dir says otherwise: beside the runs, shared by all of them.
+
+    Keys are made of content, so that runs of any family can share one folder.
+    """
+    return Path("runs") / "cache" if config.output is None else Path(config.output).expanduser().parent / "cache"
+
+
+def data_digest(records: Sequence[Record]) -> str:
+    """sha256 over the records' ids and prompts, in order: which example has which place in the run's order."""
+    total = hashlib.sha256()
+    for record in records:
+        total.update(f"{record.id}\0{record.prompt}\n".encode())
+    return total.hexdigest()
+
+
+def check_changes(checkpoint: Path, config: Config, data: str) -> list[str]:
+    """What changed since the checkpoint, one line each.
+
+    CheckpointError if something changed that would make the rest of the run neither the old nor a new one.
+    """
+    about = read_about(checkpoint)
+    changes = diff_config(load_config(checkpoint / "config.toml"), config)
+    refused = [f"{key}: was {old!r}, is {new!r}" for key, old, new in changes if not key.startswith(_FREE)]
+    if about.get("data") != data:
+        refused.append("the data set: its records or their order changed")
+    if refused:
+        raise CheckpointError(
+            f"{checkpoint}: cannot resume with these changes:\n{bullet_list(refused)}",
+            "Undo them, or start a new run into another output folder.",
+        )
+    return [f"changed since the checkpoint: {key} was {old!r}, is {new!r}" for key, old, new in changes]
+
+
+def saved_pictures(folder: Path, count: int) -> list[Image.Image] | None:
+    """The pictures an earlier session of the run saved, or None unless all are there."""
+    files = sorted(folder.glob("*.png"))
+    if not files or len(files) != count:
+        return None
+    pictures = []
+    for file in files:
+        with Image.open(file) as opened:
+            pictures.append(opened.convert("RGB"))
+    return pictures

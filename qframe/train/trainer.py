@@ -1,0 +1,343 @@
+"""The trainer: what `qframe train` runs and what Python code drives step by step."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from PIL import Image
+
+from qframe import adapters
+from qframe.cache import Cache, CachedExamples, build_cache
+from qframe.compose import Composition, compose
+from qframe.config import dump_config
+from qframe.data.choose import open_source
+from qframe.encoding import LiveExamples
+from qframe.errors import ConfigError, DataError
+from qframe.interfaces import Denoiser, Parts, RecordSource
+from qframe.pipeline import Pipeline, run_plan
+from qframe.pictures import from_pixels
+from qframe.plan_batches import group_plans, join_plans
+from qframe.plugins import Registry, load_registry
+from qframe.progress import SILENT, Progress
+from qframe.schema import Config
+from qframe.storage import lock_folder, write_file
+from qframe.train import resume as resuming
+from qframe.train.loop import TrainingJob, run_steps
+from qframe.train.optim import Optimizers, WeightAverage
+from qframe.train.order import BatchOrder
+from qframe.train.run import Run
+from qframe.train.state import TrainingState, find_checkpoint, restore, save_checkpoint
+from qframe.train.streams import derived_seed
+from qframe.train.validation import GroupResult, comparison_sheet, judge, result_lines, save_pictures
+from qframe.types import Plan, Record
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class FitResult:
+    """weights: the LoRA file, or the folder of the fine-tuned denoiser. sheet: before and after, side by side."""
+
+    folder: Path
+    weights: Path
+    sheet: Path | None
+    before: Sequence[GroupResult]
+    after: Sequence[GroupResult]
+
+
+class Trainer:
+    """Trains one family on one data set. Everything it writes goes into one run folder.
+
+    A stage loads only what it needs: caching the encoder and the codec, training the denoiser, sampling for
+    validation plans made while the encoder was there. Errors come before any work: the composition is checked and
+    the records are listed when the trainer is made.
+    """
+
+    def __init__(self, config: Config, *, progress: Progress = SILENT, registry: Registry | None = None) -> None:
+        self.config = config
+        self.progress = progress
+        self.registry = registry or load_registry()
+        self.composition: Composition = compose(config, self.registry)
+        self.source: RecordSource = open_source(config, self.registry)
+        self.records: Sequence[Record] = self.source.records()
+        if not self.records:
+            raise DataError("the data set has no records", "Check data.path, or data.use and its options.")
+        self.state: TrainingState | None = None
+        self._parts: dict[str, Any] = {}
+
+    # -- parts ------------------------------------------------------------------------------------------------
+
+    def load(self, *roles: str) -> Parts:
+        """The parts with (at least) these roles loaded; what was loaded before is kept."""
+        missing = [role for role in roles if role not in self._parts]
+        parts = self.composition.load(*missing)
+        for role in missing:
+            self._parts[role] = getattr(parts, role)
+        return attrs.evolve(parts, **{f"loaded_{role}": part for role, part in self._parts.items()})
+
+    def release(self, *roles: str) -> None:
+        """Forget loaded parts, so that their memory is free."""
+        for role in roles:
+            self._parts.pop(role, None)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The denoiser as it stands, loaded if need be."""
+        return self.load("denoiser").denoiser
+
+    @property
+    def global_step(self) -> int:
+        return 0 if self.state is None else self.state.step
+
+    # -- caching ----------------------------------------------------------------------------------------------
+
+    def cache(self, folder: Path | None = None) -> CachedExamples | LiveExamples:
+        """Encode what is not in the cache yet, and return the examples. With cache.enabled = false, live ones."""
+        if not self.config.cache.enabled:
+            parts = self.load("encoder", "codec")
+            return LiveExamples(self.records, self.composition.recipe, parts)
+        where = folder or Path(self.config.cache.dir or resuming.default_cache(self.config))
+        return build_cache(
+            self.records,
+            self.composition.recipe,
+            self.load,
+            Cache(where),
+            {role: self._fingerprint(role) for role in ("encoder", "codec")},
+            batch_size=self.config.cache.batch_size,
+            progress=self.progress,
+        )
+
+    def _fingerprint(self, role: str) -> str:
+        component = self.composition.component_class(role)
+        return str(component.fingerprint(self.composition.checkpoint(role), self.composition.options(role)))
+
+    # -- training ---------------------------------------------------------------------------------------------
+
+    def prepare(self) -> TrainingState:
+        """The denoiser with what is trained on it, optimizers, and the weights' average: at step 0."""
+        train = self.config.train
+        module = self.denoiser.module
+        if train.mode == "lora":
+            seed = derived_seed(train.seed, "adapter")
+            trained = adapters.add_lora(module, self.config.lora, self.denoiser.lora_presets, seed=seed)
+        else:
+            module.requires_grad_(True).float()
+            trained = dict(module.named_parameters())
+        if train.gradient_checkpointing:
+            enable = getattr(module, "enable_gradient_checkpointing", None)
+            if enable is None:
+                raise ConfigError("train.gradient_checkpointing: this denoiser does not support it", "Set it to false.")
+            enable()
+        optimizers = Optimizers(trained, train, self.denoiser.blocks)
+        average = WeightAverage(trained, train.ema_decay) if train.ema_decay else None
+        self.state = TrainingState(trained, optimizers, average)
+        return self.state
+
+    def fit(self, resume: str | None = None) -> FitResult:
+        """Cache, sample, train, sample again. `resume`: "latest", or a checkpoint of the run folder."""
+        folder = resuming.run_folder(self.config, resume)
+        with lock_folder(folder):
+            run = Run(folder=folder, config=self.config)
+            hooks = self.registry.hook
+            error: BaseException | None = None
+            try:
+                return self._fit(run, resume)
+            except BaseException as raised:
+                error = raised
+                raise
+            finally:
+                hooks.qframe_run_end(run=run, error=error)
+
+    def _fit(self, run: Run, resume: str | None) -> FitResult:
+        text = dump_config(self.config)
+        checkpoint = None if resume is None else find_checkpoint(run.folder, resume)
+        data = resuming.data_digest(self.records)
+        if checkpoint is not None:
+            for line in resuming.check_changes(checkpoint, self.config, data):
+                self.progress.note(line)
+        else:
+            write_file(run.folder / "config.toml", text.encode())
+        self.registry.hook.qframe_run_start(run=run)
+
+        examples = self.cache()
+        validation = list(self.source.validation()) or list(self.records[: self.config.sample.count])
+        plans = self._plans(validation)
+        self.release("encoder") if self.config.cache.enabled else None
+        state = self.prepare()
+        if checkpoint is not None:
+            restore(checkpoint, state)
+            run.resumed_from = run.step = state.step
+            run.rewind(state.step)
+        before = self._sampled(run, "before", validation, plans, fresh=checkpoint is None)
+        self._train(run, state, examples, about={"data": data, "family": self.config.family}, text=text)
+        weights = self._save_result(run)
+        after = self._sampled(run, "after", validation, plans, fresh=True)
+        return self._report(run, weights, validation, before, after)
+
+    def _train(
+        self,
+        run: Run,
+        state: TrainingState,
+        examples: CachedExamples | LiveExamples,
+        *,
+        about: Mapping[str, Any],
+        text: str,
+    ) -> None:
+        def observe(step: int, metrics: Mapping[str, float]) -> None:
+            run.step = step
+            run.log(step, metrics)
+            self.registry.hook.qframe_step_end(run=run, step=step, metrics=metrics)
+
+        train = self.config.train
+        shapes = [examples.shape(index) for index in range(len(examples))]
+        parts = self.load("denoiser")
+        job = TrainingJob(
+            config=train,
+            denoiser=parts.denoiser,
+            schedule=parts.schedule,
+            patch=parts.denoiser_spec.patch,
+            examples=examples,
+            order=BatchOrder(shapes, train.batch_size, train.seed),
+            device=self.composition.device("denoiser"),
+            progress=self.progress,
+            observe=observe,
+            save=partial(save_checkpoint, run.folder, state, config=text, about=about, keep=train.keep_checkpoints),
+        )
+        run_steps(job, state)
+
+    def _save_result(self, run: Run) -> Path:
+        if self.config.train.mode == "lora":
+            return self.save_lora(run.folder / "lora.safetensors")
+        target = run.folder / "denoiser"
+        with self.averaged():
+            self.denoiser.save(target)
+        return target
+
+    # -- sampling ---------------------------------------------------------------------------------------------
+
+    def _plans(self, records: Sequence[Record]) -> list[Plan]:
+        if not records:
+            return []
+        parts = self.load("encoder", "codec")
+        recipe, sample = self.composition.recipe, self.config.sample
+        plans = []
+        with torch.inference_mode(), self.progress.stage("preparing samples", len(records)) as bar:
+            for index, record in enumerate(records):
+                request = attrs.evolve(
+                    recipe.request_for(record),
+                    num_inference_steps=sample.num_inference_steps,
+                    true_cfg_scale=sample.true_cfg_scale,
+                    negative_prompt=sample.negative_prompt,
+                    generator=torch.Generator().manual_seed(derived_seed(sample.seed, "sample", index)),
+                )
+                plans.append(recipe.plan(request, parts))
+                bar.advance(1)
+        return plans
+
+    def _sampled(
+        self, run: Run, name: str, records: Sequence[Record], plans: Sequence[Plan], *, fresh: bool
+    ) -> list[Image.Image] | None:
+        if not fresh or not records:
+            return None
+        pictures = self.sample(plans, title=f"sampling {name} training")
+        save_pictures(run.folder / "samples" / name, records, pictures)
+        return pictures
+
+    def sample(self, plans: Sequence[Plan], *, title: str = "sampling") -> list[Image.Image]:
+        """One picture per plan (of one sample each), with the weights as they stand (averaged, if averaging)."""
+        parts = self.load("denoiser")
+        parts.denoiser.module.eval()
+        pictures: list[Image.Image | None] = [None] * len(plans)
+        with torch.inference_mode(), self.averaged(), self.progress.stage(title, len(plans)) as bar:
+            for group in group_plans(plans, self.config.sample.batch_size):
+                made = run_plan(join_plans([plans[i] for i in group]), parts.denoiser, parts.sampler)
+                for index, picture in zip(group, made, strict=True):
+                    pictures[index] = from_pixels(picture)
+                bar.advance(len(group))
+        return [picture for picture in pictures if picture is not None]
+
+    def predict(self, **request: Any) -> Any:
+        """Sample with the weights as they stand: the arguments and the result of `qframe.load(...)(...)`."""
+        pipe = Pipeline(self.composition, self.load("encoder", "codec", "denoiser"))
+        pipe.parts.denoiser.module.eval()
+        with self.averaged():
+            return pipe(**request)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the trained weights are their average, if the run keeps one."""
+        if self.state is None or self.state.average is None or self.state.step == 0:
+            yield
+            return
+        parameters, average = self.state.parameters, self.state.average.values
+        kept = {name: p.detach().clone() for name, p in parameters.items()}
+        try:
+            _overwrite(parameters, average)
+            yield
+        finally:
+            _overwrite(parameters, kept)
+
+    # -- adapters ---------------------------------------------------------------------------------------------
+
+    def save_lora(self, path: str | Path) -> Path:
+        """Write the adapter as it stands (averaged, if averaging) in the diffusers layout, alpha included."""
+        with self.averaged():
+            layers = adapters.lora_layers(self.denoiser.module)
+            metadata = {"weights_licence": self.composition.licence, "base_model": self.composition.model_name}
+            adapters.save_lora(Path(path), layers, metadata=metadata)
+        return Path(path)
+
+    def load_lora(self, path: str | Path, weight: float = 1.0) -> None:
+        """Put a LoRA file's adapter on the denoiser."""
+        adapters.load_lora(self.denoiser.module, Path(path), weight, adapter=Path(path).stem.replace(".", "_"))
+
+    def merge_lora(self) -> None:
+        """Add the adapters into the weights they belong to, for good."""
+        adapters.merge_lora(self.denoiser.module)
+        self.state = None
+
+    # -- report -----------------------------------------------------------------------------------------------
+
+    def _report(
+        self,
+        run: Run,
+        weights: Path,
+        records: Sequence[Record],
+        before: Sequence[Image.Image] | None,
+        after: Sequence[Image.Image] | None,
+    ) -> FitResult:
+        stored = run.folder / "samples" / "before.json"
+        if before is not None:
+            results_before = judge(self.source, records, before)
+            write_file(stored, json.dumps([attrs.asdict(r) for r in results_before], indent=1).encode())
+        else:
+            saved = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else []
+            results_before = [GroupResult(**row) for row in saved]
+            before = resuming.saved_pictures(run.folder / "samples" / "before", len(records))
+        results_after = judge(self.source, records, after or [])
+        sheet = None
+        if after:
+            sheet = run.folder / "samples" / "sheet.png"
+            comparison_sheet(records, before, after).save(sheet)
+            write_file(
+                run.folder / "samples" / "after.json",
+                json.dumps([attrs.asdict(r) for r in results_after], indent=1).encode(),
+            )
+        for line in result_lines(results_before, results_after):
+            self.progress.note(line)
+        return FitResult(folder=run.folder, weights=weights, sheet=sheet, before=results_before, after=results_after)
+
+
+def _overwrite(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])
+
+
