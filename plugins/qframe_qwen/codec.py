@@ -1,0 +1,68 @@
+"""The autoencoder of Qwen-Image, for still pictures."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from qframe.checkpoint import Checkpoint
+from qframe.interfaces import CodecSpec, LatentCodec
+from qframe_qwen.loading import component_config, load_weights
+from qframe_qwen.spaces import PUBLISHED_MEAN, latent_space
+
+_CLASS = "AutoencoderKLQwenImage"
+_FOLDER = "vae"
+
+
+class QwenCodec(LatentCodec):
+    """diffusers' AutoencoderKLQwenImage. It takes video; here every picture is a video of one frame."""
+
+    def __init__(self, vae: Any) -> None:
+        self.vae = vae
+
+    @classmethod
+    def describe(cls, checkpoint: Checkpoint, options: Any) -> CodecSpec:
+        config = component_config(checkpoint, _FOLDER, _CLASS)
+        return CodecSpec(
+            latent_space=latent_space(config),
+            channels=int(config.get("z_dim", len(PUBLISHED_MEAN))),
+            compression=2 ** len(config.get("temperal_downsample", (False, True, True))),
+            pixel_channels=int(config.get("input_channels", 3)),
+        )
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+        from diffusers import AutoencoderKLQwenImage
+
+        component_config(checkpoint, _FOLDER, _CLASS)
+        return cls(load_weights(AutoencoderKLQwenImage, checkpoint, _FOLDER, device=device, dtype=dtype))
+
+    @classmethod
+    def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
+        return checkpoint.digest(_FOLDER)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        frames = pixels[:, :, None].to(self.vae.device, self.vae.dtype)  # [B, C, 1, H, W]
+        posterior = self.vae.encode(frames).latent_dist
+        latents = posterior.mode() if generator is None else posterior.sample(generator)
+        mean, std = self._normalisation(latents)
+        normalised: Tensor = ((latents - mean) / std)[:, :, 0]
+        return normalised
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        frames = latents[:, :, None].to(self.vae.device, self.vae.dtype)  # [B, Z, 1, h, w]
+        mean, std = self._normalisation(frames)
+        pixels: Tensor = self.vae.decode(frames * std + mean, return_dict=False)[0][:, :, 0]
+        return pixels.clamp(-1, 1)
+
+    def _normalisation(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents' channels, [1, Z, 1, 1, 1]."""
+        config = self.vae.config
+        return (
+            torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1).to(latents),
+            torch.tensor(config.latents_std).view(1, -1, 1, 1, 1).to(latents),
+        )

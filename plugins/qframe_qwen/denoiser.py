@@ -1,0 +1,229 @@
+"""diffusers' Qwen-Image transformer, used so that any batch is right.
+
+Upstream takes rotary positions from sample 0 alone, so a batch of mixed shapes comes out wrong. Here samples
+run in groups whose grids are equal; within a group only prompts are padded, and masked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from qframe.checkpoint import Checkpoint
+from qframe.errors import CheckpointError, DataError
+from qframe.interfaces import Denoiser, DenoiserSpec
+from qframe.packing import pad
+from qframe.types import Conditioning, Grid, PackedSequence, Velocity
+from qframe_qwen.loading import component_config, load_weights
+from qframe_qwen.spaces import TEXT_SPACE, latent_space
+
+_CLASS = "QwenImageTransformer2DModel"
+_FOLDER = "transformer"
+_SPACES = "qframe.json"
+_ROTARY_ROWS = 4096  # QwenEmbedRope.__init__ in diffusers' transformer_qwenimage.py
+_UNSUPPORTED = {
+    "guidance_embeds": "diffusers cannot run it either",
+    "use_additional_t_cond": "it belongs to Qwen-Image-Layered",
+    "use_layer3d_rope": "it belongs to Qwen-Image-Layered",
+}
+
+_ATTENTION = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+)
+_MLP = ("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2")
+_REST = (
+    "img_mod.1",
+    "txt_mod.1",
+    "img_in",
+    "txt_in",
+    "timestep_embedder.linear_1",
+    "timestep_embedder.linear_2",
+    "norm_out.linear",
+    "proj_out",
+)
+
+Grids = tuple[tuple[Grid, ...], ...]
+
+
+@attrs.frozen(eq=False)
+class _Group:
+    """Samples of equal grids, and what does not change between steps.
+
+    samples: their places in the batch. shapes: grids of each sample, target first. length: target tokens of each.
+    text: [b, T, D]. mask: [b, T], None when nothing is padded. references: [b, R, C], or None.
+    """
+
+    samples: tuple[int, ...]
+    shapes: tuple[Grid, ...]
+    length: int
+    text: Tensor
+    mask: Tensor | None
+    references: Tensor | None
+
+
+class StockDenoiser(Denoiser):
+    """diffusers' QwenImageTransformer2DModel behind the ragged interface."""
+
+    lora_presets: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+        {
+            "default": _ATTENTION,
+            "attention": _ATTENTION,
+            "attention+mlp": _ATTENTION + _MLP,
+            "all-linear": _ATTENTION + _MLP + _REST,
+        }
+    )
+
+    def __init__(self, module: nn.Module, spaces: Mapping[str, str] | None = None) -> None:
+        self.module = module
+        self._spaces = dict(spaces or {})
+
+    @classmethod
+    def describe(cls, checkpoint: Checkpoint, options: Any) -> DenoiserSpec:
+        config = component_config(checkpoint, _FOLDER, _CLASS)
+        for flag, reason in _UNSUPPORTED.items():
+            if config.get(flag):
+                raise CheckpointError(
+                    f"model {checkpoint.name!r}: {_FOLDER}/config.json sets {flag}, "
+                    f"which denoiser 'qwen-image' does not run: {reason}",
+                    "Use a checkpoint without it, or a denoiser made for it.",
+                )
+        spaces = _spaces(checkpoint)
+        return DenoiserSpec(
+            latent_space=spaces["latent_space"],
+            text_space=spaces["text_space"],
+            token_channels=int(config.get("in_channels", 64)),
+            patch=int(config.get("patch_size", 2)),
+            text_width=int(config.get("joint_attention_dim", 3584)),
+            references=True,
+        )
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+        from diffusers import QwenImageTransformer2DModel
+
+        cls.describe(checkpoint, options)
+        module = load_weights(QwenImageTransformer2DModel, checkpoint, _FOLDER, device=device, dtype=dtype)
+        return cls(module, _spaces(checkpoint))
+
+    @classmethod
+    def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
+        return checkpoint.digest(_FOLDER)
+
+    def velocity(
+        self, x: PackedSequence, sigma: Tensor, cond: Conditioning, references: PackedSequence | None = None
+    ) -> Tensor:
+        """See `Denoiser.velocity`. Each sample's grids in `x` are its target; no gradient runs into the references.
+
+        DataError if a prompt is too long for the rotary table.
+        """
+        groups = _groups(x.grids, cond, references, self._dtype())
+        return self._predict(groups, x.tokens, sigma, x.lengths)
+
+    def bind(self, cond: Conditioning, references: PackedSequence | None, grids: Grids) -> Velocity:
+        groups = _groups(grids, cond, references, self._dtype())
+        lengths = [sum(f * h * w for f, h, w in sample) for sample in grids]
+
+        def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
+            return self._predict(groups, tokens, sigma.expand(len(grids)), lengths)
+
+        return velocity
+
+    def save(self, folder: Path) -> None:
+        """Write `folder`/transformer in the diffusers layout, with the names of the spaces it was made for."""
+        target = folder / _FOLDER
+        self.module.save_pretrained(target, safe_serialization=True)  # type: ignore[operator]
+        if self._spaces:
+            (target / _SPACES).write_text(json.dumps(self._spaces, indent=2) + "\n", encoding="utf-8")
+
+    def _predict(self, groups: Sequence[_Group], tokens: Tensor, sigma: Tensor, lengths: Sequence[int]) -> Tensor:
+        if len(groups) == 1:  # the whole batch, in order: both reshapes are views
+            predicted = self._run(groups[0], tokens.reshape(len(sigma), groups[0].length, -1), sigma)
+            return predicted.reshape(-1, predicted.shape[-1]).to(tokens.dtype)
+        rows = tokens.split(list(lengths))
+        found: list[Tensor | None] = [None] * len(rows)
+        for group in groups:
+            target = torch.stack([rows[sample] for sample in group.samples])
+            predicted = self._run(group, target, sigma[list(group.samples)])
+            for sample, row in zip(group.samples, predicted, strict=True):
+                found[sample] = row
+        return torch.cat([row for row in found if row is not None]).to(tokens.dtype)
+
+    def _run(self, group: _Group, target: Tensor, sigma: Tensor) -> Tensor:
+        """Velocity [b, L, C] of one group's target tokens [b, L, C]; sigma [b]."""
+        target = target.to(group.text.dtype)
+        hidden = target if group.references is None else torch.cat([target, group.references], dim=1)
+        # To thousandths and to the model's dtype before the division, as the pipelines do: bf16 rounds differently otherwise.
+        timestep = (sigma.float() * 1000).to(hidden.dtype) / 1000
+        predicted: Tensor = self.module(
+            hidden_states=hidden,
+            timestep=timestep.to(hidden.device),
+            encoder_hidden_states=group.text,
+            encoder_hidden_states_mask=group.mask,
+            img_shapes=[list(group.shapes)] * len(group.samples),
+            return_dict=False,
+        )[0]
+        return predicted[:, : group.length]
+
+    def _dtype(self) -> torch.dtype:
+        return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
+
+
+def _spaces(checkpoint: Checkpoint) -> dict[str, str]:
+    """The spaces a transformer was trained in: as `save` noted them, else those of its checkpoint's own codec."""
+    noted = f"{_FOLDER}/{_SPACES}"
+    if checkpoint.has(noted):
+        return {"latent_space": "", "text_space": TEXT_SPACE, **checkpoint.read_json(noted)}
+    return {"latent_space": latent_space(checkpoint.config("vae")), "text_space": TEXT_SPACE}
+
+
+def _groups(
+    grids: Grids, cond: Conditioning, references: PackedSequence | None, dtype: torch.dtype
+) -> tuple[_Group, ...]:
+    reference_grids = references.grids if references is not None else ((),) * len(grids)
+    if not len(grids) == cond.batch_size == len(reference_grids):
+        raise ValueError(
+            f"{len(grids)} targets, {cond.batch_size} prompts and {len(reference_grids)} sets of references do not match"
+        )
+    text = cond.embeds.to(dtype).split(list(cond.lengths))
+    # Detached: references are given, not learnt, even where the caller's codec or latents carry gradients.
+    reference_rows = (
+        references.tokens.detach().to(dtype).split(list(references.lengths)) if references is not None else None
+    )
+    alike: dict[tuple[tuple[Grid, ...], tuple[Grid, ...]], list[int]] = {}
+    for sample, (own, given) in enumerate(zip(grids, reference_grids, strict=True)):
+        if len(own) != 1:
+            raise ValueError(f"sample {sample}: denoiser 'qwen-image' predicts one picture, got {len(own)}")
+        alike.setdefault((own, given), []).append(sample)
+    found = []
+    for (own, given), samples in alike.items():
+        lengths = [cond.lengths[sample] for sample in samples]
+        _check_text_fits(own + given, max(lengths))
+        padded, mask = pad(torch.cat([text[sample] for sample in samples]), lengths)
+        kept = torch.stack([reference_rows[sample] for sample in samples]) if reference_rows and given else None
+        found.append(_Group(tuple(samples), own + given, own[0][0] * own[0][1] * own[0][2], padded, mask, kept))
+    return tuple(found)
+
+
+def _check_text_fits(shapes: tuple[Grid, ...], length: int) -> None:
+    # Text follows the pictures on the rotary axis: QwenEmbedRope.forward, max_vid_index with scale_rope.
+    first = max(max(height // 2, width // 2) for _, height, width in shapes)
+    if first + length > _ROTARY_ROWS:
+        raise DataError(
+            f"a prompt of {length} tokens is too long beside pictures of {shapes}: "
+            f"the model has positions for {_ROTARY_ROWS - first}",
+            "Shorten the prompt.",
+        )

@@ -1,0 +1,181 @@
+"""Qwen2.5-VL as the text encoder: the last hidden states of a templated prompt, with the picture for edits."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from typing import Any, Self
+
+import attrs
+import torch
+from PIL import Image
+from torch import Tensor
+
+from qframe.checkpoint import Checkpoint
+from qframe.errors import CheckpointError, DataError
+from qframe.interfaces import Encoder, EncoderSpec
+from qframe.packing import unpad
+from qframe.types import Conditioning
+from qframe_qwen.loading import component_config, load_weights
+from qframe_qwen.options import QwenVLOptions
+from qframe_qwen.prompts import (
+    EDIT,
+    IMAGE_PAD,
+    TEXT,
+    Template,
+    check_tokenizer,
+    refuse_special_tokens,
+    special_tokens,
+    tokenize,
+)
+from qframe_qwen.spaces import TEXT_SPACE
+
+_CLASS = "Qwen2_5_VLForConditionalGeneration"
+_FOLDER = "text_encoder"
+_PROCESSOR_FILES = ("processor/preprocessor_config.json", "processor/processor_config.json")
+
+
+@attrs.frozen(eq=False)
+class _Prompt:
+    """One prompt ready for the model. ids: token ids. dropped: how many of them precede the conditioning."""
+
+    ids: list[int]
+    dropped: int
+
+
+class QwenVLEncoder(Encoder):
+    """Qwen2_5_VLForConditionalGeneration without its head, Qwen2's tokenizer, and the PIL image processor.
+
+    Positions of image tokens are three-dimensional, as the model was trained; diffusers' edit pipelines lose
+    them (diffusers #14194). Nothing here needs torchvision.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, image_processor: Any | None, options: QwenVLOptions) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.options = options
+        self._specials = special_tokens(tokenizer)
+        self._image_pad = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+
+    @classmethod
+    def describe(cls, checkpoint: Checkpoint, options: Any) -> EncoderSpec:
+        config = component_config(checkpoint, _FOLDER, _CLASS)
+        options = options or QwenVLOptions()
+        pictures = options.template != "text" and any(checkpoint.has(file) for file in _PROCESSOR_FILES)
+        if options.template == "edit" and not pictures:
+            raise CheckpointError(
+                f"model {checkpoint.name!r}: no {_PROCESSOR_FILES[0]}, which encoder 'qwen2.5-vl' needs to look at pictures",
+                "Use a checkpoint of an edit model, or encoder.options.template = 'text'.",
+            )
+        width = config.get("hidden_size") or config.get("text_config", {}).get("hidden_size")
+        if not isinstance(width, int):
+            raise CheckpointError(f"model {checkpoint.name!r}: {_FOLDER}/config.json has no hidden_size")
+        return EncoderSpec(text_space=TEXT_SPACE, width=width, pictures=pictures)
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+        from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+        options = options or QwenVLOptions()
+        spec = cls.describe(checkpoint, options)
+        if not checkpoint.has("tokenizer"):
+            raise CheckpointError(f"model {checkpoint.name!r}: there is no folder 'tokenizer'")
+        tokenizer = Qwen2Tokenizer.from_pretrained(checkpoint.folder / "tokenizer", local_files_only=True)
+        for template in (TEXT, EDIT) if spec.pictures else (TEXT,):
+            check_tokenizer(tokenizer, template, checkpoint.name)
+        # The head is not needed for hidden states, and its logits would be the largest tensor of the run.
+        model = load_weights(Qwen2_5_VLForConditionalGeneration, checkpoint, _FOLDER, device=device, dtype=dtype).model
+        return cls(model, tokenizer, _image_processor(checkpoint) if spec.pictures else None, options)
+
+    @classmethod
+    def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
+        settings = json.dumps(attrs.asdict(options or QwenVLOptions()), sort_keys=True)
+        files = checkpoint.digest(_FOLDER, "tokenizer", "processor")
+        # How positions and pictures are computed lies in transformers' code, and has changed between its versions.
+        version = importlib.metadata.version("transformers")
+        return hashlib.sha256(f"{files} {settings} transformers {version}".encode()).hexdigest()
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> Conditioning:
+        """See `Encoder.encode`. DataError names a prompt with special tokens, or with pictures its template cannot show."""
+        if len(prompts) != len(pictures):
+            raise ValueError(f"{len(prompts)} prompts, {len(pictures)} lists of pictures")
+        vision = self._look([picture for shown in pictures for picture in shown])
+        slots = iter(vision.slots)
+        rows = [
+            self._prompt(prompt, [next(slots) for _ in shown]) for prompt, shown in zip(prompts, pictures, strict=True)
+        ]
+        hidden = self._hidden([row.ids for row in rows], vision)
+        kept = [part[row.dropped :] for row, part in zip(rows, hidden, strict=True)]
+        return Conditioning(torch.cat(kept), tuple(len(part) for part in kept))
+
+    def _prompt(self, prompt: str, slots: Sequence[int]) -> _Prompt:
+        if self.options.special_tokens == "refuse":
+            refuse_special_tokens(prompt, self._specials)
+        template = self._template(prompt, len(slots))
+        return _Prompt(tokenize(self.tokenizer, template, prompt, slots, self.options.max_length), template.dropped)
+
+    def _template(self, prompt: str, pictures: int) -> Template:
+        named = {"text": TEXT, "edit": EDIT, "auto": EDIT if pictures else TEXT}[self.options.template]
+        if pictures != named.pictures:
+            raise DataError(
+                f"prompt {prompt!r} comes with {pictures} pictures, the encoder's template "
+                f"{self.options.template!r} shows {named.pictures}",
+                "Give as many pictures as the family takes.",
+            )
+        return named
+
+    def _look(self, pictures: Sequence[Image.Image]) -> _Vision:
+        if not pictures:
+            return _Vision(None, None, ())
+        if self.image_processor is None:
+            raise DataError(
+                "pictures were given to an encoder that does not look at any",
+                "Use a family that takes pictures, and a checkpoint with a folder 'processor'.",
+            )
+        seen = self.image_processor(images=list(pictures), return_tensors="pt")
+        merged = self.image_processor.merge_size**2
+        slots = tuple(int(grid.prod()) // merged for grid in seen["image_grid_thw"])
+        return _Vision(seen["pixel_values"].to(self.model.device), seen["image_grid_thw"].to(self.model.device), slots)
+
+    def _hidden(self, rows: Sequence[list[int]], vision: _Vision) -> list[Tensor]:
+        """Last hidden states [T, D] of each prompt, its own tokens only.
+
+        Rows are padded on the right: attention is causal, so what a prompt gives does not depend on its neighbours.
+        """
+        lengths = [len(ids) for ids in rows]
+        input_ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
+        mask = torch.zeros_like(input_ids)
+        for row, ids in enumerate(rows):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            mask[row, : len(ids)] = 1
+        mrope = vision.pixels is not None and self.options.positions == "mrope"
+        device = self.model.device
+        hidden = self.model(
+            input_ids=input_ids.to(device),
+            attention_mask=mask.to(device),
+            pixel_values=vision.pixels,
+            image_grid_thw=vision.grids,
+            mm_token_type_ids=(input_ids == self._image_pad).int().to(device) if mrope else None,
+            use_cache=False,
+        ).last_hidden_state
+        return list(unpad(hidden, lengths).split(lengths))
+
+
+@attrs.frozen(eq=False)
+class _Vision:
+    """What the vision tower takes: pixels [P, patch], grids [n, 3] and, per picture, its image tokens."""
+
+    pixels: Tensor | None
+    grids: Tensor | None
+    slots: tuple[int, ...]
+
+
+def _image_processor(checkpoint: Checkpoint) -> Any:
+    # The PIL back end, also where torchvision is installed: the same picture gives the same numbers everywhere.
+    from transformers import Qwen2VLImageProcessorPil
+
+    return Qwen2VLImageProcessorPil.from_pretrained(checkpoint.folder / "processor", local_files_only=True)

@@ -1,0 +1,57 @@
+"""Opening one component of a checkpoint: the class it names is checked, its weights are complete, nothing is run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from qframe.checkpoint import Checkpoint
+from qframe.errors import CheckpointError
+
+
+def component_config(
+    checkpoint: Checkpoint, subfolder: str, expected: str, *, file: str = "config.json"
+) -> dict[str, Any]:
+    """The configuration of a component, which must name the class `expected`.
+
+    CheckpointError if the file is missing or names another class.
+    """
+    config = checkpoint.read_json(f"{subfolder}/{file}")
+    named = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
+    if named != expected:
+        raise CheckpointError(
+            f"model {checkpoint.name!r}: {subfolder}/{file} names the class {named!r}, expected {expected!r}",
+            "Use a checkpoint of this family, or the plugin that knows this class.",
+        )
+    return config
+
+
+def load_weights(cls: Any, checkpoint: Checkpoint, subfolder: str, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """The network of class `cls` (diffusers' or transformers') in `subfolder`, frozen, in evaluation mode.
+
+    CheckpointError if weights are missing, of another shape, or damaged: upstream would fill in random ones.
+    """
+    checkpoint.weight_files(subfolder)
+    try:
+        module, report = cls.from_pretrained(
+            checkpoint.folder / subfolder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"model {checkpoint.name!r}: the weights in {subfolder} cannot be read: {error}",
+            "Download the checkpoint again.",
+        ) from error
+    broken = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
+    if broken:
+        raise CheckpointError(
+            f"model {checkpoint.name!r}: {subfolder} lacks {len(broken)} weights that its config.json calls for, "
+            f"or has them in another shape: {', '.join(broken[:5])}",
+            "The configuration and the weights do not belong together; download the checkpoint again.",
+        )
+    return module.to(device).eval().requires_grad_(False)

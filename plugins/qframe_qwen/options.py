@@ -1,0 +1,58 @@
+"""Settings of this plugin's components and of its family's recipe. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+from attrs.validators import and_, ge, in_, le, optional
+
+
+@attrs.frozen(kw_only=True)
+class QwenVLOptions:
+    """Settings of the encoder `qwen2.5-vl`."""
+
+    template: Literal["auto", "text", "edit"] = attrs.field(
+        default="auto",
+        validator=in_(("auto", "text", "edit")),
+        metadata={"help": "system prompt: text (no picture), edit (one picture); auto: edit where there is a picture"},
+    )
+    positions: Literal["mrope", "upstream"] = attrs.field(
+        default="mrope",
+        validator=in_(("mrope", "upstream")),
+        metadata={"help": "upstream: one-dimensional image positions, as diffusers' edit pipelines have them today"},
+    )
+    special_tokens: Literal["refuse", "literal"] = attrs.field(
+        default="refuse",
+        validator=in_(("refuse", "literal")),
+        metadata={"help": "a prompt holding e.g. <|im_end|>: refused, or read as plain letters"},
+    )
+    max_length: int | None = attrs.field(
+        default=None,
+        validator=optional(and_(ge(1), le(1024))),
+        metadata={"help": "tokens kept of a prompt, pictures not counted; by default 512 without pictures, all with"},
+    )
+
+
+@attrs.frozen(kw_only=True)
+class TextToImageSettings:
+    """Settings of the recipe of `qwen-image`.
+
+    None takes the value from the checkpoint's qframe.json, {"recipe": {...}}, else the published one.
+    """
+
+    min_area: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={"help": "training pictures of fewer pixels are enlarged to it; published: 1048576"},
+    )
+    max_area: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={"help": "training pictures of more pixels are reduced to it; published: 1048576"},
+    )
+    multiple: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={"help": "sides are rounded to multiples of it; published: 32"},
+    )

@@ -1,0 +1,52 @@
+"""What this plugin offers. Imports no torch."""
+
+from __future__ import annotations
+
+from qframe.hookspecs import Component, Family, hookimpl
+
+
+@hookimpl
+def qframe_components() -> list[Component]:
+    """The parts of Qwen-Image."""
+    return [
+        Component(
+            "encoder",
+            "qwen2.5-vl",
+            "qframe_qwen.encoder:QwenVLEncoder",
+            options="qframe_qwen.options:QwenVLOptions",
+            summary="Qwen2.5-VL: prompts, with pictures for edits",
+        ),
+        Component(
+            "denoiser",
+            "qwen-image",
+            "qframe_qwen.denoiser:StockDenoiser",
+            summary="diffusers' Qwen-Image transformer, right for any batch",
+        ),
+        Component("codec", "qwen-vae", "qframe_qwen.codec:QwenCodec", summary="the autoencoder of Qwen-Image"),
+        Component(
+            "schedule",
+            "flow-match",
+            "qframe_qwen.schedule:FlowMatchSchedule",
+            summary="noise levels by diffusers' FlowMatchEulerDiscreteScheduler and the checkpoint's configuration",
+        ),
+    ]
+
+
+@hookimpl
+def qframe_families() -> list[Family]:
+    """Text to image."""
+    return [
+        Family(
+            "qwen-image",
+            encoder="qwen2.5-vl",
+            denoiser="qwen-image",
+            codec="qwen-vae",
+            schedule="flow-match",
+            sampler="euler",
+            recipe="qframe_qwen.recipe:TextToImageRecipe",
+            settings="qframe_qwen.options:TextToImageSettings",
+            options={"encoder": {"options": {"template": "text"}}},
+            weights_licence="Apache-2.0",
+            summary="pictures from prompts",
+        )
+    ]

@@ -1,0 +1,123 @@
+"""Templates of Qwen-Image's prompts, and their way to tokens: what a user writes can never become a special token."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from qframe.errors import CheckpointError, DataError
+
+logger = logging.getLogger(__name__)
+
+IMAGE_PAD = "<|image_pad|>"
+_SPECIAL = re.compile(r"(<\|[a-z_]+\|>)")
+_SYSTEM = "<|im_start|>system\n"
+_USER = "<|im_end|>\n<|im_start|>user\n"
+_ASSISTANT = "<|im_end|>\n<|im_start|>assistant\n"
+
+
+@attrs.frozen
+class Template:
+    """What surrounds a prompt.
+
+    text: with {} for the prompt. dropped: tokens at the start that the pipelines cut from the conditioning.
+    pictures: how many the template shows. max_length: tokens kept after `dropped` where the user sets no limit.
+    """
+
+    text: str
+    dropped: int
+    pictures: int
+    max_length: int | None
+
+
+# diffusers: pipeline_qwenimage.py and pipeline_qwenimage_edit.py, prompt_template_encode and its start_idx.
+TEXT = Template(
+    _SYSTEM
+    + "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the "
+    + "objects and background:"
+    + _USER
+    + "{}"
+    + _ASSISTANT,
+    dropped=34,
+    pictures=0,
+    max_length=512,
+)
+EDIT = Template(
+    _SYSTEM
+    + "Describe the key features of the input image (color, shape, size, texture, objects, background), then explain "
+    + "how the user's text instruction should alter or modify the image. Generate a new image that meets the user's "
+    + "requirements while maintaining consistency with the original input where appropriate."
+    + _USER
+    + "<|vision_start|><|image_pad|><|vision_end|>{}"
+    + _ASSISTANT,
+    dropped=64,
+    pictures=1,
+    max_length=None,
+)
+
+
+def check_tokenizer(tokenizer: Any, template: Template, name: str) -> None:
+    """CheckpointError if the tokenizer does not cut the template's start into as many tokens as are dropped."""
+    start = template.text.partition("<|vision_start|>" if template.pictures else "{}")[0]
+    length = len(_ids(tokenizer, start))
+    if length != template.dropped:
+        raise CheckpointError(
+            f"model {name!r}: its tokenizer cuts the start of the prompt template into {length} tokens, "
+            f"expected {template.dropped}",
+            "The tokenizer must be Qwen2.5-VL's, or one that cuts this text alike.",
+        )
+
+
+def special_tokens(tokenizer: Any) -> frozenset[str]:
+    """Every token that text can name and that is not text."""
+    return frozenset(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+
+
+def refuse_special_tokens(prompt: str, specials: frozenset[str]) -> None:
+    """DataError if the prompt holds a special token."""
+    found = sorted(token for token in specials if token in prompt)
+    if found:
+        raise DataError(
+            f"prompt {_short(prompt)!r} holds {', '.join(found)}, which would change the prompt's structure",
+            "Take it out, or have it read as plain letters: encoder.options.special_tokens = 'literal'.",
+        )
+
+
+def tokenize(
+    tokenizer: Any, template: Template, prompt: str, slots: Sequence[int], max_length: int | None
+) -> list[int]:
+    """Token ids of a prompt in its template; picture i takes `slots[i]` image tokens.
+
+    With text alone, equal to tokenising the filled template. Longer prompts lose their end, as in diffusers.
+    """
+    image = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+    remaining = iter(slots)
+    ids: list[int] = []
+    for token in _ids(tokenizer, template.text, prompt):
+        ids.extend([image] * next(remaining) if token == image else [token])
+    limit = max_length if max_length is not None else template.max_length
+    if limit is not None and len(ids) > template.dropped + sum(slots) + limit:
+        logger.warning(
+            "prompt %r has %d tokens, only the first %d are used", _short(prompt), len(ids) - template.dropped, limit
+        )
+        del ids[template.dropped + sum(slots) + limit :]
+    return ids
+
+
+def _ids(tokenizer: Any, template: str, prompt: str = "") -> list[int]:
+    """Ids of a template, cut at its own special tokens; the text between is never searched for any."""
+    ids: list[int] = []
+    for piece in filter(None, _SPECIAL.split(template)):
+        if _SPECIAL.fullmatch(piece):
+            ids.append(tokenizer.convert_tokens_to_ids(piece))
+        elif text := piece.replace("{}", prompt):
+            ids.extend(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+    return ids
+
+
+def _short(prompt: str) -> str:
+    return prompt if len(prompt) <= 60 else prompt[:57] + "..."

@@ -1,0 +1,88 @@
+"""Noise levels: diffusers' flow matching scheduler, with the checkpoint's own configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qframe.checkpoint import Checkpoint
+from qframe.errors import CheckpointError, ConfigError
+from qframe.flow import shift_sigma
+from qframe.interfaces import Schedule
+from qframe_qwen.loading import component_config
+
+_CLASS = "FlowMatchEulerDiscreteScheduler"
+_FOLDER = "scheduler"
+_FILE = "scheduler_config.json"
+
+
+class FlowMatchSchedule(Schedule):
+    """Sigmas bit-equal to those that diffusers' Qwen pipelines run with."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+
+    @classmethod
+    def describe(cls, checkpoint: Checkpoint, options: Any) -> None:
+        """Nothing to compare with other parts; CheckpointError if it is a scheduler that this class cannot follow."""
+        config = component_config(checkpoint, _FOLDER, _CLASS, file=_FILE)
+        for key, wanted in (("num_train_timesteps", 1000), ("invert_sigmas", False), ("stochastic_sampling", False)):
+            if config.get(key, wanted) != wanted:
+                raise CheckpointError(
+                    f"model {checkpoint.name!r}: {_FOLDER}/{_FILE} sets {key} to {config[key]!r}; "
+                    f"schedule 'flow-match' needs {wanted!r}",
+                    "Use a schedule made for this checkpoint.",
+                )
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        cls.describe(checkpoint, options)
+        return cls(
+            FlowMatchEulerDiscreteScheduler.from_config(component_config(checkpoint, _FOLDER, _CLASS, file=_FILE))
+        )
+
+    @classmethod
+    def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
+        return checkpoint.digest(_FOLDER)
+
+    def mu(self, tokens: int) -> float:
+        """The logarithm of the shift for a target of `tokens` tokens: a straight line through the configured ends.
+
+        diffusers: `calculate_shift` of pipeline_qwenimage.py.
+        """
+        config = self.scheduler.config
+        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+        return float(tokens * slope + (config.base_shift - slope * config.base_image_seq_len))
+
+    def sigmas(self, steps: int, tokens: int, custom: Sequence[float] | None = None) -> Tensor:
+        """See `Schedule.sigmas`. ConfigError if they are not finite and descending within (0, 1]."""
+        unshifted = np.linspace(1.0, 1 / steps, steps) if custom is None else np.asarray(custom, dtype=np.float64)
+        if len(unshifted) == 1 and unshifted[0] == 1.0:
+            # One whole step. Upstream stretches the last sigma to shift_terminal and divides by 1 - 1 = 0: NaN.
+            return torch.tensor([1.0, 0.0])
+        self.scheduler.set_timesteps(sigmas=unshifted, mu=self.mu(tokens))
+        sigmas: Tensor = self.scheduler.sigmas.clone()
+        if not sigmas.isfinite().all() or (sigmas.diff() >= 0).any() or sigmas[0] > 1:
+            raise ConfigError(
+                f"sigmas must fall from at most 1 to above 0; {list(unshifted)} become {sigmas.tolist()}",
+                "Give descending values, or only a number of steps.",
+            )
+        return sigmas
+
+    def shift(self, sigma: Tensor, tokens: int) -> Tensor:
+        """See `Schedule.shift`. Without the stretch to shift_terminal, which belongs to a finite number of steps."""
+        config = self.scheduler.config
+        if not config.use_dynamic_shifting:
+            static: Tensor = config.shift * sigma / (1 + (config.shift - 1) * sigma)
+            return static
+        mu = self.mu(tokens)
+        if config.time_shift_type == "exponential":
+            return shift_sigma(sigma, mu)
+        linear: Tensor = mu / (mu + (1 / sigma - 1))
+        return linear

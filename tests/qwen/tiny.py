@@ -1,0 +1,124 @@
+"""A tiny random Qwen-Image checkpoint in the diffusers layout, and diffusers' pipelines over it: the oracles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImageEditPipeline,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
+from PIL import Image
+from qframe_shapes import text
+from torch import nn
+from transformers import Qwen2Tokenizer, Qwen2VLProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from qframe.checkpoint import Checkpoint
+
+# scheduler/scheduler_config.json of Qwen/Qwen-Image.
+SCHEDULER = {
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 8192,
+    "max_shift": 0.9,
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "shift_terminal": 0.02,
+    "time_shift_type": "exponential",
+    "use_dynamic_shifting": True,
+}
+AREA = 96 * 96
+MULTIPLE = 32
+
+
+def tiny_qwen_checkpoint(folder: Path, *, seed: int = 0, z_dim: int = 4) -> Checkpoint:
+    """Weights drawn from `seed`; matrices times 3, so that a prompt moves the latents by about 1."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=z_dim,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.1 * (i - 1) for i in range(z_dim)],
+        latents_std=[0.5 + 0.1 * i for i in range(z_dim)],
+    )
+    transformer = QwenImageTransformer2DModel(
+        in_channels=4 * z_dim,
+        out_channels=z_dim,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=text.WIDTH,
+        axes_dims_rope=(4, 6, 6),
+    )
+    times_three(transformer)
+    tokenizer = text.new_tokenizer()
+    encoder = text.new_text_encoder(tokenizer, seed)
+
+    vae.save_pretrained(folder / "vae")
+    transformer.save_pretrained(folder / "transformer")
+    FlowMatchEulerDiscreteScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
+    encoder.save_pretrained(folder / "text_encoder")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    text.new_image_processor().save_pretrained(folder / "processor")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "QwenImageEditPipeline"}))
+    recipe = {"min_area": AREA, "max_area": AREA, "multiple": MULTIPLE, "side": 64}
+    (folder / "qframe.json").write_text(json.dumps({"recipe": recipe}))
+    return Checkpoint.open(folder)
+
+
+def times_three(module: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(3.0)
+
+
+class PictureProcessor(Qwen2VLProcessor):
+    """Qwen2VLProcessor without its video processor, which needs torchvision."""
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        super(Qwen2VLProcessor, self).__init__(image_processor, tokenizer, chat_template=chat_template)
+
+
+def upstream_text_to_image(checkpoint: Checkpoint) -> Any:
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    folder = checkpoint.folder
+    pipeline = QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        vae=AutoencoderKLQwenImage.from_pretrained(folder / "vae").eval(),
+        text_encoder=Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "text_encoder").eval(),
+        tokenizer=Qwen2Tokenizer.from_pretrained(folder / "tokenizer"),
+        transformer=QwenImageTransformer2DModel.from_pretrained(folder / "transformer").eval(),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def upstream_edit(checkpoint: Checkpoint) -> Any:
+    parts = upstream_text_to_image(checkpoint).components
+    processor = PictureProcessor(
+        Qwen2VLImageProcessorPil.from_pretrained(checkpoint.folder / "processor"), parts["tokenizer"]
+    )
+    pipeline = QwenImageEditPipeline(**parts, processor=processor)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def picture(seed: int, width: int, height: int) -> Image.Image:
+    """Random colours, smooth enough to survive resizing."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 6, 6, generator=generator)
+    fine = nn.functional.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)
+    return Image.fromarray((fine[0].permute(1, 2, 0) * 255).byte().numpy())
