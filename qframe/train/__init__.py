@@ -1,7 +1,4 @@
-"""One trainer for every family: cached or live examples, any mixture of shapes, exact resume."""
+"""One trainer for every family: cached or live examples, any mixture of shapes, exact resume.
 
-from __future__ import annotations
-
-from qframe.train.trainer import Trainer
-
-__all__ = ["Trainer"]
+`qframe.Trainer` is `qframe.train.trainer.Trainer`.
+"""

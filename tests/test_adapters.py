@@ -1,0 +1,211 @@
+"""LoRA on any network, and files other programs read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from qframe.adapters import add_lora, load_lora, lora_layers, merge_lora, read_lora, resolve_targets, save_lora
+from qframe.errors import CheckpointError, ConfigError
+from qframe.schema import LoraConfig
+
+PRESETS = {"default": ("to_q",), "both": ("to_q", "to_k")}
+INPUT = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q, self.to_k = nn.Linear(8, 6), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x + self.to_k(torch.relu(self.to_q(x)))
+        return result
+
+
+@pytest.fixture
+def network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(*(Block() for _ in range(12)))
+
+
+def trained(network: nn.Module, *, rank: int = 3, alpha: float = 7.5, targets: tuple[str, ...] = ("both",)) -> None:
+    """An adapter whose update is not zero."""
+    parameters = add_lora(network, LoraConfig(rank=rank, alpha=alpha, targets=targets), PRESETS, seed=0)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+def fresh(network: nn.Module) -> nn.Sequential:
+    copy = nn.Sequential(*(Block() for _ in range(12)))
+    copy.load_state_dict({k.replace(".base_layer", ""): v for k, v in network.state_dict().items() if "lora" not in k})
+    return copy
+
+
+def test_a_new_adapter_changes_nothing_and_only_it_is_trained(network: nn.Sequential) -> None:
+    before = network(INPUT)
+    parameters = add_lora(network, LoraConfig(rank=2), PRESETS, seed=0)
+    assert torch.equal(network(INPUT), before)
+    assert all("lora_" in name for name in parameters)
+    assert {name for name, p in network.named_parameters() if p.requires_grad} == set(parameters)
+
+
+def test_the_seed_decides_the_first_weights_and_leaves_the_global_generator_alone(network: nn.Sequential) -> None:
+    one, two, three = fresh(network), fresh(network), fresh(network)
+    torch.manual_seed(9)
+    expected = torch.rand(1)
+    torch.manual_seed(9)
+    first = add_lora(one, LoraConfig(), PRESETS, seed=4)
+    assert torch.equal(torch.rand(1), expected)
+    again = add_lora(two, LoraConfig(), PRESETS, seed=4)
+    other = add_lora(three, LoraConfig(), PRESETS, seed=5)
+    names = [name for name in first if "lora_A" in name]
+    assert all(torch.equal(first[name], again[name]) for name in names)
+    assert not any(torch.equal(first[name], other[name]) for name in names)
+
+
+def test_a_saved_adapter_loads_with_its_alpha(network: nn.Sequential, tmp_path: Path) -> None:
+    trained(network)
+    save_lora(tmp_path / "a.safetensors", lora_layers(network))
+    copy = fresh(network)
+    assert not torch.allclose(copy(INPUT), network(INPUT), atol=1e-2)
+    load_lora(copy, tmp_path / "a.safetensors")
+    torch.testing.assert_close(copy(INPUT), network(INPUT))
+
+
+def test_the_weight_scales_the_update(network: nn.Sequential, tmp_path: Path) -> None:
+    trained(network, targets=("0.to_q",))
+    save_lora(tmp_path / "a.safetensors", lora_layers(network))
+    copy = fresh(network)
+    base = copy[0].to_q(INPUT)
+    load_lora(copy, tmp_path / "a.safetensors", 0.5)
+    full = network[0].to_q(INPUT)
+    torch.testing.assert_close(copy[0].to_q(INPUT), base + 0.5 * (full - base))
+
+
+def test_two_files_add_up(network: nn.Sequential, tmp_path: Path) -> None:
+    trained(network, targets=("0.to_q",))
+    save_lora(tmp_path / "a.safetensors", lora_layers(network))
+    copy = fresh(network)
+    base = copy[0].to_q(INPUT)
+    load_lora(copy, tmp_path / "a.safetensors", 1.0, adapter="one")
+    load_lora(copy, tmp_path / "a.safetensors", 0.25, adapter="two")
+    torch.testing.assert_close(copy[0].to_q(INPUT), base + 1.25 * (network[0].to_q(INPUT) - base))
+
+
+def test_metadata_tells_diffusers_the_alpha(network: nn.Sequential, tmp_path: Path) -> None:
+    trained(network)
+    save_lora(tmp_path / "a.safetensors", lora_layers(network), metadata={"weights_licence": "apache-2.0"})
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as opened:
+        header = opened.metadata()
+    config = json.loads(header["lora_adapter_metadata"])
+    assert (config["transformer.r"], config["transformer.lora_alpha"]) == (3, 7.5)
+    assert header["weights_licence"] == "apache-2.0"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "down", "up", "alpha"),
+    [
+        ("diffusion_model.", "lora_A", "lora_B", True),
+        ("transformer.", "lora_A", "lora_B", True),
+        ("", "lora_down", "lora_up", True),
+        ("", "lora_A", "lora_B", True),
+        ("base_model.model.", "lora_A", "lora_B", False),
+    ],
+)
+def test_other_programs_keys_are_read(
+    network: nn.Sequential, tmp_path: Path, prefix: str, down: str, up: str, alpha: bool
+) -> None:
+    trained(network, alpha=7.5 if alpha else 3.0)
+    tensors = {}
+    for name, layer in lora_layers(network).items():
+        tensors[f"{prefix}{name}.{down}.weight"] = layer.down.clone()
+        tensors[f"{prefix}{name}.{up}.weight"] = layer.up.clone()
+        if alpha:
+            tensors[f"{prefix}{name}.alpha"] = torch.tensor(layer.alpha)
+    save_file(tensors, tmp_path / "other.safetensors")
+    copy = fresh(network)
+    load_lora(copy, tmp_path / "other.safetensors")
+    torch.testing.assert_close(copy(INPUT), network(INPUT))
+
+
+def test_merging_keeps_the_output_and_leaves_a_plain_network(network: nn.Sequential) -> None:
+    trained(network)
+    adapted = network(INPUT)
+    merge_lora(network)
+    torch.testing.assert_close(network(INPUT), adapted, rtol=1e-5, atol=1e-5)
+    assert network.state_dict().keys() == nn.Sequential(*(Block() for _ in range(12))).state_dict().keys()
+
+
+def test_a_target_that_matches_nothing_is_named(network: nn.Sequential) -> None:
+    with pytest.raises(ConfigError, match="'to_v' matches no linear layer") as caught:
+        add_lora(network, LoraConfig(targets=("to_v",)), PRESETS, seed=0)
+    assert "Presets: both, default" in str(caught.value)
+
+
+def test_a_target_matches_whole_names_only(network: nn.Sequential) -> None:
+    assert resolve_targets(network, ("1.to_q",), PRESETS) == ["1.to_q"]  # not 11.to_q
+
+
+def _broken(tmp_path: Path, network: nn.Module, change: str) -> Path:
+    trained(network, targets=("0.to_q",))
+    file = tmp_path / "broken.safetensors"
+    save_lora(file, lora_layers(network))
+    tensors = load_file(file)
+    down, up = "transformer.0.to_q.lora_A.weight", "transformer.0.to_q.lora_B.weight"
+    if change == "nan":
+        tensors[down][0, 0] = float("nan")
+    elif change == "half":
+        del tensors[up]
+    elif change == "other model":
+        tensors = {key.replace("0.to_q", "9.to_v"): tensor for key, tensor in tensors.items()}
+    elif change == "shape":
+        tensors[down] = torch.zeros(3, 5)
+    elif change == "ranks":
+        tensors[down] = torch.zeros(2, 8)
+    elif change == "stray":
+        tensors["transformer.0.to_q.dora_scale"] = torch.zeros(3)
+    elif change == "nothing":
+        tensors = {}
+    save_file(tensors, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("nan", "0.to_q: holds values that are not finite"),
+        ("half", "0.to_q: only one of lora_A and lora_B"),
+        ("other model", "9.to_v: the network has no such linear layer"),
+        ("shape", "0.to_q: made for 5 -> 6 features, the network has 8 -> 6"),
+        ("ranks", "do not belong together"),
+        ("stray", "transformer.0.to_q.dora_scale: not part of a LoRA layer"),
+        ("nothing", "no lora_A / lora_B"),
+    ],
+)
+def test_a_file_that_cannot_be_used_says_why_and_changes_nothing(
+    network: nn.Sequential, tmp_path: Path, change: str, message: str
+) -> None:
+    file = _broken(tmp_path, network, change)
+    copy = fresh(network)
+    before = copy(INPUT)
+    with pytest.raises(CheckpointError, match=message):
+        load_lora(copy, file)
+    assert torch.equal(copy(INPUT), before)
+
+
+def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
+    file = tmp_path / "lora.safetensors"
+    file.write_bytes(b"\x80\x04\x95 this is a pickle")
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        read_lora(file)
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_lora(tmp_path / "missing.safetensors")

@@ -1,0 +1,125 @@
+"""A denoiser small enough to check by hand, and examples for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qframe.interfaces import Denoiser, Schedule
+from qframe.packing import per_token
+from qframe.types import Conditioning, Example, PackedSequence
+
+CHANNELS, PATCH, WIDTH = 4, 2, 6
+
+
+class ToyNetwork(nn.Module):
+    """Mixes a token with its sample's prompt, references and sigma."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        tokens = CHANNELS * PATCH * PATCH
+        self.blocks = nn.ModuleList([nn.Linear(tokens, tokens) for _ in range(2)])
+        self.text = nn.Linear(WIDTH, tokens)
+        self.sigma = nn.Linear(1, tokens)
+
+    def forward(self, x: Tensor, text: Tensor, references: Tensor, sigma: Tensor) -> Tensor:
+        hidden = x + self.text(text) + self.sigma(sigma[:, None]) + references
+        for block in self.blocks:
+            hidden = hidden + torch.tanh(block(hidden))
+        return hidden
+
+
+class ToyDenoiser(Denoiser):
+    """Right for any mixture of shapes: everything is per token but for means over a sample's own tokens."""
+
+    blocks: ClassVar[str] = "blocks"
+    lora_presets: ClassVar[dict[str, tuple[str, ...]]] = {"default": ("text",), "all": ("text", "sigma")}
+
+    def __init__(self) -> None:
+        self.module = ToyNetwork()
+
+    @classmethod
+    def describe(cls, checkpoint: Any, options: Any) -> Any:
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, checkpoint: Any, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+        raise NotImplementedError
+
+    @classmethod
+    def fingerprint(cls, checkpoint: Any, options: Any) -> str:
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> None:
+        raise NotImplementedError
+
+    def velocity(
+        self, x: PackedSequence, sigma: Tensor, cond: Conditioning, references: PackedSequence | None = None
+    ) -> Tensor:
+        text = torch.stack([part.embeds.mean(0) for part in cond.split()])
+        given = torch.zeros(x.batch_size, x.tokens.shape[1])
+        if references is not None:
+            rows = references.tokens.split(list(references.lengths))
+            given = torch.stack([row.mean(0) if len(row) else given[0] for row in rows])
+        result: Tensor = self.module(
+            x.tokens, per_token(text, x.lengths), per_token(given, x.lengths), per_token(sigma, x.lengths)
+        )
+        return result
+
+
+class HalvingSchedule(Schedule):
+    """Moves every sigma to its half, so that a test can see whether it was asked."""
+
+    @classmethod
+    def describe(cls, checkpoint: Any, options: Any) -> None:
+        return None
+
+    @classmethod
+    def load(cls, checkpoint: Any, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+        return cls()
+
+    @classmethod
+    def fingerprint(cls, checkpoint: Any, options: Any) -> str:
+        return ""
+
+    def sigmas(self, steps: int, tokens: int, custom: Sequence[float] | None = None) -> Tensor:
+        return torch.linspace(1, 0, steps + 1)
+
+    def shift(self, sigma: Tensor, tokens: int) -> Tensor:
+        return sigma / 2
+
+
+def toy_example(index: int, *, height: int = 4, width: int = 4, references: int = 1, words: int = 3) -> Example:
+    generator = torch.Generator().manual_seed(index)
+    return Example(
+        id=f"example-{index}",
+        target=torch.randn(CHANNELS, height, width, generator=generator),
+        references=tuple(torch.randn(CHANNELS, 4, 2 + 2 * i, generator=generator) for i in range(references)),
+        conditioning=Conditioning(torch.randn(words, WIDTH, generator=generator), (words,)),
+        unconditional=Conditioning(torch.zeros(2, WIDTH), (2,)),
+    )
+
+
+@pytest.fixture
+def mixed_examples() -> list[Example]:
+    """Six examples of different sizes, reference counts and prompt lengths."""
+    sizes = [(4, 4), (8, 4), (4, 8), (6, 6), (2, 2), (4, 4)]
+    return [
+        toy_example(i, height=h, width=w, references=i % 3, words=1 + i) for i, (h, w) in enumerate(sizes)
+    ]
+
+
+@pytest.fixture
+def toy_denoiser() -> ToyDenoiser:
+    torch.manual_seed(0)
+    return ToyDenoiser()
+
+
+@pytest.fixture
+def schedule() -> HalvingSchedule:
+    return HalvingSchedule()
