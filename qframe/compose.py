@@ -1,0 +1,298 @@
+"""From names to parts: classes, checkpoints and Specs; a check of every joint; and then the loading.
+
+`compose` reads configuration files only. What does not fit is refused, with the whole table, before a weight is read.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import torch
+
+from qframe.checkpoint import Checkpoint
+from qframe.errors import CheckpointError, CompositionError, ConfigError, PluginError, bullet_list
+from qframe.hookspecs import Component, Family
+from qframe.interfaces import (
+    CodecSpec,
+    Denoiser,
+    DenoiserSpec,
+    Encoder,
+    EncoderSpec,
+    LatentCodec,
+    Loadable,
+    Parts,
+    Recipe,
+    Sampler,
+    Schedule,
+)
+from qframe.plugins import Registry, load_registry
+from qframe.schema import ROLES, ComponentConfig, Config
+
+Role = Literal["encoder", "denoiser", "codec", "schedule", "sampler"]
+
+_INTERFACES: Mapping[str, type] = {
+    "encoder": Encoder,
+    "denoiser": Denoiser,
+    "codec": LatentCodec,
+    "schedule": Schedule,
+    "sampler": Sampler,
+}
+_SPECS: Mapping[str, type] = {"encoder": EncoderSpec, "denoiser": DenoiserSpec, "codec": CodecSpec}
+_STATES = {"ok": "ok", "allowed": "allowed", "mismatch": "MISMATCH"}
+
+
+@attrs.frozen
+class Row:
+    """One joint of the composition: what one side gives and the other wants."""
+
+    name: str
+    giver: str
+    gives: object
+    taker: str
+    wants: object
+    state: Literal["ok", "allowed", "mismatch"]
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Composition:
+    """Components that fit each other, not loaded yet.
+
+    rows: the checks. checkpoints, classes: by role. specs: of encoder, denoiser and codec.
+    recipe: instantiated with the settings of the configuration.
+    """
+
+    config: Config
+    family: Family
+    rows: tuple[Row, ...]
+    checkpoints: Mapping[str, Checkpoint]
+    classes: Mapping[str, Any]
+    specs: Mapping[str, Any]
+    recipe: Recipe
+    title: str
+
+    def table(self) -> str:
+        """The check as it is printed: one line per joint."""
+        return _table(self.title, self.rows)
+
+    @property
+    def licence(self) -> str:
+        """SPDX id of the weights' licence, as the family declares it."""
+        return self.family.weights_licence
+
+    @property
+    def model_name(self) -> str:
+        """The checkpoint, as the user named it."""
+        return self.checkpoints["model"].name
+
+    def component_class(self, role: str) -> Any:
+        return self.classes[role]
+
+    def options(self, role: str) -> Any:
+        """The settings of a component: an instance of the class it declares, or None."""
+        return _section(self.config, role).options
+
+    def checkpoint(self, role: str) -> Checkpoint:
+        """The checkpoint that a component comes from."""
+        return self.checkpoints[role]
+
+    def fingerprint(self, role: str) -> str:
+        """sha256 over everything that the component's output depends on."""
+        return str(self.classes[role].fingerprint(self.checkpoint(role), self.options(role)))
+
+    def device(self, role: str) -> torch.device:
+        """Where a component runs. ConfigError if this machine has no such device."""
+        own = _section(self.config, role).device
+        return find_device(*((f"{role}.device", own) if own is not None else ("device", self.config.device)))
+
+    def dtype(self, role: str) -> torch.dtype:
+        """The dtype of a component's weights."""
+        name = _section(self.config, role).dtype or self.config.dtype
+        if name == "auto":
+            return torch.float32 if self.device(role).type == "cpu" else torch.bfloat16
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+    def load(self, *roles: Literal["encoder", "codec", "denoiser"] | str) -> Parts:
+        """The parts, of encoder, codec and denoiser only those named; schedule and sampler always."""
+        loaded = {f"loaded_{role}": self._load(role) for role in roles}
+        options = self.options("sampler")
+        sampler = self.classes["sampler"]
+        return Parts(
+            **{f"{role}_spec": spec for role, spec in self.specs.items()},
+            schedule=self._load("schedule"),
+            sampler=sampler() if options is None else sampler(options),
+            checkpoint=self.checkpoints["model"],
+            **loaded,
+        )
+
+    def _load(self, role: str) -> Any:
+        return self.classes[role].load(
+            self.checkpoint(role), self.options(role), device=self.device(role), dtype=self.dtype(role)
+        )
+
+
+def compose(config: Config, registry: Registry | None = None) -> Composition:
+    """The composition of a configuration, checked. No weight is read.
+
+    CompositionError holds the whole table if a joint does not fit and `compose.allow` does not name it.
+    CheckpointError: the checkpoint lacks a component, or holds one of another kind. PluginError: a plugin's class
+    cannot be imported or does not implement its interface.
+    """
+    registry = load_registry() if registry is None else registry
+    family = registry.family(config.family)
+    components = {role: registry.component(role, _section(config, role).use) for role in ROLES}
+    classes = {role: _class(registry, component) for role, component in components.items()}
+    checkpoints = _checkpoints(config, family, registry)
+    specs = {}
+    for role, spec in _SPECS.items():
+        specs[role] = classes[role].describe(checkpoints[role], _section(config, role).options)
+        if not isinstance(specs[role], spec):
+            component = components[role]
+            raise PluginError(
+                f"plugin {registry.plugin_of(component)!r}: {component.target}.describe returned a "
+                f"{type(specs[role]).__name__}, expected a {spec.__name__}"
+            )
+    recipe_class = registry.resolve(family, "recipe")
+    _check_class(recipe_class, Recipe, family.recipe, registry.plugin_of(family))
+    recipe = recipe_class(config.recipe, checkpoints["model"])
+    rows = _rows(specs["encoder"], specs["codec"], specs["denoiser"], recipe, config.compose.allow)
+    title = ", ".join(
+        f"{role} {components[role].name!r} (plugin {registry.plugin_of(components[role])})"
+        for role in ("denoiser", "codec", "encoder")
+    )
+    mismatches = [row.name.replace(" ", "_") for row in rows if row.state == "mismatch"]
+    if mismatches:
+        raise CompositionError(
+            f"cannot compose: {_table(title, rows)}",
+            "Choose components of one family, or, where you know better, "
+            f"--set compose.allow='{str(mismatches).replace(chr(39), chr(34))}'.",
+        )
+    return Composition(
+        config=config,
+        family=family,
+        rows=rows,
+        checkpoints=checkpoints,
+        classes=classes,
+        specs=specs,
+        recipe=recipe,
+        title=title,
+    )
+
+
+def find_device(key: str, name: str) -> torch.device:
+    """The device of a configuration key; "auto" is cuda, else mps, else cpu. ConfigError says what there is."""
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available = [*(f"cuda:{index}" for index in range(torch.cuda.device_count())), *available]
+    if name == "auto":
+        return torch.device(available[0])
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{key}: {name!r} is not a device", f"Known here: auto, {', '.join(available)}.") from error
+    found = device.type in {item.partition(":")[0] for item in available}
+    if not found or (device.index is not None and device.type == "cuda" and str(device) not in available):
+        raise ConfigError(
+            f"{key}: this machine has no device {name!r}", f"Available: {', '.join(available)}. Or say auto."
+        )
+    return device
+
+
+def _section(config: Config, role: str) -> ComponentConfig:
+    section: ComponentConfig = getattr(config, role)
+    return section
+
+
+def _class(registry: Registry, component: Component) -> Any:
+    found = registry.resolve(component)
+    _check_class(found, _INTERFACES[component.kind], component.target, registry.plugin_of(component))
+    return found
+
+
+def _check_class(found: object, interface: type, target: str, plugin: str) -> None:
+    if not (isinstance(found, type) and issubclass(found, interface)):
+        raise PluginError(f"plugin {plugin!r}: {target} is no subclass of qframe.interfaces.{interface.__name__}")
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+        raise PluginError(f"plugin {plugin!r}: {target} lacks methods of {interface.__name__}: {missing}")
+
+
+def _checkpoints(config: Config, family: Family, registry: Registry) -> dict[str, Checkpoint]:
+    """By role, and "model": the one of the whole configuration. Each name is opened once."""
+    opened: dict[str, Checkpoint] = {}
+
+    def get(name: str) -> Checkpoint:
+        if name not in opened:
+            opened[name] = open_model(name, registry)
+        return opened[name]
+
+    name = config.model or family.model
+    if name is None:
+        bundled = ", ".join(component.name for component in registry.components("model"))
+        raise ConfigError(
+            f"model: none is given, and family {family.name!r} has none of its own",
+            "Give --model: a folder in the diffusers layout, a hub id"
+            + (f", or one that ships with a plugin ({bundled})." if bundled else "."),
+        )
+    return {"model": get(name)} | {
+        role: get(_section(config, role).model or name) for role in ROLES if issubclass(_INTERFACES[role], Loadable)
+    }
+
+
+def open_model(name: str, registry: Registry) -> Checkpoint:
+    """The checkpoint of a registered name, a folder or a hub id."""
+    for component in registry.components("model"):
+        if component.name == name:
+            locate: Callable[[], str | Path] = registry.resolve(component)
+            folder = Path(locate())
+            if not folder.is_dir():
+                raise CheckpointError(
+                    f"model {name!r} of plugin {registry.plugin_of(component)!r}: {folder} is no folder",
+                    "Reinstall the plugin.",
+                )
+            return Checkpoint(name, folder)
+    try:
+        return Checkpoint.open(name)
+    except CheckpointError as error:
+        bundled = ", ".join(component.name for component in registry.components("model"))
+        if bundled and error.hint:
+            raise CheckpointError(error.message, f"{error.hint} Bundled: {bundled}.") from error
+        raise
+
+
+def _rows(
+    encoder: EncoderSpec, codec: CodecSpec, denoiser: DenoiserSpec, recipe: Recipe, allow: tuple[str, ...]
+) -> tuple[Row, ...]:
+    rows: list[Row] = []
+
+    def check(name: str, giver: str, gives: object, taker: str, wants: object) -> None:
+        fits = gives == wants
+        state: Literal["ok", "allowed", "mismatch"] = "ok" if fits else "mismatch"
+        if not fits and name.replace(" ", "_") in allow:
+            state = "allowed"
+        rows.append(Row(name, giver, gives, taker, wants, state))
+
+    tokens = codec.channels * denoiser.patch**2
+    check("latent space", "codec", codec.latent_space, "denoiser", denoiser.latent_space)
+    check("token channels", "codec", tokens, "denoiser", denoiser.token_channels)
+    check("text space", "encoder", encoder.text_space, "denoiser", denoiser.text_space)
+    check("text width", "encoder", encoder.width, "denoiser", denoiser.text_width)
+    if getattr(recipe, "references", False):
+        check("references", "denoiser", "takes them" if denoiser.references else "takes none", "recipe", "takes them")
+    return tuple(rows)
+
+
+def _table(title: str, rows: tuple[Row, ...]) -> str:
+    names = max(len(row.name) for row in rows)
+    gives = max(len(f"{row.giver} gives {row.gives}") for row in rows)
+    lines = [
+        f"{_STATES[row.state]:<8} {row.name:<{names}}  {f'{row.giver} gives {row.gives}':<{gives}}  "
+        f"{row.taker} wants {row.wants}"
+        for row in rows
+    ]
+    return f"{title}\n{bullet_list(lines)}"
