@@ -279,12 +279,14 @@ def test_slow_tests_run_on_demand_and_in_ci(box: Box, arguments: list[str], sett
     assert checks(box)[-1].endswith("-m not gpu -x")
 
 
-@pytest.mark.parametrize("tool", ["ruff", "mypy", "pytest"])
-def test_failing_check_is_named_and_fails_the_whole(box: Box, tool: str) -> None:
+@pytest.mark.parametrize(
+    ("tool", "named"), [("ruff", "ruff check, ruff format"), ("mypy", "mypy"), ("pytest", "pytest")]
+)
+def test_failing_check_is_named_and_fails_the_whole(box: Box, tool: str, named: str) -> None:
     (box.folder / f"fail-{tool}").touch()
     result = box.run("test")
     assert result.returncode == 1
-    assert f"failed: {tool}" in result.stderr
+    assert result.stderr.endswith(f"run: failed: {named}\n")
     assert checks(box)[-1].startswith("pytest")
 
 
