@@ -87,7 +87,7 @@ def _background_failures(pixels: np.ndarray, wanted: Scene) -> set[str]:
 
 def _ghost(pixels: np.ndarray, wanted: Scene) -> bool:
     """Whether some cell's background is too dirty: what is left of a small figure can hide in 5 % of a canvas."""
-    free = ~_touched(wanted)
+    free = ~_grown(_touched(wanted), 2)  # a soft outline is the outline's affair
     right = _near_pixels(pixels, world.PALETTE[wanted.background])
     for place in wanted.canvas.places:
         x, y = wanted.canvas.corner(place)
@@ -95,6 +95,14 @@ def _ghost(pixels: np.ndarray, wanted: Scene) -> bool:
         if region.size >= CELL * CELL // 4 and region.mean() <= CELL_BACKGROUND_SHARE:
             return True
     return False
+
+
+def _grown(region: np.ndarray, pixels: int) -> np.ndarray:
+    """The region [H, W] bool and everything within ``pixels`` of it, counted along rows and columns."""
+    for _ in range(pixels):
+        padded = np.pad(region, 1)
+        region = region | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
+    return region
 
 
 def _figure_failures(pixels: np.ndarray, wanted: Scene, figure: Figure) -> set[str]:

@@ -1,45 +1,20 @@
-"""Resumable stages: results appear whole or not at all, and a killed training run goes on where it stopped."""
+"""Resumable stages: a killed training run goes on where it stopped; a finished one leaves a published folder."""
 
-import contextlib
 import json
-import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 import torch
+from qframe import storage
 from safetensors import safe_open
-from safetensors.torch import save_file
-
-
-@contextlib.contextmanager
-def publish(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; renamed to ``path`` when the block ends well, removed when it raises."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.parent / f".{path.name}.{os.getpid()}.part"
-    _remove(draft)
-    try:
-        yield draft
-        if path.is_dir():
-            _remove(path)
-        os.replace(draft, path)
-    finally:
-        _remove(draft)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+from safetensors.torch import save
 
 
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as indented JSON, atomically."""
-    with publish(path) as draft:
-        draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    storage.write_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> dict:
@@ -58,8 +33,8 @@ class Snapshot:
     def save(self, path: Path) -> None:
         """Write to one safetensors file, atomically."""
         metadata = {"step": str(self.step), "seconds": repr(self.seconds)}
-        with publish(path) as draft:
-            save_file({name: t.detach().contiguous() for name, t in self.tensors.items()}, draft, metadata)
+        tensors = {name: tensor.detach().contiguous() for name, tensor in self.tensors.items()}
+        storage.write_file(path, save(tensors, metadata))
 
     @classmethod
     def load(cls, path: Path) -> "Snapshot":

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import attrs
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 TOKEN = 16
 """Pixels along one side of a transformer token."""
@@ -71,6 +71,10 @@ PLACES: dict[str, tuple[int, int]] = {
 """Name of a place: (row, column), each 0 first, 1 middle, 2 last."""
 
 _SUPERSAMPLING = 8
+_CROSS_ARM = 0.36
+"""Half the width of a cross's arms, in radii."""
+_DOT_RADIUS = 4 / 9
+"""In radii: the dot's pixels are all inside even the triangle."""
 
 
 @attrs.frozen
@@ -174,45 +178,34 @@ def cells_overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
 @functools.cache
 def shape_coverage(shape: str, size: str) -> np.ndarray:
     """Share of each pixel of a cell that a shape covers: [32, 32] float32 in [0, 1], read-only."""
-    radius, centre = RADII[size], CELL / 2
-    points: dict[str, Sequence[tuple[float, float]]] = {
-        "square": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
-        "triangle": ((0, -1), (1, 1), (-1, 1)),
-        "cross": _cross_points(0.36),
-    }
-    if shape == "circle":
-        return _coverage(None, radius)
-    return _coverage([(centre + radius * x, centre + radius * y) for x, y in points[shape]], radius)
+    x, y = _fine_grid(RADII[size])
+    inside = {
+        "circle": np.hypot(x, y) <= 1,
+        "square": np.maximum(np.abs(x), np.abs(y)) <= 1,
+        "triangle": (2 * np.abs(x) - 1 <= y) & (y <= 1),
+        "cross": (np.minimum(np.abs(x), np.abs(y)) <= _CROSS_ARM) & (np.maximum(np.abs(x), np.abs(y)) <= 1),
+    }[shape]
+    return _coverage(inside)
 
 
 @functools.cache
 def dot_coverage(size: str) -> np.ndarray:
     """Share of each pixel of a cell that the dot covers: [32, 32] float32; it fits inside every shape of that size."""
-    return _coverage(None, RADII[size] * 4 / 9)
+    x, y = _fine_grid(RADII[size])
+    return _coverage(np.hypot(x, y) <= _DOT_RADIUS)
 
 
-def _cross_points(arm: float) -> list[tuple[float, float]]:
-    corner = [(arm, -1.0), (arm, -arm), (1.0, -arm)]
-    points = []
-    for _ in range(4):
-        points += corner
-        corner = [(-y, x) for x, y in corner]
-    return points
+def _fine_grid(radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Sub-pixel centres (x, y) of a cell, in units of ``radius`` from its middle: two [256, 256] arrays."""
+    axis = ((np.arange(CELL * _SUPERSAMPLING) + 0.5) / _SUPERSAMPLING - CELL / 2) / radius
+    x, y = np.meshgrid(axis, axis)
+    return x, y
 
 
-def _coverage(polygon: Sequence[tuple[float, float]] | None, radius: float) -> np.ndarray:
-    """Coverage of a polygon in cell pixels, or of a centred disc where ``polygon`` is None."""
-    side = CELL * _SUPERSAMPLING
-    middle = np.arange(side) / _SUPERSAMPLING + 0.5 / _SUPERSAMPLING
-    if polygon is None:
-        distance = np.hypot(middle[:, None] - CELL / 2, middle[None, :] - CELL / 2)
-        fine = (distance <= radius).astype(np.float32)
-    else:
-        drawing = Image.new("L", (side, side))
-        outline = [(x * _SUPERSAMPLING - 0.5, y * _SUPERSAMPLING - 0.5) for x, y in polygon]
-        ImageDraw.Draw(drawing).polygon(outline, fill=1)
-        fine = np.asarray(drawing, dtype=np.float32)
-    coverage = fine.reshape(CELL, _SUPERSAMPLING, CELL, _SUPERSAMPLING).mean(axis=(1, 3), dtype=np.float32)
+def _coverage(inside: np.ndarray) -> np.ndarray:
+    """Average of the sub-pixels of each pixel, read-only."""
+    fine = inside.astype(np.float32).reshape(CELL, _SUPERSAMPLING, CELL, _SUPERSAMPLING)
+    coverage: np.ndarray = fine.mean(axis=(1, 3), dtype=np.float32)
     coverage.setflags(write=False)
     return coverage
 

@@ -1,0 +1,103 @@
+"""Put the parts together: a folder in the diffusers layout that diffusers' and qframe's pipelines load.
+
+``model_index.json`` names QwenImageEditPipeline; ``qframe.json`` holds what belongs to no component: the picture areas
+that the published checkpoints have fixed at a million pixels.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
+from qframe import storage
+from torch import nn
+
+from qframe_shapes import text
+from qframe_shapes.frame_vae import Z_DIM
+
+BYTE_LIMIT = 16 * 1000 * 1000
+"""A wheel must stay small: no checkpoint above it is published."""
+
+MODEL_INDEX = {
+    "_class_name": "QwenImageEditPipeline",
+    "_diffusers_version": diffusers.__version__,
+    "processor": ["transformers", "Qwen2VLProcessor"],
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+    "tokenizer": ["transformers", "Qwen2Tokenizer"],
+    "transformer": ["diffusers", "QwenImageTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKLQwenImage"],
+}
+
+QFRAME_SETTINGS = {"recipe": {"min_area": text.MIN_PIXELS, "max_area": text.MAX_PIXELS, "multiple": 16}}
+
+
+def new_transformer(seed: int) -> QwenImageTransformer2DModel:
+    """An untrained denoiser of 3 million parameters; modulations and output start at zero (adaLN zero).
+
+    Scalable Diffusion Models with Transformers, section 3.2: every block starts as the identity.
+    """
+    transformer = QwenImageTransformer2DModel(
+        patch_size=2, in_channels=4 * Z_DIM, out_channels=Z_DIM, num_layers=5, attention_head_dim=32,
+        num_attention_heads=4, joint_attention_dim=text.WIDTH, axes_dims_rope=(8, 12, 12),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    zeroed = ("img_mod.1", "txt_mod.1", "norm_out.linear", "proj_out")
+    with torch.no_grad():
+        for name, module in transformer.named_modules():
+            if isinstance(module, nn.Linear):
+                module.bias.zero_()
+                if name.endswith(zeroed):
+                    module.weight.zero_()
+                else:
+                    bound = math.sqrt(6 / (module.in_features + module.out_features))
+                    module.weight.uniform_(-bound, bound, generator=generator)
+    return transformer
+
+
+def new_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """The configuration published in ``scheduler/scheduler_config.json`` of Qwen/Qwen-Image."""
+    return FlowMatchEulerDiscreteScheduler(
+        base_image_seq_len=256, base_shift=0.5, max_image_seq_len=8192, max_shift=0.9, num_train_timesteps=1000,
+        shift=1.0, shift_terminal=0.02, time_shift_type="exponential", use_dynamic_shifting=True,
+    )  # fmt: skip
+
+
+def assemble(
+    target: Path, *, vae: AutoencoderKLQwenImage, transformer: QwenImageTransformer2DModel, text_seed: int, card: str = ""
+) -> int:
+    """Publish a checkpoint in bfloat16 as ``target``, replacing one that was published there; returns its bytes.
+
+    Raises ValueError if it would be larger than ``BYTE_LIMIT``.
+    """
+
+    def write(folder: Path) -> None:
+        text.save_text(folder, text_seed)
+        _save_bfloat16(vae, folder / "vae")
+        _save_bfloat16(transformer, folder / "transformer")
+        new_scheduler().save_pretrained(folder / "scheduler")
+        (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
+        (folder / "qframe.json").write_text(json.dumps(QFRAME_SETTINGS, indent=2) + "\n", encoding="utf-8")
+        if card:
+            (folder / "README.md").write_text(card, encoding="utf-8")
+        if folder_bytes(folder) > BYTE_LIMIT:
+            raise ValueError(f"the checkpoint has {folder_bytes(folder)} bytes, at most {BYTE_LIMIT} may ship")
+
+    if storage.is_published(target):
+        storage.remove_published(target)
+    storage.publish_folder(target, write)
+    return folder_bytes(target)
+
+
+def _save_bfloat16(model: AutoencoderKLQwenImage | QwenImageTransformer2DModel, folder: Path) -> None:
+    """Save a copy in bfloat16; the model itself keeps its precision."""
+    copy = type(model).from_config(model.config)
+    copy.load_state_dict(model.state_dict())
+    copy.to(torch.bfloat16).save_pretrained(folder)
+
+
+def folder_bytes(folder: Path) -> int:
+    """The size of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,22 @@
+"""Settings of the embedded data set. Imports no torch."""
+
+from typing import Literal
+
+import attrs
+from attrs.validators import and_, ge, le
+
+
+@attrs.frozen(kw_only=True)
+class ShapesOptions:
+    """Which records the embedded data set holds."""
+
+    mixture: Literal["dot", "purple", "base"] = attrs.field(
+        default="dot",
+        metadata={"help": "dot, purple: what the base model never saw, with replay; base: what it was built from"},
+    )
+    count: int = attrs.field(default=80, validator=ge(1), metadata={"help": "training records"})
+    replay: float = attrs.field(
+        default=0.4, validator=and_(ge(0.0), le(1.0)), metadata={"help": "share of operations known already"}
+    )
+    validation: int = attrs.field(default=32, validator=ge(0), metadata={"help": "records kept from training"})
+    seed: int = attrs.field(default=0, validator=ge(0), metadata={"help": "seed of the records"})
