@@ -18,16 +18,16 @@ Modules = Mapping[str, Module]
 LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"__main__"}),),
     (frozenset({"cli"}), frozenset({"testing"})),
-    (frozenset({"train", "pipeline", "cache", "data", "adapters", "progress"}),),
+    (frozenset({"train", "pipeline", "cache", "data", "adapters"}),),
     (frozenset({"compose"}),),
     (
         frozenset({"plugins", "config", "schema", "strict", "hookspecs", "samplers_plugin"}),
         frozenset({"interfaces", "samplers"}),
     ),
-    (frozenset({"packing", "flow", "guidance", "pictures", "contact_sheet"}),),
+    (frozenset({"packing", "flow", "guidance", "plan_batches", "pictures", "contact_sheet"}),),
     (frozenset({"types"}),),
     (frozenset({"geometry"}), frozenset({"checkpoint", "storage"})),
-    (frozenset({"errors"}),),
+    (frozenset({"errors", "progress"}),),
 )
 
 # The door for declaring: importing any of these must import none of HEAVY, however indirectly.
@@ -41,6 +41,7 @@ TORCH_FREE = (
     "qframe.geometry",
     "qframe.hookspecs",
     "qframe.plugins",
+    "qframe.progress",
     "qframe.samplers_plugin",
     "qframe.schema",
     "qframe.strict",
