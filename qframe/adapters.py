@@ -161,7 +161,8 @@ def read_lora(file: Path) -> dict[str, LoraLayer]:
         raise CheckpointError(f"LoRA file {file}: there is no such file") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"LoRA file {file}: not a safetensors file ({error})", "Only safetensors files are read; pickles can run code."
+            f"LoRA file {file}: not a safetensors file ({error})",
+            "Only safetensors files are read; pickles can run code.",
         ) from error
     return _pair(file, tensors, header)
 
@@ -267,7 +268,9 @@ def _check_fits(module: nn.Module, file: Path, layers: Mapping[str, LoraLayer]) 
         wanted = (linear.in_features, linear.out_features)
         got = (layer.down.shape[1], layer.up.shape[0])
         if wanted != got:
-            problems.append(f"{name}: made for {got[0]} -> {got[1]} features, the network has {wanted[0]} -> {wanted[1]}")
+            problems.append(
+                f"{name}: made for {got[0]} -> {got[1]} features, the network has {wanted[0]} -> {wanted[1]}"
+            )
     if problems:
         more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise CheckpointError(

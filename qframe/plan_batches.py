@@ -37,7 +37,9 @@ def group_plans(plans: Sequence[Plan], batch_size: int) -> list[tuple[int, ...]]
 def join_plans(plans: Sequence[Plan]) -> Plan:
     """One plan that does what each of `plans` does, sample after sample. ValueError unless their sigmas are equal."""
     first = plans[0]
-    if any(not torch.equal(plan.sigmas, first.sigmas) or (plan.guide is None) != (first.guide is None) for plan in plans):
+    if any(
+        not torch.equal(plan.sigmas, first.sigmas) or (plan.guide is None) != (first.guide is None) for plan in plans
+    ):
         raise ValueError("only plans with the same sigmas, all guided or none, can be joined")
     counts = [sum(plan.start.lengths) for plan in plans]
 
@@ -51,9 +53,7 @@ def join_plans(plans: Sequence[Plan]) -> Plan:
 
     def decode(tokens: Tensor) -> list[Tensor]:
         return [
-            picture
-            for plan, part in zip(plans, tokens.split(counts), strict=True)
-            for picture in plan.decode(part)
+            picture for plan, part in zip(plans, tokens.split(counts), strict=True) for picture in plan.decode(part)
         ]
 
     return Plan(

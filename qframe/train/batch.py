@@ -50,13 +50,13 @@ def make_batch(
     generators = [stream(config.seed, "noise", step, slot) for slot in slots]
     clean = pack_pictures([(example.target.float(),) for example in examples], patch)
     drops = [torch.rand((), generator=g).item() < config.caption_dropout for g in generators]
-    sigma = torch.cat([
-        _draw_sigma(config, schedule, length, g) for g, length in zip(generators, clean.lengths, strict=True)
-    ])
+    sigma = torch.cat(
+        [_draw_sigma(config, schedule, length, g) for g, length in zip(generators, clean.lengths, strict=True)]
+    )
     channels = clean.tokens.shape[1]
-    noise = torch.cat([
-        torch.randn(length, channels, generator=g) for g, length in zip(generators, clean.lengths, strict=True)
-    ])
+    noise = torch.cat(
+        [torch.randn(length, channels, generator=g) for g, length in zip(generators, clean.lengths, strict=True)]
+    )
     noisy = add_noise(clean.tokens, noise, per_token(sigma, clean.lengths))
     references = None
     if any(example.references for example in examples):

@@ -21,8 +21,8 @@ from qframe.data.choose import open_source
 from qframe.encoding import LiveExamples
 from qframe.errors import ConfigError, DataError
 from qframe.interfaces import Denoiser, Parts, RecordSource
-from qframe.pipeline import Pipeline, run_plan
 from qframe.pictures import from_pixels
+from qframe.pipeline import Pipeline, run_plan
 from qframe.plan_batches import group_plans, join_plans
 from qframe.plugins import Registry, load_registry
 from qframe.progress import SILENT, Progress
@@ -339,5 +339,3 @@ def _overwrite(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(values[name])
-
-

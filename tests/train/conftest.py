@@ -109,9 +109,7 @@ def toy_example(index: int, *, height: int = 4, width: int = 4, references: int 
 def mixed_examples() -> list[Example]:
     """Six examples of different sizes, reference counts and prompt lengths."""
     sizes = [(4, 4), (8, 4), (4, 8), (6, 6), (2, 2), (4, 4)]
-    return [
-        toy_example(i, height=h, width=w, references=i % 3, words=1 + i) for i, (h, w) in enumerate(sizes)
-    ]
+    return [toy_example(i, height=h, width=w, references=i % 3, words=1 + i) for i, (h, w) in enumerate(sizes)]
 
 
 @pytest.fixture

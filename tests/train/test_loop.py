@@ -1,0 +1,215 @@
+"""The loop and its state: exact, resumable, and honest about bad steps."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+from torch import Tensor
+
+from qframe.adapters import add_lora
+from qframe.errors import CheckpointError, NumericsError
+from qframe.progress import SILENT
+from qframe.schema import LoraConfig, TrainConfig
+from qframe.storage import verify_folder
+from qframe.train.loop import TrainingJob, run_steps
+from qframe.train.optim import Optimizers, WeightAverage
+from qframe.train.order import BatchOrder
+from qframe.train.signals import Stopped
+from qframe.train.state import TrainingState, checkpoint_folder, find_checkpoint, restore, save_checkpoint
+from qframe.types import Example
+from tests.train.conftest import PATCH, HalvingSchedule, ToyDenoiser
+
+BASE = TrainConfig(
+    max_steps=12,
+    batch_size=2,
+    gradient_accumulation=2,
+    learning_rate=0.01,
+    checkpoint_every=5,
+    keep_checkpoints=3,
+    precision="float32",
+)
+VARIANTS = {
+    "lora": BASE,
+    "lora with dropout": BASE,
+    "bfloat16": attrs.evolve(BASE, precision="bfloat16"),
+    "average": attrs.evolve(BASE, ema_decay=0.9, caption_dropout=0.3),
+    "muon": attrs.evolve(BASE, mode="full", optimizer="muon", lr_schedule="cosine", warmup_steps=3),
+}
+
+
+class Scene:
+    """One toy run in a folder, started as a new process would start it."""
+
+    def __init__(self, folder: Path, examples: list[Example], config: TrainConfig, dropout: float = 0.0) -> None:
+        self.folder, self.config = folder, config
+        torch.manual_seed(0)
+        denoiser = ToyDenoiser()
+        if config.mode == "lora":
+            lora = LoraConfig(rank=2, targets=("all",), dropout=dropout)
+            trained = add_lora(denoiser.module, lora, denoiser.lora_presets, seed=1)
+        else:
+            trained = dict(denoiser.module.named_parameters())
+        average = WeightAverage(trained, config.ema_decay) if config.ema_decay else None
+        self.state = TrainingState(trained, Optimizers(trained, config, "blocks"), average)
+        self.seen: list[tuple[int, Mapping[str, float]]] = []
+        self.job = TrainingJob(
+            config=config,
+            denoiser=denoiser,
+            schedule=HalvingSchedule(),
+            patch=PATCH,
+            examples=examples,
+            order=BatchOrder([e.target.shape for e in examples], config.batch_size, config.seed),
+            device=torch.device("cpu"),
+            progress=SILENT,
+            observe=lambda step, metrics: self.seen.append((step, metrics)),
+            save=partial(save_checkpoint, folder, self.state, config="", about={}, keep=config.keep_checkpoints),
+        )
+
+    def weights(self) -> dict[str, Tensor]:
+        found = {name: p.detach().clone() for name, p in self.state.parameters.items()}
+        if self.state.average is not None:
+            found |= {f"average {name}": value.clone() for name, value in self.state.average.values.items()}
+        return found
+
+
+@pytest.fixture
+def scene(tmp_path: Path, mixed_examples: list[Example]) -> Callable[..., Scene]:
+    return lambda name="run", config=BASE, dropout=0.0: Scene(tmp_path / name, mixed_examples, config, dropout)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_resumed_run_ends_bit_identical(scene: Callable[..., Scene], variant: str) -> None:
+    dropout = 0.3 if "dropout" in variant else 0.0
+    whole, again = (scene(name, VARIANTS[variant], dropout) for name in ("whole", "again"))
+    start = whole.weights()
+    run_steps(whole.job, whole.state)
+    run_steps(again.job, again.state)
+    assert any(not torch.equal(start[name], value) for name, value in whole.weights().items())
+    resumed = scene("whole", VARIANTS[variant], dropout)
+    restore(checkpoint_folder(whole.folder, 5), resumed.state)
+
+    assert resumed.state.step == 5
+    run_steps(attrs.evolve(resumed.job, save=lambda: None), resumed.state)
+    for name, value in whole.weights().items():
+        assert torch.equal(value, again.weights()[name]), f"two runs of one seed differ in {name}"
+        assert torch.equal(value, resumed.weights()[name]), f"the resumed run differs in {name}"
+    assert resumed.seen[-1][1]["loss"] == whole.seen[-1][1]["loss"]
+
+
+def test_accumulation_equals_one_large_batch(scene: Callable[..., Scene]) -> None:
+    split = scene("split", attrs.evolve(BASE, batch_size=3, gradient_accumulation=2, max_steps=1))
+    joint = scene("joint", attrs.evolve(BASE, batch_size=6, gradient_accumulation=1, max_steps=1))
+    order = BatchOrder([0] * 6, 6, 0).batch(0)
+    for part, size in ((split, 3), (joint, 6)):
+        batches = [order[i : i + size] for i in range(0, 6, size)]
+        fixed = type("Fixed", (), {"batch": staticmethod(lambda number, batches=batches: batches[number])})()
+        run_steps(attrs.evolve(part.job, order=fixed), part.state)
+    for name, value in split.weights().items():
+        torch.testing.assert_close(value, joint.weights()[name], rtol=1e-5, atol=1e-6)
+
+
+def test_max_steps_is_obeyed_and_the_end_is_saved(scene: Callable[..., Scene]) -> None:
+    run = scene()
+    run_steps(run.job, run.state)
+    assert [step for step, _ in run.seen] == list(range(1, 13))
+    names = [p.name for p in checkpoint_folder(run.folder, 0).parent.iterdir()]
+    assert sorted(names) == ["step-00000005", "step-00000010", "step-00000012"]
+
+
+def test_the_loss_falls_when_it_can(scene: Callable[..., Scene]) -> None:
+    run = scene(config=attrs.evolve(BASE, mode="full", max_steps=150, learning_rate=0.02, checkpoint_every=1000))
+    run_steps(run.job, run.state)
+    losses = [metrics["loss"] for _, metrics in run.seen]
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+
+
+def test_sigterm_saves_stops_and_names_the_next_step(scene: Callable[..., Scene]) -> None:
+    run = scene()
+
+    def observe(step: int, metrics: Mapping[str, float]) -> None:
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="stopped at step 3") as caught:
+        run_steps(attrs.evolve(run.job, observe=observe), run.state)
+    assert caught.value.exit_code == 143
+    assert verify_folder(checkpoint_folder(run.folder, 3)) == []
+
+
+def poison(examples: list[Example]) -> list[Example]:
+    return [attrs.evolve(e, target=torch.full_like(e.target, float("nan"))) for e in examples]
+
+
+def test_steps_that_are_not_finite_change_nothing_and_then_stop_the_run(scene: Callable[..., Scene]) -> None:
+    run = scene(config=attrs.evolve(BASE, nan_patience=2))
+    start = run.weights()
+    with pytest.raises(NumericsError, match=r"3 steps in a row, up to step 3; examples .*example-"):
+        run_steps(attrs.evolve(run.job, examples=poison(list(run.job.examples))), run.state)
+    assert all(torch.equal(value, start[name]) for name, value in run.weights().items())
+    assert [metrics["skipped"] for _, metrics in run.seen] == [1.0, 1.0, 1.0]
+
+
+def test_one_bad_step_is_passed_over(scene: Callable[..., Scene]) -> None:
+    run = scene()
+    examples = list(run.job.examples)
+    bad = attrs.evolve(examples[0], target=torch.full_like(examples[0].target, float("inf")))
+    run_steps(attrs.evolve(run.job, examples=[bad, *examples[1:]]), run.state)
+    skipped = [metrics["skipped"] for _, metrics in run.seen]
+    assert 0 < sum(skipped) < len(skipped)
+    assert all(torch.isfinite(value).all() for value in run.weights().values())
+
+
+def checkpoints(run: Scene) -> list[Path]:
+    run_steps(run.job, run.state)
+    return sorted((run.folder / "checkpoints").iterdir())
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_by_name(
+    scene: Callable[..., Scene], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = scene()
+    _, older, newest = checkpoints(run)
+    file = newest / "weights.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert find_checkpoint(run.folder, "latest") == older
+    assert str(file) in caplog.text
+    with pytest.raises(CheckpointError, match="not a sound checkpoint"):
+        find_checkpoint(run.folder, newest.name)
+
+
+def test_no_sound_checkpoint_is_an_error_never_a_fresh_start(scene: Callable[..., Scene]) -> None:
+    run = scene()
+    for folder in checkpoints(run):
+        (folder / "optimizer.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+        find_checkpoint(run.folder, "latest")
+    with pytest.raises(CheckpointError, match="no checkpoint to resume"):
+        find_checkpoint(run.folder / "elsewhere", "latest")
+
+
+def test_retention_deletes_nothing_that_is_not_ours_and_keeps_a_sound_one(scene: Callable[..., Scene]) -> None:
+    run = scene(config=attrs.evolve(BASE, keep_checkpoints=1, max_steps=5))
+    run_steps(run.job, run.state)
+    (checkpoint_folder(run.folder, 5) / "weights.safetensors").write_bytes(b"damaged")
+    later = scene(config=attrs.evolve(BASE, keep_checkpoints=1, max_steps=5))
+    later.state.step = 7
+    save_checkpoint(run.folder, later.state, config="", about={}, keep=1)
+    left = sorted(p.name for p in (run.folder / "checkpoints").iterdir())
+    assert left == ["step-00000007"]
+    assert verify_folder(checkpoint_folder(run.folder, 7)) == []
+
+
+def test_a_checkpoint_of_another_shape_is_refused_by_name(scene: Callable[..., Scene]) -> None:
+    run = scene()
+    checkpoints(run)
+    other = scene("other", attrs.evolve(BASE, mode="full"))
+    with pytest.raises(CheckpointError, match="not in the checkpoint"):
+        restore(find_checkpoint(run.folder, "latest"), other.state)
