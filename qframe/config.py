@@ -85,16 +85,7 @@ def resolve_config(
 ) -> Resolved:
     """As `load_config`, with the source of every value."""
     registry = load_registry() if registry is None else registry
-    problems: list[Problem] = []
-    user: _Tree = {}
-    if path is not None:
-        _read_file(Path(path), user)
-    _put(user, values or {}, lambda key: ARGUMENT)
-    for override in overrides:
-        problems += _read_override(override, user)
-    if family is not None:
-        user["family"] = _Leaf(family, ARGUMENT)
-
+    user, problems = _read_user(path, family, overrides, values or {})
     chosen = _choose_family(user, registry)
     tree = _family_layer(chosen)
     dropped = _drop_foreign(tree, user)
@@ -108,6 +99,14 @@ def resolve_config(
         raise ConfigError(_message(problems, tree, _known_keys(declared)), hint)
     sources = {key: _source(tree, tuple(key.split("."))) for key in config_items(config)}
     return Resolved(config=config, sources=sources, dropped=dropped)
+
+
+def chosen_family(
+    path: str | Path | None, *, family: str | None, overrides: Iterable[str], registry: Registry
+) -> Family:
+    """The family that a configuration means, whatever else is in it. ConfigError if it names none that is known."""
+    user, _ = _read_user(path, family, overrides, {})
+    return _choose_family(user, registry)
 
 
 def config_items(config: Config) -> dict[str, Any]:
@@ -138,6 +137,22 @@ def diff_config(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
 
 
 # Reading
+
+
+def _read_user(
+    path: str | Path | None, family: str | None, overrides: Iterable[str], values: Mapping[str, Any]
+) -> tuple[_Tree, list[Problem]]:
+    """Everything a user gives, and which overrides cannot be read."""
+    problems: list[Problem] = []
+    user: _Tree = {}
+    if path is not None:
+        _read_file(Path(path), user)
+    _put(user, values, lambda key: ARGUMENT)
+    for override in overrides:
+        problems += _read_override(override, user)
+    if family is not None:
+        user["family"] = _Leaf(family, ARGUMENT)
+    return user, problems
 
 
 def _read_file(path: Path, tree: _Tree) -> None:

@@ -1,0 +1,32 @@
+"""`qframe compose`: whether the chosen components fit, without reading a weight."""
+
+from __future__ import annotations
+
+import click
+
+from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, embedded_line, examples, licence_line, options, resolve
+
+
+@click.command(
+    epilog=examples(
+        "qframe compose --family qwen-edit",
+        "qframe compose --family qwen-edit --set denoiser.use=qwen-image --set denoiser.model=DIR",
+    )
+)
+@options(FAMILY, MODEL, CONFIG, SET)
+def compose(family: str | None, model: str | None, config_file: str | None, overrides: tuple[str, ...]) -> None:
+    """Check that the components fit each other. Reads no weight."""
+    from qframe.compose import compose as check
+    from qframe.plugins import load_registry
+    from qframe.schema import ROLES
+
+    config = resolve(family, config_file, overrides, model=model).config
+    composition = check(config, load_registry())
+    line = embedded_line(config, load_registry(), data=False)
+    if line:
+        click.echo(line)
+    click.echo(composition.table())
+    for role in ROLES:
+        origin = composition.checkpoint(role).name if role in composition.checkpoints else "no checkpoint"
+        click.echo(f"  {role:<9} {getattr(config, role).use}, {origin}")
+    click.echo(licence_line(composition.model_name, composition.family))

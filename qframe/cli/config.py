@@ -1,0 +1,66 @@
+"""`qframe config show`: every key, its value, where it comes from, and what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+import click
+
+from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, examples, options, resolve
+
+
+@click.group()
+def config() -> None:
+    """What a run would be configured with."""
+
+
+@config.command(
+    epilog=examples(
+        "qframe config show --family qwen-edit",
+        "qframe config show --family qwen-edit --set train.max_steps=200 --toml > run.toml",
+    )
+)
+@options(FAMILY, CONFIG, SET, MODEL, DATA)
+@click.option("--toml", is_flag=True, help="Write a file that --config takes, nothing else.")
+def show(
+    family: str | None,
+    config_file: str | None,
+    overrides: tuple[str, ...],
+    model: str | None,
+    data: str | None,
+    toml: bool,
+) -> None:
+    """Every key with its value, its source and its meaning."""
+    from qframe.config import dump_config
+    from qframe.strict import show as as_text
+
+    resolved = resolve(family, config_file, overrides, model=model, data=data)
+    if toml:
+        click.echo(dump_config(resolved.config), nl=False)
+        return
+    rows = [
+        (key, "-" if value is None else as_text(value), resolved.sources[key], meaning)
+        for key, value, meaning in _rows(resolved.config, ())
+    ]
+    widths = [min(max(len(row[column]) for row in rows), 44) for column in (0, 1, 2)]
+    for _, group in groupby(rows, key=lambda row: row[0].rpartition(".")[0]):
+        for key, value, source, meaning in group:
+            click.echo(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {source:<{widths[2]}}  {meaning}".rstrip())
+        click.echo()
+
+
+def _rows(value: Any, key: tuple[str, ...]) -> Iterator[tuple[str, Any, str]]:
+    import attrs
+
+    from qframe.strict import fields_of
+
+    for name, field in fields_of(type(value)).items():
+        inner = getattr(value, name)
+        if attrs.has(type(inner)):
+            continue
+        yield ".".join((*key, name)), inner, str(field.metadata.get("help", ""))
+    for name in fields_of(type(value)):
+        if attrs.has(type(getattr(value, name))):
+            yield from _rows(getattr(value, name), (*key, name))

@@ -1,0 +1,126 @@
+"""Progress in a terminal as bars, elsewhere as a line every few seconds. Both show rate, remaining time and metrics."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from qframe.progress import Progress, Stage
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Display
+    from rich.progress import TaskID
+
+EVERY_SECONDS = 5.0
+
+
+def terminal_progress() -> Progress:
+    """Bars if stdout is a terminal, else lines."""
+    return BarProgress() if sys.stdout.isatty() else LineProgress()
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 05 s, 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def rate(per_second: float) -> str:
+    """Steps per second, or seconds per step where that is the larger number."""
+    if per_second <= 0:
+        return "-"
+    return f"{per_second:.1f}/s" if per_second >= 1 else f"{1 / per_second:.1f} s each"
+
+
+def _shown(metrics: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+class BarProgress:
+    """One bar per stage."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(highlight=False)
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    @contextmanager
+    def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Stage]:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[metrics]}"),
+        )
+        with Bars(*columns, console=self._console, speed_estimate_period=30.0) as display:
+            task = display.add_task(name, total=total, completed=done, rate="", metrics="")
+            yield _Bar(display, task)
+
+
+class _Bar:
+    def __init__(self, display: Display, task: TaskID) -> None:
+        self._display, self._task = display, task
+
+    def advance(self, count: int = 1, **metrics: float) -> None:
+        self._display.advance(self._task, count)
+        speed = self._display.tasks[self._task].speed
+        self._display.update(self._task, rate=rate(speed or 0.0), metrics=_shown(metrics))
+
+
+class LineProgress:
+    """A line when a stage begins to take time, one every few seconds, and one when it ends."""
+
+    def __init__(self, every_seconds: float = EVERY_SECONDS) -> None:
+        self._every = every_seconds
+
+    def note(self, text: str) -> None:
+        click.echo(text)
+
+    @contextmanager
+    def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Stage]:
+        lines = _Lines(name, total, done, self._every)
+        yield lines
+        lines.end()
+
+
+class _Lines:
+    def __init__(self, name: str, total: int, done: int, every: float) -> None:
+        self._name, self._total, self._first, self._done, self._every = name, total, done, done, every
+        self._metrics: dict[str, float] = {}
+        self._began = self._last = time.monotonic()
+
+    def advance(self, count: int = 1, **metrics: float) -> None:
+        self._done += count
+        self._metrics = metrics
+        now = time.monotonic()
+        if now - self._last >= self._every and self._done < self._total:
+            self._last = now
+            speed = (self._done - self._first) / (now - self._began)
+            left = duration((self._total - self._done) / speed) if speed > 0 else "?"
+            self._say(f"{rate(speed)}, {left} left")
+
+    def end(self) -> None:
+        took = time.monotonic() - self._began
+        speed = (self._done - self._first) / took if took > 0 else 0.0
+        self._say(f"{rate(speed)}, took {duration(took)}")
+
+    def _say(self, timing: str) -> None:
+        metrics = _shown(self._metrics)
+        click.echo(f"{self._name} {self._done}/{self._total}, {timing}" + (f", {metrics}" if metrics else ""))

@@ -1,0 +1,237 @@
+"""`qframe sample`: pictures from a request whose options come from the family's own request type."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, announce, examples, options, resolve
+from qframe.errors import ConfigError
+from qframe.plugins import load_registry
+
+if TYPE_CHECKING:
+    import attrs
+    from PIL import Image
+
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_CHOOSING = {"--family": "family", "--config": "config_file", "--set": "overrides"}
+
+
+class SampleCommand(click.Command):
+    """Takes the options written out below, and those of the request type of the family that the arguments name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["qframe.request"] = _request_options(args)
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return super().get_params(ctx) + ctx.meta.get("qframe.request", [])
+
+
+@click.command(
+    cls=SampleCommand,
+    epilog=examples(
+        'qframe sample --family qwen-edit --image in.png --prompt "make the circle blue" --output out.png',
+        'qframe sample --family qwen-image --prompt "a red circle" --size 96x64 --num-images 4 --output out.png',
+        "qframe sample --family qwen-edit --lora runs/mine/lora.safetensors:0.8 --image in.png ...",
+    ),
+)
+@options(FAMILY, MODEL)
+@click.option("--prompt", multiple=True, required=True, help="What to make. Repeat it for several pictures.")
+@click.option("--negative-prompt", multiple=True, help="What to steer away from.")
+@click.option("--steps", type=click.IntRange(min=1), help="Sampling steps [default: the family's, mostly 50].")
+@click.option(
+    "--guidance",
+    type=click.FloatRange(min=0.0),
+    help="Guidance scale; above 1 every step takes twice as long [default: 4 with --negative-prompt, else off].",
+)
+@click.option("--size", metavar="WxH", help="Width and height in pixels [default: the family's].")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Picture i takes seed + i."
+)
+@click.option("--num-images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures per prompt.")
+@click.option("--lora", metavar="FILE[:WEIGHT]", multiple=True, help="Put a LoRA on the denoiser. Repeatable.")
+@click.option("--output", metavar="FILE", required=True, help="PNG, JPEG or WebP; several pictures are numbered.")
+@click.option("--overwrite", is_flag=True, help="Replace pictures that exist.")
+@options(CONFIG, SET)
+def sample(
+    family: str | None,
+    model: str | None,
+    prompt: tuple[str, ...],
+    negative_prompt: tuple[str, ...],
+    steps: int | None,
+    guidance: float | None,
+    size: str | None,
+    seed: int,
+    num_images: int,
+    lora: tuple[str, ...],
+    output: str,
+    overwrite: bool,
+    config_file: str | None,
+    overrides: tuple[str, ...],
+    **request: Any,
+) -> None:
+    """Make pictures.
+
+    With --family, --help shows that family's own options too (--image, --mask, ...).
+    """
+    files = output_files(Path(output), len(prompt) * num_images, overwrite=overwrite)
+    loras = dict(map(_lora, lora))
+    asked = {name: value for name, value in request.items() if value not in (None, ())}
+    asked |= _size(size) | _guidance(guidance, negative_prompt)
+    asked |= {} if steps is None else {"num_inference_steps": steps}
+    config = resolve(family, config_file, overrides, model=model).config
+    announce(config, data=False)
+
+    from qframe.cli.progress import terminal_progress
+    from qframe.pipeline import load
+
+    pipe = load(config.family, model=model, lora=loras, config=config_file, overrides=overrides)
+    result = pipe(
+        prompt=list(prompt), num_images_per_prompt=num_images, seed=seed, progress=terminal_progress(), **asked
+    )
+    for file, picture in zip(files, result.images, strict=True):
+        save_picture(file, picture)
+        click.echo(f"wrote {file}")
+
+
+def output_files(output: Path, count: int, *, overwrite: bool) -> list[Path]:
+    """The files of `count` pictures: FILE, or FILE-1, FILE-2, ... ConfigError if one exists or the kind is unknown."""
+    if output.suffix.lower() not in _FORMATS:
+        raise ConfigError(f"--output {output}: the name must end in one of {', '.join(_FORMATS)}")
+    files = [output] if count == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(1, count + 1)]
+    existing = [str(file) for file in files if file.exists()]
+    if existing and not overwrite:
+        raise ConfigError(f"--output: {', '.join(existing[:5])} exists already", "Choose another name, or --overwrite.")
+    if output.is_dir():
+        raise ConfigError(f"--output {output}: this is a folder, expected a file name")
+    return files
+
+
+def save_picture(file: Path, picture: Image.Image) -> None:
+    """Write a picture whole or not at all; its folder is made."""
+    import io
+
+    from qframe.storage import write_file
+
+    data = io.BytesIO()
+    picture.save(data, format=_FORMATS[file.suffix.lower()], quality=95)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_file(file, data.getvalue())
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    file, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        number = float(weight)
+    except ValueError:
+        return Path(text), 1.0
+    if not math.isfinite(number):
+        raise ConfigError(f"--lora {text}: the weight must be a finite number")
+    return Path(file), number
+
+
+def _size(size: str | None) -> dict[str, int]:
+    if size is None:
+        return {}
+    match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", size)
+    if match is None:
+        raise ConfigError(f"--size: expected WIDTHxHEIGHT in pixels, e.g. 1024x768, got {size!r}")
+    return {"width": int(match[1]), "height": int(match[2])}
+
+
+def _guidance(scale: float | None, negative_prompt: Sequence[str]) -> dict[str, Any]:
+    if scale is None and not negative_prompt:
+        return {"true_cfg_scale": 1.0}
+    given: dict[str, Any] = {} if scale is None else {"true_cfg_scale": scale}
+    if scale is None or scale > 1:
+        given["negative_prompt"] = list(negative_prompt) or " "
+    return given
+
+
+# The options of a family's own request type
+
+
+def _request_options(args: Sequence[str]) -> list[click.Parameter]:
+    """Options for the fields that the request type of the chosen family adds; none while no family is chosen."""
+    chosen: dict[str, list[str]] = {name: [] for name in _CHOOSING.values()}
+    rest = list(args)
+    while rest:
+        flag, sign, value = rest.pop(0).partition("=")
+        if flag in _CHOOSING and (sign or rest):
+            chosen[_CHOOSING[flag]].append(value if sign else rest.pop(0))
+    from qframe.config import chosen_family
+
+    try:
+        family = chosen_family(
+            next(iter(chosen["config_file"][-1:]), None),
+            family=next(iter(chosen["family"][-1:]), None),
+            overrides=chosen["overrides"],
+            registry=load_registry(),
+        )
+    except ConfigError:
+        return []  # the command itself says so, with the whole list
+    return [_option(field) for field in new_fields(load_registry().resolve(family, "recipe").request_type)]
+
+
+def new_fields(request_type: type) -> list[attrs.Attribute[Any]]:
+    """The fields that a request type adds to those of every family."""
+    import attrs
+
+    from qframe.types import Request
+
+    common = {field.name for field in attrs.fields(Request)}
+    return [field for field in attrs.fields(request_type) if field.name not in common and field.init]
+
+
+def _option(field: attrs.Attribute[Any]) -> click.Option:
+    """A command-line option for a field, by its annotation: pictures, flags, numbers, text."""
+    import attrs
+
+    kind = str(field.type)
+    help_text = field.metadata.get("help")
+    shown = {"help": help_text, "show_default": isinstance(field.default, int | float | str)}
+    if field.default is attrs.NOTHING:
+        shown["required"] = True
+    elif isinstance(field.default, int | float | str):
+        shown["default"] = field.default
+    flag = "--" + field.name.replace("_", "-")
+    if re.search(r"Image|Picture", kind):
+        several = "tuple" in kind
+        return click.Option([flag], metavar="FILE", multiple=several, callback=_open_pictures(kind), **shown)
+    if "bool" in kind:
+        return click.Option([f"{flag}/--no-{flag[2:]}"], **shown)
+    if "float" in kind:
+        return click.Option([flag], type=float, callback=_finite, **shown)
+    return click.Option([flag], type=int if "int" in kind else str, **shown)
+
+
+def _open_pictures(kind: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Files to what the field takes: a picture, a list, or for nested tuples one list that serves every prompt."""
+
+    def read(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        if not value:
+            return None
+        from qframe.pictures import open_picture
+        from qframe.types import Picture
+
+        files = [value] if isinstance(value, str) else value
+        pictures = [open_picture(Picture(f"{parameter.opts[0]} {file}", Path(file))) for file in files]
+        if kind.count("tuple") > 1:
+            return [pictures]
+        return pictures if "tuple" in kind else pictures[0]
+
+    return read
+
+
+def _finite(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter("expected a finite number")
+    return value

@@ -1,0 +1,95 @@
+"""Options and lines that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from qframe.config import Resolved
+    from qframe.hookspecs import Family
+    from qframe.plugins import Registry
+    from qframe.schema import Config
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+FAMILY = click.option("--family", metavar="NAME", help="The task; `qframe plugins list` shows them.")
+MODEL = click.option("--model", metavar="DIR|HUB_ID", help="The checkpoint [default: the embedded one].")
+DATA = click.option("--data", metavar="PATH", help="A folder of pictures, .jsonl or .csv [default: the embedded set].")
+CONFIG = click.option("--config", "config_file", metavar="FILE", help="A TOML file; flags and --set stand above it.")
+SET = click.option(
+    "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set any key, e.g. train.max_steps=200. Repeatable."
+)
+
+
+def examples(*lines: str) -> str:
+    """The end of a help text: commands, kept line by line."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def options(*several: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """The click options as one decorator, shown in this order."""
+
+    def decorate(function: _F) -> _F:
+        for option in reversed(several):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def registry() -> Registry:
+    """The registry; each broken plugin is named on stderr."""
+    from qframe.plugins import load_registry
+
+    found = load_registry()
+    for broken in found.broken:
+        click.echo(f"warning: {broken}", err=True)
+    return found
+
+
+def resolve(
+    family: str | None,
+    config_file: str | None,
+    overrides: Iterable[str],
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    output: str | None = None,
+) -> Resolved:
+    """The configuration that the shared options mean."""
+    from qframe.config import resolve_config
+
+    values: Mapping[str, Any] = {"model": model, "output": output, "data": {"path": data}}
+    resolved = resolve_config(config_file, family=family, overrides=overrides, values=values, registry=registry())
+    for key in resolved.dropped:
+        click.echo(f"note: {key} of family {resolved.config.family!r} is for a component that is not in use", err=True)
+    return resolved
+
+
+def embedded_line(config: Config, plugins: Registry, *, data: bool) -> str | None:
+    """What the first line of output says when the model, or the data set, that comes with qframe is used."""
+    model = next((c.name for c in plugins.components("model") if c.name == config.model), None)
+    source = config.data.use if data and config.data.path is None else None
+    used = [f"the embedded model {model!r}"] if model else []
+    used += [f"the embedded data set {source!r}"] if source else []
+    flags = [flag for flag, name in (("--model", model), ("--data", source)) if name]
+    return f"Using {' and '.join(used)}; {' and '.join(flags)} would choose your own." if used else None
+
+
+def licence_line(model: str | None, family: Family) -> str:
+    """The licence of the weights, as shown at load."""
+    return f"Weights: {model or family.model}, licence {family.weights_licence} (as family {family.name!r} declares)."
+
+
+def announce(config: Config, *, data: bool) -> None:
+    """The first lines of output: what is embedded, and the licence of the weights."""
+    from qframe.plugins import load_registry
+
+    plugins = load_registry()
+    line = embedded_line(config, plugins, data=data)
+    if line:
+        click.echo(line)
+    click.echo(licence_line(config.model, plugins.family(config.family)))
