@@ -25,7 +25,8 @@ def norm_rescaled_guidance(scale: float) -> Guide:
 
     def guide(positive: Tensor, negative: Tensor) -> Tensor:
         guided = plain(positive, negative)
-        return guided * (positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+        ratio: Tensor = positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+        return guided * ratio
 
     return guide
 

@@ -234,11 +234,12 @@ class Recipe(ABC):
 
     The checkpoint is there for what belongs to no component (areas, default sigmas); no weight is read from it.
     version: raised when `inputs` means something else than before; part of every cache key.
-    request_type: the Request (or a subclass) whose fields the task takes.
+    request_type: the Request (or a subclass) whose fields the task takes. references: its plans have references.
     """
 
     version: ClassVar[int] = 1
     request_type: ClassVar[type[Request]] = Request
+    references: ClassVar[bool] = False
 
     def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
         self.settings = settings
@@ -254,6 +255,13 @@ class Recipe(ABC):
     @abstractmethod
     def request_for(self, record: Record) -> Request:
         """The request that asks for this record's target: what validation samples with."""
+
+    def split(self, request: Request) -> list[tuple[tuple[int, ...], Request]]:
+        """Parts of a request whose pictures have one size each, and so one plan, with their places in the result.
+
+        By default the request itself. Override where pictures that a user gives decide the size.
+        """
+        return [(tuple(range(len(request.prompt) * request.num_images_per_prompt)), request)]
 
     @abstractmethod
     def plan(self, request: Request, parts: Parts) -> Plan:

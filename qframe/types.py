@@ -71,6 +71,10 @@ class PackedSequence:
         return attrs.evolve(self, tokens=tokens)
 
 
+def _read_only(extras: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return MappingProxyType(dict(extras))
+
+
 @attrs.frozen(eq=False)
 class Conditioning:
     """What an encoder says of each sample, one sample after another, without padding.
@@ -81,7 +85,7 @@ class Conditioning:
 
     embeds: Tensor
     lengths: tuple[int, ...]
-    extras: Mapping[str, Tensor] = attrs.field(factory=dict, converter=lambda m: MappingProxyType(dict(m)))
+    extras: Mapping[str, Tensor] = attrs.field(factory=dict, converter=_read_only)
 
     def __attrs_post_init__(self) -> None:
         if self.embeds.ndim != 2:

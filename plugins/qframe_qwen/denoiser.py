@@ -130,11 +130,11 @@ class StockDenoiser(Denoiser):
 
         DataError if a prompt is too long for the rotary table.
         """
-        groups = _groups(x.grids, cond, references, self._dtype())
+        groups = _groups(x.grids, cond, references, self._weight())
         return self._predict(groups, x.tokens, sigma, x.lengths)
 
     def bind(self, cond: Conditioning, references: PackedSequence | None, grids: Grids) -> Velocity:
-        groups = _groups(grids, cond, references, self._dtype())
+        groups = _groups(grids, cond, references, self._weight())
         lengths = [sum(f * h * w for f, h, w in sample) for sample in grids]
 
         def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class StockDenoiser(Denoiser):
     def _predict(self, groups: Sequence[_Group], tokens: Tensor, sigma: Tensor, lengths: Sequence[int]) -> Tensor:
         if len(groups) == 1:  # the whole batch, in order: both reshapes are views
             predicted = self._run(groups[0], tokens.reshape(len(sigma), groups[0].length, -1), sigma)
-            return predicted.reshape(-1, predicted.shape[-1]).to(tokens.dtype)
+            return predicted.reshape(-1, predicted.shape[-1]).to(tokens)
         rows = tokens.split(list(lengths))
         found: list[Tensor | None] = [None] * len(rows)
         for group in groups:
@@ -160,17 +160,17 @@ class StockDenoiser(Denoiser):
             predicted = self._run(group, target, sigma[list(group.samples)])
             for sample, row in zip(group.samples, predicted, strict=True):
                 found[sample] = row
-        return torch.cat([row for row in found if row is not None]).to(tokens.dtype)
+        return torch.cat([row for row in found if row is not None]).to(tokens)
 
     def _run(self, group: _Group, target: Tensor, sigma: Tensor) -> Tensor:
         """Velocity [b, L, C] of one group's target tokens [b, L, C]; sigma [b]."""
-        target = target.to(group.text.dtype)
+        target = target.to(group.text)
         hidden = target if group.references is None else torch.cat([target, group.references], dim=1)
-        # To thousandths and to the model's dtype before the division, as the pipelines do: bf16 rounds differently otherwise.
-        timestep = (sigma.float() * 1000).to(hidden.dtype) / 1000
+        # To the model's dtype before the division, as the pipelines do: bf16 rounds differently otherwise.
+        timestep = (sigma.float() * 1000).to(hidden) / 1000
         predicted: Tensor = self.module(
             hidden_states=hidden,
-            timestep=timestep.to(hidden.device),
+            timestep=timestep,
             encoder_hidden_states=group.text,
             encoder_hidden_states_mask=group.mask,
             img_shapes=[list(group.shapes)] * len(group.samples),
@@ -178,8 +178,8 @@ class StockDenoiser(Denoiser):
         )[0]
         return predicted[:, : group.length]
 
-    def _dtype(self) -> torch.dtype:
-        return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
+    def _weight(self) -> Tensor:
+        return next(p for p in self.module.parameters() if p.is_floating_point())
 
 
 def _spaces(checkpoint: Checkpoint) -> dict[str, str]:
@@ -190,18 +190,16 @@ def _spaces(checkpoint: Checkpoint) -> dict[str, str]:
     return {"latent_space": latent_space(checkpoint.config("vae")), "text_space": TEXT_SPACE}
 
 
-def _groups(
-    grids: Grids, cond: Conditioning, references: PackedSequence | None, dtype: torch.dtype
-) -> tuple[_Group, ...]:
+def _groups(grids: Grids, cond: Conditioning, references: PackedSequence | None, like: Tensor) -> tuple[_Group, ...]:
     reference_grids = references.grids if references is not None else ((),) * len(grids)
     if not len(grids) == cond.batch_size == len(reference_grids):
         raise ValueError(
-            f"{len(grids)} targets, {cond.batch_size} prompts and {len(reference_grids)} sets of references do not match"
+            f"{len(grids)} targets, {cond.batch_size} prompts, {len(reference_grids)} sets of references: not as many"
         )
-    text = cond.embeds.to(dtype).split(list(cond.lengths))
+    text = cond.embeds.to(like).split(list(cond.lengths))
     # Detached: references are given, not learnt, even where the caller's codec or latents carry gradients.
     reference_rows = (
-        references.tokens.detach().to(dtype).split(list(references.lengths)) if references is not None else None
+        references.tokens.detach().to(like).split(list(references.lengths)) if references is not None else None
     )
     alike: dict[tuple[tuple[Grid, ...], tuple[Grid, ...]], list[int]] = {}
     for sample, (own, given) in enumerate(zip(grids, reference_grids, strict=True)):

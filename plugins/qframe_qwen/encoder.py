@@ -67,7 +67,7 @@ class QwenVLEncoder(Encoder):
         pictures = options.template != "text" and any(checkpoint.has(file) for file in _PROCESSOR_FILES)
         if options.template == "edit" and not pictures:
             raise CheckpointError(
-                f"model {checkpoint.name!r}: no {_PROCESSOR_FILES[0]}, which encoder 'qwen2.5-vl' needs to look at pictures",
+                f"model {checkpoint.name!r}: no {_PROCESSOR_FILES[0]}, without which its encoder sees no pictures",
                 "Use a checkpoint of an edit model, or encoder.options.template = 'text'.",
             )
         width = config.get("hidden_size") or config.get("text_config", {}).get("hidden_size")
@@ -100,7 +100,7 @@ class QwenVLEncoder(Encoder):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> Conditioning:
-        """See `Encoder.encode`. DataError names a prompt with special tokens, or with pictures its template cannot show."""
+        """See `Encoder.encode`. DataError: a prompt with special tokens, or the wrong number of pictures."""
         if len(prompts) != len(pictures):
             raise ValueError(f"{len(prompts)} prompts, {len(pictures)} lists of pictures")
         vision = self._look([picture for shown in pictures for picture in shown])

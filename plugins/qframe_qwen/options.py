@@ -56,3 +56,8 @@ class TextToImageSettings:
         validator=optional(ge(1)),
         metadata={"help": "sides are rounded to multiples of it; published: 32"},
     )
+    side: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={"help": "height and width of a picture where the request names none; published: 1024"},
+    )

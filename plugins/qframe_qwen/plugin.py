@@ -46,6 +46,8 @@ def qframe_families() -> list[Family]:
             recipe="qframe_qwen.recipe:TextToImageRecipe",
             settings="qframe_qwen.options:TextToImageSettings",
             options={"encoder": {"options": {"template": "text"}}},
+            model="shapes",
+            data="shapes",
             weights_licence="Apache-2.0",
             summary="pictures from prompts",
         )

@@ -15,12 +15,12 @@ from diffusers import (
     QwenImageTransformer2DModel,
 )
 from PIL import Image
-from qframe_shapes import text
 from torch import nn
 from transformers import Qwen2Tokenizer, Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from qframe.checkpoint import Checkpoint
+from qframe_shapes import text
 
 # scheduler/scheduler_config.json of Qwen/Qwen-Image.
 SCHEDULER = {

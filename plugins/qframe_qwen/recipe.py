@@ -1,0 +1,68 @@
+"""Text to image."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from qframe.checkpoint import Checkpoint
+from qframe.errors import DataError
+from qframe.geometry import Geometry
+from qframe.interfaces import Parts, Recipe
+from qframe.planning import (
+    UNCONDITIONAL,
+    check_request,
+    check_size,
+    decoder,
+    encode_prompts,
+    initial_noise,
+    target_grid,
+    with_defaults,
+)
+from qframe.types import ExampleInputs, PixelInput, Plan, Record, Request, TextInput, grid_length
+from qframe_qwen.options import TextToImageSettings
+
+# Qwen-Image was made for an area of 1024 x 1024; the pipeline's default_sample_size gives the same side.
+PUBLISHED = {"min_area": 1024 * 1024, "max_area": 1024 * 1024, "multiple": 32, "side": 1024}
+
+
+class TextToImageRecipe(Recipe):
+    """A picture from a prompt: what diffusers' QwenImagePipeline does."""
+
+    request_type: ClassVar[type[Request]] = Request
+
+    def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
+        super().__init__(with_defaults(settings or TextToImageSettings(), checkpoint, PUBLISHED), checkpoint)
+        self.geometry = Geometry(self.settings.min_area, self.settings.max_area, self.settings.multiple)
+
+    def inputs(self, record: Record) -> ExampleInputs:
+        if record.references:
+            raise DataError(
+                f"{record.origin}: record {record.id!r} has {len(record.references)} reference pictures, "
+                "text to image takes none",
+                "Use an edit family, or leave the references out of the data set.",
+            )
+        return ExampleInputs(
+            target=PixelInput(record.target, self.geometry),
+            conditioning=TextInput(record.prompt),
+            unconditional=TextInput(UNCONDITIONAL),
+            weight=PixelInput(record.weight, self.geometry) if record.weight else None,
+        )
+
+    def request_for(self, record: Record) -> Request:
+        return Request(prompt=record.prompt)
+
+    def plan(self, request: Request, parts: Parts) -> Plan:
+        check_request(request)
+        size = check_size((request.height or self.settings.side, request.width or self.settings.side), parts.multiple)
+        grid = target_grid(request, size, parts)
+        sigmas = parts.schedule.sigmas(request.num_inference_steps, grid_length(grid), request.sigmas)
+        guided = encode_prompts(parts.encoder, request, [()] * len(request.prompt))
+        start = initial_noise(request, grid, parts, like=guided.cond.embeds)
+        return Plan(
+            start=start,
+            cond=guided.cond,
+            uncond=guided.uncond,
+            guide=guided.guide,
+            sigmas=sigmas,
+            decode=decoder(parts.codec, start, parts.denoiser_spec.patch),
+        )

@@ -1,0 +1,27 @@
+"""What this plugin offers. Imports no torch."""
+
+from __future__ import annotations
+
+from qframe.hookspecs import Family, hookimpl
+
+
+@hookimpl
+def qframe_families() -> list[Family]:
+    """Editing by instruction. Its components are those of plugin `qwen`, by name."""
+    return [
+        Family(
+            "qwen-edit",
+            encoder="qwen2.5-vl",
+            denoiser="qwen-image",
+            codec="qwen-vae",
+            schedule="flow-match",
+            sampler="euler",
+            recipe="qframe_qwen_edit.recipe:EditRecipe",
+            settings="qframe_qwen_edit.options:EditSettings",
+            options={"encoder": {"options": {"template": "auto"}}},
+            model="shapes",
+            data="shapes",
+            weights_licence="Apache-2.0",
+            summary="pictures changed by an instruction",
+        )
+    ]

@@ -1,0 +1,197 @@
+"""Editing by instruction: the dual path of Qwen-Image-Edit.
+
+The picture goes into the encoder, which reads the instruction with it, and through the codec onto the denoiser's
+sequence, after the target. One geometry brings it to one size for both, and for the target in training.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from qframe.checkpoint import Checkpoint
+from qframe.errors import ConfigError, DataError
+from qframe.geometry import Geometry, Size
+from qframe.interfaces import LatentCodec, Parts, Recipe
+from qframe.packing import pack_pictures
+from qframe.pictures import fit, to_pixels
+from qframe.planning import (
+    UNCONDITIONAL,
+    PictureLike,
+    broadcast,
+    check_request,
+    check_size,
+    decoder,
+    encode_prompts,
+    initial_noise,
+    load_picture,
+    repeat_each,
+    select,
+    target_grid,
+    with_defaults,
+)
+from qframe.types import (
+    ExampleInputs,
+    PackedSequence,
+    Picture,
+    PixelInput,
+    Plan,
+    Record,
+    Request,
+    TextInput,
+    grid_length,
+)
+from qframe_qwen_edit.options import EditSettings
+
+# diffusers: QwenImageEditPipeline.__call__ and calculate_dimensions in pipeline_qwenimage_edit.py.
+PUBLISHED = {
+    "min_area": 1024 * 1024,
+    "max_area": 1024 * 1024,
+    "multiple": 32,
+    "side": 1024,
+    "references": "required",
+}
+
+
+def _pictures(value: Any) -> tuple[PictureLike, ...] | None:
+    if value is None or isinstance(value, tuple):
+        return value
+    if isinstance(value, Tensor | np.ndarray) and value.ndim == 4:
+        return tuple(value)
+    return (value,) if isinstance(value, str | Path | Image.Image | Picture | Tensor | np.ndarray) else tuple(value)
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class EditRequest(Request):
+    """image: the picture to change, or one per prompt: PIL, path, array or tensor (see `planning.load_picture`)."""
+
+    image: tuple[PictureLike, ...] | None = attrs.field(
+        default=None, converter=_pictures, metadata={"help": "picture to change"}
+    )
+
+
+class EditRecipe(Recipe):
+    """A picture changed by an instruction: what diffusers' QwenImageEditPipeline does."""
+
+    request_type: ClassVar[type[Request]] = EditRequest
+    references: ClassVar[bool] = True
+
+    def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
+        super().__init__(with_defaults(settings or EditSettings(), checkpoint, PUBLISHED), checkpoint)
+        self.geometry = Geometry(self.settings.min_area, self.settings.max_area, self.settings.multiple)
+
+    def inputs(self, record: Record) -> ExampleInputs:
+        self._check_reference(record)
+        references = tuple(PixelInput(reference, self.geometry) for reference in record.references)
+        return ExampleInputs(
+            target=PixelInput(record.target, self.geometry),
+            references=references,
+            conditioning=TextInput(record.prompt, references),
+            unconditional=TextInput(UNCONDITIONAL, references),
+            weight=PixelInput(record.weight, self.geometry) if record.weight else None,
+        )
+
+    def request_for(self, record: Record) -> EditRequest:
+        self._check_reference(record)
+        return EditRequest(prompt=record.prompt, image=record.references or None)
+
+    def split(self, request: Request) -> list[tuple[tuple[int, ...], Request]]:
+        """One part per size of the pictures given, unless the request names the size."""
+        given = _edit(request)
+        if given.image is None or len(given.image) == 1 or (given.height and given.width):
+            return super().split(given)
+        images = broadcast(_opened(given.image), len(given.prompt), "image")
+        alike: dict[Size, list[int]] = defaultdict(list)
+        for prompt, image in enumerate(images):
+            fitted = self.geometry.fit(image.height, image.width)
+            alike[given.height or fitted[0], given.width or fitted[1]].append(prompt)
+        times = given.num_images_per_prompt
+        return [
+            (
+                tuple(prompt * times + i for prompt in prompts for i in range(times)),
+                attrs.evolve(select(given, prompts), image=tuple(images[prompt] for prompt in prompts)),
+            )
+            for prompts in alike.values()
+        ]
+
+    def plan(self, request: Request, parts: Parts) -> Plan:
+        """See `Recipe.plan`. The output has the size of the picture as it was brought into the geometry, unless the
+        request names one. ConfigError if pictures of several sizes would need several plans: see `split`.
+        """
+        given = _edit(request)
+        check_request(given)
+        images = [fit(image, self.geometry) for image in self._images(given)]
+        size = check_size(self._one_size(given, images), parts.multiple)
+        grid = target_grid(given, size, parts)
+        sigmas = parts.schedule.sigmas(given.num_inference_steps, grid_length(grid), given.sigmas)
+        shown = broadcast([(image,) for image in images] or [()], len(given.prompt), "image")
+        guided = encode_prompts(parts.encoder, given, shown)
+        start = initial_noise(given, grid, parts, like=guided.cond.embeds)
+        return Plan(
+            start=start,
+            references=_references(images, given, parts),
+            cond=guided.cond,
+            uncond=guided.uncond,
+            guide=guided.guide,
+            sigmas=sigmas,
+            decode=decoder(parts.codec, start, parts.denoiser_spec.patch),
+        )
+
+    def _check_reference(self, record: Record) -> None:
+        count = len(record.references)
+        if count > 1 or (count == 0 and self.settings.references == "required"):
+            raise DataError(
+                f"{record.origin}: record {record.id!r} has {count} reference pictures, family qwen-edit takes one",
+                "Give each record one reference picture"
+                + (", or set recipe.references = 'optional' to mix in text to image." if count == 0 else "."),
+            )
+
+    def _images(self, request: EditRequest) -> list[Image.Image]:
+        """The pictures of a request: one, one per prompt, or none where that is allowed."""
+        if request.image is None:
+            if self.settings.references == "required":
+                raise ConfigError("no image is given", "Give the picture to change: image=..., or --image FILE.")
+            return []
+        broadcast(request.image, len(request.prompt), "image")
+        return _opened(request.image)
+
+    def _one_size(self, request: EditRequest, fitted: Sequence[Image.Image]) -> Size:
+        side = self.settings.side
+        given = {(image.height, image.width) for image in fitted} or {(side, side)}
+        sizes = {(request.height or height, request.width or width) for height, width in given}
+        if len(sizes) > 1:
+            raise ConfigError(
+                f"the pictures lead to outputs of different sizes: {sorted(sizes)}",
+                "Plan them apart (Recipe.split), or name height and width.",
+            )
+        return sizes.pop()
+
+
+def _edit(request: Request) -> EditRequest:
+    if not isinstance(request, EditRequest):
+        raise TypeError(f"family qwen-edit plans an EditRequest, got a {type(request).__name__}")
+    return request
+
+
+def _opened(images: Sequence[PictureLike]) -> list[Image.Image]:
+    return [load_picture(image, f"image {index}" if len(images) > 1 else "image") for index, image in enumerate(images)]
+
+
+def _references(images: Sequence[Image.Image], request: EditRequest, parts: Parts) -> PackedSequence | None:
+    """The codec's latents of the pictures, one per picture made; a picture for all prompts is encoded once."""
+    if not images:
+        return None
+    latents = [_encoded(image, parts.codec) for image in images]
+    each = repeat_each(broadcast(latents, len(request.prompt), "image"), request.num_images_per_prompt)
+    return pack_pictures([(one,) for one in each], parts.denoiser_spec.patch)
+
+
+def _encoded(image: Image.Image, codec: LatentCodec) -> Tensor:
+    return codec.encode(to_pixels(image)[None])[0]  # [Z, h, w], the mode of the posterior

@@ -1,0 +1,262 @@
+"""What the plans of most families share: sizes, prompts and their pictures, initial noise, decoding.
+
+Every check here runs before any model does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from qframe.checkpoint import Checkpoint
+from qframe.errors import CheckpointError, ConfigError, DataError
+from qframe.flow import draw_noise
+from qframe.geometry import Size
+from qframe.guidance import norm_rescaled_guidance
+from qframe.interfaces import Encoder, LatentCodec, Parts
+from qframe.packing import pack_latents, unpack_pictures
+from qframe.pictures import open_picture, to_rgb
+from qframe.types import Conditioning, Grid, Guide, PackedSequence, Picture, Request
+
+logger = logging.getLogger(__name__)
+
+UNCONDITIONAL = " "
+"""The prompt that stands for none, in training as in sampling: what the Qwen-Image documentation gives as the
+negative prompt. The empty string is allowed too, and is another prompt."""
+
+PictureLike = Image.Image | Picture | Path | str | np.ndarray[Any, Any] | Tensor
+"""A picture as `pipe(...)` takes it; a string is a path."""
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Request)
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def with_defaults(settings: Any, checkpoint: Checkpoint, published: Mapping[str, Any]) -> Any:
+    """`settings` (attrs) with each None replaced: by the checkpoint's qframe.json, table "recipe", else by `published`.
+
+    So a small checkpoint says what sizes it was made for, and a configuration can still say otherwise.
+    CheckpointError if the table holds something that the settings do not allow.
+    """
+    noted = checkpoint.read_json("qframe.json").get("recipe", {}) if checkpoint.has("qframe.json") else {}
+    if not isinstance(noted, dict):
+        raise CheckpointError(f"model {checkpoint.name!r}: qframe.json: 'recipe' must be an object")
+    missing = {field.name for field in attrs.fields(type(settings)) if getattr(settings, field.name) is None}
+    values = {name: noted.get(name, published.get(name)) for name in missing}
+    try:
+        return attrs.evolve(settings, **values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"model {checkpoint.name!r}: qframe.json, table 'recipe': {error.args[0]}",
+            "Correct the file, or set the value in the configuration, table [recipe].",
+        ) from error
+
+
+# -- requests ---------------------------------------------------------------------------------------------------------
+
+
+def check_request(request: Request) -> None:
+    """ConfigError if the fields that every family has cannot be met; warns where guidance is asked for by half."""
+    if not request.prompt:
+        raise ConfigError("no prompt is given", "Give one prompt, or a list of them.")
+    for name, value in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt or ())):
+        wrong = [text for text in value if not isinstance(text, str)]
+        if wrong:
+            raise ConfigError(f"{name} must be text, got {type(wrong[0]).__name__}")
+    for name in ("num_inference_steps", "num_images_per_prompt"):
+        if getattr(request, name) < 1:
+            raise ConfigError(f"{name} must be at least 1, got {getattr(request, name)}")
+    broadcast(request.negative_prompt or (UNCONDITIONAL,), len(request.prompt), "negative_prompt")
+    if isinstance(request.generator, Sequence) and len(request.generator) != picture_count(request):
+        raise ConfigError(
+            f"{len(request.generator)} generators for {picture_count(request)} pictures",
+            "Give one, or one per picture.",
+        )
+    if request.true_cfg_scale > 1 and request.negative_prompt is None:
+        logger.warning(
+            "true_cfg_scale is %g, but guidance needs a negative prompt and none is given: running without",
+            request.true_cfg_scale,
+        )
+    elif request.true_cfg_scale <= 1 and request.negative_prompt is not None:
+        logger.warning(
+            "a negative prompt is given, but true_cfg_scale is %g: running without guidance", request.true_cfg_scale
+        )
+
+
+def picture_count(request: Request) -> int:
+    """How many pictures a request makes."""
+    return len(request.prompt) * request.num_images_per_prompt
+
+
+def broadcast(values: Sequence[T], count: int, name: str) -> tuple[T, ...]:
+    """`values` if there are `count`, one value `count` times. ConfigError otherwise."""
+    if len(values) not in (1, count):
+        raise ConfigError(f"{name}: {len(values)} given for {count} prompts", "Give one for all, or one per prompt.")
+    return tuple(values) * count if len(values) == 1 else tuple(values)
+
+
+def repeat_each(values: Sequence[T], times: int) -> list[T]:
+    """a, b -> a, a, b, b: how `num_images_per_prompt` lays out pictures, for everything that belongs to a prompt."""
+    return [value for value in values for _ in range(times)]
+
+
+def select(request: R, prompts: Sequence[int]) -> R:
+    """The part of a request that makes the pictures of some of its prompts. A single generator is shared."""
+    times = request.num_images_per_prompt
+    places = [prompt * times + i for prompt in prompts for i in range(times)]
+    negative = request.negative_prompt
+    if negative is not None:
+        negative = tuple(broadcast(negative, len(request.prompt), "negative_prompt")[i] for i in prompts)
+    generator = request.generator
+    return attrs.evolve(
+        request,
+        prompt=tuple(request.prompt[i] for i in prompts),
+        negative_prompt=negative,
+        generator=[generator[i] for i in places] if isinstance(generator, Sequence) else generator,
+        latents=request.latents[places] if request.latents is not None else None,
+    )
+
+
+def check_size(size: Size, multiple: int) -> Size:
+    """`size` (height, width). ConfigError unless both are positive multiples of `multiple`, naming the nearest ones."""
+    for name, side in zip(("height", "width"), size, strict=True):
+        if side < multiple or side % multiple:
+            below = side // multiple * multiple
+            near = f"{below} and {below + multiple}" if below > 0 else f"{multiple}"
+            raise ConfigError(f"{name} must be a multiple of {multiple} pixels, got {side}", f"The nearest: {near}.")
+    return size
+
+
+def load_picture(value: PictureLike, origin: str = "image") -> Image.Image:
+    """The RGB picture of a value that a user may give; policy of `qframe.pictures`.
+
+    Arrays are [H, W, 3] or [H, W], tensors [3, H, W]; uint8, or floating point in [0, 1], as diffusers takes them.
+    DataError names `origin`.
+    """
+    if isinstance(value, Image.Image):
+        return to_rgb(value, origin=origin)
+    if isinstance(value, Picture):
+        return open_picture(value)
+    if isinstance(value, str | Path):
+        return open_picture(Picture(str(value), Path(value)))
+    if isinstance(value, Tensor):
+        array = (value.float() if value.is_floating_point() else value).detach().cpu().numpy()
+        return _from_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array, origin)
+    return _from_array(value, origin)
+
+
+def _from_array(values: Any, origin: str) -> Image.Image:
+    if not isinstance(values, np.ndarray):
+        raise DataError(
+            f"{origin}: a {type(values).__name__} is no picture", "Give a path, a PIL picture, an array or a tensor."
+        )
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in (1, 3)) or 0 in values.shape:
+        raise DataError(f"{origin}: expected an array [H, W, 3] or a tensor [3, H, W], got shape {values.shape}")
+    if values.dtype != np.uint8:
+        if not np.issubdtype(values.dtype, np.floating) or not (values.min() >= 0 and values.max() <= 1):
+            raise DataError(f"{origin}: expected uint8, or floating point in [0, 1], got {values.dtype}")
+        values = (values * 255).round().astype(np.uint8)
+    return Image.fromarray(values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values).convert("RGB")
+
+
+# -- conditioning and guidance ----------------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class Guided:
+    """Both sides of guidance: `uncond` and `guide` are None where the positive runs alone."""
+
+    cond: Conditioning
+    uncond: Conditioning | None
+    guide: Guide | None
+
+
+def encode_prompts(
+    encoder: Encoder,
+    request: Request,
+    pictures: Sequence[Sequence[Image.Image]],
+    *,
+    guidance: Callable[[float], Guide] = norm_rescaled_guidance,
+) -> Guided:
+    """Conditioning of a request's pictures, in their order. The negative prompt sees the pictures of its prompt.
+
+    pictures: per prompt. Guidance runs only with a scale above 1 and a negative prompt, as in diffusers.
+    """
+    times = request.num_images_per_prompt
+    cond = repeat_conditioning(encoder.encode(request.prompt, pictures), times)
+    if request.true_cfg_scale <= 1 or request.negative_prompt is None:
+        return Guided(cond, None, None)
+    negative = broadcast(request.negative_prompt, len(request.prompt), "negative_prompt")
+    uncond = repeat_conditioning(encoder.encode(negative, pictures), times)
+    return Guided(cond, uncond, guidance(request.true_cfg_scale))
+
+
+def repeat_conditioning(cond: Conditioning, times: int) -> Conditioning:
+    """Each sample `times` times in a row."""
+    return cond if times == 1 else Conditioning.join(repeat_each(cond.split(), times))
+
+
+# -- noise and pictures -----------------------------------------------------------------------------------------------
+
+
+def target_grid(request: Request, size: Size, parts: Parts) -> Grid:
+    """The token grid of a request's pictures, all of `size` (height, width in pixels).
+
+    ConfigError if `request.latents` do not have the shape that this asks for.
+    """
+    cell = parts.multiple
+    grid = (1, size[0] // cell, size[1] // cell)
+    if request.latents is not None:
+        shapes = _latent_shapes(picture_count(request), grid, parts)
+        if tuple(request.latents.shape) not in shapes:
+            raise ConfigError(
+                f"latents have shape {tuple(request.latents.shape)}, expected {shapes[0]}, or {shapes[1]} as tokens"
+            )
+    return grid
+
+
+def initial_noise(request: Request, grid: Grid, parts: Parts, *, like: Tensor) -> PackedSequence:
+    """Tokens at sigma 1 of a request's pictures, drawn as diffusers draws them, in the device and dtype of `like`.
+
+    `request.latents` replaces the draw: dense [B, Z, h, w], or [B, L, C] as diffusers takes them.
+    """
+    count, patch = picture_count(request), parts.denoiser_spec.patch
+    if request.latents is None:
+        dense, _ = _latent_shapes(count, grid, parts)
+        latents = draw_noise(dense, request.generator, device=like.device, dtype=like.dtype)
+    else:
+        latents = request.latents.to(like)
+    tokens = pack_latents(latents, patch) if latents.ndim == 4 else latents
+    return PackedSequence(tokens.reshape(-1, tokens.shape[-1]), ((grid,),) * count)
+
+
+def _latent_shapes(count: int, grid: Grid, parts: Parts) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of `count` pictures: dense [B, Z, h, w], and packed [B, L, C]."""
+    _, rows, columns = grid
+    patch = parts.denoiser_spec.patch
+    return (
+        (count, parts.codec_spec.channels, rows * patch, columns * patch),
+        (count, rows * columns, parts.denoiser_spec.token_channels),
+    )
+
+
+def decoder(codec: LatentCodec, start: PackedSequence, patch: int) -> Callable[[Tensor], list[Tensor]]:
+    """The `decode` of a plan: final tokens [N, C] to one picture [C, H, W] in [-1, 1] per sample."""
+
+    def decode(tokens: Tensor) -> list[Tensor]:
+        latents = [latents for (latents,) in unpack_pictures(start.with_tokens(tokens), patch)]
+        if len({tuple(one.shape) for one in latents}) == 1:
+            return list(codec.decode(torch.stack(latents)))
+        return [codec.decode(one[None])[0] for one in latents]
+
+    return decode
