@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 import click
 
 from qframe.cli.cache import cache
@@ -27,7 +25,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
         "qframe plugins list                          families and components that can be chosen",
     ),
 )
-@click.version_option(version("qframe"), prog_name="qframe")
+@click.version_option(package_name="qframe", prog_name="qframe")
 @click.option("--debug", is_flag=True, help="Show where an error happened. May stand anywhere.")
 def app(debug: bool) -> None:
     """Train and sample families of diffusion models.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -13,6 +13,8 @@ from qframe.cli.shared import announce, resolve
 from qframe.cli.train import fit
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from qframe.schema import Config
     from qframe.train.trainer import FitResult
     from qframe.types import Record
@@ -67,7 +69,7 @@ def with_and_without(config: Config, result: FitResult) -> list[tuple[str, Path]
         if name == "with.png":
             load_lora(pipe.parts.denoiser.module, result.weights)
         seeded = attrs.evolve(request, generator=torch.Generator().manual_seed(config.sample.seed))
-        shown.append((meaning, folder / name, pipe.run(seeded)[0]))
+        shown.append((meaning, folder / name, cast("list[Image.Image]", pipe.run(seeded))[0]))
     for _, file, picture in shown:
         save_picture(file, picture)
     return [(meaning, file) for meaning, file, _ in shown]

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -30,7 +30,16 @@ class SampleCommand(click.Command):
         return super().parse_args(ctx, args)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        return super().get_params(ctx) + ctx.meta.get("qframe.request", [])
+        own = super().get_params(ctx)
+        after = 1 + next(index for index, parameter in enumerate(own) if parameter.name == "prompt")
+        added: list[click.Parameter] = ctx.meta.get("qframe.request", [])
+        return own[:after] + added + own[after:]
+
+
+def _seed(ctx: click.Context, parameter: click.Parameter, value: int) -> int:
+    if not 0 <= value < 2**62:
+        raise click.BadParameter("expected a whole number from 0 to 2^62")
+    return value
 
 
 @click.command(
@@ -51,9 +60,7 @@ class SampleCommand(click.Command):
     help="Guidance scale; above 1 every step takes twice as long [default: 4 with --negative-prompt, else off].",
 )
 @click.option("--size", metavar="WxH", help="Width and height in pixels [default: the family's].")
-@click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Picture i takes seed + i."
-)
+@click.option("--seed", type=int, callback=_seed, default=0, show_default=True, help="Picture i takes seed + i.")
 @click.option("--num-images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures per prompt.")
 @click.option("--lora", metavar="FILE[:WEIGHT]", multiple=True, help="Put a LoRA on the denoiser. Repeatable.")
 @click.option("--output", metavar="FILE", required=True, help="PNG, JPEG or WebP; several pictures are numbered.")
@@ -81,7 +88,7 @@ def sample(
     With --family, --help shows that family's own options too (--image, --mask, ...).
     """
     files = output_files(Path(output), len(prompt) * num_images, overwrite=overwrite)
-    loras = dict(map(_lora, lora))
+    loras: dict[str | Path, float] = dict(map(_lora, lora))
     asked = {name: value for name, value in request.items() if value not in (None, ())}
     asked |= _size(size) | _guidance(guidance, negative_prompt)
     asked |= {} if steps is None else {"num_inference_steps": steps}
@@ -95,7 +102,7 @@ def sample(
     result = pipe(
         prompt=list(prompt), num_images_per_prompt=num_images, seed=seed, progress=terminal_progress(), **asked
     )
-    for file, picture in zip(files, result.images, strict=True):
+    for file, picture in zip(files, cast("Sequence[Image.Image]", result.images), strict=True):
         save_picture(file, picture)
         click.echo(f"wrote {file}")
 
@@ -197,7 +204,7 @@ def _option(field: attrs.Attribute[Any]) -> click.Option:
 
     kind = str(field.type)
     help_text = field.metadata.get("help")
-    shown = {"help": help_text, "show_default": isinstance(field.default, int | float | str)}
+    shown: dict[str, Any] = {"help": help_text, "show_default": isinstance(field.default, int | float | str)}
     if field.default is attrs.NOTHING:
         shown["required"] = True
     elif isinstance(field.default, int | float | str):
