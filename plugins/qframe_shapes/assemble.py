@@ -11,9 +11,9 @@ from pathlib import Path
 import diffusers
 import torch
 from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
-from qframe import storage
 from torch import nn
 
+from qframe import storage
 from qframe_shapes import text
 from qframe_shapes.frame_vae import Z_DIM
 
@@ -66,7 +66,12 @@ def new_scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 def assemble(
-    target: Path, *, vae: AutoencoderKLQwenImage, transformer: QwenImageTransformer2DModel, text_seed: int, card: str = ""
+    target: Path,
+    *,
+    vae: AutoencoderKLQwenImage,
+    transformer: QwenImageTransformer2DModel,
+    text_seed: int,
+    card: str = "",
 ) -> int:
     """Publish a checkpoint in bfloat16 as ``target``, replacing one that was published there; returns its bytes.
 

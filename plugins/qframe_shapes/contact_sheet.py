@@ -57,7 +57,8 @@ def contact_sheet(rows: Sequence[Row], columns: Sequence[str], *, title: str = "
 
 
 def _column_width(rows: Sequence[Row], index: int, scale: int) -> int:
-    return max([row.pictures[index].width * scale for row in rows if row.pictures[index] is not None] + [64])
+    pictures = [row.pictures[index] for row in rows]
+    return max([picture.width * scale for picture in pictures if picture is not None] + [64])
 
 
 def _draw_row(
@@ -74,7 +75,8 @@ def _draw_row(
     x = _TEXT_WIDTH
     for picture, width in zip(row.pictures, widths, strict=True):
         if picture is not None:
-            enlarged = picture.convert("RGB").resize((picture.width * scale, picture.height * scale), Image.NEAREST)
+            size = (picture.width * scale, picture.height * scale)
+            enlarged = picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
             sheet.paste(enlarged, (x, y))
         x += width + _MARGIN
     if row.success is True:

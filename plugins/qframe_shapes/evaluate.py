@@ -100,9 +100,7 @@ def episodes(group: Group, count: int, seed: int) -> list[Episode]:
     wanted: tasks.Split = "pair" if group.kind == PAIR else "unseen"
     offset = int(world.unit_hash(f"{group.operation} {group.kind} {group.situation}") * 2**31)
     return [
-        tasks.accepted(
-            makers[group.operation], world.sample_rng(seed + offset, i), canvases[i % len(canvases)], wanted
-        )
+        tasks.accepted(makers[group.operation], world.sample_rng(seed + offset, i), canvases[i % len(canvases)], wanted)
         for i in range(count)
     ]
 

@@ -7,6 +7,7 @@ a first frame. Tensors here are 4-D: pixels ``[B, 3, H, W]`` in [-1, 1], latents
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +29,9 @@ def new_vae(generator: torch.Generator) -> AutoencoderKLQwenImage:
             if isinstance(module, nn.Conv3d):
                 _kaiming(module.weight[:, :, -1], generator)
                 module.weight[:, :, :-1].zero_()
-                module.bias.zero_()
             elif isinstance(module, nn.Conv2d):
                 _kaiming(module.weight, generator)
+            if isinstance(module, nn.Conv2d | nn.Conv3d) and module.bias is not None:
                 module.bias.zero_()
         for name, module in vae.named_modules():
             if name.endswith("time_conv"):
@@ -74,18 +75,19 @@ def _conv(layer: nn.Conv3d, x: Tensor) -> Tensor:
     return F.conv2d(x, layer.weight[:, :, -1], layer.bias, padding=layer.weight.shape[-1] // 2)
 
 
-def _norm(layer: nn.Module, x: Tensor) -> Tensor:
-    return F.normalize(x, dim=1) * layer.scale * layer.gamma.view(1, -1, 1, 1)
+def _norm(layer: Any, x: Tensor) -> Tensor:
+    normalised: Tensor = F.normalize(x, dim=1) * layer.scale * layer.gamma.view(1, -1, 1, 1)
+    return normalised
 
 
-def _residual(block: nn.Module, x: Tensor) -> Tensor:
+def _residual(block: Any, x: Tensor) -> Tensor:
     shortcut = x if isinstance(block.conv_shortcut, nn.Identity) else _conv(block.conv_shortcut, x)
     x = _conv(block.conv1, F.silu(_norm(block.norm1, x)))
     x = _conv(block.conv2, F.silu(_norm(block.norm2, x)))
     return x + shortcut
 
 
-def _middle(block: nn.Module, x: Tensor) -> Tensor:
+def _middle(block: Any, x: Tensor) -> Tensor:
     x = _residual(block.resnets[0], x)
     for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
         x = _residual(resnet, attention(x[:, :, None])[:, :, 0])

@@ -34,7 +34,8 @@ CRITERIA = ("size", "background", "clean", "colour", "shape", "scale", "place", 
 class Verdict:
     """The outcome of one comparison. failed: the criteria that do not hold, in the order of ``CRITERIA``.
 
-    ``size`` is the picture's size in pixels, ``clean`` the share of right background pixels, ``scale`` the figure's size.
+    ``size`` is the picture's size in pixels, ``clean`` the share of right background pixels, ``scale`` the figure's
+    size.
     """
 
     failed: tuple[str, ...] = ()
@@ -136,7 +137,7 @@ def _foreground(pixels: np.ndarray, wanted: Scene, figure: Figure) -> np.ndarray
     background = np.array(world.PALETTE[wanted.background], dtype=np.float32)
     to_figure = np.square(pixels - figure_colour).sum(axis=-1)
     to_background = np.square(pixels - background).sum(axis=-1)
-    foreground = to_figure < to_background
+    foreground: np.ndarray = to_figure < to_background
     if figure.dotted:
         x, y = wanted.canvas.corner(figure.place)
         foreground[y : y + CELL, x : x + CELL] |= world.dot_coverage(figure.size) > 0
@@ -183,7 +184,8 @@ def _near(colour: np.ndarray, wanted: Sequence[int]) -> bool:
 
 
 def _near_pixels(pixels: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
-    return (np.abs(pixels - np.array(wanted, dtype=np.float32)) <= COLOUR_TOLERANCE).all(axis=-1)
+    near: np.ndarray = (np.abs(pixels - np.array(wanted, dtype=np.float32)) <= COLOUR_TOLERANCE).all(axis=-1)
+    return near
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import overload
 
 from PIL import Image
+
 from qframe.errors import ConfigError
 from qframe.interfaces import RecordSource
 from qframe.types import Picture, Record
-
 from qframe_shapes import metrics, tasks, world
 from qframe_shapes.options import ShapesOptions
 from qframe_shapes.tasks import Episode

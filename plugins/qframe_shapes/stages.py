@@ -4,12 +4,14 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
-from qframe import storage
 from safetensors import safe_open
 from safetensors.torch import save
+
+from qframe import storage
 
 
 def write_json(path: Path, value: object) -> None:
@@ -17,9 +19,10 @@ def write_json(path: Path, value: object) -> None:
     storage.write_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
 
 
 @attrs.frozen(eq=False)

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
@@ -111,9 +112,8 @@ def train(config: VaeConfig, snapshot_path: Path) -> AutoencoderKLQwenImage:
 def refine_decoder(vae: AutoencoderKLQwenImage, config: VaeConfig, snapshot_path: Path) -> AutoencoderKLQwenImage:
     """Train only what comes after the latents; the encoder is left as it is, so cached latents stay valid."""
     vae = copy.deepcopy(vae)
-    decoder = {
-        name: p for name, p in vae.named_parameters() if name.startswith(("decoder.", "post_quant_conv."))
-    }  # fmt: skip
+    everything: dict[str, Any] = dict(vae.named_parameters())
+    decoder = {name: p for name, p in everything.items() if name.startswith(("decoder.", "post_quant_conv."))}
 
     def loss(batch: Batch, generator: torch.Generator) -> Tensor:
         with torch.no_grad():

@@ -12,6 +12,7 @@ Everything is a pure function of its arguments: sample ``i`` of seed ``s`` never
 import functools
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import numpy as np
@@ -157,11 +158,11 @@ class Scene:
         )
         return f"{self.canvas}|{self.background}|" + "|".join(figures)
 
-    def evolve(self, **changes: object) -> "Scene":
+    def evolve(self, **changes: Any) -> "Scene":
         """The scene with some fields replaced."""
         return attrs.evolve(self, **changes)
 
-    def with_figure(self, **changes: object) -> "Scene":
+    def with_figure(self, **changes: Any) -> "Scene":
         """A one-figure scene with fields of its figure replaced."""
         (figure,) = self.objects
         return attrs.evolve(self, objects=(attrs.evolve(figure, **changes),))

@@ -2,6 +2,7 @@ import attrs
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+
 from qframe_shapes import metrics, tasks, world
 from qframe_shapes.contact_sheet import Row, contact_sheet
 

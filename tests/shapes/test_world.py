@@ -4,9 +4,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+
 from qframe_shapes import tasks, world
 
-SPLIT_OF_2000 = {'train': 1466, 'unseen': 258, 'pair': 276}
+SPLIT_OF_2000 = {"train": 1466, "unseen": 258, "pair": 276}
 
 
 def test_the_world_is_drawn_without_torch() -> None:
@@ -50,14 +51,17 @@ def test_a_known_scene_has_known_pixels() -> None:
 def test_cells_lie_on_the_token_grid_inside_the_canvas(canvas: world.Canvas) -> None:
     for place in canvas.places:
         x, y = canvas.corner(place)
-        assert x % world.TOKEN == 0 and y % world.TOKEN == 0
-        assert 0 <= x <= canvas.width - world.CELL and 0 <= y <= canvas.height - world.CELL
+        assert x % world.TOKEN == 0
+        assert y % world.TOKEN == 0
+        assert 0 <= x <= canvas.width - world.CELL
+        assert 0 <= y <= canvas.height - world.CELL
     assert len({canvas.corner(place) for place in canvas.places}) == len(canvas.places)
 
 
 def test_an_odd_axis_has_no_middle() -> None:
     assert world.Canvas(48, 48).places == ("top left", "top right", "bottom left", "bottom right")
-    assert "left" in world.Canvas(80, 64).places and "top" not in world.Canvas(80, 64).places
+    assert "left" in world.Canvas(80, 64).places
+    assert "top" not in world.Canvas(80, 64).places
     with pytest.raises(ValueError, match="no place 'centre'"):
         world.Canvas(48, 48).corner("centre")
 
@@ -79,7 +83,8 @@ def test_training_shows_nothing_that_is_held_out() -> None:
         for scene in filter(None, (episode.source, episode.target)):
             assert world.split(scene) == "train"
             assert not any(f.dotted or f.colour == world.UNLEARNED_COLOUR for f in scene.objects)
-        assert world.UNLEARNED_COLOUR not in episode.prompt and "dot" not in episode.prompt
+        assert world.UNLEARNED_COLOUR not in episode.prompt
+        assert "dot" not in episode.prompt
 
 
 def test_the_split_of_a_scene_never_changes() -> None:
@@ -110,7 +115,8 @@ def test_weights_are_three_to_one_and_only_in_the_described_cell_where_one_is_de
 
 def test_a_mask_covers_the_cell_that_is_painted() -> None:
     episode = tasks.paint(world.sample_rng(0, 0), world.MAIN_CANVAS, "elsewhere")
-    assert episode.source is not None and episode.mask is not None
+    assert episode.source is not None
+    assert episode.mask is not None
     changed = (world.render_array(episode.source) != world.render_array(episode.target)).any(axis=-1)
     assert changed.any()
     assert (np.asarray(episode.mask_picture()) == 255)[changed].all()
