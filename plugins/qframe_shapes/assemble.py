@@ -31,7 +31,7 @@ MODEL_INDEX = {
     "vae": ["diffusers", "AutoencoderKLQwenImage"],
 }
 
-QFRAME_SETTINGS = {"recipe": {"min_area": text.MIN_PIXELS, "max_area": text.MAX_PIXELS, "multiple": 16}}
+QFRAME_SETTINGS = {"recipe": {"min_area": text.MIN_PIXELS, "max_area": text.MAX_PIXELS, "multiple": 16, "side": 64}}
 
 
 def new_transformer(seed: int) -> QwenImageTransformer2DModel:

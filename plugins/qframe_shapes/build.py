@@ -13,6 +13,7 @@ import attrs
 import click
 import torch
 from diffusers import AutoencoderKLQwenImage
+from safetensors.torch import load_file
 
 from qframe import storage
 from qframe_shapes import vae as vae_training
@@ -56,10 +57,11 @@ def vae_stage(config: BuildConfig) -> None:
 
 
 def whiten_stage(config: BuildConfig) -> None:
-    """Whitening of the latents, folded into the 1 x 1 convolutions. Stored in float32: it is exact."""
+    """Whitening of the latents, folded into the 1 x 1 convolutions; then rounding to what ships."""
     settings = VaeConfig(seed=config.seed)
     batches = config.steps(40)
-    _publish_vae(config, "whiten", vae_training.whiten(_load_vae(config, "vae"), settings, batches))
+    white = vae_training.whiten(_load_vae(config, "vae"), settings, batches)
+    _publish_vae(config, "whiten", vae_training.rounded(white, settings, batches))
 
 
 def refine_stage(config: BuildConfig) -> None:
@@ -106,7 +108,9 @@ def _publish_vae(config: BuildConfig, stage: str, vae: AutoencoderKLQwenImage) -
 def _load_vae(config: BuildConfig, stage: str) -> AutoencoderKLQwenImage:
     if not storage.is_published(config.folder(stage)):
         raise click.ClickException(f"stage {stage!r} has no result in {config.folder(stage)}: run it first")
-    vae: AutoencoderKLQwenImage = AutoencoderKLQwenImage.from_pretrained(config.folder(stage) / _WEIGHTS)
+    folder = config.folder(stage) / _WEIGHTS
+    vae: AutoencoderKLQwenImage = AutoencoderKLQwenImage.from_config(AutoencoderKLQwenImage.load_config(folder))
+    vae.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
     return vae
 
 
@@ -148,6 +152,7 @@ def main(output: Path, stages: str, scale: float, seed: int, threads: int) -> No
     names = tuple(stages.split(","))
     unknown = [name for name in names if name not in STAGES]
     if unknown:
+        known = ", ".join(STAGES)
         raise click.BadParameter(f"unknown stages {', '.join(unknown)}; there are {known}", param_hint="--stages")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(threads)

@@ -9,7 +9,6 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import attrs
 import numpy as np
@@ -106,14 +105,17 @@ def train(config: VaeConfig, snapshot_path: Path) -> AutoencoderKLQwenImage:
         kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
         return weighted_mse(decoded, batch) + config.kl_weight * kl
 
-    return _run(vae, dict(vae.named_parameters()), loss, config, snapshot_path)
+    return _run(vae, _parameters(vae), loss, config, snapshot_path)
 
 
 def refine_decoder(vae: AutoencoderKLQwenImage, config: VaeConfig, snapshot_path: Path) -> AutoencoderKLQwenImage:
     """Train only what comes after the latents; the encoder is left as it is, so cached latents stay valid."""
     vae = copy.deepcopy(vae)
-    everything: dict[str, Any] = dict(vae.named_parameters())
-    decoder = {name: p for name, p in everything.items() if name.startswith(("decoder.", "post_quant_conv."))}
+    decoder = {
+        name: parameter
+        for name, parameter in _parameters(vae).items()
+        if name.startswith(("decoder.", "post_quant_conv."))
+    }
 
     def loss(batch: Batch, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
@@ -122,6 +124,10 @@ def refine_decoder(vae: AutoencoderKLQwenImage, config: VaeConfig, snapshot_path
         return weighted_mse(decode_frame(vae, mean + config.latent_noise * noise), batch)
 
     return _run(vae, decoder, loss, config, snapshot_path)
+
+
+def _parameters(vae: AutoencoderKLQwenImage) -> dict[str, torch.nn.Parameter]:
+    return dict(vae.named_parameters())
 
 
 def weighted_mse(decoded: Tensor, batch: Batch) -> Tensor:
@@ -209,7 +215,7 @@ def whiten(vae: AutoencoderKLQwenImage, config: VaeConfig, batches: int = 40) ->
 
     The change is folded into ``quant_conv`` and ``post_quant_conv``, both 1 x 1, so reconstructions do not change.
     A rotated diagonal posterior is not diagonal any more: its log variance becomes a constant per channel, the
-    average over pictures. The statistics measured afterwards go to ``latents_mean`` and ``latents_std``.
+    average over pictures.
     """
     vae = copy.deepcopy(vae)
     mean, covariance, variance = latent_statistics(vae, config, batches)
@@ -225,10 +231,19 @@ def whiten(vae: AutoencoderKLQwenImage, config: VaeConfig, batches: int = 40) ->
     weight = vae.post_quant_conv.weight[:, :, -1, 0, 0].double()
     vae.post_quant_conv.bias += (weight @ mean).float()
     vae.post_quant_conv.weight[:, :, -1, 0, 0] = (weight @ backward).float()
+    return vae
+
+
+def rounded(vae: AutoencoderKLQwenImage, config: VaeConfig, batches: int = 40) -> AutoencoderKLQwenImage:
+    """The VAE with weights that bfloat16 holds exactly, and the latents' statistics as measured in its config.
+
+    What ships is then, weight for weight, the encoder whose latents the denoiser learns.
+    """
+    vae = copy.deepcopy(vae).to(torch.bfloat16).to(torch.float32)
     mean, covariance, _ = latent_statistics(vae, config, batches)
     vae.register_to_config(
-        latents_mean=[round(v, 6) for v in mean.tolist()],
-        latents_std=[round(v, 6) for v in covariance.diagonal().sqrt().tolist()],
+        latents_mean=[round(value, 6) for value in mean.tolist()],
+        latents_std=[round(value, 6) for value in covariance.diagonal().sqrt().tolist()],
     )
     return vae
 
