@@ -283,7 +283,7 @@ def _rows(
     check("text space", "encoder", encoder.text_space, "denoiser", denoiser.text_space)
     check("text width", "encoder", encoder.width, "denoiser", denoiser.text_width)
     if getattr(recipe, "references", False):
-        check("references", "denoiser", "takes them" if denoiser.references else "takes none", "recipe", "takes them")
+        check("references", "denoiser", "yes" if denoiser.references else "no", "recipe", "yes")
     return tuple(rows)
 
 

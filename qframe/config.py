@@ -349,8 +349,8 @@ def _declared_options(
         name = section.get("use") if isinstance(section, dict) else None
         kind = "source" if role == "data" else role
         if not isinstance(name, str):
-            if role == "data":
-                found[role, "options"] = _Declared("no source of data, as none is chosen,", None)
+            if role == "data" and isinstance(section, dict):
+                found[role, "options"] = _Declared("a data set that is not chosen (data.use)", None)
             continue
         try:
             component = registry.component(kind, name)
@@ -408,15 +408,15 @@ def _known_keys(declared: Mapping[Key, _Declared]) -> list[str]:
 
 
 def _message(problems: Iterable[Problem], tree: _Tree, known: Iterable[str]) -> str:
+    ordered = sorted(problems, key=lambda problem: problem.path)
     lines = []
-    for problem in sorted(problems, key=lambda p: p.path):
+    for problem in ordered[:MOST_SHOWN]:
         source = _source(tree, problem.path)
         where = "" if source == "default" else f" ({source})"
         lines.append(f"{'.'.join(problem.path)}{where}: {problem.message}{_advice(problem, known)}")
-    count = len(lines)
-    if count > MOST_SHOWN:
-        lines = [*lines[:MOST_SHOWN], f"and {count - MOST_SHOWN} more"]
-    return f"configuration has {count} problem{'s' if count > 1 else ''}:\n{bullet_list(lines)}"
+    if len(ordered) > MOST_SHOWN:
+        lines.append(f"and {len(ordered) - MOST_SHOWN} more")
+    return f"configuration has {len(ordered)} problem{'s' if len(ordered) > 1 else ''}:\n{bullet_list(lines)}"
 
 
 def _advice(problem: Problem, known: Iterable[str]) -> str:
@@ -427,7 +427,7 @@ def _advice(problem: Problem, known: Iterable[str]) -> str:
     near = [".".join((*table, other)) for other in nearest(name, problem.known, 1)]
     if not near:
         lasts = {key.rpartition(".")[2]: key for key in known}
-        near = [lasts[other] for other in nearest(name, lasts, 1)]
+        near = [lasts[other] for other in nearest(name, lasts, 1, cutoff=0.8)]
     if near:
         return f"; did you mean {near[0]}?"
     return f"; known here: {', '.join(problem.known)}"

@@ -5,7 +5,7 @@ three gaps that are closed here: a second distribution with the same entry-point
 failing import stops discovery and names no plugin, and a misspelt hook is ignored.
 
     QFRAME_DISABLE_PLUGINS=a,b    leaves these plugins out
-    QFRAME_TRACE_PLUGINS=1        writes every import, registration and hook call to stderr
+    QFRAME_TRACE_PLUGINS=1        writes how each plugin loads, and every event that is relayed, to stderr
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class Broken:
         return f"plugin {self.plugin!r} ({self.distribution}): {self.reason}"
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+def nearest(name: str, known: Iterable[str], count: int = 3, *, cutoff: float = 0.6) -> list[str]:
     """The names in `known` that `name` may have been meant to be, best first."""
-    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=cutoff)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -175,6 +175,7 @@ class Registry:
         raise ConfigError(f"no {kind} {name!r}{did_you_mean(name, known)}", f"Known: {names}.{missing}")
 
     def _fail(self, plugin: str, distribution: str, reason: str) -> None:
+        self._manager.trace(f"{plugin}: {reason}")
         self._broken.append(Broken(plugin, distribution, reason))
 
     def _add(self, candidate: Candidate) -> None:
@@ -201,7 +202,10 @@ class Registry:
             reason = str(error) if isinstance(error, PluginError) else _say(error)
             self._fail(candidate.name, candidate.distribution, reason)
             return
-        self._manager.trace(f"{candidate.name}: loaded in {(time.perf_counter() - started) * 1000:.1f} ms")
+        milliseconds = (time.perf_counter() - started) * 1000
+        self._manager.trace(
+            f"{candidate.name}: loaded in {milliseconds:.1f} ms, {len(components)} components, {len(families)} families"
+        )
         for component in components:
             self._offer(self._components, (component.kind, component.name), component, candidate)
         for family in families:
