@@ -185,7 +185,7 @@ def _snapshot(
     step: int,
     seconds: float,
 ) -> Snapshot:
-    tensors = {f"live.{name}": p for name, p in parameters.items()}
+    tensors: dict[str, Tensor] = {f"live.{name}": p for name, p in parameters.items()}
     tensors |= {f"ema.{name}": p for name, p in average.items()}
     return Snapshot(tensors | optimiser_tensors(optimiser), step, seconds)
 

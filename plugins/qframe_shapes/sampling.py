@@ -1,0 +1,51 @@
+"""qframe's own pipelines as the model that ``evaluate`` measures."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import qframe
+from qframe.pipeline import Pipeline
+from qframe_shapes.evaluate import Sample, SampleRequest
+
+FAMILIES: Mapping[str, str] = {"text-to-image": "qwen-image", "paint": "qwen-inpaint"}
+"""The family that runs an operation; every other operation is an edit."""
+
+
+def qframe_sampler(
+    model: str | Path,
+    *,
+    steps: int = 16,
+    true_cfg_scale: float = 1.0,
+    negative_prompt: str | None = None,
+    lora: str | Path | None = None,
+) -> Sample:
+    """A callable for ``evaluate.evaluate``: loads each family when its first request comes."""
+
+    @functools.cache
+    def pipeline(family: str) -> Pipeline:
+        return qframe.load(family, model=model, lora=lora)
+
+    def sample(requests: Sequence[SampleRequest]) -> list[Image.Image]:
+        first = requests[0]
+        arguments: dict[str, Any] = {
+            "prompt": [request.prompt for request in requests],
+            "negative_prompt": None if negative_prompt is None else [negative_prompt] * len(requests),
+            "height": first.height,
+            "width": first.width,
+            "num_inference_steps": steps,
+            "true_cfg_scale": true_cfg_scale,
+            "generator": [torch.Generator().manual_seed(request.seed) for request in requests],
+        }
+        if first.image is not None:
+            arguments["image"] = [request.image for request in requests]
+        if first.mask is not None:
+            arguments |= {"mask_image": [request.mask for request in requests], "strength": first.strength}
+        output = pipeline(FAMILIES.get(first.operation, "qwen-edit"))(**arguments)
+        return list(output.images)
+
+    return sample
