@@ -282,7 +282,7 @@ def _rows(
     check("token channels", "codec", tokens, "denoiser", denoiser.token_channels)
     check("text space", "encoder", encoder.text_space, "denoiser", denoiser.text_space)
     check("text width", "encoder", encoder.width, "denoiser", denoiser.text_width)
-    if getattr(recipe, "references", False):
+    if recipe.references:
         check("references", "denoiser", "yes" if denoiser.references else "no", "recipe", "yes")
     return tuple(rows)
 

@@ -248,11 +248,11 @@ def test_what_fits_is_composed_without_loading() -> None:
 def test_the_table_shows_every_row() -> None:
     assert composed().table().splitlines() == [
         "denoiser 'qwen-image' (plugin a), codec 'qwen-vae' (plugin a), encoder 'qwen2.5-vl' (plugin a)",
-        "  ok       latent space    codec gives qwen-image     denoiser wants qwen-image",
-        "  ok       token channels  codec gives 64             denoiser wants 64",
-        "  ok       text space      encoder gives qwen2.5-vl   denoiser wants qwen2.5-vl",
-        "  ok       text width      encoder gives 3584         denoiser wants 3584",
-        "  ok       references      denoiser gives yes         recipe wants yes",
+        "  ok       latent space    codec gives qwen-image    denoiser wants qwen-image",
+        "  ok       token channels  codec gives 64            denoiser wants 64",
+        "  ok       text space      encoder gives qwen2.5-vl  denoiser wants qwen2.5-vl",
+        "  ok       text width      encoder gives 3584        denoiser wants 3584",
+        "  ok       references      denoiser gives yes        recipe wants yes",
     ]
 
 
