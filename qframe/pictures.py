@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from qframe.errors import DataError, NumericsError
-from qframe.geometry import Geometry
+from qframe.geometry import Geometry, Size
 from qframe.types import Picture, PixelInput
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ _BLACK = (0, 0, 0)
 _LARGEST_FILE = 1024**3
 _FILTER = Image.Resampling.LANCZOS  # what diffusers' VaeImageProcessor resizes with
 _ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
+_ORIENTATION = 0x0112
+_QUARTER_TURNS = {5, 6, 7, 8}  # EXIF 2.32, 4.6.4, tag 274
 _WITHOUT_RANGE = {"I", "F"}
 
 # What Pillow's decoders were seen to raise on damaged files, beside its own DecompressionBombError.
@@ -57,6 +59,17 @@ def open_fitted(pixels: PixelInput, *, limit_pixels: int = LIMIT_PIXELS) -> Imag
     """The picture as `open_picture` gives it, at the size of its geometry. DataError names the picture."""
     image = open_picture(pixels.picture, limit_pixels=limit_pixels)
     return _fit(image, pixels)
+
+
+def picture_size(picture: Picture, *, limit_pixels: int = LIMIT_PIXELS) -> Size:
+    """(height, width) of the upright picture, from its header: nothing is decoded. DataError as `open_picture`."""
+    image = _open(picture, limit_pixels)
+    # Pillow's TIFF reader gives the upright size already.
+    try:
+        turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS
+    except _DAMAGED as error:
+        raise _unreadable(picture.origin, error) from error
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def open_weight(pixels: PixelInput, *, limit_pixels: int = LIMIT_PIXELS) -> Tensor:
@@ -116,7 +129,19 @@ def to_rgb(image: Image.Image, *, origin: str = "picture", background: tuple[int
 
 
 def _load(picture: Picture, limit_pixels: int) -> Image.Image:
-    """The decoded picture in its own mode. The size is checked before a pixel is decoded."""
+    """The decoded picture in its own mode."""
+    image = _open(picture, limit_pixels)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+    except _DAMAGED as error:
+        raise _unreadable(picture.origin, error) from error
+    return image
+
+
+def _open(picture: Picture, limit_pixels: int) -> Image.Image:
+    """The picture with its header read. Its size and frames are checked before a pixel is decoded."""
     origin = picture.origin
     if isinstance(picture.source, Path):
         _check_file(picture.source, origin)
@@ -132,7 +157,6 @@ def _load(picture: Picture, limit_pixels: int) -> Image.Image:
                     f"{origin}: an animation or a document of several pages, expected one picture",
                     "Save the frame or page that is meant as a picture of its own.",
                 )
-            image.load()
     except UnidentifiedImageError as error:
         raise DataError(f"{origin}: not a picture of a known format", f"Formats read: {', '.join(FORMATS)}.") from error
     except Image.DecompressionBombError as error:

@@ -198,8 +198,10 @@ def test_exif_orientation_is_applied(orientation: int, format_: str) -> None:
         stored = np.flip(stored, flipped_axis)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = opened(encoded(Image.fromarray(stored.copy()), format_, exif=exif))
+    file = encoded(Image.fromarray(stored.copy()), format_, exif=exif)
+    data = opened(file)
     assert data.shape == upright.shape
+    assert pictures.picture_size(Picture("a picture", file)) == (16, 32)
     assert np.abs(data.astype(int) - upright).mean() < 4
 
 

@@ -1,0 +1,260 @@
+"""From records to cached examples: keys first, then only what is missing is encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+from torch import Tensor
+
+from qframe.cache.keys import (
+    ExampleKeys,
+    KeyMaker,
+    PictureDigests,
+    canonical,
+    pixel_parts,
+    text_parts,
+    weight_parts,
+)
+from qframe.cache.store import Cache, DamagedEntryError
+from qframe.encoding import Shape, encode_pixels, encode_text, encode_weight, make_example, windows
+from qframe.errors import CacheError, DataError
+from qframe.interfaces import Parts, Recipe
+from qframe.progress import SILENT, Progress
+from qframe.types import Conditioning, Example, ExampleInputs, PixelInput, Record, TextInput
+
+PartsLoader = Callable[..., Parts]
+"""`loader("encoder", "codec") -> Parts` with these roles loaded."""
+
+_LATENTS = "latents"
+_WEIGHT = "weight"
+_EMBEDS = "embeds"
+_EXTRA = "extra."
+
+
+def build_cache(
+    records: Sequence[Record],
+    recipe: Recipe,
+    parts_loader: PartsLoader,
+    cache: Cache,
+    fingerprints: Mapping[str, str],
+    *,
+    batch_size: int = 8,
+    progress: Progress = SILENT,
+) -> CachedExamples:
+    """Encode what is not in the cache yet, and return the examples of all records.
+
+    fingerprints: of "encoder" and "codec": what `Loadable.fingerprint` says, and the dtype it computes in.
+    parts_loader is called only for roles that have something to encode. What is encoded is kept at least every
+    half minute: an interrupted build goes on where it was. DataError names a record or picture that is no good.
+    """
+    plan = _Plan(records, recipe, fingerprints, PictureDigests(cache))
+    with progress.stage("reading the data set", len(records)) as stage:
+        for index in range(len(records)):
+            plan.add(index)
+            stage.advance(1)
+    plan.digests.save()
+    missing = set(cache.missing([*plan.pixels, *plan.weights, *plan.texts]))
+    builder = _Builder(plan, cache, missing, batch_size, progress)
+    builder.encode_pixels(parts_loader)
+    builder.encode_weights(parts_loader)
+    builder.encode_texts(parts_loader)
+    cache.flush()
+    return CachedExamples(cache, plan.ids, plan.keys)
+
+
+class CachedExamples(Sequence[Example]):
+    """Examples read from a cache. Opens no picture, and needs neither encoder nor codec."""
+
+    def __init__(self, cache: Cache, ids: Sequence[str], keys: Sequence[ExampleKeys]) -> None:
+        self._cache = cache
+        self._ids = ids
+        self._keys = keys
+        self._shapes: list[Shape] | None = None
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # slices are of no use here
+        """The example, its tensors its own. CacheError if it is damaged; then the damaged part is dropped."""
+        keys = self._keys[index]
+        names = [keys.target, *keys.references, keys.conditioning]
+        names += [key for key in (keys.unconditional, keys.weight) if key is not None]
+        try:
+            parts = iter(self._cache.get_all(names))
+        except DamagedEntryError as error:
+            raise self._dropped(index, error) from error
+        return make_example(
+            id=self._ids[index],
+            target=next(parts)[_LATENTS],
+            references=tuple(next(parts)[_LATENTS] for _ in keys.references),
+            conditioning=_conditioning(next(parts)),
+            unconditional=None if keys.unconditional is None else _conditioning(next(parts)),
+            weight=None if keys.weight is None else next(parts)[_WEIGHT],
+        )
+
+    def shape(self, index: int) -> Shape:
+        """Latent sides (h, w) of the target and of each reference; no tensor is read.
+
+        What decides which examples make a fast batch. Text lengths are left out: they would tear a data set into
+        buckets too small to fill a batch, and live examples do not know them before they are encoded.
+        """
+        if self._shapes is None:
+            self._shapes = self._all_shapes()
+        return self._shapes[index]
+
+    def _all_shapes(self) -> list[Shape]:
+        wanted = dict.fromkeys(key for keys in self._keys for key in (keys.target, *keys.references))
+        sides = {key: _sides(entry.tensors[0].shape) for key, entry in self._cache.locate(list(wanted)).items()}
+        interned: dict[Shape, Shape] = {}
+        shapes = [(sides[keys.target], tuple(sides[key] for key in keys.references)) for keys in self._keys]
+        return [interned.setdefault(shape, shape) for shape in shapes]
+
+    def _dropped(self, index: int, error: DamagedEntryError) -> CacheError:
+        message = f"example {self._ids[index]}: {error.message}"
+        try:
+            self._cache.drop([error.key])
+        except (CacheError, OSError):
+            return CacheError(message, "The cache cannot be written, so it cannot be repaired from here.")
+        return CacheError(message, "It was taken out of the cache. Start again (with --resume): it is encoded anew.")
+
+
+@attrs.define(eq=False)
+class _Plan:
+    """Which entries the records need, and from which record each can be made.
+
+    pixels, texts, weights: per key, a record (by its place) and the place of the input among that record's.
+    """
+
+    records: Sequence[Record]
+    recipe: Recipe
+    fingerprints: Mapping[str, str]
+    digests: PictureDigests
+    ids: list[str] = attrs.field(factory=list, init=False)
+    keys: list[ExampleKeys] = attrs.field(factory=list, init=False)
+    pixels: dict[str, tuple[int, int]] = attrs.field(factory=dict, init=False)
+    texts: dict[str, tuple[int, int]] = attrs.field(factory=dict, init=False)
+    weights: dict[str, tuple[int, int]] = attrs.field(factory=dict, init=False)
+    maker: KeyMaker = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.maker = KeyMaker.of(self.recipe, self.fingerprints, self.digests)
+
+    def add(self, index: int) -> None:
+        record = self.records[index]
+        keys = self.maker.example(self.recipe.inputs(record))
+        self.ids.append(record.id)
+        self.keys.append(keys)
+        for place, key in enumerate((keys.target, *keys.references)):
+            self.pixels.setdefault(key, (index, place))
+        self.texts.setdefault(keys.conditioning, (index, 0))
+        if keys.unconditional is not None:
+            self.texts.setdefault(keys.unconditional, (index, 1))
+        if keys.weight is not None:
+            self.weights.setdefault(keys.weight, (index, 0))
+
+    def inputs(self, index: int) -> ExampleInputs:
+        return self.recipe.inputs(self.records[index])
+
+    def pixel(self, where: tuple[int, int]) -> PixelInput:
+        inputs = self.inputs(where[0])
+        return (inputs.target, *inputs.references)[where[1]]
+
+    def text(self, where: tuple[int, int]) -> TextInput:
+        inputs = self.inputs(where[0])
+        found = (inputs.conditioning, inputs.unconditional)[where[1]]
+        assert found is not None  # `add` saw it there
+        return found
+
+    def weight(self, where: tuple[int, int]) -> PixelInput:
+        found = self.inputs(where[0]).weight
+        assert found is not None  # `add` saw it there
+        return found
+
+
+@attrs.frozen(eq=False)
+class _Builder:
+    """Encodes the missing entries of a plan, window by window; a window's entries go to the cache together."""
+
+    plan: _Plan
+    cache: Cache
+    missing: set[str]
+    batch_size: int
+    progress: Progress
+
+    def encode_pixels(self, loader: PartsLoader) -> None:
+        plan, maker = self.plan, self.plan.maker
+
+        def encode(keys: list[str], parts: Parts) -> Encoded:
+            inputs = [plan.pixel(plan.pixels[key]) for key in keys]
+            latents = encode_pixels(parts.codec, inputs, batch_size=self.batch_size)
+            about = [canonical(pixel_parts(one, maker)) for one in inputs]
+            return [({_LATENTS: latent}, text) for latent, text in zip(latents, about, strict=True)]
+
+        self._run("encoding pictures", list(plan.pixels), lambda: loader("codec"), encode)
+
+    def encode_weights(self, loader: PartsLoader) -> None:
+        plan, maker = self.plan, self.plan.maker
+
+        def encode(keys: list[str], parts: Parts) -> Encoded:
+            inputs = [plan.weight(plan.weights[key]) for key in keys]
+            compression = parts.codec_spec.compression
+            return [({_WEIGHT: encode_weight(one, compression)}, canonical(weight_parts(one, maker))) for one in inputs]
+
+        self._run("reading weight maps", list(plan.weights), loader, encode)
+
+    def encode_texts(self, loader: PartsLoader) -> None:
+        plan, maker = self.plan, self.plan.maker
+
+        def encode(keys: list[str], parts: Parts) -> Encoded:
+            inputs = [plan.text(plan.texts[key]) for key in keys]
+            encoded = encode_text(parts.encoder, inputs, batch_size=self.batch_size)
+            about = [canonical(text_parts(one, maker)) for one in inputs]
+            return [(_tensors(one), text) for one, text in zip(encoded, about, strict=True)]
+
+        self._run("encoding prompts", list(plan.texts), lambda: loader("encoder"), encode)
+
+    def _run(
+        self,
+        title: str,
+        keys: list[str],
+        load: Callable[[], Parts],
+        encode: Callable[[list[str], Parts], Encoded],
+    ) -> None:
+        count = sum(key in self.missing for key in keys)
+        if not count:
+            return
+        parts = load()
+        with self.progress.stage(title, count) as stage:
+            # Windows over all keys, not over the missing ones: after an interruption the same inputs share a batch.
+            for window in windows(len(keys), self.batch_size):
+                wanted = [keys[index] for index in window if keys[index] in self.missing]
+                if wanted:
+                    made = dict(zip(wanted, encode(wanted, parts), strict=True))
+                    self.cache.put_all(
+                        {key: tensors for key, (tensors, _) in made.items()},
+                        about={key: text for key, (_, text) in made.items()},
+                    )
+                    stage.advance(len(wanted))
+
+
+Encoded = list[tuple[dict[str, Tensor], str]]
+"""Per key its tensors, and in JSON what they were made of."""
+
+
+def _tensors(conditioning: Conditioning) -> dict[str, Tensor]:
+    extras = {_EXTRA + name: extra for name, extra in conditioning.extras.items()}
+    return {_EMBEDS: conditioning.embeds, **extras}
+
+
+def _conditioning(tensors: Mapping[str, Any]) -> Conditioning:
+    embeds = tensors[_EMBEDS]
+    extras = {name.removeprefix(_EXTRA): extra for name, extra in tensors.items() if name != _EMBEDS}
+    return Conditioning(embeds, (embeds.shape[0],), extras)
+
+
+def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
+    if len(shape) != 3:
+        raise DataError(f"cached latents have shape {shape}, expected [Z, h, w]", "Build the cache again.")
+    return shape[1], shape[2]

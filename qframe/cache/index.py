@@ -1,0 +1,202 @@
+"""Which shard holds which key: an SQLite file that can be thrown away, since shards say it all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from qframe.cache.keys import Stamp
+from qframe.cache.shards import Entry, StoredTensor
+from qframe.errors import CacheError, ResourceError
+
+_VERSION = 1
+_BUSY_SECONDS = 120.0
+_CHUNK = 500  # SQLite takes at least 999 parameters in a statement
+_TABLES = """
+CREATE TABLE shards (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, damage TEXT);
+CREATE TABLE entries (key BLOB PRIMARY KEY, shard INTEGER NOT NULL, tensors TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE digests (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+
+
+class IndexDamagedError(Exception):
+    """The index cannot be used, and must be built again."""
+
+
+class Index:
+    """The index of one cache folder. Several processes may use it at once; a forked one opens its own connection."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection: sqlite3.Connection | None = None
+        self._process = 0
+        self._lock = threading.RLock()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None and self._process == os.getpid():
+                self._connection.close()
+            self._connection = None
+
+    def delete(self) -> None:
+        """Throw the index away; the next use starts an empty one."""
+        self.close()
+        for suffix in ("", "-journal"):
+            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+
+    def shards(self) -> dict[str, str | None]:
+        """Every known shard, and what is wrong with it if its header could not be read."""
+        with self._database() as db:
+            return dict(db.execute("SELECT name, damage FROM shards"))
+
+    def add(self, shard: str, entries: Iterable[Entry]) -> None:
+        """Know a shard and its entries; a key that is known already stays where it is."""
+        with self._database() as db:
+            number = self._number(db, shard, None)
+            rows = ((bytes.fromhex(entry.key), number, _pack(entry)) for entry in entries)
+            db.executemany("INSERT OR IGNORE INTO entries VALUES (?, ?, ?)", rows)
+
+    def add_damaged(self, shard: str, damage: str) -> None:
+        with self._database() as db:
+            self._number(db, shard, damage)
+
+    def remove(self, shard: str) -> None:
+        """Forget a shard and the entries in it."""
+        self.replace(shard, None, ())
+
+    def replace(self, shard: str, new: str | None, entries: Iterable[Entry]) -> None:
+        """Forget a shard, and know in its place another one with these entries."""
+        with self._database() as db:
+            db.execute("DELETE FROM entries WHERE shard = (SELECT id FROM shards WHERE name = ?)", (shard,))
+            db.execute("DELETE FROM shards WHERE name = ?", (shard,))
+            if new is not None:
+                number = self._number(db, new, None)
+                rows = [(bytes.fromhex(entry.key), number, _pack(entry)) for entry in entries]
+                db.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", rows)
+
+    def find(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """The entries of those keys that are known."""
+        found: dict[str, Entry] = {}
+        with self._database() as db:
+            for start in range(0, len(keys), _CHUNK):
+                chunk = [bytes.fromhex(key) for key in keys[start : start + _CHUNK]]
+                marks = ",".join("?" * len(chunk))
+                rows = db.execute(
+                    "SELECT e.key, s.name, e.tensors FROM entries e JOIN shards s ON s.id = e.shard "
+                    f"WHERE e.key IN ({marks})",
+                    chunk,
+                )
+                for key, shard, tensors in rows:
+                    found[key.hex()] = _unpack(key.hex(), shard, tensors)
+        return found
+
+    def known(self, keys: Sequence[str]) -> set[str]:
+        """Those of `keys` that have an entry."""
+        found: set[str] = set()
+        with self._database() as db:
+            for start in range(0, len(keys), _CHUNK):
+                chunk = [bytes.fromhex(key) for key in keys[start : start + _CHUNK]]
+                marks = ",".join("?" * len(chunk))
+                found.update(
+                    row[0].hex() for row in db.execute(f"SELECT key FROM entries WHERE key IN ({marks})", chunk)
+                )
+        return found
+
+    def entries_of(self, shard: str) -> list[Entry]:
+        """Everything that is looked for in a shard."""
+        with self._database() as db:
+            rows = db.execute(
+                "SELECT key, tensors FROM entries WHERE shard = (SELECT id FROM shards WHERE name = ?)", (shard,)
+            )
+            return [_unpack(key.hex(), shard, tensors) for key, tensors in rows]
+
+    def count(self) -> int:
+        with self._database() as db:
+            return int(db.execute("SELECT count(*) FROM entries").fetchone()[0])
+
+    def note(self, name: str) -> str | None:
+        with self._database() as db:
+            row = db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+            return None if row is None else str(row[0])
+
+    def set_note(self, name: str, value: str) -> None:
+        with self._database() as db:
+            db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+
+    def recall_digest(self, path: str, stamp: Stamp) -> str | None:
+        """See `DigestStore`."""
+        with self._database() as db:
+            row = db.execute("SELECT stamp, digest FROM digests WHERE path = ?", (path,)).fetchone()
+            return str(row[1]) if row is not None and row[0] == json.dumps(stamp) else None
+
+    def remember_digests(self, rows: Sequence[tuple[str, Stamp, str]]) -> None:
+        """See `DigestStore`."""
+        with self._database() as db:
+            values = [(path, json.dumps(stamp), digest) for path, stamp, digest in rows]
+            db.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", values)
+
+    @staticmethod
+    def _number(db: sqlite3.Connection, shard: str, damage: str | None) -> int:
+        db.execute("INSERT OR IGNORE INTO shards (name, damage) VALUES (?, ?)", (shard, damage))
+        return int(db.execute("SELECT id FROM shards WHERE name = ?", (shard,)).fetchone()[0])
+
+    @contextlib.contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        """The connection, in one transaction."""
+        with self._lock:
+            try:
+                db = self._open()
+                with db:
+                    yield db
+            except sqlite3.DatabaseError as error:
+                code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+                if code in _DAMAGED:
+                    raise IndexDamagedError(str(error)) from error
+                if code == sqlite3.SQLITE_FULL:
+                    raise ResourceError(f"{self.path}: the disk is full", "Free some space.") from error
+                raise CacheError(
+                    f"{self.path}: the index of the cache cannot be used ({error})",
+                    "Check that the folder can be written, and that no other process holds the file.",
+                ) from error
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is not None and self._process == os.getpid():
+            return self._connection
+        # A connection must not cross a fork: the parent's is let go without being closed.
+        db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level="IMMEDIATE")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            self._create(db)
+        elif version != _VERSION:
+            db.close()
+            raise IndexDamagedError(f"version {version}, expected {_VERSION}")
+        db.execute("PRAGMA synchronous = NORMAL")
+        self._connection, self._process = db, os.getpid()
+        return db
+
+    @staticmethod
+    def _create(db: sqlite3.Connection) -> None:
+        # Two processes may start at once: the second finds the tables there.
+        db.execute("BEGIN IMMEDIATE")
+        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+            for statement in _TABLES.split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {_VERSION}")
+        db.execute("COMMIT")
+
+
+def _pack(entry: Entry) -> str:
+    rows = [[t.name, t.dtype, t.shape, t.begin, t.end, t.checksum] for t in entry.tensors]
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def _unpack(key: str, shard: str, tensors: str) -> Entry:
+    rows = json.loads(tensors)
+    return Entry(key, shard, tuple(StoredTensor(n, d, tuple(s), b, e, c) for n, d, s, b, e, c in rows))

@@ -1,0 +1,183 @@
+"""The name of an entry: sha256 of canonical JSON over everything its value depends on.
+
+Not in it: paths, times, library versions, and who asks. So a renamed or touched file keeps its entries, and
+two records that share a picture share its latents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import attrs
+
+from qframe.geometry import Geometry
+from qframe.interfaces import Recipe
+from qframe.pictures import POLICY
+from qframe.types import ExampleInputs, Picture, PixelInput, TextInput
+
+SCHEMA = 1
+"""Raised when the same inputs are encoded in another way than before (batching apart)."""
+
+_SETTLED = 2.0
+"""Seconds after which a file's time stamp surely changes with its content (coarser clocks than this are rare)."""
+
+Stamp = tuple[int, int, int, int]
+"""Size, modification time, change time (ns) and inode of a file: equal ones mean the same content."""
+
+
+class DigestStore(Protocol):
+    """Keeps digests of files between runs, so that a large data set need not be read to find its entries."""
+
+    def recall_digest(self, path: str, stamp: Stamp) -> str | None:
+        """The digest of a file, if it still has this stamp."""
+
+    def remember_digests(self, rows: Sequence[tuple[str, Stamp, str]]) -> None:
+        """Keep digests of files as they are now."""
+
+
+class PictureDigests:
+    """sha256 of pictures' bytes, each computed once: by identity, and for files by path and stamp."""
+
+    def __init__(self, store: DigestStore | None = None) -> None:
+        self._store = store
+        self._seen: weakref.WeakKeyDictionary[Picture, str] = weakref.WeakKeyDictionary()
+        self._files: dict[str, str] = {}
+        self._new: list[tuple[str, Stamp, str]] = []
+
+    def __call__(self, picture: Picture) -> str:
+        """The digest. DataError if the picture cannot be read."""
+        digest = self._seen.get(picture)
+        if digest is None:
+            digest = self._of_file(picture, picture.source) if isinstance(picture.source, Path) else picture.digest()
+            self._seen[picture] = digest
+        return digest
+
+    def save(self) -> None:
+        """Hand what was computed to the store."""
+        if self._store is not None and self._new:
+            self._store.remember_digests(self._new)
+            self._new = []
+
+    def _of_file(self, picture: Picture, source: Path) -> str:
+        path = os.path.abspath(source)
+        if path in self._files:
+            return self._files[path]
+        stamp = _stamp(path)
+        digest = None if stamp is None or self._store is None else self._store.recall_digest(path, stamp)
+        if digest is None:
+            digest = picture.digest()
+            # A file written just now could change again without a change of its stamp.
+            if stamp is not None and time.time_ns() - max(stamp[1], stamp[2]) > _SETTLED * 1e9:
+                self._new.append((path, stamp, digest))
+        self._files[path] = digest
+        return digest
+
+
+def _stamp(path: str) -> Stamp | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None  # reading it says what is wrong
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+@attrs.frozen
+class ExampleKeys:
+    """The entries of one record."""
+
+    target: str
+    references: tuple[str, ...]
+    conditioning: str
+    unconditional: str | None
+    weight: str | None
+
+
+@attrs.frozen(eq=False)
+class KeyMaker:
+    """Keys of one recipe and its components.
+
+    encoder, codec: their fingerprints, with the dtype they compute in. recipe: its name and version.
+    """
+
+    encoder: str
+    codec: str
+    recipe: tuple[str, int]
+    digests: PictureDigests
+
+    @classmethod
+    def of(cls, recipe: Recipe, fingerprints: Mapping[str, str], digests: PictureDigests) -> KeyMaker:
+        kind = type(recipe)
+        name = f"{kind.__module__}:{kind.__qualname__}"
+        return cls(fingerprints["encoder"], fingerprints["codec"], (name, recipe.version), digests)
+
+    def example(self, inputs: ExampleInputs) -> ExampleKeys:
+        """DataError names a picture that cannot be read."""
+        return ExampleKeys(
+            target=pixel_key(inputs.target, self),
+            references=tuple(pixel_key(reference, self) for reference in inputs.references),
+            conditioning=text_key(inputs.conditioning, self),
+            unconditional=None if inputs.unconditional is None else text_key(inputs.unconditional, self),
+            weight=None if inputs.weight is None else weight_key(inputs.weight, self),
+        )
+
+
+def pixel_key(pixels: PixelInput, maker: KeyMaker) -> str:
+    """Key of a picture's latents."""
+    return key_of(pixel_parts(pixels, maker))
+
+
+def text_key(text: TextInput, maker: KeyMaker) -> str:
+    """Key of a prompt's conditioning: its pictures, in order, belong to it."""
+    return key_of(text_parts(text, maker))
+
+
+def weight_key(weight: PixelInput, maker: KeyMaker) -> str:
+    """Key of a weight map. The codec decides how many pixels a latent place has."""
+    return key_of(weight_parts(weight, maker))
+
+
+def pixel_parts(pixels: PixelInput, maker: KeyMaker) -> dict[str, Any]:
+    """What the key of a picture's latents is made of."""
+    return {**_common("latents", maker), "codec": maker.codec, "picture": _picture(pixels, maker)}
+
+
+def weight_parts(weight: PixelInput, maker: KeyMaker) -> dict[str, Any]:
+    """What the key of a weight map is made of."""
+    return {**_common("weight", maker), "codec": maker.codec, "picture": _picture(weight, maker)}
+
+
+def text_parts(text: TextInput, maker: KeyMaker) -> dict[str, Any]:
+    """What the key of a prompt's conditioning is made of."""
+    pictures = [_picture(picture, maker) for picture in text.pictures]
+    return {**_common("text", maker), "encoder": maker.encoder, "prompt": text.prompt, "pictures": pictures}
+
+
+def canonical(parts: Mapping[str, Any]) -> str:
+    """The parts as JSON: keys sorted, ASCII, without spaces."""
+    return json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def key_of(parts: Mapping[str, Any]) -> str:
+    """The key that `parts` make: 64 hexadecimal digits."""
+    return hashlib.sha256(canonical(parts).encode()).hexdigest()
+
+
+def _common(kind: str, maker: KeyMaker) -> dict[str, Any]:
+    return {"schema": SCHEMA, "kind": kind, "recipe": maker.recipe, "stored": "as computed"}
+
+
+def _picture(pixels: PixelInput, maker: KeyMaker) -> dict[str, Any]:
+    return {"sha256": maker.digests(pixels.picture), "geometry": _geometry(pixels.geometry), "policy": POLICY}
+
+
+@lru_cache(maxsize=256)
+def _geometry(geometry: Geometry) -> dict[str, Any]:
+    return {"name": type(geometry).__qualname__, **attrs.asdict(geometry)}

@@ -1,0 +1,150 @@
+"""A shard: a safetensors file that is written once and never changed, named by the hash of its header.
+
+The header holds a checksum of every tensor (over its name, dtype, shape and bytes), and the file's name is the
+hash of the header: so a flipped bit anywhere is found, and the index can be built again from shards alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+import xxhash
+from safetensors.torch import save
+from torch import Tensor
+
+from qframe import __version__
+
+SUFFIX = ".safetensors"
+_FORMAT = "qframe-cache-1"
+_LARGEST_HEADER = 100_000_000  # safetensors' own limit
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+if sys.byteorder != "little":
+    raise ImportError("the cache stores tensors as they lie in memory, which must be little-endian")
+
+
+@attrs.frozen
+class StoredTensor:
+    """A tensor of an entry. begin, end: its bytes in the file. checksum: xxh3-128 in hexadecimal."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+    checksum: str
+
+
+@attrs.frozen
+class Entry:
+    """Where the tensors of a key lie."""
+
+    key: str
+    shard: str
+    tensors: tuple[StoredTensor, ...]
+
+
+def make_shard(values: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, str]) -> tuple[str, bytes]:
+    """(file name, content) of a shard with these tensors by key and name.
+
+    about: per key, in JSON, what it was made of; kept for people, not for finding.
+    """
+    tensors = {f"{key}/{name}": tensor for key, named in values.items() for name, tensor in named.items()}
+    checksums = {
+        name: checksum(name, _NAMES[tensor.dtype], tuple(tensor.shape), raw_bytes(tensor))
+        for name, tensor in tensors.items()
+    }
+    metadata = {
+        "format": _FORMAT,
+        "checksums": json.dumps(checksums, separators=(",", ":")),
+        "about": json.dumps(dict(about), separators=(",", ":")),
+        "made with": f"qframe {__version__}, torch {torch.__version__}",
+    }
+    data = save(tensors, metadata)
+    size = 8 + int.from_bytes(data[:8], "little")
+    return xxhash.xxh3_128(data[:size]).hexdigest() + SUFFIX, data
+
+
+def read_header(path: Path) -> tuple[list[Entry], dict[str, str]]:
+    """The entries of a shard, and what each was made of. ValueError says what is damaged."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > min(size - 8, _LARGEST_HEADER):
+            raise ValueError("cut short within its header")
+        header = stream.read(length)
+    if xxhash.xxh3_128(start + header).hexdigest() != path.name.removesuffix(SUFFIX):
+        raise ValueError("its header is not the one it was written with")
+    try:
+        return _parse(json.loads(header), path.name, data_begin=8 + length, file_size=size)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"not a shard of this version of qframe ({error!r})") from error
+
+
+def _parse(
+    header: dict[str, Any], shard: str, *, data_begin: int, file_size: int
+) -> tuple[list[Entry], dict[str, str]]:
+    metadata = header.pop("__metadata__")
+    if metadata["format"] != _FORMAT:
+        raise ValueError(f"its format is {metadata['format']!r}, expected {_FORMAT!r}")
+    checksums = json.loads(metadata["checksums"])
+    found: dict[str, list[StoredTensor]] = {}
+    end = data_begin
+    for full_name, tensor in header.items():
+        key, _, name = full_name.partition("/")
+        begin, end_ = (data_begin + offset for offset in tensor["data_offsets"])
+        stored = StoredTensor(name, tensor["dtype"], tuple(tensor["shape"]), begin, end_, checksums[full_name])
+        found.setdefault(key, []).append(stored)
+        end = max(end, end_)
+    if end != file_size:
+        raise ValueError(f"{file_size} bytes, written with {end}")
+    return [Entry(key, shard, tuple(tensors)) for key, tensors in found.items()], json.loads(metadata["about"])
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, without a copy."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def checksum(full_name: str, dtype: str, shape: Iterable[int], data: memoryview) -> str:
+    """xxh3-128 over what a tensor is called and is, and its bytes."""
+    total = xxhash.xxh3_128(f"{full_name} {dtype} {'x'.join(map(str, shape))}\n".encode())
+    total.update(data)
+    return total.hexdigest()
+
+
+def read_tensor(handle: int, entry: Entry, stored: StoredTensor, *, verify: bool) -> Tensor:
+    """One tensor of an open shard, in memory of its own. ValueError says how it is damaged."""
+    buffer = torch.empty(stored.end - stored.begin, dtype=torch.uint8)
+    view = buffer.numpy().data
+    done = 0
+    while done < len(view):
+        count = os.preadv(handle, [view[done:]], stored.begin + done)
+        if count == 0:
+            raise ValueError(f"cut short: {stored.end} bytes were written")
+        done += count
+    if verify:
+        full_name = f"{entry.key}/{stored.name}"
+        if checksum(full_name, stored.dtype, stored.shape, view) != stored.checksum:
+            raise ValueError("its bytes are not those that were written (xxh3-128)")
+    return buffer.view(_DTYPES[stored.dtype]).view(stored.shape)
+
+
+def storable(tensor: Tensor) -> Tensor:
+    """The tensor as it can be stored: on the CPU, contiguous, its own. ValueError for a dtype without a name."""
+    if tensor.dtype not in _NAMES:
+        raise ValueError(f"tensors of {tensor.dtype} cannot be cached")
+    return tensor.detach().to("cpu", copy=True).contiguous()
