@@ -103,20 +103,17 @@ class Trainer:
         if not self.config.cache.enabled:
             parts = self.load("encoder", "codec")
             return LiveExamples(self.records, self.composition.recipe, parts)
+        composition = self.composition
         where = folder or Path(self.config.cache.dir or resuming.default_cache(self.config))
         return build_cache(
             self.records,
             self.composition.recipe,
             self.load,
             Cache(where),
-            {role: self._fingerprint(role) for role in ("encoder", "codec")},
+            {role: f"{composition.fingerprint(role)} {composition.dtype(role)}" for role in ("encoder", "codec")},
             batch_size=self.config.cache.batch_size,
             progress=self.progress,
         )
-
-    def _fingerprint(self, role: str) -> str:
-        component = self.composition.component_class(role)
-        return str(component.fingerprint(self.composition.checkpoint(role), self.composition.options(role)))
 
     # -- training ---------------------------------------------------------------------------------------------
 
