@@ -1,4 +1,4 @@
-"""Samplers that integrate dx/dsigma = v from noise to data. Built in, registered through the same door as any plugin's."""
+"""Samplers that integrate dx/dsigma = v from noise to data. Built in, registered as any plugin's are."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from qframe.types import AfterStep, Velocity
 
 
 def _euler_step(x: Tensor, velocity: Tensor, delta: Tensor) -> Tensor:
-    # In float32, then back: as diffusers' FlowMatchEulerDiscreteScheduler.step, so that bf16 agrees too.
-    return (x.float() + delta * velocity.float()).to(x.dtype)
+    # The product in the velocity's dtype, the sum in float32, then back: the order of diffusers'
+    # FlowMatchEulerDiscreteScheduler.step, so that bf16 agrees to the bit.
+    return (x.float() + delta * velocity).to(x.dtype)
 
 
 class EulerSampler(Sampler):

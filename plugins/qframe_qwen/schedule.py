@@ -61,18 +61,17 @@ class FlowMatchSchedule(Schedule):
         return float(tokens * slope + (config.base_shift - slope * config.base_image_seq_len))
 
     def sigmas(self, steps: int, tokens: int, custom: Sequence[float] | None = None) -> Tensor:
-        """See `Schedule.sigmas`. ConfigError if they are not finite and descending within (0, 1]."""
+        """See `Schedule.sigmas`. ConfigError if `custom` does not fall from at most 1 to above 0."""
         unshifted = np.linspace(1.0, 1 / steps, steps) if custom is None else np.asarray(custom, dtype=np.float64)
+        if custom is not None and not _falls(unshifted):
+            raise ConfigError(
+                f"sigmas must fall from at most 1 to above 0, got {list(custom)}", "Or give only a number of steps."
+            )
         if len(unshifted) == 1 and unshifted[0] == 1.0:
             # One whole step. Upstream stretches the last sigma to shift_terminal and divides by 1 - 1 = 0: NaN.
             return torch.tensor([1.0, 0.0])
         self.scheduler.set_timesteps(sigmas=unshifted, mu=self.mu(tokens))
         sigmas: Tensor = self.scheduler.sigmas.clone()
-        if not sigmas.isfinite().all() or (sigmas.diff() >= 0).any() or sigmas[0] > 1:
-            raise ConfigError(
-                f"sigmas must fall from at most 1 to above 0; {list(unshifted)} become {sigmas.tolist()}",
-                "Give descending values, or only a number of steps.",
-            )
         return sigmas
 
     def shift(self, sigma: Tensor, tokens: int) -> Tensor:
@@ -86,3 +85,7 @@ class FlowMatchSchedule(Schedule):
             return shift_sigma(sigma, mu)
         linear: Tensor = mu / (mu + (1 / sigma - 1))
         return linear
+
+
+def _falls(sigmas: np.ndarray[Any, Any]) -> bool:
+    return len(sigmas) > 0 and bool(sigmas[-1] > 0 and sigmas[0] <= 1 and (np.diff(sigmas) < 0).all())

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import attrs
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -188,10 +189,14 @@ def _references(images: Sequence[Image.Image], request: EditRequest, parts: Part
     """The codec's latents of the pictures, one per picture made; a picture for all prompts is encoded once."""
     if not images:
         return None
-    latents = [_encoded(image, parts.codec) for image in images]
+    latents = _encoded(images, parts.codec)
     each = repeat_each(broadcast(latents, len(request.prompt), "image"), request.num_images_per_prompt)
     return pack_pictures([(one,) for one in each], parts.denoiser_spec.patch)
 
 
-def _encoded(image: Image.Image, codec: LatentCodec) -> Tensor:
-    return codec.encode(to_pixels(image)[None])[0]  # [Z, h, w], the mode of the posterior
+def _encoded(images: Sequence[Image.Image], codec: LatentCodec) -> list[Tensor]:
+    """Latents [Z, h, w] of each picture, the mode of the posterior; pictures of one size go together."""
+    pixels = [to_pixels(image) for image in images]
+    if len({image.size for image in images}) == 1:
+        return list(codec.encode(torch.stack(pixels)))
+    return [codec.encode(one[None])[0] for one in pixels]

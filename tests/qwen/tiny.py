@@ -39,7 +39,7 @@ MULTIPLE = 32
 
 
 def tiny_qwen_checkpoint(folder: Path, *, seed: int = 0, z_dim: int = 4) -> Checkpoint:
-    """Weights drawn from `seed`; matrices times 3, so that a prompt moves the latents by about 1."""
+    """Weights drawn from `seed`; the transformer's matrices so large that a prompt moves the latents by about 1."""
     torch.manual_seed(seed)
     vae = AutoencoderKLQwenImage(
         base_dim=8,
@@ -58,7 +58,7 @@ def tiny_qwen_checkpoint(folder: Path, *, seed: int = 0, z_dim: int = 4) -> Chec
         joint_attention_dim=text.WIDTH,
         axes_dims_rope=(4, 6, 6),
     )
-    times_three(transformer)
+    enlarge(transformer)
     tokenizer = text.new_tokenizer()
     encoder = text.new_text_encoder(tokenizer, seed)
 
@@ -74,11 +74,12 @@ def tiny_qwen_checkpoint(folder: Path, *, seed: int = 0, z_dim: int = 4) -> Chec
     return Checkpoint.open(folder)
 
 
-def times_three(module: nn.Module) -> None:
+def enlarge(module: nn.Module, factor: float = 5.0) -> None:
+    """Matrices times `factor`: with the usual small ones a wrong prompt would go unnoticed."""
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim >= 2:
-                parameter.mul_(3.0)
+                parameter.mul_(factor)
 
 
 class PictureProcessor(Qwen2VLProcessor):

@@ -1,0 +1,16 @@
+"""The kit for plugin authors: each contract is a class of tests; subclass it and give the fixtures it names.
+
+class TestMySampler(SamplerContract):
+    @pytest.fixture
+    def sampler(self):
+        return MySampler()
+"""
+
+from __future__ import annotations
+
+from qframe.testing.codecs import CodecContract
+from qframe.testing.denoisers import DenoiserContract
+from qframe.testing.encoders import EncoderContract
+from qframe.testing.samplers import SamplerContract
+
+__all__ = ["CodecContract", "DenoiserContract", "EncoderContract", "SamplerContract"]

@@ -1,0 +1,147 @@
+"""What every denoiser does: above all, no sample depends on its neighbours."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from qframe.interfaces import Denoiser, DenoiserSpec
+from qframe.types import Conditioning, Grid, PackedSequence
+
+
+@attrs.frozen(eq=False)
+class _Sample:
+    """A batch of one: what `Denoiser.velocity` takes."""
+
+    x: PackedSequence
+    sigma: Tensor
+    cond: Conditioning
+    references: PackedSequence | None
+
+
+class DenoiserContract:
+    """Fixtures: denoiser, spec (its DenoiserSpec).
+
+    grids, text_lengths, reference_grids: a mixed batch; change them where the model needs other sizes. tolerance:
+    absolute and relative.
+    """
+
+    grids: tuple[Grid, ...] = ((1, 4, 4), (1, 2, 6), (1, 4, 4), (1, 6, 2))
+    text_lengths: tuple[int, ...] = (7, 3, 12, 7)
+    reference_grids: tuple[tuple[Grid, ...], ...] = (((1, 4, 4),), ((1, 4, 4),), ((1, 4, 4),), ((1, 2, 6), (1, 3, 3)))
+    tolerance: float = 1e-5
+
+    def samples(self, spec: DenoiserSpec, *, references: bool = False) -> list[_Sample]:
+        """Random samples of the shapes above."""
+        generator = torch.Generator().manual_seed(0)
+
+        def tokens(grids: tuple[Grid, ...]) -> PackedSequence:
+            length = sum(f * h * w for f, h, w in grids)
+            return PackedSequence(torch.randn(length, spec.token_channels, generator=generator), (grids,))
+
+        return [
+            _Sample(
+                tokens((grid,)),
+                torch.rand(1, generator=generator),
+                Conditioning(torch.randn(length, spec.text_width, generator=generator), (length,)),
+                tokens(given) if references else None,
+            )
+            for grid, length, given in zip(self.grids, self.text_lengths, self.reference_grids, strict=True)
+        ]
+
+    def test_a_sample_is_the_same_alone_and_in_a_mixed_batch(self, denoiser: Denoiser, spec: DenoiserSpec) -> None:
+        for references in (False, True)[: 1 + spec.references]:
+            samples = self.samples(spec, references=references)
+            alone = [_velocity(denoiser, sample) for sample in samples]
+            self._close(_velocity(denoiser, _join(samples)), torch.cat(alone))
+
+    def test_order_in_the_batch_does_not_matter(self, denoiser: Denoiser, spec: DenoiserSpec) -> None:
+        samples = self.samples(spec, references=spec.references)
+        lengths = [sum(sample.x.lengths) for sample in samples]
+        forward = _velocity(denoiser, _join(samples)).split(lengths)
+        backward = _velocity(denoiser, _join(samples[::-1])).split(lengths[::-1])
+        self._close(torch.cat(backward[::-1]), torch.cat(forward))
+
+    def test_bind_equals_velocity(self, denoiser: Denoiser, spec: DenoiserSpec) -> None:
+        batch = _join(self.samples(spec, references=spec.references))
+        bound = denoiser.bind(batch.cond, batch.references, batch.x.grids)
+        for sigma in (torch.tensor(1.0), torch.tensor(0.3)):
+            again = attrs.evolve(batch, sigma=sigma.expand(len(self.grids)))
+            with torch.no_grad():
+                self._close(bound(batch.x.tokens, sigma), _velocity(denoiser, again))
+
+    def test_everything_it_is_given_matters(self, denoiser: Denoiser, spec: DenoiserSpec) -> None:
+        sample = self.samples(spec, references=spec.references)[0]
+        before = _velocity(denoiser, sample)
+        others = [
+            attrs.evolve(sample, x=sample.x.with_tokens(sample.x.tokens.flip(0))),
+            attrs.evolve(sample, sigma=1 - sample.sigma),
+            attrs.evolve(sample, cond=attrs.evolve(sample.cond, embeds=sample.cond.embeds + 1)),
+        ]
+        if sample.references is not None:
+            others.append(attrs.evolve(sample, references=sample.references.with_tokens(sample.references.tokens + 1)))
+        for other in others:
+            assert not torch.allclose(_velocity(denoiser, other), before, atol=self.tolerance)
+
+    def test_the_prediction_is_of_the_target_alone(self, denoiser: Denoiser, spec: DenoiserSpec) -> None:
+        batch = _join(self.samples(spec, references=spec.references))
+        predicted = _velocity(denoiser, batch)
+        assert predicted.shape == batch.x.tokens.shape
+        assert predicted.dtype == batch.x.tokens.dtype
+        assert predicted.isfinite().all()
+
+    def test_arguments_are_left_alone(self, denoiser: Denoiser, spec: DenoiserSpec) -> None:
+        batch = _join(self.samples(spec, references=spec.references))
+        given = [batch.x.tokens, batch.sigma, batch.cond.embeds]
+        if batch.references is not None:
+            given.append(batch.references.tokens)
+        before = [tensor.clone() for tensor in given]
+        _velocity(denoiser, batch)
+        assert all(torch.equal(one, other) for one, other in zip(given, before, strict=True))
+
+    def test_no_gradient_runs_into_the_references(self, denoiser: Denoiser, spec: DenoiserSpec) -> None:
+        if not spec.references:
+            return
+        batch = _join(self.samples(spec, references=True))
+        assert batch.references is not None
+        batch.references.tokens.requires_grad_()
+        batch.x.tokens.requires_grad_()
+        denoiser.velocity(batch.x, batch.sigma, batch.cond, batch.references).square().sum().backward()
+        assert batch.references.tokens.grad is None
+        assert batch.x.tokens.grad is not None
+
+    def test_lora_presets_name_linear_layers(self, denoiser: Denoiser) -> None:
+        linear = [name for name, part in denoiser.module.named_modules() if isinstance(part, nn.Linear)]
+        assert "default" in denoiser.lora_presets
+        for preset, endings in denoiser.lora_presets.items():
+            for ending in endings:
+                assert any(name == ending or name.endswith("." + ending) for name in linear), (preset, ending)
+
+    def test_the_module_has_the_blocks_it_names(self, denoiser: Denoiser) -> None:
+        blocks = getattr(denoiser.module, denoiser.blocks)
+        assert isinstance(blocks, nn.ModuleList)
+        assert len(blocks) > 0
+
+    def _close(self, found: Tensor, wanted: Tensor) -> None:
+        torch.testing.assert_close(found, wanted, rtol=self.tolerance, atol=self.tolerance)
+
+
+def _velocity(denoiser: Denoiser, sample: _Sample) -> Tensor:
+    with torch.no_grad():
+        return denoiser.velocity(sample.x, sample.sigma, sample.cond, sample.references)
+
+
+def _join(samples: list[_Sample]) -> _Sample:
+    given = [sample.references for sample in samples if sample.references is not None]
+    return _Sample(
+        _join_sequences([sample.x for sample in samples]),
+        torch.cat([sample.sigma for sample in samples]),
+        Conditioning.join([sample.cond for sample in samples]),
+        _join_sequences(given) if given else None,
+    )
+
+
+def _join_sequences(sequences: list[PackedSequence]) -> PackedSequence:
+    grids = tuple(grids for sequence in sequences for grids in sequence.grids)
+    return PackedSequence(torch.cat([sequence.tokens for sequence in sequences]), grids)
