@@ -38,7 +38,7 @@ class DataConfig:
 class CacheConfig:
     """Where encoded examples are kept."""
 
-    dir: str | None = attrs.field(default=None, metadata={"help": "folder; by default 'cache' in the output folder"})
+    dir: str | None = attrs.field(default=None, metadata={"help": "folder; by default 'cache' beside the run's folder"})
     enabled: bool = attrs.field(default=True, metadata={"help": "false encodes live in every step, keeping nothing"})
     batch_size: int = attrs.field(default=8, validator=ge(1), metadata={"help": "inputs of one shape encoded at once"})
 

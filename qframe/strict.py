@@ -82,6 +82,9 @@ def show(value: Any) -> str:
         return "a table"
     if isinstance(value, str):
         return f'"{value[:60]}..."' if len(value) > 60 else f'"{value}"'
+    if isinstance(value, list | tuple) and not any(isinstance(item, list | tuple | Mapping) for item in value[:6]):
+        more = ", ..." if len(value) > 6 else ""
+        return f"[{', '.join(map(show, value[:6]))}{more}]"
     return _REPR.repr(value)
 
 

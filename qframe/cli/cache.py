@@ -41,16 +41,27 @@ def build(
 
 
 @cache.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-def verify(folder: Path) -> None:
-    """Read every entry of the cache in FOLDER and compare its checksum. Damaged entries are named; exit code 3."""
-    from qframe.cache import Cache
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("runs/cache"))
+@click.option("--repair", is_flag=True, help="Take damaged entries out; the next build encodes them anew.")
+def verify(folder: Path, repair: bool) -> None:
+    """Read every entry of the cache in FOLDER [default: runs/cache] and compare its checksum.
 
-    if not folder.is_dir():
-        raise CacheError(f"{folder}: no such folder", "Give the folder that cache.dir names.")
-    report = Cache(folder).verify()
-    for problem in report:
-        click.echo(problem)
-    if report:
-        raise CacheError(f"{folder}: {len(report)} damaged entries", "`qframe cache build` makes them anew.")
-    click.echo(f"{folder}: every entry is whole")
+    Damaged entries are named, and the exit code is 3 unless they are repaired.
+    """
+    from qframe.cache import Cache
+    from qframe.cli.progress import terminal_progress
+
+    if not (folder / "shards").is_dir():
+        raise CacheError(f"{folder}: there is no cache", "Give the folder that cache.dir names, or RUNS/cache.")
+    with Cache(folder) as opened:
+        entries = opened.stats().entries
+        damages = opened.verify(terminal_progress())
+        for damage in damages:
+            click.echo(str(damage))
+        if damages and repair:
+            opened.repair(damages)
+            click.echo(f"{folder}: {len(damages)} damaged of {entries} entries were taken out")
+    if damages and not repair:
+        raise CacheError(f"{folder}: {len(damages)} of {entries} entries are damaged", "--repair takes them out.")
+    if not damages:
+        click.echo(f"{folder}: all {entries} entries are whole")

@@ -58,8 +58,8 @@ def _rows(value: Any, key: tuple[str, ...]) -> Iterator[tuple[str, Any, str]]:
 
     for name, field in fields_of(type(value)).items():
         inner = getattr(value, name)
-        if attrs.has(type(inner)):
-            continue
+        if attrs.has(type(inner)) or (name in ("options", "recipe") and inner is None):
+            continue  # a table of its own, or one that nobody declares
         yield ".".join((*key, name)), inner, str(field.metadata.get("help", ""))
     for name in fields_of(type(value)):
         if attrs.has(type(getattr(value, name))):

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import Outcome, Run
+
+TEXT = ("sample", "--family", "qwen-image", "--prompt", "a red circle", "--steps", "2", "--size", "64x32")
+EDIT = ("sample", "--family", "qwen-edit", "--prompt", "make it blue", "--steps", "2")
+
+
+def usage(outcome: Outcome) -> str:
+    assert outcome.code == 2, outcome.err
+    return outcome.err
+
+
+def test_picture_is_written_and_named(run: Run, tiny_model: Path) -> None:
+    outcome = run(*TEXT, "--model", tiny_model, "--output", "new/folder/a.png")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[0].startswith(f"Weights: {tiny_model}, licence")
+    assert outcome.out.splitlines()[-1] == "wrote new/folder/a.png"
+    assert Image.open("new/folder/a.png").size == (64, 32)
+    assert [path.name for path in Path("new/folder").iterdir()] == ["a.png"]
+
+
+def test_one_seed_gives_one_picture(run: Run, tiny_model: Path) -> None:
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        assert run(*TEXT, "--model", tiny_model, "--seed", seed, "--output", f"{name}.png").code == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    assert Path("a.png").read_bytes() != Path("c.png").read_bytes()
+
+
+def test_several_pictures_are_numbered_and_seeded_one_by_one(run: Run, tiny_model: Path) -> None:
+    run(*TEXT, "--model", tiny_model, "--num-images", 2, "--seed", 5, "--output", "many.png")
+    run(*TEXT, "--model", tiny_model, "--seed", 6, "--output", "one.png")
+    second, alone = (np.asarray(Image.open(name), dtype=int) for name in ("many-2.png", "one.png"))
+    assert Path("many-1.png").exists()
+    assert abs(second - alone).max() <= 1
+
+
+def test_family_options_come_from_its_request(run: Run, tiny_model: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save("in.png")
+    outcome = run(*EDIT, "--model", tiny_model, "--image", "in.png", "--output", "out.jpg")
+    assert outcome.code == 0, outcome.err
+    assert Image.open("out.jpg").format == "JPEG"
+
+
+def test_help_of_a_family_shows_its_own_options(run: Run) -> None:
+    assert "--image" in run("sample", "--family", "qwen-edit", "--help").out
+    assert "--image" in run("sample", "--set", "family=qwen-edit", "--help").out
+    assert "--image FILE" not in run("sample", "--family", "qwen-image", "--help").out
+    assert "--image FILE" not in run("sample", "--help").out
+
+
+def test_option_of_another_family_is_refused(run: Run) -> None:
+    assert "No such option '--image'" in usage(run(*TEXT, "--image", "in.png", "--output", "a.png"))
+
+
+def test_missing_picture_ends_with_3_and_names_the_file(run: Run, tiny_model: Path) -> None:
+    outcome = run(*EDIT, "--model", tiny_model, "--image", "nowhere.png", "--output", "a.png")
+    assert outcome.code == 3
+    assert "--image nowhere.png" in outcome.err
+
+
+def test_existing_picture_is_kept_unless_overwritten(run: Run, tiny_model: Path) -> None:
+    Path("a.png").write_bytes(b"mine")
+    assert "a.png exists already" in usage(run(*TEXT, "--model", tiny_model, "--output", "a.png"))
+    assert Path("a.png").read_bytes() == b"mine"
+    assert run(*TEXT, "--model", tiny_model, "--output", "a.png", "--overwrite").code == 0
+    assert Image.open("a.png").size == (64, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--output", "a.gif"), "must end in one of .png, .jpg, .jpeg, .webp"),
+        (("--output", "a.png", "--size", "64"), "expected WIDTHxHEIGHT in pixels, e.g. 1024x768, got '64'"),
+        (("--output", "a.png", "--size", "0x64"), "expected WIDTHxHEIGHT"),
+        (("--output", "a.png", "--steps", "0"), "--steps"),
+        (("--output", "a.png", "--seed", "-1"), "from 0 to 2^62"),
+        (("--output", "a.png", "--lora", "x.safetensors:nan"), "the weight must be a finite number"),
+        (("--output", "a.png", "--set", "sampler.use=eular"), "did you mean 'euler'?"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_loaded(
+    run: Run, arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in usage(run(*TEXT, *arguments))
+
+
+def test_missing_lora_ends_with_4(run: Run, tiny_model: Path) -> None:
+    outcome = run(*TEXT, "--model", tiny_model, "--lora", "none.safetensors:0.5", "--output", "a.png")
+    assert outcome.code == 4
+    assert "none.safetensors" in outcome.err
+
+
+def test_guidance_needs_no_negative_prompt(run: Run, tiny_model: Path) -> None:
+    for name, guidance in (
+        ("off", ()),
+        ("on", ("--guidance", "4")),
+        ("same", ("--guidance", 4, "--negative-prompt", " ")),
+    ):
+        assert run(*TEXT, "--model", tiny_model, *guidance, "--output", f"{name}.png").code == 0
+    pictures = {name: Path(f"{name}.png").read_bytes() for name in ("off", "on", "same")}
+    assert pictures["on"] == pictures["same"] != pictures["off"]
