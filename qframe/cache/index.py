@@ -171,13 +171,13 @@ class Index:
             return self._connection
         # A connection must not cross a fork: the parent's is let go without being closed.
         db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level="IMMEDIATE")
+        db.execute("PRAGMA synchronous = NORMAL")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
             self._create(db)
         elif version != _VERSION:
             db.close()
             raise IndexDamagedError(f"version {version}, expected {_VERSION}")
-        db.execute("PRAGMA synchronous = NORMAL")
         self._connection, self._process = db, os.getpid()
         return db
 

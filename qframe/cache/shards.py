@@ -19,10 +19,9 @@ import xxhash
 from safetensors.torch import save
 from torch import Tensor
 
-from qframe import __version__
-
 SUFFIX = ".safetensors"
 _FORMAT = "qframe-cache-1"
+_METADATA = "qframe"
 _LARGEST_HEADER = 100_000_000  # safetensors' own limit
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -66,13 +65,14 @@ def make_shard(values: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, s
         name: checksum(name, _NAMES[tensor.dtype], tuple(tensor.shape), raw_bytes(tensor))
         for name, tensor in tensors.items()
     }
-    metadata = {
+    # In one piece: safetensors writes several of them in an order that is another every time.
+    ours = {
         "format": _FORMAT,
-        "checksums": json.dumps(checksums, separators=(",", ":")),
-        "about": json.dumps(dict(about), separators=(",", ":")),
-        "made with": f"qframe {__version__}, torch {torch.__version__}",
+        "checksums": checksums,
+        "about": dict(about),
+        "made with": f"torch {torch.__version__}",
     }
-    data = save(tensors, metadata)
+    data = save(tensors, {_METADATA: json.dumps(ours, separators=(",", ":"))})
     size = 8 + int.from_bytes(data[:8], "little")
     return xxhash.xxh3_128(data[:size]).hexdigest() + SUFFIX, data
 
@@ -97,10 +97,10 @@ def read_header(path: Path) -> tuple[list[Entry], dict[str, str]]:
 def _parse(
     header: dict[str, Any], shard: str, *, data_begin: int, file_size: int
 ) -> tuple[list[Entry], dict[str, str]]:
-    metadata = header.pop("__metadata__")
+    metadata = json.loads(header.pop("__metadata__")[_METADATA])
     if metadata["format"] != _FORMAT:
         raise ValueError(f"its format is {metadata['format']!r}, expected {_FORMAT!r}")
-    checksums = json.loads(metadata["checksums"])
+    checksums = metadata["checksums"]
     found: dict[str, list[StoredTensor]] = {}
     end = data_begin
     for full_name, tensor in header.items():
@@ -111,7 +111,7 @@ def _parse(
         end = max(end, end_)
     if end != file_size:
         raise ValueError(f"{file_size} bytes, written with {end}")
-    return [Entry(key, shard, tuple(tensors)) for key, tensors in found.items()], json.loads(metadata["about"])
+    return [Entry(key, shard, tuple(tensors)) for key, tensors in found.items()], metadata["about"]
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
