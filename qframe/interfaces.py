@@ -151,7 +151,7 @@ class Denoiser(Loadable):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the network into `folder` in the layout it is loaded from (safetensors)."""
+        """Write the network into `folder`, which then is a checkpoint that `load` reads (safetensors)."""
 
 
 class Schedule(Loadable):
