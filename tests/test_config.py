@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -16,7 +17,8 @@ from qframe.config import LARGEST_FILE, config_items, diff_config, dump_config, 
 from qframe.errors import ConfigError, PluginError, QframeError
 from qframe.hookspecs import Component, Family, hookimpl
 from qframe.plugins import Registry
-from qframe.schema import LoraConfig
+from qframe.schema import Config, LoraConfig
+from qframe.strict import fields_of, nested, show
 from tests.fake_distributions import registry_of
 
 
@@ -450,3 +452,29 @@ def test_round_trip_holds_for_any_values(
     path = tmp_path_factory.getbasetemp() / "round.toml"
     path.write_bytes(dump_config(config).encode())
     assert load_config(path, registry=REGISTRY) == config
+
+
+# The documentation
+
+
+def documented_keys() -> list[str]:
+    """One row of docs/reference/config.md per key of the schema."""
+
+    def rows(cls: type, prefix: tuple[str, ...]) -> Iterator[str]:
+        for name, field in fields_of(cls).items():
+            inner = nested(field)
+            if inner is not None:
+                yield from rows(inner, (*prefix, name))
+                continue
+            default = field.default
+            shown = "" if default is attrs.NOTHING else "-" if default is None else show(default)
+            meaning = str(field.metadata["help"]).replace("|", "\\|")
+            yield f"| `{'.'.join((*prefix, name))}` | {shown} | {meaning} |"
+
+    return list(rows(Config, ()))
+
+
+def test_reference_lists_every_key_as_the_schema_has_it() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "config.md").read_text(encoding="utf-8")
+    listed = [line for line in page.splitlines() if line.startswith("| `")]
+    assert listed == documented_keys()

@@ -109,3 +109,13 @@ def test_plugin_keeps_the_contract_of_samplers(run: Command) -> None:
     done = run("-q", "-c", os.devnull, "--rootdir", SOURCE, "-p", "no:cacheprovider", SOURCE / "tests", module="pytest")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^[1-9]\d+ passed", done.stdout, re.M)
+
+
+def test_guide_shows_the_plugin_as_it_is() -> None:
+    guide = (SOURCE.parent.parent / "docs" / "guides" / "write-a-plugin.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```\w+\n# (\S+)\n(.*?)```", guide, re.DOTALL)
+    assert len(blocks) == 5
+    for name, text in blocks:
+        source = (SOURCE / name).read_text(encoding="utf-8")
+        missing = [line for line in text.splitlines() if line not in source.splitlines()]
+        assert missing == [], name

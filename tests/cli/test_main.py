@@ -169,3 +169,18 @@ def test_broken_plugin_is_a_warning_and_the_command_works(tmp_path: Path) -> Non
     assert done.returncode == 0
     assert "warning: plugin 'acme' (acme 1.0): ModuleNotFoundError" in done.stderr
     assert "train.max_steps" in done.stdout
+
+
+def test_reference_names_every_command_and_option() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+
+    def missing(command: click.Command, name: str) -> Iterator[str]:
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and not any(f"`{option}" in page for option in parameter.opts):
+                yield f"{name} {parameter.opts[0]}"
+        for inner in command.commands.values() if isinstance(command, click.Group) else ():
+            if f"{name} {inner.name}" not in page:
+                yield f"{name} {inner.name}"
+            yield from missing(inner, f"{name} {inner.name}")
+
+    assert list(missing(app, "qframe")) == []
