@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from qframe.config import diff_config, load_config
 from qframe.errors import CheckpointError, bullet_list
 from qframe.schema import Config
@@ -93,15 +91,3 @@ def check_changes(checkpoint: Path, config: Config, data: str) -> list[str]:
             "Undo them, or start a new run into another output folder.",
         )
     return [f"changed since the checkpoint: {key} was {old!r}, is {new!r}" for key, old, new in changes]
-
-
-def saved_pictures(folder: Path, count: int) -> list[Image.Image] | None:
-    """The pictures an earlier session of the run saved, or None unless all are there."""
-    files = sorted(folder.glob("*.png"))
-    if not files or len(files) != count:
-        return None
-    pictures = []
-    for file in files:
-        with Image.open(file) as opened:
-            pictures.append(opened.convert("RGB"))
-    return pictures

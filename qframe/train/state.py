@@ -38,6 +38,7 @@ class TrainingState:
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,7 @@ from qframe.train.order import BatchOrder
 from qframe.train.run import Run
 from qframe.train.state import TrainingState, find_checkpoint, restore, save_checkpoint
 from qframe.train.streams import derived_seed
-from qframe.train.validation import GroupResult, comparison_sheet, judge, result_lines, save_pictures
+from qframe.train.validation import GroupResult, Validation, result_lines
 from qframe.types import Plan, Record
 
 
@@ -164,19 +163,25 @@ class Trainer:
         self.registry.hook.qframe_run_start(run=run)
 
         examples = self.cache()
-        validation = list(self.source.validation()) or list(self.records[: self.config.sample.count])
-        plans = self._plans(validation)
+        records = list(self.source.validation()) or list(self.records[: self.config.sample.count])
+        validation = Validation(run.folder / "samples", self.source, records)
+        plans = self._plans(records)
         self.release("encoder") if self.config.cache.enabled else None
         state = self.prepare()
         if checkpoint is not None:
             restore(checkpoint, state)
             run.resumed_from = run.step = state.step
             run.rewind(state.step)
-        before = self._sampled(run, "before", validation, plans, fresh=checkpoint is None)
+        if checkpoint is None and plans:
+            validation.keep("before", self.sample(plans, title="sampling before training"))
         self._train(run, state, examples, about={"data": data, "family": self.config.family}, text=text)
         weights = self._save_result(run)
-        after = self._sampled(run, "after", validation, plans, fresh=True)
-        return self._report(run, weights, validation, before, after)
+        if plans:
+            validation.keep("after", self.sample(plans, title="sampling after training"))
+        before, after = validation.results("before"), validation.results("after")
+        for line in result_lines(before, after):
+            self.progress.note(line)
+        return FitResult(folder=run.folder, weights=weights, sheet=validation.sheet(), before=before, after=after)
 
     def _train(
         self,
@@ -224,28 +229,20 @@ class Trainer:
             return []
         parts = self.load("encoder", "codec")
         recipe, sample = self.composition.recipe, self.config.sample
+        scale = 1.0 if sample.negative_prompt is None else sample.true_cfg_scale  # guidance needs both
         plans = []
         with torch.inference_mode(), self.progress.stage("preparing samples", len(records)) as bar:
             for index, record in enumerate(records):
                 request = attrs.evolve(
                     recipe.request_for(record),
                     num_inference_steps=sample.num_inference_steps,
-                    true_cfg_scale=sample.true_cfg_scale,
+                    true_cfg_scale=scale,
                     negative_prompt=sample.negative_prompt,
                     generator=torch.Generator().manual_seed(derived_seed(sample.seed, "sample", index)),
                 )
                 plans.append(recipe.plan(request, parts))
                 bar.advance(1)
         return plans
-
-    def _sampled(
-        self, run: Run, name: str, records: Sequence[Record], plans: Sequence[Plan], *, fresh: bool
-    ) -> list[Image.Image] | None:
-        if not fresh or not records:
-            return None
-        pictures = self.sample(plans, title=f"sampling {name} training")
-        save_pictures(run.folder / "samples" / name, records, pictures)
-        return pictures
 
     def sample(self, plans: Sequence[Plan], *, title: str = "sampling") -> list[Image.Image]:
         """One picture per plan (of one sample each), with the weights as they stand (averaged, if averaging)."""
@@ -299,37 +296,6 @@ class Trainer:
         """Add the adapters into the weights they belong to, for good."""
         adapters.merge_lora(self.denoiser.module)
         self.state = None
-
-    # -- report -----------------------------------------------------------------------------------------------
-
-    def _report(
-        self,
-        run: Run,
-        weights: Path,
-        records: Sequence[Record],
-        before: Sequence[Image.Image] | None,
-        after: Sequence[Image.Image] | None,
-    ) -> FitResult:
-        stored = run.folder / "samples" / "before.json"
-        if before is not None:
-            results_before = judge(self.source, records, before)
-            write_file(stored, json.dumps([attrs.asdict(r) for r in results_before], indent=1).encode())
-        else:
-            saved = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else []
-            results_before = [GroupResult(**row) for row in saved]
-            before = resuming.saved_pictures(run.folder / "samples" / "before", len(records))
-        results_after = judge(self.source, records, after or [])
-        sheet = None
-        if after:
-            sheet = run.folder / "samples" / "sheet.png"
-            comparison_sheet(records, before, after).save(sheet)
-            write_file(
-                run.folder / "samples" / "after.json",
-                json.dumps([attrs.asdict(r) for r in results_after], indent=1).encode(),
-            )
-        for line in result_lines(results_before, results_after):
-            self.progress.note(line)
-        return FitResult(folder=run.folder, weights=weights, sheet=sheet, before=results_before, after=results_after)
 
 
 def _overwrite(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +14,8 @@ from PIL import Image
 from qframe.contact_sheet import contact_sheet
 from qframe.interfaces import RecordSource
 from qframe.pictures import open_picture
-from qframe.types import Record
+from qframe.storage import write_file
+from qframe.types import Picture, Record
 
 _MOST_ROWS = 48
 
@@ -89,9 +92,46 @@ def result_lines(before: Sequence[GroupResult] | None, after: Sequence[GroupResu
     return lines
 
 
-def save_pictures(folder: Path, records: Sequence[Record], pictures: Sequence[Image.Image]) -> None:
-    """Each picture as PNG, named by its place and record."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, (record, picture) in enumerate(zip(records, pictures, strict=True)):
-        safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in record.id)[:80]
-        picture.save(folder / f"{index:03d}-{safe}.png")
+@attrs.frozen(eq=False)
+class Validation:
+    """The pictures of a run's validation records, kept in its folder from one session to the next."""
+
+    folder: Path
+    source: RecordSource
+    records: Sequence[Record]
+
+    def keep(self, moment: str, pictures: Sequence[Image.Image]) -> None:
+        """Save the pictures of a moment ("before", "after") as PNG, named by place and record, and their verdicts."""
+        for index, (record, picture) in enumerate(zip(self.records, pictures, strict=True)):
+            safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in record.id)[:80]
+            buffer = io.BytesIO()
+            picture.save(buffer, "PNG")
+            write_file(self.folder / moment / f"{index:03d}-{safe}.png", buffer.getvalue())
+        results = [attrs.asdict(result) for result in judge(self.source, self.records, pictures)]
+        write_file(self._results(moment), json.dumps(results, indent=1).encode())
+
+    def results(self, moment: str) -> list[GroupResult]:
+        """The verdicts of a moment; none if it was not sampled."""
+        file = self._results(moment)
+        return [GroupResult(**row) for row in json.loads(file.read_bytes())] if file.exists() else []
+
+    def pictures(self, moment: str) -> list[Image.Image] | None:
+        """The pictures of a moment, or None unless all are there."""
+        files = sorted((self.folder / moment).glob("*.png"))
+        if not files or len(files) != len(self.records):
+            return None
+        return [open_picture(Picture(str(file), file)) for file in files]
+
+    def sheet(self) -> Path | None:
+        """Write sheet.png: before and after side by side. None if nothing was sampled."""
+        after = self.pictures("after")
+        if after is None:
+            return None
+        file = self.folder / "sheet.png"
+        buffer = io.BytesIO()
+        comparison_sheet(self.records, self.pictures("before"), after).save(buffer, "PNG")
+        write_file(file, buffer.getvalue())
+        return file
+
+    def _results(self, moment: str) -> Path:
+        return self.folder / f"{moment}.json"

@@ -102,6 +102,6 @@ def test_caption_dropout_takes_the_empty_prompt_at_its_rate(schedule: HalvingSch
 
 
 def test_caption_dropout_without_an_empty_prompt_is_an_error(schedule: HalvingSchedule) -> None:
+    examples = [attrs.evolve(toy_example(0), unconditional=None)] * 40
     with pytest.raises(DataError, match="encodes no empty prompt"):
-        examples = [attrs.evolve(toy_example(0), unconditional=None)] * 40
         batch_of(examples, list(range(40)), schedule, caption_dropout=0.9)

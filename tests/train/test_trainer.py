@@ -1,0 +1,276 @@
+"""The whole trainer on a tiny random checkpoint: stages, run folders, resume, results other programs read."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import qframe
+from qframe.errors import CheckpointError, ConfigError, DataError
+from qframe.plugins import load_registry
+from qframe.schema import Config
+from qframe.train.resume import run_folder
+from qframe.train.run import Run
+from qframe.train.signals import Stopped
+from qframe.train.trainer import Trainer
+from tests.qwen import tiny
+
+STEPS = 4
+PROMPT = "put a dot on the circle"
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that takes 64 x 64 pictures as they are."""
+    checkpoint = tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-trainer"))
+    sizes = {"recipe": {"min_area": 48 * 48, "max_area": 96 * 96, "multiple": 16, "side": 64}}
+    (checkpoint.folder / "qframe.json").write_text(json.dumps(sizes))
+    return checkpoint.folder
+
+
+@pytest.fixture
+def config(model: Path, tmp_path: Path) -> Callable[..., Config]:
+    def make(output: str = "run", *overrides: str) -> Config:
+        settings = [
+            f"train.max_steps={STEPS}",
+            "train.batch_size=2",
+            "train.learning_rate=0.05",
+            "train.checkpoint_every=2",
+            "train.caption_dropout=0.2",
+            "train.precision=float32",
+            "lora.rank=4",
+            "lora.alpha=10.0",
+            "data.options.count=5",
+            "data.options.validation=2",
+            "sample.num_inference_steps=2",
+            "sample.batch_size=2",
+            "device=cpu",
+        ]
+        values = {"model": str(model), "output": str(tmp_path / output)}
+        return qframe.load_config(family="qwen-edit", values=values, overrides=[*settings, *overrides])
+
+    return make
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "lora.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_leaves_weights_pictures_metrics_and_its_configuration(
+    config: Callable[..., Config], tmp_path: Path
+) -> None:
+    result = Trainer(config()).fit()
+    run = tmp_path / "run"
+    assert result.folder == run
+    assert result.weights == run / "lora.safetensors"
+    assert any(tensor.abs().max() > 0 for name, tensor in weights(run).items() if "lora_B" in name)
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4]
+    assert all(line["loss"] > 0 for line in metrics)
+    for moment in ("before", "after"):
+        assert len(list((run / "samples" / moment).glob("*.png"))) == 2
+    with Image.open(run / "samples" / "sheet.png") as sheet:
+        assert min(sheet.size) > 128
+    assert qframe.load_config(run / "config.toml") == config()
+
+
+def test_one_seed_gives_one_result_and_another_gives_another(config: Callable[..., Config], tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        Trainer(config(name, f"train.seed={seed}", "data.options.validation=0", "sample.count=0")).fit()
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "again"))
+    assert not same(weights(tmp_path / "one"), weights(tmp_path / "other"))
+
+
+def test_cached_and_live_training_agree(config: Callable[..., Config], tmp_path: Path) -> None:
+    for name, *more in (("cached", "cache.batch_size=1"), ("live", "cache.enabled=false")):
+        Trainer(config(name, "data.options.validation=0", "sample.count=0", *more)).fit()
+    cached, live = weights(tmp_path / "cached"), weights(tmp_path / "live")
+    assert cached.keys() == live.keys()
+    for name, tensor in cached.items():
+        torch.testing.assert_close(tensor, live[name], rtol=1e-4, atol=1e-5)
+
+
+def test_an_interrupted_run_resumes_bit_identical(config: Callable[..., Config], tmp_path: Path) -> None:
+    Trainer(config("whole")).fit()
+
+    class Interrupt:
+        @qframe.hookimpl
+        def qframe_step_end(self, run: Run, step: int) -> None:
+            if step == 3:
+                signal.raise_signal(signal.SIGINT)
+
+    plugins = load_registry()._manager
+    observer = Interrupt()
+    plugins.register(observer)
+    try:
+        with pytest.raises(Stopped, match="stopped at step 3") as caught:
+            Trainer(config("broken")).fit()
+    finally:
+        plugins.unregister(observer)
+    assert caught.value.exit_code == 130
+    assert not (tmp_path / "broken" / "lora.safetensors").exists()
+    result = Trainer(config("broken")).fit(resume="latest")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+    assert len(result.before) == len(result.after)
+    lines = [json.loads(line)["step"] for line in (tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [1, 2, 3, 4]
+
+
+def test_a_full_fine_tuning_writes_a_denoiser_that_loads(config: Callable[..., Config], model: Path) -> None:
+    result = Trainer(config("full", "train.mode=full", "train.ema_decay=0.5", "train.learning_rate=0.001")).fit()
+    pipe = qframe.load("qwen-edit", model=model, overrides=[f"denoiser.model={result.weights}"])
+    trained = pipe.parts.denoiser.module.state_dict()
+    start = qframe.load("qwen-edit", model=model).parts.denoiser.module.state_dict()
+    assert trained.keys() == start.keys()
+    assert any(not torch.equal(trained[name], start[name]) for name in start)
+
+
+def test_prediction_from_the_trainer_equals_the_pipeline_with_its_lora(
+    config: Callable[..., Config], model: Path, tmp_path: Path
+) -> None:
+    trainer = Trainer(config())
+    trainer.fit()
+    request = {"prompt": PROMPT, "image": tiny.picture(3, 64, 64), "num_inference_steps": 2, "seed": 1}
+    own = trainer.predict(**request, output_type="pt").images
+    plain = qframe.load("qwen-edit", model=model)(**request, output_type="pt").images
+    loaded = qframe.load("qwen-edit", model=model, lora=tmp_path / "run" / "lora.safetensors")
+    torch.testing.assert_close(own, loaded(**request, output_type="pt").images, rtol=1e-4, atol=1e-5)
+    assert (own - plain).abs().max() > 1e-3
+
+    trainer.merge_lora()
+    torch.testing.assert_close(own, trainer.predict(**request, output_type="pt").images, rtol=1e-3, atol=1e-4)
+
+
+def test_the_lora_gives_the_same_picture_in_the_diffusers_pipeline(
+    config: Callable[..., Config], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as upstream_module
+
+    from qframe.checkpoint import Checkpoint
+
+    Trainer(config("run", "sample.count=0", "data.options.validation=0")).fit()
+    file = tmp_path / "run" / "lora.safetensors"  # rank 4, alpha 10
+    picture = tiny.picture(5, 64, 64)
+    overrides = ["encoder.options.positions=upstream"]
+    request = {"prompt": PROMPT, "image": picture, "num_inference_steps": 2, "output_type": "pt"}
+    seeded = {"generator": torch.Generator().manual_seed(0)}
+    ours = qframe.load("qwen-edit", model=model, lora=file, overrides=overrides)(**request, **seeded).images
+    plain = qframe.load("qwen-edit", model=model, overrides=overrides)(
+        **request, generator=torch.Generator().manual_seed(0)
+    ).images
+
+    monkeypatch.setattr(upstream_module, "calculate_dimensions", lambda area, ratio: (64, 64, None))
+    pipeline = tiny.upstream_edit(Checkpoint.open(model))
+    pipeline.load_lora_weights(str(file))
+    theirs = pipeline(**request, true_cfg_scale=1.0, generator=torch.Generator().manual_seed(0)).images
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert (ours - plain).abs().max() > 1e-3
+
+
+def test_nothing_is_overwritten_and_runs_are_numbered(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"taken: this folder is not empty"):
+        Trainer(config("taken")).fit()
+    monkeypatch.chdir(tmp_path)
+    unnamed = qframe.load_config(family="qwen-edit")
+    assert run_folder(unnamed, None) == Path("runs/qwen-edit")
+    for name in ("qwen-edit", "qwen-edit-2", "qwen-edit-plus", "qwen-edit-11"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    assert run_folder(unnamed, None) == Path("runs/qwen-edit-12")
+    assert run_folder(unnamed, "latest") == Path("runs/qwen-edit-11")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.batch_size=3", "train.batch_size: was 2, is 3"),
+        ("train.seed=7", "train.seed: was 0, is 7"),
+        ("lora.rank=8", "lora.rank: was 4, is 8"),
+        ("data.options.count=6", "data.options.count"),
+        ("encoder.options.positions=upstream", "encoder.options.positions"),
+    ],
+)
+def test_resuming_with_another_run_in_mind_is_refused(
+    config: Callable[..., Config], override: str, message: str
+) -> None:
+    quiet = ("data.options.validation=0", "sample.count=0", "train.max_steps=2")
+    Trainer(config("run", *quiet)).fit()
+    with pytest.raises(CheckpointError, match=message):
+        Trainer(config("run", *quiet, override)).fit(resume="latest")
+
+
+def test_more_steps_may_be_asked_for_when_resuming(config: Callable[..., Config], tmp_path: Path) -> None:
+    quiet = ("data.options.validation=0", "sample.count=0")
+    Trainer(config("run", *quiet, "train.max_steps=2")).fit()
+    Trainer(config("run", *quiet)).fit(resume="latest")
+    Trainer(config("whole", *quiet)).fit()
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def test_a_second_run_in_the_same_folder_is_refused(config: Callable[..., Config], tmp_path: Path) -> None:
+    from qframe.storage import lock_folder
+
+    with lock_folder(tmp_path / "run"), pytest.raises(CheckpointError, match="another run is writing here"):
+        Trainer(config()).fit()
+
+
+def test_bad_input_is_named_before_any_work(config: Callable[..., Config], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        Trainer(config("run", "data.path=nowhere", "data.use=folder"))
+    with pytest.raises(ConfigError, match=r"lora\.targets: 'attn.to_z' matches no linear layer"):
+        Trainer(config("run", "lora.targets=['attn.to_z']")).fit()
+    assert not (tmp_path / "run" / "lora.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_resumes_bit_identical(model: Path, tmp_path: Path) -> None:
+    """SIGKILL from outside, several times, a resume after each: the weights are those of a run left in peace."""
+    base = [sys.executable, "-m", "qframe", "train", "--family", "qwen-edit", "--model", str(model)]
+    for setting in (
+        "train.max_steps=24",
+        "train.batch_size=2",
+        "train.checkpoint_every=1",
+        "train.learning_rate=0.01",
+        "train.ema_decay=0.9",
+        "train.gradient_accumulation=2",
+        "data.options.count=5",
+        "data.options.validation=0",
+        "sample.count=0",
+        "device=cpu",
+    ):
+        base += ["--set", setting]
+    subprocess.run([*base, "--output", str(tmp_path / "whole")], check=True, capture_output=True)
+    broken = [*base, "--output", str(tmp_path / "broken")]
+    checkpoints = tmp_path / "broken" / "checkpoints"
+    for kill in range(4):
+        resume = ["--resume"] if checkpoints.exists() and any(checkpoints.glob("step-*")) else []
+        process = subprocess.Popen([*broken, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        wanted = 5 * (kill + 1)
+        while process.poll() is None and time.monotonic() < deadline:
+            steps = [int(p.name.removeprefix("step-")) for p in checkpoints.glob("step-????????")]
+            if steps and max(steps) >= wanted:
+                time.sleep(0.003 * kill)  # into the middle of the next step or save
+                break
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+    subprocess.run([*broken, "--resume"], check=True, capture_output=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
