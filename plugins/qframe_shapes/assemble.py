@@ -71,7 +71,6 @@ def assemble(
     vae: AutoencoderKLQwenImage,
     transformer: QwenImageTransformer2DModel,
     text_seed: int,
-    card: str = "",
 ) -> int:
     """Publish a checkpoint in bfloat16 as ``target``, replacing one that was published there; returns its bytes.
 
@@ -85,8 +84,6 @@ def assemble(
         new_scheduler().save_pretrained(folder / "scheduler")
         (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
         (folder / "qframe.json").write_text(json.dumps(QFRAME_SETTINGS, indent=2) + "\n", encoding="utf-8")
-        if card:
-            (folder / "README.md").write_text(card, encoding="utf-8")
         if folder_bytes(folder) > BYTE_LIMIT:
             raise ValueError(f"the checkpoint has {folder_bytes(folder)} bytes, at most {BYTE_LIMIT} may ship")
 

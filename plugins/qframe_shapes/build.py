@@ -1,24 +1,36 @@
 """Build the embedded checkpoint from a seed: ``python -m qframe_shapes.build --output DIR``.
 
 Stages run in order. A finished stage is a published folder ``DIR/<stage>`` and is skipped; a stage that was killed
-goes on from its last snapshot. Every stage writes what it measured to ``measured.json`` beside its result.
+goes on from its last snapshot. Every stage writes what it measured to ``measured.json`` beside its result. The
+result of the last one, ``DIR/checkpoint``, is what ships.
+
+Stage ``refine`` needs nothing of stage ``denoiser``: on a machine with a second core, start the command again with
+``--stages refine`` while the denoiser trains.
 """
 
+import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 import click
 import torch
-from diffusers import AutoencoderKLQwenImage
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from safetensors.torch import load_file
 
 from qframe import storage
+from qframe_shapes import denoiser as denoiser_training
 from qframe_shapes import vae as vae_training
-from qframe_shapes.assemble import assemble, new_transformer
-from qframe_shapes.stages import Snapshot, read_json, write_json
+from qframe_shapes.assemble import assemble, folder_bytes, new_transformer
+from qframe_shapes.card import model_card
+from qframe_shapes.effects import measure_effects
+from qframe_shapes.evaluate import UNLEARNED_GROUPS, evaluate, standard_groups
+from qframe_shapes.sampling import checkpoint_sampler
+from qframe_shapes.stages import LogProgress, Snapshot, read_json, write_json
 from qframe_shapes.vae import VaeConfig
 
 logger = logging.getLogger(__name__)
@@ -29,16 +41,25 @@ _WEIGHTS = "weights"
 
 @attrs.frozen(kw_only=True)
 class BuildConfig:
-    """What to build, and where. scale: multiplies every number of steps; tests use a small one."""
+    """What to build, and where.
+
+    scale: multiplies every number of steps, examples and samples; tests use a small one. samples: per line of the
+    evaluation. note: a remark for the model card.
+    """
 
     output: Path
     seed: int = 0
     scale: float = 1.0
+    note: str = ""
     vae_steps: int = 4000
     refine_steps: int = 4000
+    denoiser_steps: int = 6500
+    examples: int = denoiser_training.EXAMPLES
+    samples: int = 100
+    sampling_steps: int = 16
 
     def steps(self, full: int) -> int:
-        """Steps of a stage at this scale, at least 2."""
+        """A number of steps, examples or samples at this scale, at least 2."""
         return max(2, round(full * self.scale))
 
     def folder(self, stage: str) -> Path:
@@ -91,6 +112,96 @@ def start_stage(config: BuildConfig) -> None:
     logger.info("start: %.1f MB", size / 1e6)
 
 
+def denoiser_stage(config: BuildConfig) -> None:
+    """Full fine-tuning of the untrained transformer by qframe's own trainer; its moving average is the result."""
+    run = config.output / "denoiser.run"
+    resume = any(storage.is_published(folder) for folder in run.glob("checkpoints/step-*"))
+    if run.exists() and not resume:  # killed before its first checkpoint: nothing to go on from
+        shutil.rmtree(run)
+    settings = denoiser_training.training_config(
+        config.folder("start"),
+        run,
+        seed=config.seed,
+        steps=config.steps(config.denoiser_steps),
+        examples=config.steps(config.examples),
+    )
+    weights = denoiser_training.train(settings, resume=resume, progress=LogProgress())
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = steps[-100:]
+    measured = {
+        "seconds": round(sum(step["seconds"] for step in steps)),
+        "steps": len(steps),
+        "examples": config.steps(config.examples),
+        "loss_of_the_last_100_steps": round(sum(step["loss"] for step in last) / len(last), 4),
+    }
+
+    def write(folder: Path) -> None:
+        shutil.copytree(weights, folder, dirs_exist_ok=True)
+        write_json(folder / MEASURED, measured)
+
+    storage.publish_folder(config.folder("denoiser"), write)
+    logger.info("denoiser: %s", measured)
+
+
+def assemble_stage(config: BuildConfig) -> None:
+    """The checkpoint folder, in bfloat16."""
+    folder = _result(config, "denoiser") / "transformer"
+    transformer = QwenImageTransformer2DModel.from_config(QwenImageTransformer2DModel.load_config(folder))
+    transformer.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
+    size = assemble(
+        config.folder("assemble"),
+        vae=_load_vae(config, "refine"),
+        transformer=transformer,
+        text_seed=config.seed,
+    )
+    logger.info("assemble: %.1f MB", size / 1e6)
+
+
+def evaluate_stage(config: BuildConfig) -> None:
+    """Success rates of the assembled checkpoint, contact sheets, effects of guidance and negative prompts."""
+    model = _result(config, "assemble")
+    steps, count = config.steps(config.sampling_steps), config.steps(config.samples)
+    started = time.monotonic()
+    groups = (*standard_groups(), *UNLEARNED_GROUPS)
+    report = evaluate(checkpoint_sampler(model, steps=steps), count=count, seed=config.seed, groups=groups)
+    effects = measure_effects(model, steps=steps, count=count, seed=config.seed)
+    vae = AutoencoderKLQwenImage.from_pretrained(model / "vae", torch_dtype=torch.float32)
+    measured = {
+        "seconds": round(time.monotonic() - started),
+        "samples": count,
+        "steps": steps,
+        "held_out_psnr_db": round(vae_training.held_out_psnr(vae), 2),
+        "effects": attrs.asdict(effects),
+    }
+
+    def write(folder: Path) -> None:
+        report.save(folder)
+        write_json(folder / MEASURED, measured)
+
+    storage.publish_folder(config.folder("evaluate"), write)
+    logger.info("evaluate: %s\n%s", measured, report.table())
+
+
+def checkpoint_stage(config: BuildConfig) -> None:
+    """The assembled checkpoint with its model card."""
+    model = _result(config, "assemble")
+    table = (_result(config, "evaluate") / "table.md").read_text(encoding="utf-8")
+    card = model_card(measured(config), table, size=folder_bytes(model), seed=config.seed, note=config.note)
+
+    def write(folder: Path) -> None:
+        shutil.copytree(model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(storage.MANIFEST))
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    storage.publish_folder(config.folder("checkpoint"), write)
+
+
+def _result(config: BuildConfig, stage: str) -> Path:
+    folder = config.folder(stage)
+    if not storage.is_published(folder):
+        raise click.ClickException(f"stage {stage!r} has no result in {folder}: run it first")
+    return folder
+
+
 def _publish_vae(config: BuildConfig, stage: str, vae: AutoencoderKLQwenImage) -> None:
     snapshot = config.snapshot(stage)
     seconds = Snapshot.load(snapshot).seconds if snapshot.exists() else 0.0
@@ -106,9 +217,7 @@ def _publish_vae(config: BuildConfig, stage: str, vae: AutoencoderKLQwenImage) -
 
 
 def _load_vae(config: BuildConfig, stage: str) -> AutoencoderKLQwenImage:
-    if not storage.is_published(config.folder(stage)):
-        raise click.ClickException(f"stage {stage!r} has no result in {config.folder(stage)}: run it first")
-    folder = config.folder(stage) / _WEIGHTS
+    folder = _result(config, stage) / _WEIGHTS
     vae: AutoencoderKLQwenImage = AutoencoderKLQwenImage.from_config(AutoencoderKLQwenImage.load_config(folder))
     vae.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
     return vae
@@ -118,7 +227,11 @@ STAGES: Mapping[str, Callable[[BuildConfig], None]] = {
     "vae": vae_stage,
     "whiten": whiten_stage,
     "start": start_stage,
+    "denoiser": denoiser_stage,
     "refine": refine_stage,
+    "assemble": assemble_stage,
+    "evaluate": evaluate_stage,
+    "checkpoint": checkpoint_stage,
 }
 """In order; each needs those before it."""
 
@@ -135,7 +248,7 @@ def build(config: BuildConfig, stages: tuple[str, ...] = tuple(STAGES)) -> None:
         logger.info("%s: finished after %.0f s", name, time.monotonic() - started)
 
 
-def measured(config: BuildConfig) -> dict[str, object]:
+def measured(config: BuildConfig) -> dict[str, dict[str, Any]]:
     """What the finished stages measured, by stage."""
     files = {name: config.folder(name) / MEASURED for name in STAGES}
     return {name: read_json(file) for name, file in files.items() if file.exists()}
@@ -146,8 +259,9 @@ def measured(config: BuildConfig) -> dict[str, object]:
 @click.option("--stages", default=",".join(STAGES), show_default=True, help="stages to run, separated by commas")
 @click.option("--scale", type=click.FloatRange(min=0, min_open=True), default=1.0, help="multiplies all steps")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="seed of everything")
+@click.option("--note", default="", help="a remark for the model card")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads")
-def main(output: Path, stages: str, scale: float, seed: int, threads: int) -> None:
+def main(output: Path, stages: str, scale: float, seed: int, note: str, threads: int) -> None:
     """Command line of the builder."""
     names = tuple(stages.split(","))
     unknown = [name for name in names if name not in STAGES]
@@ -156,7 +270,7 @@ def main(output: Path, stages: str, scale: float, seed: int, threads: int) -> No
         raise click.BadParameter(f"unknown stages {', '.join(unknown)}; there are {known}", param_hint="--stages")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(threads)
-    build(BuildConfig(output=output, seed=seed, scale=scale), names)
+    build(BuildConfig(output=output.resolve(), seed=seed, scale=scale, note=note), names)
 
 
 if __name__ == "__main__":

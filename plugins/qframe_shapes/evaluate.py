@@ -43,7 +43,10 @@ class Group:
 
 @attrs.frozen(eq=False)
 class SampleRequest:
-    """One picture wanted. seed: of its initial noise. Pictures are RGB of the canvas's size; mask white = repaint."""
+    """One picture wanted. seed: of its initial noise. Pictures are RGB of the canvas's size; mask white = repaint.
+
+    negative_prompt: has an effect under guidance only.
+    """
 
     operation: str
     prompt: str
@@ -53,6 +56,7 @@ class SampleRequest:
     image: Image.Image | None = None
     mask: Image.Image | None = None
     strength: float = 1.0
+    negative_prompt: str | None = None
 
 
 Sample = Callable[[Sequence[SampleRequest]], Sequence[Image.Image]]
@@ -83,6 +87,10 @@ def standard_groups(operations: Sequence[str] = ("text-to-image", *tasks.EDITS, 
             else:
                 groups.append(Group(operation, kind))
     return tuple(groups)
+
+
+UNLEARNED_GROUPS = (Group(tasks.UNLEARNED_OPERATION, UNSEEN), Group(world.UNLEARNED_COLOUR, UNSEEN))
+"""What the base model was never shown, and must fail at: an operation, and recolouring to a colour."""
 
 
 def episodes(group: Group, count: int, seed: int) -> list[Episode]:

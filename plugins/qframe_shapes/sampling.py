@@ -10,6 +10,7 @@ from PIL import Image
 
 import qframe
 from qframe.pipeline import Pipeline
+from qframe_shapes.diffusers_sampling import diffusers_sampler
 from qframe_shapes.evaluate import Sample, SampleRequest
 
 FAMILIES: Mapping[str, str] = {"text-to-image": "qwen-image", "paint": "qwen-inpaint"}
@@ -21,10 +22,12 @@ def qframe_sampler(
     *,
     steps: int = 16,
     true_cfg_scale: float = 1.0,
-    negative_prompt: str | None = None,
     lora: str | Path | None = None,
 ) -> Sample:
-    """A callable for ``evaluate.evaluate``: loads each family when its first request comes."""
+    """A callable for ``evaluate.evaluate``: loads each family when its first request comes.
+
+    true_cfg_scale: guidance of requests that have a negative prompt.
+    """
 
     @functools.cache
     def pipeline(family: str) -> Pipeline:
@@ -34,18 +37,30 @@ def qframe_sampler(
         first = requests[0]
         arguments: dict[str, Any] = {
             "prompt": [request.prompt for request in requests],
-            "negative_prompt": None if negative_prompt is None else [negative_prompt] * len(requests),
             "height": first.height,
             "width": first.width,
             "num_inference_steps": steps,
-            "true_cfg_scale": true_cfg_scale,
+            "true_cfg_scale": 1.0,
             "generator": [torch.Generator().manual_seed(request.seed) for request in requests],
         }
+        negatives = [request.negative_prompt for request in requests]
+        if None not in negatives:
+            arguments |= {"negative_prompt": negatives, "true_cfg_scale": true_cfg_scale}
         if first.image is not None:
             arguments["image"] = [request.image for request in requests]
         if first.mask is not None:
             arguments |= {"mask_image": [request.mask for request in requests], "strength": first.strength}
         output = pipeline(FAMILIES.get(first.operation, "qwen-edit"))(**arguments)
         return list(output.images)
+
+    return sample
+
+
+def checkpoint_sampler(model: Path, *, steps: int = 16) -> Sample:
+    """The sampler of the model card: qframe's pipelines, and diffusers' own for painting into a mask."""
+    own, upstream = qframe_sampler(model, steps=steps), diffusers_sampler(model, steps=steps)
+
+    def sample(requests: Sequence[SampleRequest]) -> Sequence[Image.Image]:
+        return (upstream if requests[0].operation == "paint" else own)(requests)
 
     return sample

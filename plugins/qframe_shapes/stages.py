@@ -1,8 +1,10 @@
 """Resumable stages: a killed training run goes on where it stopped; a finished one leaves a published folder."""
 
 import json
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from qframe import storage
+from qframe.progress import Stage
+
+logger = logging.getLogger(__name__)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -86,3 +91,40 @@ class Pace:
         if due:
             self._last = time.monotonic()
         return due
+
+
+class LogProgress:
+    """Progress as log lines, one every ``every_seconds``: done, rate, remaining minutes and the latest metrics."""
+
+    def __init__(self, every_seconds: float = 30.0) -> None:
+        self._every = every_seconds
+
+    def note(self, text: str) -> None:
+        """One line that a person should read."""
+        logger.info("%s", text)
+
+    @contextmanager
+    def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Stage]:
+        """A stretch of ``total`` steps, ``done`` of them made before."""
+        started = time.monotonic()
+        yield _LoggedStage(name, total, done, self._every)
+        logger.info("%s: %d, %.0f s", name, total, time.monotonic() - started)
+
+
+class _LoggedStage:
+    def __init__(self, name: str, total: int, done: int, every: float) -> None:
+        self._name, self._total, self._first, self._done, self._every = name, total, done, done, every
+        self._began = self._last = time.monotonic()
+
+    def advance(self, count: int = 1, **metrics: float) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._last < self._every:
+            return
+        self._last = now
+        rate = (self._done - self._first) / (now - self._began)
+        shown = "".join(f", {name} {value:.4g}" for name, value in metrics.items())
+        minutes = (self._total - self._done) / rate / 60
+        logger.info(
+            "%s %d of %d, %.1f/s, %.0f minutes left%s", self._name, self._done, self._total, rate, minutes, shown
+        )
