@@ -46,7 +46,7 @@ def encode_pixels(codec: LatentCodec, inputs: Sequence[PixelInput], *, batch_siz
                 )
             _require_finite(latents, [inputs[index].picture.origin for index in group])
             for index, latent in zip(group, latents.cpu(), strict=True):
-                results[index] = latent.clone()
+                results[index] = latent
     return _all_there(results)
 
 
@@ -73,8 +73,7 @@ def encode_text(encoder: Encoder, inputs: Sequence[TextInput], *, batch_size: in
                 )
             _require_finite(encoded.embeds, [repr(prompt) for prompt in prompts])
             for index, one in zip(group, encoded.to("cpu").split(), strict=True):
-                extras = {name: extra.clone() for name, extra in one.extras.items()}
-                results[index] = Conditioning(one.embeds.clone(), one.lengths, extras)
+                results[index] = one
     return _all_there(results)
 
 

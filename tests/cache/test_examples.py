@@ -258,7 +258,7 @@ folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
 records = [record(number) for number in range(60)]
 
 def build(pause):
-    loader = Loader()
+    loader = Loader(neighbours=0.1)
     encode = loader.codec.encode
     def slow(pixels, generator=None):
         time.sleep(pause)
@@ -291,7 +291,7 @@ def test_a_build_killed_again_and_again_ends_with_the_bits_of_an_uninterrupted_o
     assert killed > 5
     assert kept > 0, "every round was killed before it wrote anything: the test says nothing"
     records = [record(number) for number in range(60)]
-    calm, finished = build(tmp_path / "calm", records), build(tmp_path / "killed", records)
+    calm, finished = (build(tmp_path / name, records, Loader(neighbours=0.1)) for name in ("calm", "killed"))
     assert all(equal(calm[index], finished[index]) for index in range(60))
     assert Cache(tmp_path / "killed").verify() == []
     assert not [path for path in (tmp_path / "killed" / "shards").iterdir() if path.name.startswith(".")]
@@ -299,7 +299,7 @@ def test_a_build_killed_again_and_again_ends_with_the_bits_of_an_uninterrupted_o
 
 def test_several_builders_at_once_fill_one_cache(tmp_path: Path) -> None:
     code = KILLS.split("random_ = ")[0] + (
-        "children = [os.fork() for _ in range(0)]\n"
+        "children = []\n"
         "for number in range(4):\n"
         "    child = os.fork()\n"
         "    if child == 0:\n"

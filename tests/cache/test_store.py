@@ -171,6 +171,17 @@ def test_an_index_that_breaks_while_it_is_used_is_built_again(tmp_path: Path) ->
     assert same(cache.get(key(5)), value(5))
 
 
+def test_a_damaged_index_that_still_answers_gives_no_wrong_tensor(tmp_path: Path) -> None:
+    import sqlite3
+
+    filled(tmp_path).close()
+    with sqlite3.connect(tmp_path / "index.sqlite") as db:
+        db.execute("UPDATE entries SET tensors = replace(tensors, 'F32', 'I32')")
+    db.close()
+    with pytest.raises(DamagedEntryError):
+        Cache(tmp_path).get(key(5))
+
+
 def test_a_shard_copied_in_from_elsewhere_is_found(tmp_path: Path) -> None:
     filled(tmp_path / "a").close()
     Cache(tmp_path / "b").close()

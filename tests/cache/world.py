@@ -74,11 +74,12 @@ class TinyRecipe(Recipe):
 class TinyCodec(LatentCodec):
     """Latents [4, H/8, W/8]: means of the colours and of their squares.
 
-    The last bits depend on who shares the batch, as those of real networks do.
+    neighbours: how much those who share the batch change the result, as they do the last bits of real networks.
     """
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32, neighbours: float = 0.0) -> None:
         self.dtype = dtype
+        self.neighbours = neighbours
         self.batches: list[int] = []
 
     @classmethod
@@ -91,17 +92,18 @@ class TinyCodec(LatentCodec):
         self.batches.append(len(pixels))
         means = torch.nn.functional.avg_pool2d(pixels, 8)
         latents = torch.cat([means, means[:, :1] ** 2], dim=1)
-        return (latents + 1e-6 * pixels.mean()).to(self.dtype)
+        return (latents + self.neighbours * pixels.mean()).to(self.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
         raise NotImplementedError
 
 
 class TinyEncoder(Encoder):
-    """One vector [6] per byte of the prompt, and one for the pictures."""
+    """One vector [6] per byte of the prompt, and one for the pictures. neighbours: as TinyCodec's."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32, neighbours: float = 0.0) -> None:
         self.dtype = dtype
+        self.neighbours = neighbours
         self.prompts: list[str] = []
 
     @classmethod
@@ -118,15 +120,16 @@ class TinyEncoder(Encoder):
             rows.append(torch.tensor(numbers, dtype=self.dtype)[:, None] * torch.arange(1, 7))
         lengths = tuple(len(row) for row in rows)
         slots = torch.cat([torch.arange(length) for length in lengths])
-        return Conditioning(torch.cat(rows).to(self.dtype), lengths, {"slots": slots})
+        embeds = torch.cat(rows).to(self.dtype) + self.neighbours * len(prompts)
+        return Conditioning(embeds, lengths, {"slots": slots})
 
 
 class Loader:
     """What the trainer passes as `parts_loader`; `asked` says for which roles."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self.codec = TinyCodec(dtype)
-        self.encoder = TinyEncoder(dtype)
+    def __init__(self, dtype: torch.dtype = torch.float32, neighbours: float = 0.0) -> None:
+        self.codec = TinyCodec(dtype, neighbours)
+        self.encoder = TinyEncoder(dtype, neighbours)
         self.asked: list[tuple[str, ...]] = []
 
     def __call__(self, *roles: str) -> Parts:
