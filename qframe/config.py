@@ -88,6 +88,7 @@ def resolve_config(
     user, problems = _read_user(path, family, overrides, values or {})
     chosen = _choose_family(user, registry)
     tree = _family_layer(chosen)
+    _put_model_defaults(tree, user, registry)
     dropped = _drop_foreign(tree, user)
     _put(tree, user, _source_of)
     plain = _plain(tree)
@@ -178,7 +179,8 @@ def _read_file(path: Path, tree: _Tree) -> None:
 
 def _check_dots(text: str, where: str) -> None:
     # A dotted key costs quadratic time and memory: one of 200 KB took all of 23 GB.
-    for number, line in enumerate(text.splitlines(), 1):
+    # Lines as TOML has them: str.splitlines breaks at more characters, which a quoted key may hold.
+    for number, line in enumerate(text.split("\n"), 1):
         if line.count(".") > MOST_DOTS:
             raise ConfigError(f"{where}:{number}: more than {MOST_DOTS} dots in a line", "Break the line.")
 
@@ -188,13 +190,14 @@ def _line_numbers(text: str) -> dict[Key, int]:
     lines: dict[Key, int] = {}
     table: Key = ()
     inside = False
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not inside:
-            if header := re.match(r"\s*\[\[?([^\[\]]+)\]", line):
-                table = _split(header[1])
+            before, sign, _ = line.partition("=")
+            if line.lstrip().startswith("["):
+                table = _split(line.strip(" \t\r[").partition("]")[0])
                 lines.setdefault(table, number)
-            elif key := re.match(r"\s*([\w\-.\"' ]+?)\s*=", line):
-                lines.setdefault((*table, *_split(key[1])), number)
+            elif sign:
+                lines.setdefault((*table, *_split(before)), number)
         if (line.count('"""') + line.count("'''")) % 2:
             inside = not inside
     return lines
@@ -228,7 +231,7 @@ def _read_override(override: str, tree: _Tree) -> list[Problem]:
 
 def _value_of(text: str) -> Any:
     """The text as a TOML value, else as it stands."""
-    if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+    if any(line.count(".") > MOST_DOTS for line in text.split("\n")):
         return text
     try:
         tables = tomli.loads(f"value = {text}")
@@ -310,6 +313,14 @@ def _family_layer(family: Family) -> _Tree:
     for layer in (defaults, family.options):
         _put(tree, layer, lambda key: f"family {family.name}")
     return tree
+
+
+def _put_model_defaults(tree: _Tree, user: _Tree, registry: Registry) -> None:
+    """Lay the defaults of a bundled checkpoint over the family's, if it is the model."""
+    name = _at(user, "model") or _at(tree, "model")
+    for component in registry.components("model"):
+        if component.name == name:
+            _put(tree, component.defaults, lambda key: f"model {component.name}")
 
 
 def _drop_foreign(tree: _Tree, user: _Tree) -> tuple[str, ...]:

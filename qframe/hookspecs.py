@@ -42,13 +42,20 @@ class Component:
     kind: what it is. name: what users write in `use = "..."`. target: "module:Class" implementing the interface
     of that kind in `qframe.interfaces`; for kind "model" a "module:function" returning the folder of a
     checkpoint that ships with the plugin. options: "module:Class", a torch-free attrs class of its settings.
+    defaults: of kind "model" alone, configuration that suits this checkpoint, as nested tables; it is laid over the
+    family's and under the user's wherever this checkpoint is the model.
     """
 
     kind: Kind = attrs.field(validator=attrs.validators.in_(KINDS))
     name: str
     target: str = attrs.field(validator=_target)
     options: str | None = attrs.field(default=None, kw_only=True, validator=_target)
+    defaults: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True, eq=False)
     summary: str = attrs.field(default="", kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if self.defaults and self.kind != "model":
+            raise ValueError(f"component {self.name!r}: only a model has defaults, this is a {self.kind}")
 
 
 @attrs.frozen(kw_only=True)

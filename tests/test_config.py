@@ -69,6 +69,7 @@ def make_registry() -> Registry:
         Component("encoder", "wrong", "a:B", options=f"{HERE}:make_registry"),
         *(Component(kind, "plain", "a:B") for kind in ("denoiser", "codec", "schedule", "sampler")),
         Component("sampler", "plain-two", "a:B"),
+        Component("model", "tiny", "a:b", defaults={"train": {"max_steps": 40, "seed": 9}}),
         Component("source", "built-in", "a:B", options=f"{HERE}:OtherOptions"),
         Component("source", "folder", "a:B"),
         Component("source", "jsonl", "a:B"),
@@ -85,7 +86,7 @@ def make_registry() -> Registry:
         options={
             "encoder": {"options": {"template": "edit"}},
             "data": {"options": {"strength": 0.75}},
-            "train": {"max_steps": 300},
+            "train": {"max_steps": 300, "batch_size": 5},
         },
         model="tiny",
         data="built-in",
@@ -126,9 +127,23 @@ def toml(folder: Path, text: str) -> Path:
 
 def test_family_lies_under_file_under_values_under_overrides(tmp_path: Path) -> None:
     path = toml(tmp_path, "[train]\nbatch_size = 2\nseed = 2\nwarmup_steps = 2")
-    config = load("train.warmup_steps=4", path=path, train={"seed": 3, "warmup_steps": 3})
+    config = load("train.warmup_steps=4", path=path, model="real", train={"seed": 3, "warmup_steps": 3})
     train = config.train
     assert (train.max_steps, train.batch_size, train.seed, train.warmup_steps) == (300, 2, 3, 4)
+
+
+def test_defaults_of_a_bundled_model_lie_between_the_family_and_the_user() -> None:
+    train = load("train.seed=1").train
+    assert (train.max_steps, train.batch_size, train.seed) == (40, 5, 1)
+    named = load(family="bare", model="tiny").train
+    assert (named.max_steps, named.seed) == (40, 9)
+    sources = resolve_config(family="edit", registry=REGISTRY).sources
+    assert sources["train.max_steps"] == "model tiny"
+
+
+def test_only_a_model_has_defaults() -> None:
+    with pytest.raises(ValueError, match="only a model has defaults"):
+        Component("sampler", "euler", "a:B", defaults={"train": {"max_steps": 1}})
 
 
 def test_family_chooses_components_model_and_data() -> None:
@@ -335,10 +350,22 @@ def test_large_file_is_refused(tmp_path: Path) -> None:
         load(path=toml(tmp_path, "#" * (LARGEST_FILE + 1)))
 
 
-def test_long_dotted_key_is_refused_at_once(tmp_path: Path) -> None:
-    path = toml(tmp_path, ".".join("a" * 100_000) + " = 1")
+@pytest.mark.parametrize("separator", [".", " . ", '."\u2028".', '."\x85".'])
+def test_long_dotted_key_is_refused_at_once(tmp_path: Path, separator: str) -> None:
+    path = toml(tmp_path, "a = 1\n" + separator.join("a" * 30_000) + " = 1")
     started = time.perf_counter()
-    with pytest.raises(ConfigError, match=r"run\.toml:1: more than 32 dots in a line"):
+    with pytest.raises(ConfigError, match=r"run\.toml:2: more than 32 dots in a line"):
+        load(path=path)
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize(
+    "text", ["a" + " " * 200_000 + "b", "[" * 200_000, "a" * 200_000, "'" * 200_000, "=" * 200_000]
+)
+def test_long_lines_are_read_at_once(tmp_path: Path, text: str) -> None:
+    path = toml(tmp_path, text)
+    started = time.perf_counter()
+    with pytest.raises(ConfigError):
         load(path=path)
     assert time.perf_counter() - started < 1
 
@@ -366,8 +393,9 @@ def test_every_key_has_a_source(tmp_path: Path) -> None:
     expected = {
         "family": "argument",
         "train.seed": f"{path}:2",
-        "train.max_steps": "family edit",
-        "train.batch_size": "default",
+        "train.max_steps": "model tiny",
+        "train.batch_size": "family edit",
+        "train.warmup_steps": "default",
         "encoder.options.areas": f"{path}:5",
         "encoder.options.template": "family edit",
         "encoder.options.inner.depth": "default",
