@@ -1,8 +1,8 @@
 """From names and values to a `Config`: merged in layers, filled strictly, every error at once. Imports no torch.
 
-The layers, each over the one before: defaults of the schema, the family's options, a TOML file, values given in
-Python or by flags, `--set key=value`. Nothing is coerced: "false" is no bool and 3.7 no whole number; only a whole
-number passes for a number. Environment variables are not expanded, and no key takes an import path.
+The layers, each over the one before: defaults of the schema, the family's options, those of a bundled model, a TOML
+file, values given in Python or by flags, `--set key=value`. Nothing is coerced: "false" is no bool and 3.7 no whole
+number; only a whole number passes for a number. Environment variables are not expanded, and no key takes an import path.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _Tree = dict[str, Union["_Tree", _Leaf]]
 class Resolved:
     """A configuration and where it comes from.
 
-    sources: for every leaf key "default", "family NAME", "FILE:line", "argument" or "--set".
+    sources: for every leaf key "default", "family NAME", "model NAME", "FILE:line", "argument" or "--set".
     dropped: the family's options that belong to a component which is not in use.
     """
 
@@ -320,7 +320,7 @@ def _put_model_defaults(tree: _Tree, user: _Tree, registry: Registry) -> None:
     name = _at(user, "model") or _at(tree, "model")
     for component in registry.components("model"):
         if component.name == name:
-            _put(tree, component.defaults, lambda key: f"model {component.name}")
+            _put(tree, component.defaults, lambda key: f"model {name}")
 
 
 def _drop_foreign(tree: _Tree, user: _Tree) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def with_and_without(config: Config, result: FitResult) -> list[tuple[str, Path]
     request = attrs.evolve(
         composition.recipe.request_for(record),
         num_inference_steps=config.sample.num_inference_steps,
-        true_cfg_scale=config.sample.true_cfg_scale,
+        true_cfg_scale=1.0 if config.sample.negative_prompt is None else config.sample.true_cfg_scale,
         negative_prompt=config.sample.negative_prompt,
     )
     folder = result.folder / "demo"

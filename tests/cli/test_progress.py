@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-from qframe.cli import progress
 from qframe.cli.progress import BarProgress, LineProgress, duration, rate, terminal_progress
 from qframe.progress import SILENT
 
@@ -11,13 +10,13 @@ def test_lines_show_rate_remaining_time_and_metrics(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 2.0, 6.0, 7.0, 10.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("qframe.cli.progress.time.monotonic", lambda: next(clock))
     with LineProgress(5.0).stage("training", 20, done=8) as stage:
         stage.advance(2, loss=0.5)
         stage.advance(4, loss=0.25)
         stage.advance(6, loss=0.125)
     assert capsys.readouterr().out.splitlines() == [
-        "training 14/20, 1.0/s, 6 s left, loss 0.25",
+        "training 14/20, 1.0/s, 6.0 s left, loss 0.25",
         "training 20/20, 1.2/s, took 10 s, loss 0.125",
     ]
 
@@ -48,7 +47,8 @@ def test_silent_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.7, "1 min 00 s"), (125, "2 min 05 s"), (3720, "1 h 02 min")]
+    ("seconds", "text"),
+    [(0.42, "0.4 s"), (9.96, "10 s"), (59.7, "1 min 00 s"), (125, "2 min 05 s"), (3720, "1 h 02 min")],
 )
 def test_duration_in_words(seconds: float, text: str) -> None:
     assert duration(seconds) == text

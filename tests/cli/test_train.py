@@ -1,0 +1,110 @@
+"""train, demo and cache on a random model and the embedded data set, a few steps each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import Outcome, Run
+
+SMALL = [
+    "train.max_steps=3",
+    "train.precision=float32",
+    "data.options.count=4",
+    "data.options.validation=2",
+    "sample.num_inference_steps=2",
+]
+TINY = "the tiny model's folder"
+OVERRIDES = [text for override in SMALL for text in ("--set", override)]
+
+
+def train(run: Run, model: Path, *arguments: str) -> Outcome:
+    return run("train", "--family", "qwen-edit", "--model", model, "--output", "runs/a", *OVERRIDES, *arguments)
+
+
+def test_training_says_what_is_used_and_where_the_results_are(run: Run, tiny_model: Path) -> None:
+    outcome = train(run, tiny_model)
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert lines[0] == "Using the embedded data set 'shapes'; --data would choose your own."
+    assert lines[1] == f"Weights: {tiny_model}, licence Apache-2.0 (as family 'qwen-edit' declares)."
+    assert any(line.startswith("training 3/3, ") and "loss" in line for line in lines)
+    assert lines[-2:] == ["weights   runs/a/lora.safetensors", "pictures  runs/a/samples/sheet.png"]
+    assert Path("runs/a/lora.safetensors").exists()
+    assert Image.open("runs/a/samples/sheet.png").size > (64, 64)
+
+
+def test_training_refuses_a_folder_in_use_and_resumes_on_demand(run: Run, tiny_model: Path) -> None:
+    assert train(run, tiny_model).code == 0
+    again = train(run, tiny_model)
+    assert again.code == 4
+    assert "--resume" in again.err
+    resumed = train(run, tiny_model, "--resume", "--set", "train.max_steps=5")
+    assert resumed.code == 0, resumed.err
+    steps = [json.loads(line)["step"] for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5]
+
+
+def test_trained_lora_changes_what_is_sampled(run: Run, tiny_model: Path) -> None:
+    assert train(run, tiny_model, "--set", "train.learning_rate=0.1").code == 0
+    request = ("sample", "--family", "qwen-image", "--model", tiny_model, "--prompt", "x", "--size", "64x64")
+    for name, lora in {
+        "without": (),
+        "none": ("--lora", "runs/a/lora.safetensors:0"),
+        "with": ("--lora", "runs/a/lora.safetensors"),
+    }.items():
+        outcome = run(*request, "--steps", 2, *lora, "--output", f"{name}.png")
+        assert outcome.code == 0, outcome.err
+    pictures = {name: Path(f"{name}.png").read_bytes() for name in ("without", "none", "with")}
+    assert pictures["none"] == pictures["without"] != pictures["with"]
+
+
+def test_demo_ends_by_naming_the_pictures(run: Run, tiny_model: Path) -> None:
+    outcome = run("demo", "--set", f"model={tiny_model}", *OVERRIDES)
+    assert outcome.code == 0, outcome.err
+    _, _, end = outcome.out.partition("Open these pictures:\n")
+    files = [line.split()[0] for line in end.splitlines()[:4]]
+    assert files == [
+        f"runs/qwen-edit/{name}.png" for name in ("demo/input", "demo/without", "demo/with", "samples/sheet")
+    ]
+    assert all(Image.open(file).size for file in files)
+    assert end.splitlines()[-1] == "The LoRA: runs/qwen-edit/lora.safetensors"
+
+
+def test_cache_is_built_verified_and_repaired(run: Run, tiny_model: Path) -> None:
+    build = ("cache", "build", "--family", "qwen-edit", "--model", tiny_model, *OVERRIDES)
+    assert run(*build).out.splitlines()[-1] == "4 examples are ready"
+    whole = run("cache", "verify")
+    assert (whole.code, whole.err) == (0, "")
+    assert whole.out.splitlines()[-1].endswith("entries are whole")
+
+    (shard,) = Path("runs/cache/shards").glob("*.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    damaged = run("cache", "verify", "runs/cache")
+    assert damaged.code == 3
+    assert "error: runs/cache: 1 of " in damaged.err
+    assert run("cache", "verify", "--repair").code == 0
+    assert run("cache", "verify").code == 0
+    assert run(*build).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("train", "--family", "qwen-edit", "--model", TINY, "--data", "./nowhere"), 3, "nowhere does not exist"),
+        (("train", "--family", "qwen-edit", "--model", "./nowhere"), 4, "there is no such folder"),
+        (("train", "--family", "qwen-edit", "--model", TINY, "--resume"), 4, "no run of 'qwen-edit' to resume"),
+        (("train", "--family", "qwen-edit", "--config", "none.toml"), 2, "none.toml: cannot be read"),
+        (("demo", "--set", "train.max_steps=0"), 2, "train.max_steps (--set): expected a value >= 1, got 0"),
+        (("cache", "verify", "nowhere"), 3, "nowhere: there is no cache"),
+        (("cache", "build", "--family", "qwen-edit", "--set", "cache.enabled=false"), 2, "cache.enabled is false"),
+    ],
+)
+def test_bad_input_is_named(run: Run, tiny_model: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
+    outcome = run(*(tiny_model if argument == TINY else argument for argument in arguments))
+    assert (outcome.code, message in outcome.err) == (code, True), outcome.err
