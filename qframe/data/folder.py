@@ -1,0 +1,180 @@
+"""A folder of pictures. Names say what belongs together; docs/reference/data-formats.md has the rules."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import attrs
+
+from qframe.data.files import FileSource, Problems, Root, read_text, text_problem
+from qframe.data.options import FolderOptions
+from qframe.errors import DataError
+from qframe.types import Picture, Record
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+_UNREADABLE = (".avif", ".heic", ".heif", ".jxl", ".svg", ".psd", ".cr2", ".nef", ".dng")
+_CAPTION = ".txt"
+_REFERENCE = re.compile(r"(?P<name>.+)_ref(?P<number>[1-9]\d*)?")
+_WEIGHT = re.compile(r"(?P<name>.+)_weight")
+_CONTROL_FOLDER = re.compile(r"control(?P<number>[1-9]\d*)?")
+_WEIGHT_FOLDER = "weight"
+_NO_CAPTIONS = {"readme", "license", "licence", "notice"}
+
+
+@attrs.define(eq=False)
+class _Files:
+    """What was found for one target, by its name (relative, without suffix)."""
+
+    targets: list[str] = attrs.field(factory=list)
+    captions: list[str] = attrs.field(factory=list)
+    weights: list[str] = attrs.field(factory=list)
+    references: list[tuple[int, str]] = attrs.field(factory=list)
+
+
+class FolderSource(FileSource):
+    """Targets NAME.png with captions NAME.txt, references NAME_ref.png or control/NAME.png, weights NAME_weight.png."""
+
+    name = "folder"
+    settings: FolderOptions
+
+    @staticmethod
+    def default_options() -> FolderOptions:
+        return FolderOptions()
+
+    def read(self) -> list[Record]:
+        """See `FileSource.read`; sorted by name."""
+        if not self.path.is_dir():
+            raise DataError(f"data.path: {self.path} is not a folder", "Give a folder, or choose data.use.")
+        problems = Problems()
+        found = self._gather(problems)
+        root = Root(self.path, allow_outside=self.settings.allow_outside)
+        records = [
+            record for name in sorted(found) if (record := self._record(name, found[name], root, problems)) is not None
+        ]
+        problems.raise_any(str(self.path), "The naming rules are in docs/reference/data-formats.md.")
+        if not records:
+            raise DataError(
+                f"{self.path}: no pictures found", f"Targets are files with the suffix {', '.join(PICTURES)}."
+            )
+        return records
+
+    def _gather(self, problems: Problems) -> Mapping[str, _Files]:
+        found: dict[str, _Files] = {}
+        seen: set[str] = set()
+
+        def failed(error: OSError) -> None:
+            problems.add(str(error.filename), error.strerror or str(error))
+
+        for folder, folders, files in os.walk(self.path, onerror=failed, followlinks=True):
+            folders[:] = [
+                name
+                for name in sorted(folders)
+                if not name.startswith(".") and self._may_enter(os.path.join(folder, name), seen, problems)
+            ]
+            for file in sorted(files):
+                if not file.startswith("."):
+                    relative = Path(folder, file).relative_to(self.path).as_posix()
+                    _sort(PurePosixPath(relative), found, problems)
+        return found
+
+    def _may_enter(self, folder: str, seen: set[str], problems: Problems) -> bool:
+        """Whether to look into a folder: a linked one only if the user allows it, and none twice."""
+        if os.path.islink(folder) and not self.settings.allow_outside:
+            problems.add(folder, "a link to a folder; move it here, or set data.options.allow_outside")
+            return False
+        real = os.path.realpath(folder)
+        new = real not in seen
+        seen.add(real)
+        return new
+
+    def _record(self, name: str, files: _Files, root: Root, problems: Problems) -> Record | None:
+        if not files.targets:
+            for orphan in [*files.captions, *files.weights, *(path for _, path in files.references)]:
+                problems.add(orphan, f"belongs to a target {name}, of which there is no picture")
+            return None
+        if len(files.targets) > 1:
+            problems.add(files.targets[1], f"has the same name as {files.targets[0]}; rename one of them")
+            return None
+        target = files.targets[0]
+        prompt = self._prompt(target, files.captions, root, problems)
+        references = _ordered(name, files.references, problems)
+        if len(files.weights) > 1:
+            problems.add(files.weights[1], f"a second weight map beside {files.weights[0]}")
+        for path in [target, *references, *files.weights]:
+            if (problem := root.problem(self.path / path)) is not None:
+                problems.add(path, problem)
+        return Record(
+            id=name,
+            origin=target,
+            prompt=prompt,
+            target=self._picture(target),
+            references=tuple(self._picture(path) for path in references),
+            weight=self._picture(files.weights[0]) if files.weights else None,
+        )
+
+    def _prompt(self, target: str, captions: Sequence[str], root: Root, problems: Problems) -> str:
+        text = ""
+        if captions:
+            problem = root.problem(self.path / captions[0])
+            try:
+                text = read_text(self.path / captions[0]).strip() if problem is None else ""
+            except ValueError as error:
+                problem = str(error)
+            if problem is not None:
+                problems.add(captions[0], problem)
+                return ""
+        text = text or self.settings.prompt or ""
+        if not text:
+            where = captions[0] if captions else target
+            what = "the caption is empty" if captions else f"there is no caption {PurePosixPath(target).stem}{_CAPTION}"
+            problems.add(where, f"{what}; write one, or set data.options.prompt for all that have none")
+        elif (problem := text_problem(text)) is not None:
+            problems.add(captions[0] if captions else "data.options.prompt", problem)
+        return text
+
+    def _picture(self, path: str) -> Picture:
+        return Picture(path, self.path / path)
+
+
+def _sort(path: PurePosixPath, found: dict[str, _Files], problems: Problems) -> None:
+    """Put a file where it belongs, by its name alone."""
+
+    def of(name: PurePosixPath) -> _Files:
+        return found.setdefault(name.as_posix(), _Files())
+
+    suffix, text = path.suffix.lower(), path.as_posix()
+    bare = path.with_suffix("")
+    if suffix in _UNREADABLE:
+        problems.add(text, f"pictures of this format are not read; convert it to one of {', '.join(PICTURES)}")
+    elif suffix == _CAPTION:
+        if bare.name.lower() not in _NO_CAPTIONS:
+            of(bare).captions.append(text)
+    elif suffix in PICTURES:
+        top = path.parts[0] if len(path.parts) > 1 else ""
+        if control := _CONTROL_FOLDER.fullmatch(top):
+            of(bare.relative_to(top)).references.append((int(control["number"] or 0), text))
+        elif top == _WEIGHT_FOLDER:
+            of(bare.relative_to(top)).weights.append(text)
+        elif reference := _REFERENCE.fullmatch(bare.name):
+            of(bare.with_name(reference["name"])).references.append((int(reference["number"] or 0), text))
+        elif weight := _WEIGHT.fullmatch(bare.name):
+            of(bare.with_name(weight["name"])).weights.append(text)
+        else:
+            of(bare).targets.append(text)
+
+
+def _ordered(name: str, references: Sequence[tuple[int, str]], problems: Problems) -> list[str]:
+    """References by number: one without a number alone, or numbered 1, 2, 3 without a gap."""
+    ordered = sorted(references)
+    numbers = [number for number, _ in ordered]
+    if numbers not in ([], [0], list(range(1, len(numbers) + 1))):
+        shown = ", ".join(path for _, path in ordered)
+        problems.add(
+            name,
+            f"its references cannot be put in order: {shown}; "
+            "one alone has no number (_ref, control), several have 1, 2, ...",
+        )
+    return [path for _, path in ordered]

@@ -1,0 +1,35 @@
+"""Declares the sources of this package. Imports no torch."""
+
+from __future__ import annotations
+
+from qframe.hookspecs import Component, hookimpl
+
+_FOLDER = "qframe.data.options:FolderOptions"
+_TABLE = "qframe.data.options:TableOptions"
+
+
+@hookimpl
+def qframe_components() -> list[Component]:
+    return [
+        Component(
+            "source",
+            "folder",
+            "qframe.data.folder:FolderSource",
+            options=_FOLDER,
+            summary="pictures in a folder, captions and references beside them",
+        ),
+        Component(
+            "source",
+            "jsonl",
+            "qframe.data.tables:JsonlSource",
+            options=_TABLE,
+            summary="a JSON object per line: target, prompt, references, weight",
+        ),
+        Component(
+            "source",
+            "csv",
+            "qframe.data.tables:CsvSource",
+            options=_TABLE,
+            summary="a table with a header: target, prompt, reference, weight",
+        ),
+    ]
