@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qframe.config import LARGEST_FILE, config_items, diff_config, dump_config, load_config, resolve_config
+from qframe.config import config_items, diff_config, dump_config, load_config, resolve_config
+from qframe.config.reading import LARGEST_FILE
 from qframe.errors import ConfigError, PluginError, QframeError
 from qframe.hookspecs import Component, Family, hookimpl
 from qframe.plugins import Registry
