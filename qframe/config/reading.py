@@ -10,12 +10,12 @@ from typing import Any
 
 import tomli
 
-from qframe.config.layers import DEEPEST, Key, Leaf, Tree, put
+from qframe.config.layers import Key, Leaf, Tree, put
 from qframe.errors import ConfigError
 from qframe.strict import Problem
 
 LARGEST_FILE = 256 * 1024
-MOST_DOTS = DEEPEST
+MOST_DOTS = 32
 
 ARGUMENT = "argument"
 OVERRIDE = "--set"
