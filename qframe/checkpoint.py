@@ -16,6 +16,7 @@ import attrs
 from qframe.errors import CheckpointError, UntrustedError
 
 _LARGEST_JSON = 64 * 1024 * 1024
+_CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -23,15 +24,17 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 class Checkpoint:
     """A folder with one subfolder per component.
 
-    name: what the user called it, for messages. folder: where it lies.
+    name: what the user called it, for messages. folder: where it lies. remote: it came from the hub, so weights are
+    downloaded, component by component, when they are first asked for.
     """
 
     name: str
     folder: Path
+    remote: bool = False
 
     @classmethod
-    def open(cls, name: str | Path, *, subfolders: tuple[str, ...] | None = None) -> Checkpoint:
-        """The checkpoint of a local folder or a hub id; of the latter only `subfolders` are downloaded.
+    def open(cls, name: str | Path) -> Checkpoint:
+        """The checkpoint of a local folder or a hub id; of the latter only configuration files are downloaded.
 
         CheckpointError if there is no such folder and the name cannot be a hub id, or the hub does not have it.
         """
@@ -43,7 +46,7 @@ class Checkpoint:
                 f"model {str(name)!r}: there is no such folder",
                 "Give a folder in the diffusers layout (with model_index.json), or a hub id such as owner/name.",
             )
-        return cls(str(name), _download(str(name), subfolders))
+        return cls(str(name), _download(str(name), _CONFIGURATION), remote=True)
 
     @property
     def pipeline_config(self) -> dict[str, Any]:
@@ -86,6 +89,7 @@ class Checkpoint:
         CheckpointError if there are none or a shard is missing, UntrustedError if only pickled weights exist.
         """
         folder = self.folder / subfolder
+        self._fetch(subfolder)
         files = sorted(folder.glob("*.safetensors"))
         for index in sorted(folder.glob("*.safetensors.index.json")):
             named = set(self.read_json(f"{subfolder}/{index.name}").get("weight_map", {}).values())
@@ -109,6 +113,7 @@ class Checkpoint:
         """sha256 over the names and bytes of every JSON, text and weight file in `subfolders`."""
         total = hashlib.sha256()
         for subfolder in subfolders:
+            self._fetch(subfolder)
             files = [p for p in (self.folder / subfolder).rglob("*") if p.is_file() and not p.name.startswith(".")]
             for file in sorted(files, key=lambda p: p.relative_to(self.folder).as_posix()):
                 if file.suffix in {".json", ".txt", ".safetensors", ".jinja", ".model"}:
@@ -117,15 +122,18 @@ class Checkpoint:
                     total.update(f"{file.relative_to(self.folder).as_posix()} {part}\n".encode())
         return total.hexdigest()
 
+    def _fetch(self, subfolder: str) -> None:
+        if self.remote:
+            _download(self.name, tuple(f"{subfolder}/{kind}" for kind in (*_CONFIGURATION, "*.safetensors")))
 
-def _download(name: str, subfolders: tuple[str, ...] | None) -> Path:
+
+def _download(name: str, patterns: tuple[str, ...]) -> Path:
+    """The local folder of a hub repository, holding at least the files that match. What is there is not fetched again."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    kinds = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-    wanted = [f"{folder}/{kind}" for folder in subfolders or ("*",) for kind in kinds] + ["*.json"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"model {name!r}: no such folder, and the hub could not give it: {error}",

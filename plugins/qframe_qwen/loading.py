@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,13 +37,14 @@ def load_weights(cls: Any, checkpoint: Checkpoint, subfolder: str, *, device: to
     """
     checkpoint.weight_files(subfolder)
     try:
-        module, report = cls.from_pretrained(
-            checkpoint.folder / subfolder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with _without_bars():
+            module, report = cls.from_pretrained(
+                checkpoint.folder / subfolder,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         raise CheckpointError(
             f"model {checkpoint.name!r}: the weights in {subfolder} cannot be read: {error}",
@@ -55,3 +58,17 @@ def load_weights(cls: Any, checkpoint: Checkpoint, subfolder: str, *, device: to
             "The configuration and the weights do not belong together; download the checkpoint again.",
         )
     return module.to(device).eval().requires_grad_(False)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Inside, transformers draws no progress bars of its own among ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
