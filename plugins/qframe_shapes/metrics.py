@@ -21,6 +21,8 @@ from PIL import Image
 from qframe_shapes import world
 from qframe_shapes.world import CELL, Canvas, Figure, Scene
 
+Colour = Sequence[float] | np.ndarray
+
 COLOUR_TOLERANCE = 40
 BACKGROUND_SHARE = 0.95
 CELL_BACKGROUND_SHARE = 0.85
@@ -133,11 +135,7 @@ def _figure_failures(pixels: np.ndarray, wanted: Scene, figure: Figure) -> set[s
 
 def _foreground(pixels: np.ndarray, wanted: Scene, figure: Figure) -> np.ndarray:
     """Pixels [H, W] that are nearer to the figure's colour than to the background's; a wanted dot is filled in."""
-    figure_colour = np.array(world.PALETTE[figure.colour], dtype=np.float32)
-    background = np.array(world.PALETTE[wanted.background], dtype=np.float32)
-    to_figure = np.square(pixels - figure_colour).sum(axis=-1)
-    to_background = np.square(pixels - background).sum(axis=-1)
-    foreground: np.ndarray = to_figure < to_background
+    foreground = _nearer(pixels, world.PALETTE[figure.colour], world.PALETTE[wanted.background])
     if figure.dotted:
         x, y = wanted.canvas.corner(figure.place)
         foreground[y : y + CELL, x : x + CELL] |= world.dot_coverage(figure.size) > 0
@@ -151,8 +149,7 @@ def _dot_fails(cell: np.ndarray, figure: Figure, background: str, coverage: np.n
     if not _near(middle, world.PALETTE[world.DOT_COLOUR]):
         return True
     inside = world.shape_coverage(figure.shape, figure.size) > 0.5
-    white, colour = (np.array(world.PALETTE[name], dtype=np.float32) for name in (world.DOT_COLOUR, figure.colour))
-    nearer_white = np.square(cell - white).sum(axis=-1) < np.square(cell - colour).sum(axis=-1)
+    nearer_white = _nearer(cell, world.PALETTE[world.DOT_COLOUR], world.PALETTE[figure.colour])
     return _iou(nearer_white & inside, coverage > 0.5) < DOT_IOU
 
 
@@ -179,13 +176,20 @@ def _templates(canvas: Canvas) -> dict[tuple[str, str, str], np.ndarray]:
     return templates
 
 
-def _near(colour: np.ndarray, wanted: Sequence[int]) -> bool:
+def _near(colour: np.ndarray, wanted: Colour) -> bool:
     return bool(_near_pixels(colour, wanted))
 
 
-def _near_pixels(pixels: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+def _near_pixels(pixels: np.ndarray, wanted: Colour) -> np.ndarray:
     near: np.ndarray = (np.abs(pixels - np.array(wanted, dtype=np.float32)) <= COLOUR_TOLERANCE).all(axis=-1)
     return near
+
+
+def _nearer(pixels: np.ndarray, colour: Colour, than: Colour) -> np.ndarray:
+    """Pixels [..., 3] that are nearer to ``colour`` than to the other one: [...] bool."""
+    one, other = (np.square(pixels - np.array(c, dtype=np.float32)).sum(axis=-1) for c in (colour, than))
+    nearer: np.ndarray = one < other
+    return nearer
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -202,12 +206,15 @@ def recognise(picture: Image.Image) -> Scene | None:
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     shares = {name: _near_pixels(pixels, colour).mean() for name, colour in world.PALETTE.items()}
     background = max(shares, key=lambda name: shares[name])
-    foreground = ~_near_pixels(pixels, world.PALETTE[background])
+    other = ~_near_pixels(pixels, world.PALETTE[background])
+    if not other.any():
+        return None
+    middle = np.median(pixels[other], axis=0)
+    foreground = _nearer(pixels, middle, world.PALETTE[background])
     overlaps = {key: _iou(foreground, template) for key, template in _templates(canvas).items()}
     best = max(overlaps, key=lambda key: overlaps[key])
     if overlaps[best] < OUTLINE_IOU:
         return None
-    middle = np.median(pixels[_templates(canvas)[best]], axis=0)
     distances = {name: np.abs(middle - np.array(colour)).max() for name, colour in world.PALETTE.items()}
     shape, size, place = best
     colour = min(distances, key=lambda name: distances[name])

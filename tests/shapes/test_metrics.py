@@ -4,7 +4,6 @@ import pytest
 from PIL import Image, ImageFilter
 
 from qframe_shapes import metrics, tasks, world
-from qframe_shapes.contact_sheet import Row, contact_sheet
 
 CIRCLE = world.Figure("circle", "red", "large", "top left")
 SCENE = world.Scene(world.MAIN_CANVAS, "grey", (CIRCLE,))
@@ -95,10 +94,18 @@ def test_psnr_of_a_known_error() -> None:
         metrics.psnr(black, Image.new("RGB", (9, 8)))
 
 
-def test_a_contact_sheet_marks_success_and_failure() -> None:
-    picture = world.render(SCENE)
-    sheets = [contact_sheet([Row("a", [picture, None], success)], ("source", "result")) for success in (True, False)]
-    assert sheets[0].size == sheets[1].size
-    assert sheets[0].tobytes() != sheets[1].tobytes()
-    with pytest.raises(ValueError, match="row 0 has 1 pictures for 2 columns"):
-        contact_sheet([Row("a", [picture])], ("source", "result"))
+def test_a_picture_of_unknown_content_is_recognised() -> None:
+    for index in range(40):
+        rng = world.sample_rng(5, index)
+        scene = world.random_scene(rng, world.CANVASES[index % len(world.CANVASES)], colours=world.COLOURS)
+        assert metrics.recognise(world.render(scene)) == scene
+
+
+def test_an_empty_or_doubled_picture_is_not_recognised() -> None:
+    double = next(
+        scene
+        for scene in (world.random_scene(world.sample_rng(6, i), world.Canvas(96, 96), 2) for i in range(20))
+        if len({figure.size for figure in scene.objects}) == 1
+    )
+    assert metrics.recognise(world.render(double)) is None
+    assert metrics.recognise(world.render(double.evolve(objects=()))) is None
