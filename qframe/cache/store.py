@@ -186,7 +186,7 @@ class Cache:
 
     def get_all(self, keys: Sequence[str]) -> list[dict[str, Tensor]]:
         """As `get`, for several keys at once."""
-        entries = self._remembered([key for key in dict.fromkeys(keys) if key not in self._pending])
+        entries = self.locate([key for key in dict.fromkeys(keys) if key not in self._pending])
         return [
             {name: tensor.clone() for name, tensor in self._pending[key].items()}
             if key in self._pending
@@ -199,12 +199,19 @@ class Cache:
 
         CacheError names a key that is not there.
         """
-        found = self._ask(lambda index: index.find(keys))
-        for key in keys:
-            if key not in found:
-                raise CacheError(
-                    f"{self.folder}: no entry {key[:16]}", "Build the cache again; only what lacks is made."
-                )
+        recent = self._recent
+        found = {key: recent[key] for key in keys if key in recent}
+        if unknown := [key for key in keys if key not in found]:
+            asked = self._ask(lambda index: index.find(unknown))
+            for key in unknown:
+                if key not in asked:
+                    raise CacheError(
+                        f"{self.folder}: no entry {key[:16]}", "Build the cache again; only what lacks is made."
+                    )
+            if len(recent) + len(asked) > _MOST_RECENT:
+                self._recent = {}
+            self._recent.update(asked)
+            found |= asked
         return found
 
     def stats(self) -> CacheStats:
@@ -213,23 +220,14 @@ class Cache:
         sizes = [path.stat().st_size for name in shards if (path := self._shards / name).exists()]
         return CacheStats(self._ask(Index.count), len(sizes), sum(sizes))
 
-    def _remembered(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """As `locate`, asking the index only for entries that were not read lately."""
-        unknown = [key for key in keys if key not in self._recent]
-        if len(self._recent) + len(unknown) > _MOST_RECENT:
-            self._recent = {}
-            unknown = list(keys)
-        if unknown:
-            self._recent.update(self.locate(unknown))
-        return self._recent
-
     def _read(self, entry: Entry) -> dict[str, Tensor]:
         try:
             handle = self._handle(entry.shard)
         except FileNotFoundError:
             # Another process may have rewritten the shard without a damaged entry since we looked.
             self._ask(lambda index: self._find_shards())
-            entry = self._recent[entry.key] = self.locate([entry.key])[entry.key]
+            self._recent = {}
+            entry = self.locate([entry.key])[entry.key]
             handle = self._handle(entry.shard)
         try:
             verify = entry.key not in self._verified
