@@ -128,7 +128,7 @@ class Checkpoint:
 
 
 def _download(name: str, patterns: tuple[str, ...]) -> Path:
-    """The local folder of a hub repository, holding at least the files that match. What is there is not fetched again."""
+    """The local folder of a hub repository with at least the files that match; what is there is not fetched again."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

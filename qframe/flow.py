@@ -45,7 +45,7 @@ def draw_noise(
 
 
 def shift_sigma(sigma: Tensor, mu: float) -> Tensor:
-    """The exponential time shift: e^mu / (e^mu + (1/sigma - 1)) (Esser et al. 2024, eq. 23, with e^mu for the ratio)."""
+    """The exponential time shift: e^mu / (e^mu + 1/sigma - 1) (Esser et al. 2024, eq. 23, with e^mu for the ratio)."""
     scale = torch.exp(torch.tensor(mu, dtype=sigma.dtype, device=sigma.device))
     return scale * sigma / (1 + (scale - 1) * sigma)
 

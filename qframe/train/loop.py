@@ -47,7 +47,7 @@ class TrainingJob:
     device: torch.device
     progress: Progress
     observe: Callable[[int, Mapping[str, float]], None]
-    save: Callable[[], None]
+    save: Callable[[], object]
 
 
 def run_steps(job: TrainingJob, state: TrainingState) -> None:
@@ -97,7 +97,7 @@ def optimizer_step(job: TrainingJob, state: TrainingState) -> tuple[dict[str, fl
             device=job.device,
         )
         loss = _forward(job, batch, samples, seed=derived_seed(config.seed, "dropout", state.step, micro))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         losses.append(loss.detach())
         ids += batch.ids
     total = torch.stack(losses).sum().item()

@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 from PIL import Image
 
-from qframe.contact_sheet import contact_sheet
+from qframe.contact_sheet import Row, contact_sheet
 from qframe.interfaces import RecordSource
 from qframe.pictures import open_picture
 from qframe.storage import write_file
@@ -51,22 +51,25 @@ def judge(source: RecordSource, records: Sequence[Record], pictures: Sequence[Im
 
 
 def comparison_sheet(
-    records: Sequence[Record], before: Sequence[Image.Image] | None, after: Sequence[Image.Image]
+    source: RecordSource,
+    records: Sequence[Record],
+    before: Sequence[Image.Image] | None,
+    after: Sequence[Image.Image],
 ) -> Image.Image:
-    """One row per record: its references, the target, the picture before training and after it.
+    """One row per record: its references, the target, the picture before training and after it, and its verdict.
 
     Of many records an even selection over the groups is shown.
     """
     chosen = _selection(records)
     most = max((len(records[i].references) for i in chosen), default=0)
     headings = [*(["reference"] * most), "wanted", *(["before"] if before else []), "after"]
-    rows: list[tuple[str, list[Image.Image | None]]] = []
+    rows: list[Row] = []
     for i in chosen:
         record = records[i]
         pictures: list[Image.Image | None] = [open_picture(reference) for reference in record.references]
         pictures += [None] * (most - len(pictures))
         pictures += [open_picture(record.target), *([before[i]] if before else []), after[i]]
-        rows.append((record.prompt, pictures))
+        rows.append(Row(record.prompt, pictures, source.success(record, after[i]), note=record.group))
     return contact_sheet(rows, headings)
 
 
@@ -129,7 +132,7 @@ class Validation:
             return None
         file = self.folder / "sheet.png"
         buffer = io.BytesIO()
-        comparison_sheet(self.records, self.pictures("before"), after).save(buffer, "PNG")
+        comparison_sheet(self.source, self.records, self.pictures("before"), after).save(buffer, "PNG")
         write_file(file, buffer.getvalue())
         return file
 

@@ -233,7 +233,7 @@ def test_a_second_run_in_the_same_folder_is_refused(config: Callable[..., Config
 
 def test_bad_input_is_named_before_any_work(config: Callable[..., Config], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere does not exist"):
-        Trainer(config("run", "data.path=nowhere", "data.use=folder"))
+        Trainer(qframe.load_config(family="qwen-edit", values={"model": config().model, "data": {"path": "nowhere"}}))
     with pytest.raises(ConfigError, match=r"lora\.targets: 'attn.to_z' matches no linear layer"):
         Trainer(config("run", "lora.targets=['attn.to_z']")).fit()
     assert not (tmp_path / "run" / "lora.safetensors").exists()
