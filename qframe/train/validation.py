@@ -17,7 +17,7 @@ from qframe.pictures import open_picture
 from qframe.storage import write_file
 from qframe.types import Picture, Record
 
-_MOST_ROWS = 48
+_MOST_ROWS = 20
 
 
 @attrs.frozen(kw_only=True)
