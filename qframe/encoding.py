@@ -26,17 +26,20 @@ Shape = tuple[tuple[int, int], tuple[tuple[int, int], ...]]
 """Sides (h, w) of the target's latents, and of each reference's."""
 
 
-def encode_pixels(codec: LatentCodec, inputs: Sequence[PixelInput], *, batch_size: int) -> list[Tensor]:
+def encode_pixels(
+    codec: LatentCodec, inputs: Sequence[PixelInput], *, batch_size: int, channels: int = 3
+) -> list[Tensor]:
     """Latents [Z, h, w] of each input, in order, on the CPU, in the dtype the codec gives.
 
-    Pictures of one size go together, at most `batch_size` at once. DataError names a picture that cannot be
-    used, NumericsError those whose latents are not finite.
+    channels: `CodecSpec.pixel_channels`, 3 for RGB and 4 for RGBA. Pictures of one size go together, at most
+    `batch_size` at once. DataError names a picture that cannot be used, NumericsError those whose latents are
+    not finite.
     """
     results: list[Tensor | None] = [None] * len(inputs)
     for window in windows(len(inputs), batch_size):
-        images = {index: open_fitted(inputs[index]) for index in window}
+        images = {index: open_fitted(inputs[index], channels=channels) for index in window}
         for group in _groups(window, {index: image.size for index, image in images.items()}, batch_size):
-            pixels = torch.stack([to_pixels(images[index]) for index in group])  # [B, 3, H, W]
+            pixels = torch.stack([to_pixels(images[index]) for index in group])  # [B, channels, H, W]
             with torch.no_grad():
                 latents = codec.encode(pixels)
             if latents.ndim != 4 or latents.shape[0] != len(group):
@@ -99,7 +102,8 @@ def encode_examples(
     """The examples of `inputs`, encoded now. Encoder and codec must be loaded."""
     pixels = [pixel for one in inputs for pixel in (one.target, *one.references)]
     texts = [text for one in inputs for text in (one.conditioning, one.unconditional) if text is not None]
-    latents = iter(encode_pixels(parts.codec, pixels, batch_size=batch_size))
+    channels = parts.codec_spec.pixel_channels
+    latents = iter(encode_pixels(parts.codec, pixels, batch_size=batch_size, channels=channels))
     conditionings = iter(encode_text(parts.encoder, texts, batch_size=batch_size))
     compression = parts.codec_spec.compression
     return [

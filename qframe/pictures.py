@@ -43,22 +43,31 @@ _DAMAGED = (
 
 
 def open_picture(
-    picture: Picture, *, limit_pixels: int = LIMIT_PIXELS, background: tuple[int, int, int] = WHITE
+    picture: Picture,
+    *,
+    limit_pixels: int = LIMIT_PIXELS,
+    background: tuple[int, int, int] | None = WHITE,
 ) -> Image.Image:
     """The whole picture as 8-bit sRGB, upright, without metadata.
 
-    Transparency is laid over `background`. Colour profiles are applied (one that is damaged or of another colour
-    space is left out, with a warning); 16-bit samples are scaled; EXIF orientation is applied.
+    Transparency is laid over `background`; if that is None it is kept, and the picture is RGBA. Colour profiles
+    are applied (one that is damaged or of another colour space is left out, with a warning); 16-bit samples are
+    scaled; EXIF orientation is applied.
     DataError, naming `picture.origin`: not one of FORMATS, damaged or cut short, several frames or pages, more
     than `limit_pixels` pixels, or samples without a known range (32-bit).
     """
     return to_rgb(_load(picture, limit_pixels), origin=picture.origin, background=background)
 
 
-def open_fitted(pixels: PixelInput, *, limit_pixels: int = LIMIT_PIXELS) -> Image.Image:
-    """The picture as `open_picture` gives it, at the size of its geometry. DataError names the picture."""
-    image = open_picture(pixels.picture, limit_pixels=limit_pixels)
-    return _fit(image, pixels)
+def open_fitted(pixels: PixelInput, *, channels: int = 3, limit_pixels: int = LIMIT_PIXELS) -> Image.Image:
+    """The picture as `open_picture` gives it, RGB or RGBA by `channels`, at the size of its geometry.
+
+    DataError names the picture.
+    """
+    if channels not in (3, 4):
+        raise ValueError(f"pictures are opened with 3 or 4 channels, not {channels}")
+    background = WHITE if channels == 3 else None
+    return _fit(open_picture(pixels.picture, limit_pixels=limit_pixels, background=background), pixels)
 
 
 def picture_size(picture: Picture, *, limit_pixels: int = LIMIT_PIXELS) -> Size:
@@ -90,17 +99,17 @@ def fit(image: Image.Image, geometry: Geometry) -> Image.Image:
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """An RGB picture as [3, H, W] float32 in [-1, 1]."""
-    if image.mode != "RGB":
-        raise ValueError(f"expected an RGB picture, got mode {image.mode}")
+    """A picture as [3, H, W] (RGB) or [4, H, W] (RGBA) float32 in [-1, 1]."""
+    if image.mode not in ("RGB", "RGBA"):
+        raise ValueError(f"expected an RGB or RGBA picture, got mode {image.mode}")
     values = np.array(image).astype(np.float32) / 255.0
     return 2.0 * torch.from_numpy(values.transpose(2, 0, 1)).contiguous() - 1.0
 
 
 def from_pixels(pixels: Tensor) -> Image.Image:
-    """Pixels [3, H, W] in [-1, 1], clamped, as an RGB picture. NumericsError if they are not finite."""
-    if pixels.ndim != 3 or pixels.shape[0] != 3:
-        raise ValueError(f"expected pixels [3, H, W], got {tuple(pixels.shape)}")
+    """Pixels [3 or 4, H, W] in [-1, 1], clamped, as an RGB or RGBA picture. NumericsError if they are not finite."""
+    if pixels.ndim != 3 or pixels.shape[0] not in (3, 4):
+        raise ValueError(f"expected pixels [3 or 4, H, W], got {tuple(pixels.shape)}")
     if not torch.isfinite(pixels).all():
         raise NumericsError(
             "the decoded picture has values that are not finite",
@@ -111,7 +120,9 @@ def from_pixels(pixels: Tensor) -> Image.Image:
     return Image.fromarray((values * 255).round().astype("uint8"))
 
 
-def to_rgb(image: Image.Image, *, origin: str = "picture", background: tuple[int, int, int] = WHITE) -> Image.Image:
+def to_rgb(
+    image: Image.Image, *, origin: str = "picture", background: tuple[int, int, int] | None = WHITE
+) -> Image.Image:
     """An opened picture of any mode as `open_picture` would give it. DataError names `origin`."""
     try:
         image = ImageOps.exif_transpose(image)
@@ -120,7 +131,9 @@ def to_rgb(image: Image.Image, *, origin: str = "picture", background: tuple[int
         if profile:
             image = _to_srgb(image, profile, origin)
         image = image.convert("RGB")
-        if alpha is not None:
+        if background is None:
+            image.putalpha(255 if alpha is None else alpha)
+        elif alpha is not None:
             image = Image.composite(image, Image.new("RGB", image.size, background), alpha)
     except _DAMAGED as error:
         raise _unreadable(origin, error) from error

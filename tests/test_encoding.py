@@ -64,7 +64,7 @@ def test_few_pictures_are_open_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     events: list[str] = []
     real = qframe.encoding.open_fitted
-    monkeypatch.setattr(qframe.encoding, "open_fitted", lambda one: (events.append("open"), real(one))[1])
+    monkeypatch.setattr(qframe.encoding, "open_fitted", lambda one, **kw: (events.append("open"), real(one, **kw))[1])
     codec = TinyCodec()
     encode = codec.encode
     codec.encode = lambda p, generator=None: (events.append("encode"), encode(p))[1]  # type: ignore[method-assign]

@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -130,6 +131,18 @@ def test_alpha_is_laid_over_the_stated_colour(background: tuple[int, int, int]) 
     alpha = rgba[..., 3:].astype(float) / 255
     expected = rgba[..., :3] * alpha + np.array(background) * (1 - alpha)
     assert np.abs(opened(encoded(Image.fromarray(rgba)), background=background) - expected).max() <= 1
+
+
+def test_a_codec_of_four_channels_sees_transparency_and_others_never_do() -> None:
+    rgba = noise(32, 32, channels=4)
+    pixels = PixelInput(Picture("a picture", encoded(Image.fromarray(rgba))), Geometry(1024, 1024, multiple=32))
+    assert (np.asarray(pictures.open_fitted(pixels, channels=4)) == rgba).all()
+    assert pictures.open_fitted(pixels).mode == "RGB"
+    assert pictures.to_pixels(pictures.open_fitted(pixels, channels=4)).shape == (4, 32, 32)
+    opaque = attrs.evolve(pixels, picture=Picture("opaque", encoded(Image.fromarray(noise(32, 32)))))
+    assert np.asarray(pictures.open_fitted(opaque, channels=4))[..., 3].min() == 255
+    back = pictures.from_pixels(pictures.to_pixels(pictures.open_fitted(pixels, channels=4)))
+    assert (np.asarray(back) == rgba).all()
 
 
 def test_transparent_black_is_white_by_default() -> None:

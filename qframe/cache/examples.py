@@ -188,7 +188,8 @@ class _Builder:
 
         def encode(keys: list[str], parts: Parts) -> Encoded:
             inputs = [plan.pixel(plan.pixels[key]) for key in keys]
-            latents = encode_pixels(parts.codec, inputs, batch_size=self.batch_size)
+            channels = parts.codec_spec.pixel_channels
+            latents = encode_pixels(parts.codec, inputs, batch_size=self.batch_size, channels=channels)
             about = [canonical(pixel_parts(one, maker)) for one in inputs]
             return [({_LATENTS: latent}, text) for latent, text in zip(latents, about, strict=True)]
 
