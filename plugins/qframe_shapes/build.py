@@ -53,7 +53,7 @@ class BuildConfig:
     note: str = ""
     vae_steps: int = 4000
     refine_steps: int = 4000
-    denoiser_steps: int = 6500
+    denoiser_steps: int = 5000
     examples: int = denoiser_training.EXAMPLES
     samples: int = 100
     sampling_steps: int = 16

@@ -7,7 +7,7 @@ from qframe.progress import SILENT, Progress
 from qframe.schema import Config
 from qframe.train.trainer import Trainer
 
-EXAMPLES = 40_000
+EXAMPLES = 30_000
 """Different training examples; a run over them takes about ten epochs."""
 
 

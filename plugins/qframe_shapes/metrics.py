@@ -115,7 +115,7 @@ def _figure_failures(pixels: np.ndarray, wanted: Scene, figure: Figure) -> set[s
     cell = pixels[y : y + CELL, x : x + CELL]
     inside = world.shape_coverage(figure.shape, figure.size) > 0.999
     dot = world.dot_coverage(figure.size)
-    if not _near(np.median(cell[inside & (dot == 0)], axis=0), world.PALETTE[figure.colour]):
+    if not _near(np.median(cell[inside & (dot == 0)], axis=0), world.rgb(figure.colour)):
         failed.add("colour")
     if _dot_fails(cell, figure, wanted.background, dot):
         failed.add("dot")
@@ -135,7 +135,7 @@ def _figure_failures(pixels: np.ndarray, wanted: Scene, figure: Figure) -> set[s
 
 def _foreground(pixels: np.ndarray, wanted: Scene, figure: Figure) -> np.ndarray:
     """Pixels [H, W] that are nearer to the figure's colour than to the background's; a wanted dot is filled in."""
-    foreground = _nearer(pixels, world.PALETTE[figure.colour], world.PALETTE[wanted.background])
+    foreground = _nearer(pixels, world.rgb(figure.colour), world.PALETTE[wanted.background])
     if figure.dotted:
         x, y = wanted.canvas.corner(figure.place)
         foreground[y : y + CELL, x : x + CELL] |= world.dot_coverage(figure.size) > 0
@@ -145,11 +145,11 @@ def _foreground(pixels: np.ndarray, wanted: Scene, figure: Figure) -> np.ndarray
 def _dot_fails(cell: np.ndarray, figure: Figure, background: str, coverage: np.ndarray) -> bool:
     middle = np.median(cell[coverage > 0.999], axis=0)
     if not figure.dotted:
-        return not _near(middle, world.PALETTE[figure.colour])
+        return not _near(middle, world.rgb(figure.colour))
     if not _near(middle, world.PALETTE[world.DOT_COLOUR]):
         return True
     inside = world.shape_coverage(figure.shape, figure.size) > 0.5
-    nearer_white = _nearer(cell, world.PALETTE[world.DOT_COLOUR], world.PALETTE[figure.colour])
+    nearer_white = _nearer(cell, world.PALETTE[world.DOT_COLOUR], world.rgb(figure.colour))
     return _iou(nearer_white & inside, coverage > 0.5) < DOT_IOU
 
 

@@ -201,6 +201,28 @@ EDIT_MAKERS: Mapping[str, Maker] = {
 }  # fmt: skip
 
 
+def with_unnamed_colour(rng: np.random.Generator, episode: Episode) -> Episode:
+    """An edit of a figure in a colour without a name; an episode that names the figure's colour stays as it is.
+
+    Teaches to carry a colour over as a value: from named colours alone a small model learns the table of the pairs
+    of shape and colour it has seen, and re-draws a pair it has not as its nearest neighbour. The colour is far from
+    purple, from the backgrounds and from those that are held out with the shapes shown.
+    """
+    if episode.source is None or episode.source.objects[0].colour in episode.prompt.split():
+        return episode
+    old = episode.source.objects[0].colour
+    scenes = (episode.source, episode.target)
+    shapes = {figure.shape for scene in scenes for figure in scene.objects}
+    held_out = [colour for shape, colour in sorted(world.HELD_OUT_PAIRS) if shape in shapes]
+    backgrounds = [scene.background for scene in scenes]
+    new = world.unnamed_colour(rng, unlike=(world.UNLEARNED_COLOUR, *held_out, *backgrounds))
+
+    def recoloured(scene: Scene) -> Scene:
+        return scene.with_figure(colour=new) if [figure.colour for figure in scene.objects] == [old] else scene
+
+    return attrs.evolve(episode, source=recoloured(episode.source), target=recoloured(episode.target))
+
+
 def accepted(make: Maker, rng: np.random.Generator, canvas: Canvas, wanted: Split) -> Episode:
     """Draw until the episode belongs to the wanted split; ``any`` accepts the first."""
     while True:
@@ -213,6 +235,7 @@ def accepted(make: Maker, rng: np.random.Generator, canvas: Canvas, wanted: Spli
 
 EDIT_SHARES = {"recolour": 0.25, "reshape": 0.25, "background": 0.35, "remove": 0.15}
 EDIT_SHARE, TEXT_SHARE, MAIN_CANVAS_SHARE = 0.6, 0.3, 0.6
+UNNAMED_COLOUR_SHARE = 0.5
 
 
 def training_episode(seed: int, index: int) -> Episode:
@@ -230,7 +253,8 @@ def training_episode(seed: int, index: int) -> Episode:
     canvas = world.MAIN_CANVAS
     if rng.random() >= MAIN_CANVAS_SHARE:
         canvas = canvases[int(rng.integers(len(canvases)))]
-    return accepted(make, rng, canvas, "train")
+    episode = accepted(make, rng, canvas, "train")
+    return with_unnamed_colour(rng, episode) if rng.random() < UNNAMED_COLOUR_SHARE else episode
 
 
 TWO_CELL_CANVASES = tuple(

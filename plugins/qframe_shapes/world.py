@@ -11,6 +11,7 @@ Everything is a pure function of its arguments: sample ``i`` of seed ``s`` never
 
 import functools
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -120,12 +121,28 @@ OTHER_CANVASES = tuple(
 CANVASES = (MAIN_CANVAS, *OTHER_CANVASES)
 
 
+def rgb(colour: str) -> tuple[int, int, int]:
+    """Red, green and blue of a colour: a name of ``PALETTE``, or ``#rrggbb`` for one without a name.
+
+    ValueError if it is neither.
+    """
+    if colour in PALETTE:
+        return PALETTE[colour]
+    if not re.fullmatch(r"#[0-9a-f]{6}", colour):
+        raise ValueError(f"colour {colour!r}: neither #rrggbb nor one of {', '.join(PALETTE)}")
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def _is_colour(instance: object, attribute: object, value: str) -> None:
+    rgb(value)
+
+
 @attrs.frozen
 class Figure:
     """One coloured shape in a cell; ``dotted`` figures carry a white dot in the middle."""
 
     shape: str = attrs.field(validator=attrs.validators.in_(SHAPES))
-    colour: str = attrs.field(validator=attrs.validators.in_(PALETTE))
+    colour: str = attrs.field(validator=_is_colour)
     size: str = attrs.field(validator=attrs.validators.in_(SIZES))
     place: str = attrs.field(validator=attrs.validators.in_(PLACES))
     dotted: bool = False
@@ -218,7 +235,7 @@ def render_array(scene: Scene) -> np.ndarray:
     for figure in scene.objects:
         x, y = scene.canvas.corner(figure.place)
         cell = pixels[y : y + CELL, x : x + CELL]
-        _paint(cell, shape_coverage(figure.shape, figure.size), PALETTE[figure.colour])
+        _paint(cell, shape_coverage(figure.shape, figure.size), rgb(figure.colour))
         if figure.dotted:
             _paint(cell, dot_coverage(figure.size), PALETTE[DOT_COLOUR])
     return np.round(pixels).astype(np.uint8)
@@ -258,8 +275,11 @@ def has_held_out_pair(scene: Scene) -> bool:
 def split(scene: Scene) -> str:
     """``pair`` (contains a held-out pair), ``unseen`` (held-out combination) or ``train``.
 
-    A scene without figures is always ``train``: there are only as many as canvases times backgrounds.
+    Always ``train`` are scenes without figures, of which there are only as many as canvases times backgrounds, and
+    scenes with colours that have no name, which no evaluation draws.
     """
+    if any(figure.colour not in PALETTE for figure in scene.objects):
+        return "train"
     if has_held_out_pair(scene):
         return "pair"
     if scene.objects and unit_hash(scene.key) < UNSEEN_FRACTION:
@@ -276,6 +296,14 @@ def choose(rng: np.random.Generator, options: Sequence[str], *, but: Sequence[st
     """One of ``options`` that is not in ``but``, uniformly."""
     allowed = [option for option in options if option not in but]
     return allowed[int(rng.integers(len(allowed)))]
+
+
+def unnamed_colour(rng: np.random.Generator, *, unlike: Sequence[str]) -> str:
+    """A random colour as ``#rrggbb`` that differs by more than 80 in some channel from each of those named."""
+    while True:
+        channels = rng.integers(20, 246, size=3)
+        if all(np.abs(channels - np.array(PALETTE[name])).max() > 80 for name in unlike):
+            return "#" + "".join(f"{int(channel):02x}" for channel in channels)
 
 
 def random_figure(

@@ -86,6 +86,29 @@ def test_training_shows_nothing_that_is_held_out() -> None:
         assert "dot" not in episode.prompt
 
 
+def test_colours_without_a_name_stay_away_from_what_is_held_out() -> None:
+    episodes = [tasks.training_episode(0, i) for i in range(3000)]
+    shown = [e for e in episodes if e.source and any(f.colour not in world.PALETTE for f in e.source.objects)]
+    assert len(shown) > 600
+    for episode in shown:
+        assert episode.source is not None
+        (figure,) = episode.source.objects
+        shapes = {f.shape for scene in (episode.source, episode.target) for f in scene.objects}
+        avoided = {world.UNLEARNED_COLOUR, episode.source.background, episode.target.background}
+        avoided |= {colour for shape, colour in world.HELD_OUT_PAIRS if shape in shapes}
+        for name in avoided:
+            assert np.abs(np.subtract(world.rgb(figure.colour), world.PALETTE[name])).max() > 80
+        kept = {f.colour for f in episode.target.objects}
+        assert kept <= {figure.colour} or episode.operation == "recolour"
+
+
+def test_a_colour_is_a_name_or_six_hexadecimal_digits() -> None:
+    assert world.rgb("red") == (220, 40, 40)
+    assert world.rgb("#0a10ff") == (10, 16, 255)
+    with pytest.raises(ValueError, match="colour 'mauve': neither #rrggbb nor one of red, green"):
+        world.Figure("circle", "mauve", "small", "top")
+
+
 def test_the_split_of_a_scene_never_changes() -> None:
     """Golden: a shipped checkpoint was trained on one side of exactly this split."""
     scenes = [world.random_scene(world.sample_rng(1, i), world.MAIN_CANVAS) for i in range(2000)]
