@@ -14,9 +14,9 @@ class ShapesOptions:
         default="dot",
         metadata={"help": "dot, purple: what the base model never saw, with replay; base: what it was built from"},
     )
-    count: int = attrs.field(default=80, validator=ge(1), metadata={"help": "training records"})
+    count: int = attrs.field(default=400, validator=ge(1), metadata={"help": "training records"})
     replay: float = attrs.field(
-        default=0.4, validator=and_(ge(0.0), le(1.0)), metadata={"help": "share of operations known already"}
+        default=0.6, validator=and_(ge(0.0), le(1.0)), metadata={"help": "share of operations known already"}
     )
-    validation: int = attrs.field(default=32, validator=ge(0), metadata={"help": "records kept from training"})
+    validation: int = attrs.field(default=64, validator=ge(0), metadata={"help": "records kept from training"})
     seed: int = attrs.field(default=0, validator=ge(0), metadata={"help": "seed of the records"})

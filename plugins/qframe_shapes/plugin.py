@@ -3,11 +3,36 @@
 from qframe import Component, hookimpl
 
 
+# Found by trying: on this model they teach a new operation in about a minute on two CPU cores.
+_DEFAULTS = {
+    "lora": {"rank": 16, "targets": ["attention+mlp"]},
+    "train": {
+        "max_steps": 400,
+        "batch_size": 16,
+        "learning_rate": 3e-3,
+        "lr_schedule": "cosine",
+        "warmup_steps": 10,
+        "timestep_density": "shifted",
+        "sigma_floor": 0.3,
+        "ema_decay": 0.98,
+        "checkpoint_every": 100,
+    },
+    "cache": {"batch_size": 32},
+    "sample": {"num_inference_steps": 12, "batch_size": 32},
+}
+
+
 @hookimpl
 def qframe_components() -> list[Component]:
     """The embedded checkpoint and its data set."""
     return [
-        Component("model", "shapes", "qframe_shapes.files:checkpoint_folder", summary="tiny, trained on shapes"),
+        Component(
+            "model",
+            "shapes",
+            "qframe_shapes.files:checkpoint_folder",
+            defaults=_DEFAULTS,
+            summary="tiny, trained on shapes",
+        ),
         Component(
             "source",
             "shapes",
