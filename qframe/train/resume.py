@@ -62,7 +62,7 @@ def _number(folder: Path, family: str) -> int:
 def default_cache(config: Config) -> Path:
     """Where encoded examples are kept unless cache.dir says otherwise: beside the runs, shared by all of them.
 
-    Keys are made of content, so that runs of any family can share one folder.
+    Keys are made of content, so that any runs can share a folder; runs of one family share its entries.
     """
     return Path("runs") / "cache" if config.output is None else Path(config.output).expanduser().parent / "cache"
 
