@@ -81,11 +81,14 @@ def add_lora(
     alpha = config.rank if config.alpha is None else config.alpha
     module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every other device for good
         inject_adapter_in_model(
             PeftLoraConfig(r=config.rank, lora_alpha=alpha, lora_dropout=config.dropout, target_modules=names), module
         )
-    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for parameter in trained.values():
+        parameter.data = parameter.data.float()  # peft gave it the base's dtype; bfloat16 rounds small updates away
+    return trained
 
 
 def lora_layers(module: nn.Module, *, adapter: str = "default") -> dict[str, LoraLayer]:

@@ -72,6 +72,26 @@ def test_the_seed_decides_the_first_weights_and_leaves_the_global_generator_alon
     assert not any(torch.equal(first[name], other[name]) for name in names)
 
 
+def test_other_devices_are_not_reseeded(network: nn.Sequential, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    add_lora(network, LoraConfig(), PRESETS, seed=4)
+    assert seeds == []
+
+
+def test_an_adapter_is_trained_in_float32_whatever_the_network(network: nn.Sequential) -> None:
+    """A step of AdamW is far below the last bit of a bfloat16 weight: most updates would round to nothing."""
+    wide = {name: p.clone() for name, p in add_lora(fresh(network), LoraConfig(rank=2), PRESETS, seed=0).items()}
+    network.to(torch.bfloat16)
+    parameters = add_lora(network, LoraConfig(rank=2), PRESETS, seed=0)
+    assert {p.dtype for p in parameters.values()} == {torch.float32}
+    assert parameters.keys() == wide.keys()
+    found = network(INPUT.bfloat16())
+    assert found.dtype == torch.bfloat16
+    found.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters.values())
+
+
 def test_a_saved_adapter_loads_with_its_alpha(network: nn.Sequential, tmp_path: Path) -> None:
     trained(network)
     save_lora(tmp_path / "a.safetensors", lora_layers(network))
