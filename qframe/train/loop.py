@@ -96,8 +96,10 @@ def optimizer_step(job: TrainingJob, state: TrainingState) -> tuple[dict[str, fl
             patch=job.patch,
             device=job.device,
         )
-        loss = _forward(job, batch, samples, seed=derived_seed(config.seed, "dropout", state.step, micro))
-        loss.backward()
+        # Backward too: gradient checkpointing runs the forward pass again there, and must get the same kernels.
+        with _attention(job.device, max(batch.noisy.lengths)):
+            loss = _forward(job, batch, samples, seed=derived_seed(config.seed, "dropout", state.step, micro))
+            loss.backward()
         losses.append(loss.detach())
         ids += batch.ids
     total = torch.stack(losses).sum().item()
@@ -125,7 +127,7 @@ def optimizer_step(job: TrainingJob, state: TrainingState) -> tuple[dict[str, fl
 def _forward(job: TrainingJob, batch: TrainingBatch, samples: int, *, seed: int) -> torch.Tensor:
     torch.manual_seed(seed)  # dropout inside the network draws from the global generator
     mixed = torch.autocast(job.device.type, dtype=torch.bfloat16, enabled=job.config.precision == "bfloat16")
-    with mixed, _attention(job.device, max(batch.noisy.lengths)):
+    with mixed:
         predicted = job.denoiser.velocity(batch.noisy, batch.sigma, batch.cond, batch.references)
     return flow_loss(predicted, batch, samples)
 

@@ -95,6 +95,13 @@ def test_one_seed_gives_one_result_and_another_gives_another(config: Callable[..
     assert not same(weights(tmp_path / "one"), weights(tmp_path / "other"))
 
 
+def test_gradient_checkpointing_changes_no_bit(config: Callable[..., Config], tmp_path: Path) -> None:
+    for name, switch in (("plain", "false"), ("checkpointed", "true")):
+        switches = (f"train.gradient_checkpointing={switch}", "lora.dropout=0.1")
+        Trainer(config(name, "data.options.validation=0", "sample.count=0", *switches)).fit()
+    assert same(weights(tmp_path / "plain"), weights(tmp_path / "checkpointed"))
+
+
 def test_cached_and_live_training_agree(config: Callable[..., Config], tmp_path: Path) -> None:
     for name, *more in (("cached", "cache.batch_size=1"), ("live", "cache.enabled=false")):
         Trainer(config(name, "data.options.validation=0", "sample.count=0", *more)).fit()
