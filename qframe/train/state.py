@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qframe.errors import CheckpointError, bullet_list
-from qframe.storage import publish_folder, remove_published, verify_folder
+from qframe.storage import is_published, publish_folder, remove_published, verify_folder
 from qframe.train.optim import Optimizers, WeightAverage
 
 log = logging.getLogger(__name__)
@@ -43,10 +44,17 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 
 
 def save_checkpoint(run: Path, state: TrainingState, *, config: str, about: Mapping[str, Any], keep: int) -> Path:
-    """Publish the state, then delete all but the `keep` newest sound checkpoints. Returns the new folder."""
+    """Publish the state, then delete all but the `keep` newest sound checkpoints. Returns the new folder.
+
+    A sound checkpoint of this step is left as it is; a damaged one is renamed out of the way.
+    """
     target = checkpoint_folder(run, state.step)
     if target.exists():
-        return target
+        if not verify_folder(target):
+            return target
+        aside = target.with_name(f"damaged-{target.name}-{secrets.token_hex(3)}")
+        log.warning("%s is damaged; it is now %s", target, aside.name)
+        target.rename(aside)
     weights = {name: p.detach().cpu().contiguous() for name, p in state.parameters.items()}
     moments, scalars = _optimizer_state(state.optimizers)
     average = {} if state.average is None else state.average.values
@@ -86,7 +94,8 @@ def _retain(run: Path, keep: int) -> None:
     sound = 0
     for folder in _newest_first(run):
         if sound >= keep:
-            remove_published(folder)
+            if is_published(folder):
+                remove_published(folder)
         elif not verify_folder(folder):
             sound += 1
 

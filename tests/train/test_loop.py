@@ -207,6 +207,40 @@ def test_retention_deletes_nothing_that_is_not_ours_and_keeps_a_sound_one(scene:
     assert verify_folder(checkpoint_folder(run.folder, 7)) == []
 
 
+@pytest.mark.parametrize("content", [None, "{"])
+def test_retention_leaves_a_folder_whose_manifest_is_lost_and_goes_on(
+    scene: Callable[..., Scene], content: str | None
+) -> None:
+    """One bit of one manifest must not stop the run at every later save."""
+    run = scene()
+    oldest = checkpoints(run)[0]
+    (oldest / "manifest.json").unlink()
+    if content is not None:
+        (oldest / "manifest.json").write_text(content)
+    run.state.step = 13
+    save_checkpoint(run.folder, run.state, config="", about={}, keep=1)
+    assert sorted(p.name for p in oldest.parent.iterdir()) == ["step-00000005", "step-00000013"]
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "manifest.json"])
+def test_a_damaged_checkpoint_is_replaced_when_the_run_comes_by_again(
+    scene: Callable[..., Scene], file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else "everything is saved" would be false, and a resumed run could never pass this step."""
+    run = scene()
+    newest = checkpoints(run)[-1]
+    (newest / file).write_bytes(b"damaged")
+    again = scene()
+    restore(find_checkpoint(run.folder, "latest"), again.state)
+    assert again.state.step == 10
+    run_steps(again.job, again.state)
+    assert find_checkpoint(run.folder, "latest") == newest
+    assert verify_folder(newest) == []
+    assert f"{newest} is damaged" in caplog.text
+    aside = [p for p in newest.parent.iterdir() if p.name.startswith("damaged-step-00000012-")]
+    assert len(aside) == 1
+
+
 def test_a_checkpoint_of_another_shape_is_refused_by_name(scene: Callable[..., Scene]) -> None:
     run = scene()
     checkpoints(run)
