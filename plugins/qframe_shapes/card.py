@@ -40,11 +40,11 @@ Painting is measured through diffusers' `QwenImageInpaintPipeline`, everything e
 two lines are what was left unlearned.
 
 - VAE: {psnr} dB on held-out pictures.
-- Guidance, on the prompt "a red circle" (any colour and shape, nothing else said): right colour and shape in
-  {matches_without_guidance:.0%} of the pictures without guidance, {matches_with_guidance:.0%} at scale {scale:g}.
-- Negative prompts, on captions that leave the colour open: a picture keeps its colour in {kept_when_named:.0%} of the
-  cases where the negative prompt names this colour, in {kept_when_another_is_named:.0%} where it names another (scale
-  {scale:g}).
+- Guidance, at the hardest edits (background, held-out pairs): {success_without_guidance:.0%} without it,
+  {success_with_guidance:.0%} at scale {scale:g}.
+- Negative prompts, on captions that leave the colour of the figure open, scale {scale:g}: the figure's colour is
+  {distance_when_named:.0f}/255 away from a colour that the negative prompt names, {distance_without_negative:.0f}/255
+  without negative prompt, {distance_when_another_is_named:.0f}/255 when it names another.
 
 ## Architecture
 

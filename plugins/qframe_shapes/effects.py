@@ -1,11 +1,10 @@
-"""Do guidance and negative prompts push in the right direction? Measured where a prompt leaves something open.
+"""Do guidance and negative prompts push in the right direction?
 
-Whole captions succeed without guidance, so these measurements use poorer ones, which the model was never shown:
-
-- *guidance*: the prompt names colour and shape alone ("a red circle"). Share of pictures that show one clean figure of
-  that colour and shape, without guidance and with it.
-- *negative prompts*: the caption leaves the colour out, and each picture shows some colour. Sampled again from the same
-  noise with that very colour in the negative prompt, it should change; with another colour there, it should stay.
+- *guidance*: success at the hardest edits (a new background for a held-out pair of shape and colour), without guidance
+  and with it, negative prompt ``" "``.
+- *negative prompts*: a caption leaves the colour of its figure open. A colour named in the negative prompt should drive
+  the figure's colour away from it, compared with no negative prompt and with one that names another colour, from the
+  same noise.
 """
 
 from collections.abc import Sequence
@@ -13,109 +12,111 @@ from pathlib import Path
 
 import attrs
 import numpy as np
+from PIL import Image
 
-from qframe_shapes import metrics, tasks, world
-from qframe_shapes.evaluate import Sample, SampleRequest
+from qframe_shapes import tasks, world
+from qframe_shapes.evaluate import PAIR, Group, Sample, SampleRequest, run_group
 from qframe_shapes.sampling import qframe_sampler
 
 GUIDANCE = 3.0
+HARDEST = Group("background", PAIR)
 _BATCH = 32
 _SEED_OFFSET = 2_000_003
 
 
 @attrs.frozen(kw_only=True)
 class Effects:
-    """Shares from 0 to 1, of ``count`` pictures each.
+    """Of ``count`` samples each, on the main canvas.
 
-    matches_*: of "a red circle" with the right colour and shape. kept_*: of pictures whose open colour is still the
-    same with a negative prompt that names this colour, or another one.
+    scale: of guidance. success_*: shares from 0 to 1. distance_*: between the figure's median colour and a colour, mean
+    over channels and samples, of 255: when the negative prompt names no colour, this colour, or another one.
     """
 
     count: int
     scale: float
-    matches_without_guidance: float
-    matches_with_guidance: float
-    kept_when_named: float
-    kept_when_another_is_named: float
+    success_without_guidance: float
+    success_with_guidance: float
+    distance_without_negative: float
+    distance_when_named: float
+    distance_when_another_is_named: float
 
 
 def measure_effects(
     model: Path, *, steps: int = 16, count: int = 100, seed: int = 0, scale: float = GUIDANCE
 ) -> Effects:
-    """Measure both on the main canvas, by text to image."""
+    """Measure both through qframe's pipelines."""
     sample = qframe_sampler(model, steps=steps, true_cfg_scale=scale)
-    matches = [_matches(sample, count, seed, negative) for negative in (None, " ")]
-    named, another = _kept(sample, count, seed)
+
+    def guided(requests: Sequence[SampleRequest]) -> Sequence[Image.Image]:
+        return sample([attrs.evolve(request, negative_prompt=" ") for request in requests])
+
+    without, with_guidance = (
+        sum(result.verdict.success for result in run_group(one, HARDEST, count=count, seed=seed)) / count
+        for one in (sample, guided)
+    )
+    distances = _distances(sample, [_open_caption(seed, i) for i in range(count)], seed)
     return Effects(
         count=count,
         scale=scale,
-        matches_without_guidance=matches[0],
-        matches_with_guidance=matches[1],
-        kept_when_named=named,
-        kept_when_another_is_named=another,
+        success_without_guidance=without,
+        success_with_guidance=with_guidance,
+        distance_without_negative=distances[0],
+        distance_when_named=distances[1],
+        distance_when_another_is_named=distances[2],
     )
 
 
-def _matches(sample: Sample, count: int, seed: int, negative: str | None) -> float:
-    figures = [_figure(seed, i) for i in range(count)]
-    shown = _shown(sample, [f"a {figure.colour} {figure.shape}" for figure in figures], [negative] * count, seed)
-    right = [
-        scene is not None and (scene.objects[0].colour, scene.objects[0].shape) == (figure.colour, figure.shape)
-        for figure, scene in zip(figures, shown, strict=True)
+@attrs.frozen
+class _OpenCaption:
+    figure: world.Figure  # its colour is the one in question
+    other: str
+    background: str
+
+    def text(self, colour: str) -> str:
+        words = [word for word in (self.figure.size, colour, self.figure.shape) if word]
+        return f"a {' '.join(words)} {tasks.PLACE_WORDS[self.figure.place]} on a {self.background} background"
+
+
+def _open_caption(seed: int, index: int) -> _OpenCaption:
+    rng = world.sample_rng(seed + _SEED_OFFSET, index)
+    background = world.choose(rng, ("white", "grey", "black"))
+    figure = world.random_figure(rng, world.MAIN_CANVAS, background)
+    return _OpenCaption(figure, world.choose(rng, world.LEARNED_COLOURS, but=(figure.colour,)), background)
+
+
+def _distances(sample: Sample, captions: Sequence[_OpenCaption], seed: int) -> tuple[float, float, float]:
+    """Mean distances from the colour in question: without negative prompt, when it names it, when it names another."""
+    negatives: list[list[str | None]] = [
+        [None for _ in captions],
+        [caption.text(caption.figure.colour) for caption in captions],
+        [caption.text(caption.other) for caption in captions],
     ]
-    return sum(right) / count
+    first, second, third = (_mean_distance(sample, captions, named, seed) for named in negatives)
+    return first, second, third
 
 
-def _kept(sample: Sample, count: int, seed: int) -> tuple[float, float]:
-    """Shares of colours kept (when named, when another is named) in the negative prompt."""
-    figures = [_figure(seed, i) for i in range(count)]
-
-    def captions(colours: Sequence[str]) -> list[str]:
-        words = [f"{figure.size} {colour} {figure.shape}" for figure, colour in zip(figures, colours, strict=True)]
-        return [
-            f"a {' '.join(phrase.split())} {tasks.PLACE_WORDS[figure.place]} on a grey background"
-            for phrase, figure in zip(words, figures, strict=True)
-        ]
-
-    prompts = captions([""] * count)
-    first = _colours(_shown(sample, prompts, [None] * count, seed))
-    others = [
-        world.choose(world.sample_rng(seed + _SEED_OFFSET, i), world.LEARNED_COLOURS, but=(colour,))
-        for i, colour in enumerate(first)
-    ]
-    kept = []
-    for named in (first, others):
-        now = _colours(_shown(sample, prompts, captions(named), seed))
-        clean = [(a, b) for a, b in zip(first, now, strict=True) if a]
-        kept.append(sum(a == b for a, b in clean) / max(len(clean), 1))
-    return kept[0], kept[1]
-
-
-def _figure(seed: int, index: int) -> world.Figure:
-    rng: np.random.Generator = world.sample_rng(seed + _SEED_OFFSET, index)
-    return world.random_figure(rng, world.MAIN_CANVAS, "grey")
-
-
-def _colours(scenes: Sequence[world.Scene | None]) -> list[str]:
-    return ["" if scene is None else scene.objects[0].colour for scene in scenes]
-
-
-def _shown(
-    sample: Sample, prompts: Sequence[str], negatives: Sequence[str | None], seed: int
-) -> list[world.Scene | None]:
+def _mean_distance(
+    sample: Sample, captions: Sequence[_OpenCaption], negatives: Sequence[str | None], seed: int
+) -> float:
     requests = [
         SampleRequest(
             operation="text-to-image",
-            prompt=prompt,
+            prompt=caption.text(""),
             width=world.MAIN_CANVAS.width,
             height=world.MAIN_CANVAS.height,
             seed=seed + i,
             negative_prompt=negative,
         )
-        for i, (prompt, negative) in enumerate(zip(prompts, negatives, strict=True))
+        for i, (caption, negative) in enumerate(zip(captions, negatives, strict=True))
     ]
-    return [
-        metrics.recognise(picture)
-        for start in range(0, len(requests), _BATCH)
-        for picture in sample(requests[start : start + _BATCH])
+    pictures = [
+        picture for start in range(0, len(requests), _BATCH) for picture in sample(requests[start : start + _BATCH])
     ]
+    return float(np.mean([_distance(np.asarray(p), c.figure) for p, c in zip(pictures, captions, strict=True)]))
+
+
+def _distance(pixels: np.ndarray, figure: world.Figure) -> float:
+    x, y = world.MAIN_CANVAS.corner(figure.place)
+    inside = world.shape_coverage(figure.shape, figure.size) > 0.999
+    colour = np.median(pixels[y : y + world.CELL, x : x + world.CELL][inside].astype(np.float32), axis=0)
+    return float(np.abs(colour - np.array(world.rgb(figure.colour))).mean())

@@ -197,30 +197,6 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.logical_and(a, b).sum() / union) if union else 1.0
 
 
-def recognise(picture: Image.Image) -> Scene | None:
-    """The scene with one figure that a picture of unknown content shows best; None where no figure is clean enough.
-
-    Clean enough means an outline that meets ``OUTLINE_IOU``. The colours are the nearest in the palette.
-    """
-    canvas = Canvas(*picture.size)
-    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
-    shares = {name: _near_pixels(pixels, colour).mean() for name, colour in world.PALETTE.items()}
-    background = max(shares, key=lambda name: shares[name])
-    other = ~_near_pixels(pixels, world.PALETTE[background])
-    if not other.any():
-        return None
-    middle = np.median(pixels[other], axis=0)
-    foreground = _nearer(pixels, middle, world.PALETTE[background])
-    overlaps = {key: _iou(foreground, template) for key, template in _templates(canvas).items()}
-    best = max(overlaps, key=lambda key: overlaps[key])
-    if overlaps[best] < OUTLINE_IOU:
-        return None
-    distances = {name: np.abs(middle - np.array(colour)).max() for name, colour in world.PALETTE.items()}
-    shape, size, place = best
-    colour = min(distances, key=lambda name: distances[name])
-    return Scene(canvas, background, (Figure(shape, colour, size, place),))
-
-
 def psnr(picture: Image.Image, reference: Image.Image) -> float:
     """Peak signal-to-noise ratio in dB of two RGB pictures of one size; infinite where they are equal.
 

@@ -92,20 +92,3 @@ def test_psnr_of_a_known_error() -> None:
     assert metrics.psnr(black, grey) == pytest.approx(20 * np.log10(5))
     with pytest.raises(ValueError, match="different sizes"):
         metrics.psnr(black, Image.new("RGB", (9, 8)))
-
-
-def test_a_picture_of_unknown_content_is_recognised() -> None:
-    for index in range(40):
-        rng = world.sample_rng(5, index)
-        scene = world.random_scene(rng, world.CANVASES[index % len(world.CANVASES)], colours=world.COLOURS)
-        assert metrics.recognise(world.render(scene)) == scene
-
-
-def test_an_empty_or_doubled_picture_is_not_recognised() -> None:
-    double = next(
-        scene
-        for scene in (world.random_scene(world.sample_rng(6, i), world.Canvas(96, 96), 2) for i in range(20))
-        if len({figure.size for figure in scene.objects}) == 1
-    )
-    assert metrics.recognise(world.render(double)) is None
-    assert metrics.recognise(world.render(double.evolve(objects=()))) is None
