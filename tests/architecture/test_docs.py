@@ -140,6 +140,17 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken_links(page, page.read_text(encoding="utf-8")) == []
 
 
+@pytest.mark.parametrize("index", sorted(DOCS.glob("*/index.md")), ids=lambda index: index.parent.name)
+def test_an_index_links_every_page_beside_it(index: Path) -> None:
+    linked = re.findall(r"\]\(([^)#\s]+)", index.read_text(encoding="utf-8"))
+    assert {page.name for page in index.parent.glob("*.md")} - {"index.md", *linked} == set()
+
+
+def test_the_first_page_links_every_page() -> None:
+    linked = {(DOCS / link).resolve() for link in re.findall(r"\]\(([^)#\s]+)", (DOCS / "index.md").read_text("utf-8"))}
+    assert {page for page in DOCS.rglob("*.md") if page != DOCS / "index.md"} - linked == set()
+
+
 def test_broken_link_is_found() -> None:
     page = DOCS / "index.md"
     assert broken_links(page, "[a](missing.md), [b](features.md), [c](features.md#nowhere)") == [
