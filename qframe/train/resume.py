@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qframe.config import diff_config, load_config
 from qframe.errors import CheckpointError, bullet_list
+from qframe.plugins import Registry
 from qframe.schema import Config
 from qframe.train.state import read_about
 from qframe.types import Record
@@ -75,13 +76,13 @@ def data_digest(records: Sequence[Record]) -> str:
     return total.hexdigest()
 
 
-def check_changes(checkpoint: Path, config: Config, data: str) -> list[str]:
+def check_changes(checkpoint: Path, config: Config, data: str, registry: Registry) -> list[str]:
     """What changed since the checkpoint, one line each.
 
     CheckpointError if something changed that would make the rest of the run neither the old nor a new one.
     """
     about = read_about(checkpoint)
-    changes = diff_config(load_config(checkpoint / "config.toml"), config)
+    changes = diff_config(load_config(checkpoint / "config.toml", registry=registry), config)
     refused = [f"{key}: was {old!r}, is {new!r}" for key, old, new in changes if not key.startswith(_FREE)]
     if about.get("data") != data:
         refused.append("the data set: its records or their order changed")

@@ -129,7 +129,10 @@ def find_checkpoint(run: Path, wanted: str) -> Path:
             f"{run}: every checkpoint is damaged\n{bullet_list(damaged)}",
             "Start again into another output folder; nothing was changed here.",
         )
-    raise CheckpointError(f"{run}: there is no checkpoint to resume from", "Leave --resume out to start the run.")
+    raise CheckpointError(
+        f"{run}: there is no checkpoint to resume from",
+        "If a run stopped here before its first one, remove the folder; then start without --resume.",
+    )
 
 
 def read_about(folder: Path) -> dict[str, Any]:

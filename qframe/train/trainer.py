@@ -32,7 +32,7 @@ from qframe.train.loop import TrainingJob, run_steps
 from qframe.train.optim import Optimizers, WeightAverage
 from qframe.train.order import BatchOrder
 from qframe.train.run import Run
-from qframe.train.state import TrainingState, find_checkpoint, restore, save_checkpoint
+from qframe.train.state import TrainingState, find_checkpoint, read_about, restore, save_checkpoint
 from qframe.train.streams import derived_seed
 from qframe.train.validation import GroupResult, Validation, result_lines
 from qframe.types import Plan, Record
@@ -103,7 +103,8 @@ class Trainer:
             parts = self.load("encoder", "codec")
             return LiveExamples(self.records, self.composition.recipe, parts)
         composition = self.composition
-        where = folder or Path(self.config.cache.dir or resuming.default_cache(self.config))
+        chosen = self.config.cache.dir
+        where = folder or (Path(chosen).expanduser() if chosen else resuming.default_cache(self.config))
         return build_cache(
             self.records,
             self.composition.recipe,
@@ -140,7 +141,7 @@ class Trainer:
         """Cache, sample, train, sample again. `resume`: "latest", or a checkpoint of the run folder."""
         folder = resuming.run_folder(self.config, resume)
         with lock_folder(folder):
-            run = Run(folder=folder, config=self.config)
+            run = Run(folder=folder, config=attrs.evolve(self.config, output=str(folder)))
             hooks = self.registry.hook
             error: BaseException | None = None
             try:
@@ -152,12 +153,13 @@ class Trainer:
                 hooks.qframe_run_end(run=run, error=error)
 
     def _fit(self, run: Run, resume: str | None) -> FitResult:
-        text = dump_config(self.config)
+        text = dump_config(run.config)
         checkpoint = None if resume is None else find_checkpoint(run.folder, resume)
         data = resuming.data_digest(self.records)
         if checkpoint is not None:
-            for line in resuming.check_changes(checkpoint, self.config, data):
+            for line in resuming.check_changes(checkpoint, run.config, data, self.registry):
                 self.progress.note(line)
+            run.resumed_from = run.step = int(read_about(checkpoint)["step"])
         else:
             write_file(run.folder / "config.toml", text.encode())
         self.registry.hook.qframe_run_start(run=run)
@@ -170,7 +172,6 @@ class Trainer:
         state = self.prepare()
         if checkpoint is not None:
             restore(checkpoint, state)
-            run.resumed_from = run.step = state.step
             run.rewind(state.step)
         if checkpoint is None and plans:
             validation.keep("before", self.sample(plans, title="sampling before training"))

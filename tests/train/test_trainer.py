@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from PIL import Image
@@ -229,6 +230,67 @@ def test_more_steps_may_be_asked_for_when_resuming(config: Callable[..., Config]
     Trainer(config("run", *quiet)).fit(resume="latest")
     Trainer(config("whole", *quiet)).fit()
     assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def test_the_stored_configuration_names_its_folder_and_resumes(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quiet = ("data.options.validation=0", "sample.count=0")
+    Trainer(attrs.evolve(config("", *quiet), output=None)).fit()
+    (tmp_path / "runs" / "qwen-edit-2").mkdir()  # a later run, which --resume alone would mean
+    stored = qframe.load_config("runs/qwen-edit/config.toml", overrides=[f"train.max_steps={STEPS + 1}"])
+    assert Trainer(stored).fit(resume="latest").folder == Path("runs/qwen-edit")
+
+
+def test_plugins_hear_at_the_start_that_a_run_resumes(config: Callable[..., Config]) -> None:
+    quiet = ("data.options.validation=0", "sample.count=0")
+    heard: list[tuple[int | None, int]] = []
+
+    class Listener:
+        @qframe.hookimpl
+        def qframe_run_start(self, run: Run) -> None:
+            heard.append((run.resumed_from, run.step))
+
+    plugins = load_registry()._manager
+    listener = Listener()
+    plugins.register(listener)
+    try:
+        Trainer(config("run", *quiet)).fit()
+        Trainer(config("run", *quiet, "train.max_steps=5")).fit(resume="latest")
+    finally:
+        plugins.unregister(listener)
+    assert heard == [(None, 0), (STEPS, STEPS)]
+
+
+def test_resuming_reads_the_checkpoint_with_the_trainers_own_plugins(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = config("run", "data.options.validation=0", "sample.count=0")
+    Trainer(quiet).fit()
+    registry = load_registry()
+
+    def refuse() -> None:
+        raise AssertionError("the installed plugins were asked, not the trainer's")
+
+    monkeypatch.setattr("qframe.config.load_registry", refuse)
+    Trainer(quiet, registry=registry).fit(resume="latest")
+
+
+def test_the_caches_folder_may_lie_in_the_home_folder(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Trainer(config("run", "cache.dir=~/examples")).cache()
+    assert (tmp_path / "examples" / "index.sqlite").exists()
+
+
+def test_what_stopped_before_its_first_checkpoint_is_told_how_to_start_again(config: Callable[..., Config]) -> None:
+    """Its folder is not empty, so "leave --resume out" alone would be refused in turn."""
+    with pytest.raises(ConfigError):
+        Trainer(config("run", "lora.targets=['nothing']")).fit()
+    with pytest.raises(CheckpointError, match="remove the folder; then start without --resume"):
+        Trainer(config()).fit(resume="latest")
 
 
 def test_a_second_run_in_the_same_folder_is_refused(config: Callable[..., Config], tmp_path: Path) -> None:
