@@ -1,5 +1,6 @@
 """The model card: README.md of the checkpoint, from what the build measured."""
 
+import os
 import platform
 from collections.abc import Mapping
 from typing import Any
@@ -74,6 +75,7 @@ torch {torch}, diffusers {diffusers}, transformers {transformers}.
 - It knows the words of its captions and instructions; other words are tokens without meaning to it.
 - A mask must cover the whole 32 x 32 cell of the figure to be painted.
 - Captions that leave out the place or the size sometimes give two figures or none.
+- The VAE knows the colours of its palette: another colour comes back as the nearest of them, or mottled.
 - Pictures are copied through an 8-fold compression: expect {psnr} dB, not equality, outside the edited region.
 
 Licence: Apache-2.0. The data set is drawn by the code; no picture or text of others was used.
@@ -102,7 +104,7 @@ def model_card(measured: Mapping[str, Mapping[str, Any]], table: str, *, size: i
         psnr=evaluation["held_out_psnr_db"],
         stages="\n".join(stages),
         seed=seed,
-        machine=f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        machine=f"{os.cpu_count()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         torch=torch.__version__.partition("+")[0],
         diffusers=diffusers.__version__,
         transformers=transformers.__version__,
