@@ -1,18 +1,108 @@
-"""The code that the guides show does what they say."""
+"""What the documentation shows works: commands are commands, configurations load, code runs."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import re
+import shlex
+import subprocess
+import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
+import pytest
 import torch
+from PIL import Image
 
+import qframe
 from qframe import Component
+from qframe.cli.app import app
 from qframe.interfaces import Sampler
 
-GUIDE = Path(__file__).resolve().parent.parent / "docs" / "guides" / "add-a-sampler.md"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+GUIDE = DOCS / "guides" / "add-a-sampler.md"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in this language; "" for those that name none."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [text for named, text in found if named == language]
+
+
+def commands() -> Iterator[Any]:
+    """Every command line of qframe that a page shows, but those of a plugin that is not installed here."""
+    for page in PAGES:
+        for line in "".join(blocks(page, "")).splitlines():
+            command, _, _ = line.partition("#")
+            if re.match(r"(qframe|\./run) ", command) and not re.match(r"\./run (test|ARGS)|.*example-edit", command):
+                yield pytest.param(shlex.split(command)[1:], id=f"{page.relative_to(ROOT)}: {command.strip()}")
+
+
+def parse(arguments: list[str]) -> None:
+    """Read a command line without doing what it says. click.UsageError: there is no such command or option."""
+    command: click.Command = app
+    rest = list(arguments)
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        name = rest.pop(0)
+        if name not in command.commands:
+            raise click.UsageError(f"no such command {name!r}")
+        command = command.commands[name]
+    with contextlib.suppress(click.exceptions.Exit):  # --help
+        command.make_context("qframe", rest)
+
+
+@pytest.mark.parametrize("arguments", list(commands()))
+def test_a_command_that_is_shown_can_be_given(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for flag, value in itertools.pairwise(arguments):
+        if flag == "--image":
+            Image.new("RGB", (64, 64)).save(value)
+    parse(arguments)
+
+
+@pytest.mark.parametrize("line", ["qframe trian", "qframe train --famly x", "qframe cache clean", "qframe sample"])
+def test_a_command_that_does_not_exist_would_be_found(line: str) -> None:
+    with pytest.raises(click.UsageError):
+        parse(line.split()[1:])
+
+
+CONFIGURATIONS = [
+    pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}")
+    for page in PAGES
+    for number, text in enumerate(blocks(page, "toml"))
+    if re.search(r"^family = ", text, re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("text", CONFIGURATIONS)
+def test_a_configuration_that_is_shown_loads(text: str, tmp_path: Path) -> None:
+    (tmp_path / "shown.toml").write_text(text, encoding="utf-8")
+    assert qframe.load_config(tmp_path / "shown.toml").family
+
+
+@pytest.mark.slow
+def test_the_python_of_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the embedded model, top to bottom, after two steps of the run whose LoRA it uses."""
+    monkeypatch.chdir(tmp_path)
+    short = ["train.max_steps=2", "data.options.validation=0", "sample.count=0", "output=runs/qwen-edit"]
+    qframe.Trainer(qframe.load_config(family="qwen-edit", overrides=short)).fit()
+    page = DOCS / "tutorials" / "from-python.md"
+    names: dict[str, Any] = {}
+    for text in blocks(page, "python"):
+        exec(compile(text, str(page), "exec"), names)
+    assert Image.open("edited.png").size == (64, 64)
+    assert names["tensor"].shape == (1, 3, 64, 64)
+    assert Path("runs/from-python/lora.safetensors").exists()
+    assert Path("mine.safetensors").exists()
 
 
 def block(first_line: str) -> str:
@@ -60,6 +150,36 @@ def test_sampler_of_the_guide_obeys_both_callbacks() -> None:
     )
     assert steps == [0, 1]
     assert result.item() == 2
+
+
+def test_sampler_of_the_guide_keeps_the_contract(tmp_path: Path) -> None:
+    """The test that the guide shows, run on the sampler that it shows."""
+    for file in ("my_samplers/midpoint.py", "tests/test_midpoint.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(block(f"# {file}"), encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        tmp_path,
+        "tests",
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"[1-9]\d* passed", done.stdout)
 
 
 def test_declaration_of_the_guide_names_the_class_of_the_guide() -> None:
