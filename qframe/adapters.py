@@ -7,7 +7,9 @@ alpha = rank, a wrong scale, silently.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+import math
+import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,8 @@ def resolve_targets(module: nn.Module, targets: tuple[str, ...], presets: Mappin
 
     ConfigError names a target that matches no linear layer, and what there is.
     """
+    if not targets:
+        raise ConfigError("lora.targets: names no layer", f"Presets: {', '.join(sorted(presets))}.")
     linears = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
     chosen: set[str] = set()
     for target in targets:
@@ -72,11 +76,17 @@ def add_lora(
 ) -> dict[str, nn.Parameter]:
     """Put a fresh adapter on `module`, freeze the rest, and return the trained parameters by name (float32).
 
-    The adapter starts as no change at all: its second matrix is zero.
+    The adapter starts as no change at all: its second matrix is zero. ConfigError if `module` carries one already.
     """
     from peft import LoraConfig as PeftLoraConfig
     from peft import inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer as PeftLayer
 
+    if any(isinstance(part, PeftLayer) for part in module.modules()):
+        raise ConfigError(
+            f"{type(module).__name__} carries an adapter already, and another one is trained on plain weights only",
+            "Merge it into them (merge_lora), or load the network anew.",
+        )
     names = resolve_targets(module, config.targets, presets)
     alpha = config.rank if config.alpha is None else config.alpha
     module.requires_grad_(False)
@@ -109,8 +119,10 @@ def lora_layers(module: nn.Module, *, adapter: str = "default") -> dict[str, Lor
 def save_lora(file: Path, layers: Mapping[str, LoraLayer], *, metadata: Mapping[str, str] | None = None) -> None:
     """Write `layers` so that diffusers' `load_lora_weights` reads them with the right scale. Atomic.
 
-    The file is read back and compared with `layers`: CheckpointError if it differs.
+    The file is read back and compared with `layers`: CheckpointError if it differs. ConfigError if there are none.
     """
+    if not layers:
+        raise ConfigError(f"{file}: there is no trained adapter to write", "Train one first.")
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         tensors[f"transformer.{name}.lora_A.weight"] = layer.down.contiguous().cpu()
@@ -172,29 +184,40 @@ def read_lora(file: Path) -> dict[str, LoraLayer]:
 
 def _pair(file: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> dict[str, LoraLayer]:
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    unknown = []
+    problems: list[str] = []
     for key, tensor in tensors.items():
         for part, endings in (("down", _DOWN), ("up", _UP), ("alpha", (".alpha",))):
             ending = next((e for e in endings if key.endswith(e)), None)
             if ending is not None:
-                found[_layer_name(key.removesuffix(ending))][part] = tensor
+                parts = found[_layer_name(key.removesuffix(ending))]
+                if part in parts:
+                    problems.append(f"{key}: given twice, under several names")
+                parts[part] = tensor
                 break
         else:
-            unknown.append(key)
-    problems = [f"{key}: not part of a LoRA layer" for key in unknown]
-    default_alpha, patterns = _alphas(file, header)
+            problems.append(f"{key}: not part of a LoRA layer")
+    noted = _noted_alphas(file, header)
     layers: dict[str, LoraLayer] = {}
     for name, parts in found.items():
         down, up = parts.get("down"), parts.get("up")
         if down is None or up is None:
             problems.append(f"{name}: only one of lora_A and lora_B")
-        elif down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or down.shape[0] > _LARGEST_RANK:
+        elif not (down.is_floating_point() and up.is_floating_point()):
+            problems.append(f"{name}: holds {down.dtype} and {up.dtype}, expected floating point")
+        elif down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
             problems.append(f"{name}: lora_A {list(down.shape)} and lora_B {list(up.shape)} do not belong together")
-        elif not (bool(torch.isfinite(down).all()) and bool(torch.isfinite(up).all())):
+        elif not 1 <= down.shape[0] <= _LARGEST_RANK:
+            problems.append(f"{name}: has rank {down.shape[0]}, expected 1 to {_LARGEST_RANK}")
+        elif not all(bool(torch.isfinite(half.float()).all()) for half in (down, up)):
             problems.append(f"{name}: holds values that are not finite")
+        elif "alpha" in parts and parts["alpha"].numel() != 1:
+            problems.append(f"{name}: its alpha has shape {list(parts['alpha'].shape)}, expected one number")
         else:
-            alpha = float(parts["alpha"]) if "alpha" in parts else patterns.get(name, default_alpha)
-            layers[name] = LoraLayer(down, up, float(down.shape[0]) if alpha is None else alpha)
+            rank = int(down.shape[0])
+            alpha = float(parts["alpha"]) if "alpha" in parts else noted.of(name, rank)
+            if not math.isfinite(alpha):
+                problems.append(f"{name}: its alpha is {alpha}")
+            layers[name] = LoraLayer(down, up, alpha)
     if not found:
         problems.append("no lora_A / lora_B (or lora_down / lora_up) tensors")
     if problems:
@@ -208,16 +231,38 @@ def _layer_name(key: str) -> str:
     return key
 
 
-def _alphas(file: Path, header: Mapping[str, str]) -> tuple[float | None, dict[str, float]]:
+@attrs.frozen
+class _NotedAlphas:
+    """What a file's metadata says of alpha, in peft's words."""
+
+    default: float | None = None
+    patterns: Mapping[str, float] = attrs.field(factory=dict)
+    rslora: bool = False
+
+    def of(self, name: str, rank: int) -> float:
+        """Alpha of a layer, so that its scale is alpha / rank; where nothing is said the scale is 1, as in diffusers.
+
+        A pattern names a layer or the end of its name; the first that does counts (peft: get_pattern_key).
+        """
+        alpha = next((a for key, a in self.patterns.items() if f".{name}".endswith(f".{key}")), self.default)
+        if alpha is None:
+            return float(rank)
+        return alpha * math.sqrt(rank) if self.rslora else alpha  # rslora: scale is alpha / sqrt(rank)
+
+
+def _noted_alphas(file: Path, header: Mapping[str, str]) -> _NotedAlphas:
     text = header.get(_METADATA_KEY)
     if text is None:
-        return None, {}
+        return _NotedAlphas()
     try:
         config = json.loads(text)
         config = {key.removeprefix("transformer."): value for key, value in config.items()}
         patterns = {str(name): float(value) for name, value in (config.get("alpha_pattern") or {}).items()}
-        return float(config["lora_alpha"]), patterns
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        regular = [key for key in patterns if re.fullmatch(r"[\w.]+", key) is None]
+        if regular:
+            raise ValueError(f"alpha_pattern {regular[0]!r} is a regular expression; only names are read")
+        return _NotedAlphas(float(config["lora_alpha"]), patterns, bool(config.get("use_rslora")))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"LoRA file {file}: its {_METADATA_KEY} cannot be read ({error})") from error
 
 
@@ -233,13 +278,17 @@ def load_lora(module: nn.Module, file: Path, weight: float = 1.0, *, adapter: st
 
     layers = read_lora(file)
     _check_fits(module, file, layers)
+    # peft compares every layer with every pattern, half a minute for the layers of Qwen-Image: exceptions only.
+    rank = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
+    alpha = Counter(layer.alpha for layer in layers.values()).most_common(1)[0][0]
     inject_adapter_in_model(
         PeftLoraConfig(
-            r=1,
+            r=rank,
+            lora_alpha=alpha * weight,
             target_modules=list(layers),
-            rank_pattern={f"^{name.replace('.', chr(92) + '.')}$": layer.rank for name, layer in layers.items()},
+            rank_pattern={f"^{re.escape(name)}$": layer.rank for name, layer in layers.items() if layer.rank != rank},
             alpha_pattern={
-                f"^{name.replace('.', chr(92) + '.')}$": layer.alpha * weight for name, layer in layers.items()
+                f"^{re.escape(name)}$": layer.alpha * weight for name, layer in layers.items() if layer.alpha != alpha
             },
         ),
         module,

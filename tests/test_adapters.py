@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from qframe.adapters import add_lora, load_lora, lora_layers, merge_lora, read_lora, resolve_targets, save_lora
+from qframe.adapters import (
+    LoraLayer,
+    add_lora,
+    load_lora,
+    lora_layers,
+    merge_lora,
+    read_lora,
+    resolve_targets,
+    save_lora,
+)
 from qframe.errors import CheckpointError, ConfigError
 from qframe.schema import LoraConfig
 
@@ -157,6 +167,104 @@ def test_other_programs_keys_are_read(
     torch.testing.assert_close(copy(INPUT), network(INPUT))
 
 
+@pytest.mark.parametrize(
+    ("noted", "alphas"),
+    [
+        ({"lora_alpha": 6}, [6.0, 6.0]),
+        ({"lora_alpha": 6, "alpha_pattern": {"to_k": 9}}, [6.0, 9.0]),
+        ({"lora_alpha": 6, "alpha_pattern": {"0.to_q": 2, "to_q": 5}}, [2.0, 6.0]),
+        ({"lora_alpha": 6, "alpha_pattern": {"o_q": 9}}, [6.0, 6.0]),
+        ({"lora_alpha": 6, "use_rslora": True}, [12.0, 12.0]),
+    ],
+)
+def test_metadata_of_others_means_what_peft_means_by_it(
+    network: nn.Sequential, tmp_path: Path, noted: dict[str, object], alphas: list[float]
+) -> None:
+    """Held against peft itself: patterns may be the ends of names, and rslora divides by the root of the rank."""
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import inject_adapter_in_model
+
+    generator = torch.Generator().manual_seed(3)
+    shapes = {"0.to_q": (8, 6), "0.to_k": (6, 8)}
+    halves = {
+        name: (torch.randn(4, wide, generator=generator), torch.randn(out, 4, generator=generator))
+        for name, (wide, out) in shapes.items()
+    }
+    tensors = {
+        f"transformer.{n}.lora_{h}.weight": t for n, pair in halves.items() for h, t in zip("AB", pair, strict=True)
+    }
+    metadata = {f"transformer.{key}": value for key, value in noted.items()}
+    save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(metadata)})
+    assert [read_lora(tmp_path / "a.safetensors")[name].alpha for name in shapes] == alphas
+
+    ours, theirs = fresh(network), fresh(network)
+    load_lora(ours, tmp_path / "a.safetensors")
+    inject_adapter_in_model(PeftLoraConfig(r=4, target_modules=list(shapes), **noted), theirs)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for name, (down, up) in halves.items():
+            layer = theirs.get_submodule(name)
+            layer.lora_A["default"].weight.copy_(down)  # type: ignore[index, operator, union-attr]
+            layer.lora_B["default"].weight.copy_(up)  # type: ignore[index, operator, union-attr]
+    torch.testing.assert_close(ours(INPUT), theirs(INPUT))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"transformer.lora_alpha": NaN}', "alpha is nan"),
+        ('{"transformer.lora_alpha": 1, "transformer.alpha_pattern": {"(a+)+b": 2}}', "regular expression"),
+    ],
+)
+def test_metadata_that_cannot_be_used_is_refused(
+    network: nn.Sequential, tmp_path: Path, text: str, message: str
+) -> None:
+    trained(network)
+    save_lora(tmp_path / "a.safetensors", lora_layers(network))
+    save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", {"lora_adapter_metadata": text})
+    with pytest.raises(CheckpointError, match=message):
+        read_lora(tmp_path / "b.safetensors")
+
+
+def test_layers_of_several_ranks_and_alphas_load_with_their_own(network: nn.Sequential, tmp_path: Path) -> None:
+    layers = {
+        f"{i}.to_q": LoraLayer(torch.randn(1 + i % 3, 8), torch.randn(6, 1 + i % 3), 1.0 + i % 2) for i in range(12)
+    }
+    save_lora(tmp_path / "a.safetensors", layers)
+    copy = fresh(network)
+    load_lora(copy, tmp_path / "a.safetensors", 0.5)
+    for name, layer in layers.items():
+        plain = network.get_submodule(name)(INPUT)
+        update = 0.5 * layer.alpha / layer.rank * (INPUT @ layer.down.T @ layer.up.T)
+        torch.testing.assert_close(copy.get_submodule(name)(INPUT), plain + update)
+
+
+def test_nine_hundred_layers_load_within_seconds(tmp_path: Path) -> None:
+    """What peft does with patterns takes time by their number squared: it took half a minute."""
+    network = nn.ModuleDict({f"block{i}": nn.ModuleList(nn.Linear(2, 2) for _ in range(15)) for i in range(60)})
+    names = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+    save_lora(tmp_path / "a.safetensors", {n: LoraLayer(torch.ones(1, 2), torch.ones(2, 1), 3.0) for n in names})
+    started = time.process_time()
+    load_lora(network, tmp_path / "a.safetensors")
+    assert len(lora_layers(network)) == 900
+    assert time.process_time() - started < 10
+
+
+def test_an_adapter_upon_an_adapter_is_refused(network: nn.Sequential) -> None:
+    """Layers that carry one already would silently have been left out."""
+    trained(network, targets=("0.to_q",))
+    with pytest.raises(ConfigError, match="carries an adapter already"):
+        add_lora(network, LoraConfig(), PRESETS, seed=0)
+
+
+def test_no_target_and_nothing_to_write_are_named(network: nn.Sequential, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="names no layer"):
+        add_lora(network, LoraConfig(targets=()), PRESETS, seed=0)
+    with pytest.raises(ConfigError, match="no trained adapter to write"):
+        save_lora(tmp_path / "a.safetensors", lora_layers(network))
+
+
 def test_merging_keeps_the_output_and_leaves_a_plain_network(network: nn.Sequential) -> None:
     trained(network)
     adapted = network(INPUT)
@@ -195,6 +303,16 @@ def _broken(tmp_path: Path, network: nn.Module, change: str) -> Path:
         tensors["transformer.0.to_q.dora_scale"] = torch.zeros(3)
     elif change == "nothing":
         tensors = {}
+    elif change == "no rank":
+        tensors = {down: torch.zeros(0, 8), up: torch.zeros(6, 0)}
+    elif change == "integers":
+        tensors[down] = tensors[down].to(torch.int8)
+    elif change == "twice":
+        tensors["0.to_q.lora_A.weight"] = tensors[down] * 2
+    elif change == "alphas":
+        tensors["transformer.0.to_q.alpha"] = torch.ones(3)
+    elif change == "alpha nan":
+        tensors["transformer.0.to_q.alpha"] = torch.tensor(float("nan"))
     save_file(tensors, file)
     return file
 
@@ -209,6 +327,11 @@ def _broken(tmp_path: Path, network: nn.Module, change: str) -> Path:
         ("ranks", "do not belong together"),
         ("stray", "transformer.0.to_q.dora_scale: not part of a LoRA layer"),
         ("nothing", "no lora_A / lora_B"),
+        ("no rank", "0.to_q: has rank 0, expected 1 to"),
+        ("integers", "0.to_q: holds torch.int8 and torch.float32"),
+        ("twice", "0.to_q.lora_A.weight: given twice"),
+        ("alphas", r"0.to_q: its alpha has shape \[3\]"),
+        ("alpha nan", "0.to_q: its alpha is nan"),
     ],
 )
 def test_a_file_that_cannot_be_used_says_why_and_changes_nothing(
