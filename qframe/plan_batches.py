@@ -81,10 +81,8 @@ def _join_sequences(sequences: Sequence[PackedSequence]) -> PackedSequence:
 
 
 def _join_references(plans: Sequence[Plan]) -> PackedSequence | None:
-    if all(plan.references is None for plan in plans):
+    given = [plan.references for plan in plans if plan.references is not None]
+    if not given:
         return None
-    return _join_sequences([plan.references or _no_references(plan) for plan in plans])
-
-
-def _no_references(plan: Plan) -> PackedSequence:
-    return PackedSequence(plan.start.tokens[:0], ((),) * plan.start.batch_size)
+    none = given[0].tokens[:0]  # on the references' device, which need not be that of the noise
+    return _join_sequences([plan.references or PackedSequence(none, ((),) * plan.start.batch_size) for plan in plans])

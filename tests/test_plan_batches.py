@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 import torch
 from torch import Tensor
@@ -78,3 +79,14 @@ def test_a_plan_without_references_joins_one_with() -> None:
     joined = join_plans([make_plan(0), make_plan(1)])
     assert isinstance(joined.references, PackedSequence)
     assert joined.references.lengths == (0, 2)
+
+
+def test_references_may_lie_on_another_device_than_the_noise() -> None:
+    """The codec runs where it is told, the encoder elsewhere; "meta" stands for a second device."""
+    plan = make_plan(1)
+    assert plan.references is not None
+    elsewhere = attrs.evolve(plan, references=plan.references.with_tokens(plan.references.tokens.to("meta")))
+    joined = join_plans([make_plan(0), elsewhere])
+    assert joined.references is not None
+    assert joined.references.tokens.device.type == "meta"
+    assert joined.start.tokens.device.type == "cpu"
