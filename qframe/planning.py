@@ -19,7 +19,7 @@ from torch import Tensor
 from qframe.checkpoint import Checkpoint
 from qframe.errors import CheckpointError, ConfigError, DataError
 from qframe.flow import draw_noise
-from qframe.geometry import Size
+from qframe.geometry import Geometry, Size
 from qframe.guidance import norm_rescaled_guidance
 from qframe.interfaces import Encoder, LatentCodec, Parts
 from qframe.packing import pack_latents, unpack_pictures
@@ -60,6 +60,14 @@ def with_defaults(settings: Any, checkpoint: Checkpoint, published: Mapping[str,
             f"model {checkpoint.name!r}: qframe.json, table 'recipe': {error.args[0]}",
             "Correct the file, or set the value in the configuration, table [recipe].",
         ) from error
+
+
+def fitting_geometry(settings: Any) -> Geometry:
+    """The geometry of settings with min_area, max_area and multiple. ConfigError if the areas contradict each other."""
+    try:
+        return Geometry(settings.min_area, settings.max_area, settings.multiple)
+    except ValueError as error:
+        raise ConfigError(f"recipe: {error}", "Set recipe.min_area and recipe.max_area together.") from error
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------

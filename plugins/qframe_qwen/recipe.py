@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 from qframe.checkpoint import Checkpoint
 from qframe.errors import DataError
-from qframe.geometry import Geometry
 from qframe.interfaces import Parts, Recipe
 from qframe.planning import (
     UNCONDITIONAL,
@@ -14,6 +13,7 @@ from qframe.planning import (
     check_size,
     decoder,
     encode_prompts,
+    fitting_geometry,
     initial_noise,
     target_grid,
     with_defaults,
@@ -32,7 +32,7 @@ class TextToImageRecipe(Recipe):
 
     def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
         super().__init__(with_defaults(settings or TextToImageSettings(), checkpoint, PUBLISHED), checkpoint)
-        self.geometry = Geometry(self.settings.min_area, self.settings.max_area, self.settings.multiple)
+        self.geometry = fitting_geometry(self.settings)
 
     def inputs(self, record: Record) -> ExampleInputs:
         if record.references:

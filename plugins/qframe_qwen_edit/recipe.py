@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qframe.checkpoint import Checkpoint
 from qframe.errors import ConfigError, DataError
-from qframe.geometry import Geometry, Size
+from qframe.geometry import Size
 from qframe.interfaces import LatentCodec, Parts, Recipe
 from qframe.packing import pack_pictures
 from qframe.pictures import fit, to_pixels
@@ -31,6 +31,7 @@ from qframe.planning import (
     check_size,
     decoder,
     encode_prompts,
+    fitting_geometry,
     initial_noise,
     load_picture,
     repeat_each,
@@ -86,7 +87,7 @@ class EditRecipe(Recipe):
 
     def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
         super().__init__(with_defaults(settings or EditSettings(), checkpoint, PUBLISHED), checkpoint)
-        self.geometry = Geometry(self.settings.min_area, self.settings.max_area, self.settings.multiple)
+        self.geometry = fitting_geometry(self.settings)
 
     def inputs(self, record: Record) -> ExampleInputs:
         self._check_reference(record)

@@ -98,7 +98,11 @@ class Trainer:
     # -- caching ----------------------------------------------------------------------------------------------
 
     def cache(self, folder: Path | None = None) -> CachedExamples | LiveExamples:
-        """Encode what is not in the cache yet, and return the examples. With cache.enabled = false, live ones."""
+        """Encode what is not in the cache yet, and return the examples. With cache.enabled = false, live ones.
+
+        ConfigError if the recipe's sizes do not fit the codec and the denoiser.
+        """
+        self._check_sizes()
         if not self.config.cache.enabled:
             parts = self.load("encoder", "codec")
             return LiveExamples(self.records, self.composition.recipe, parts)
@@ -114,6 +118,19 @@ class Trainer:
             batch_size=self.config.cache.batch_size,
             progress=self.progress,
         )
+
+    def _check_sizes(self) -> None:
+        # Of one record: a recipe has one geometry for all. Only some pictures would show the mistake, and late.
+        inputs = self.composition.recipe.inputs(self.records[0])
+        specs = self.composition.specs
+        needed = specs["codec"].compression * specs["denoiser"].patch
+        for pixels in (inputs.target, *inputs.references):
+            if pixels.geometry.multiple % needed:
+                raise ConfigError(
+                    f"the recipe brings pictures to multiples of {pixels.geometry.multiple} pixels, codec and denoiser "
+                    f"take multiples of {needed}",
+                    f"Set recipe.multiple to a multiple of {needed}.",
+                )
 
     # -- training ---------------------------------------------------------------------------------------------
 

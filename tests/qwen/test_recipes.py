@@ -72,6 +72,13 @@ def test_the_configuration_overrules_the_checkpoint(checkpoint: Checkpoint) -> N
     assert recipe.geometry == Geometry(48 * 48, tiny.AREA, 16)
 
 
+@pytest.mark.parametrize("kind", [EditRecipe, TextToImageRecipe])
+def test_areas_that_contradict_each_other_are_a_configuration_error(kind: Any, checkpoint: Checkpoint) -> None:
+    settings = {EditRecipe: EditSettings, TextToImageRecipe: TextToImageSettings}[kind]
+    with pytest.raises(ConfigError, match=f"recipe: min_area 2000000 is larger than max_area {tiny.AREA}"):
+        kind(settings(min_area=2_000_000), checkpoint)
+
+
 @pytest.mark.parametrize("table", [{"min_area": "small"}, {"multiple": 0}, {"references": "maybe"}, []])
 def test_a_damaged_qframe_json_is_named(checkpoint: Checkpoint, tmp_path: Path, table: Any) -> None:
     with pytest.raises(CheckpointError, match=r"qframe\.json"):

@@ -308,6 +308,15 @@ def test_bad_input_is_named_before_any_work(config: Callable[..., Config], tmp_p
     assert not (tmp_path / "run" / "lora.safetensors").exists()
 
 
+def test_sizes_that_the_model_cannot_take_are_refused_before_anything_is_encoded(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(config("run", "recipe.multiple=8"))
+    monkeypatch.setattr(trainer, "load", lambda *roles: pytest.fail("a part was loaded"))
+    with pytest.raises(ConfigError, match=r"multiples of 8 pixels, codec and denoiser take multiples of 16"):
+        trainer.cache()
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_resumes_bit_identical(model: Path, tmp_path: Path) -> None:
     """SIGKILL from outside, several times, a resume after each: the weights are those of a run left in peace."""
