@@ -11,6 +11,7 @@ import click
 from qframe.cli.sample import save_picture
 from qframe.cli.shared import announce, resolve
 from qframe.cli.train import fit
+from qframe.errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,6 +33,11 @@ def demo(output: str | None, overrides: tuple[str, ...]) -> None:
     the pictures to open.
     """
     config = resolve(FAMILY_NAME, None, overrides, output=output).config
+    if config.train.mode != "lora":
+        raise ConfigError(
+            f"train.mode is {config.train.mode!r}, and the demo samples with a LoRA and without it",
+            f"Use `qframe train --family {FAMILY_NAME}` for anything else.",
+        )
     announce(config, data=True)
     result = fit(config)
     pictures = with_and_without(config, result)
@@ -43,7 +49,7 @@ def demo(output: str | None, overrides: tuple[str, ...]) -> None:
 
 
 def with_and_without(config: Config, result: FitResult) -> list[tuple[str, Path]]:
-    """Sample one validation record without the LoRA and with it; what to look at, and where it lies."""
+    """Sample one validation record (else the first) without the LoRA and with it; what to look at, and where it lies."""
     import attrs
     import torch
 
@@ -56,7 +62,8 @@ def with_and_without(config: Config, result: FitResult) -> list[tuple[str, Path]
 
     composition = compose(config)
     pipe = Pipeline(composition, composition.load("encoder", "codec", "denoiser"))
-    record = _most_improved(open_source(config, load_registry()).validation(), result)
+    source = open_source(config, load_registry())
+    record = _most_improved(source.validation() or source.records()[:1], result)
     request = attrs.evolve(
         composition.recipe.request_for(record),
         num_inference_steps=config.sample.num_inference_steps,
@@ -64,7 +71,8 @@ def with_and_without(config: Config, result: FitResult) -> list[tuple[str, Path]
         negative_prompt=config.sample.negative_prompt,
     )
     folder = result.folder / "demo"
-    shown = [(f"what is asked for: {record.prompt!r}", folder / "input.png", open_picture(record.references[0]))]
+    asked = f"what is asked for: {record.prompt!r}"
+    shown = [(asked, folder / "input.png", open_picture(reference)) for reference in record.references[:1]]
     for meaning, name in (("without the LoRA", "without.png"), ("with the LoRA", "with.png")):
         if name == "with.png":
             load_lora(pipe.parts.denoiser.module, result.weights)
@@ -76,7 +84,7 @@ def with_and_without(config: Config, result: FitResult) -> list[tuple[str, Path]
 
 
 def _most_improved(records: Sequence[Record], result: FitResult) -> Record:
-    """The first validation record of the group whose rate rose most."""
+    """The first record of the group whose rate rose most."""
     before = {group.group: group.rate or 0.0 for group in result.before}
     gains = {group.group: (group.rate or 0.0) - before.get(group.group, 0.0) for group in result.after}
     return max(records, key=lambda record: gains.get(record.group, 0.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,6 +43,12 @@ def _seed(ctx: click.Context, parameter: click.Parameter, value: int) -> int:
     return value
 
 
+def _finite(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter("expected a finite number")
+    return value
+
+
 @click.command(
     cls=SampleCommand,
     epilog=examples(
@@ -57,6 +64,7 @@ def _seed(ctx: click.Context, parameter: click.Parameter, value: int) -> int:
 @click.option(
     "--guidance",
     type=click.FloatRange(min=0.0),
+    callback=_finite,
     help="Guidance scale; above 1 every step takes twice as long [default: 4 with --negative-prompt, else off].",
 )
 @click.option("--size", metavar="WxH", help="Width and height in pixels [default: the family's].")
@@ -108,7 +116,10 @@ def sample(
 
 
 def output_files(output: Path, count: int, *, overwrite: bool) -> list[Path]:
-    """The files of `count` pictures: FILE, or FILE-1, FILE-2, ... ConfigError if one exists or the kind is unknown."""
+    """The files of `count` pictures: FILE, or FILE-1, FILE-2, ...
+
+    ConfigError if one exists, the kind is unknown, or their folder cannot be written: told before hours of sampling.
+    """
     if output.suffix.lower() not in _FORMATS:
         raise ConfigError(f"--output {output}: the name must end in one of {', '.join(_FORMATS)}")
     files = [output] if count == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(1, count + 1)]
@@ -117,6 +128,9 @@ def output_files(output: Path, count: int, *, overwrite: bool) -> list[Path]:
         raise ConfigError(f"--output: {', '.join(existing[:5])} exists already", "Choose another name, or --overwrite.")
     if output.is_dir():
         raise ConfigError(f"--output {output}: this is a folder, expected a file name")
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise ConfigError(f"--output {output}: {folder} is no folder that can be written to")
     return files
 
 
@@ -158,7 +172,7 @@ def _guidance(scale: float | None, negative_prompt: Sequence[str]) -> dict[str, 
     if scale is None and not negative_prompt:
         return {"true_cfg_scale": 1.0}
     given: dict[str, Any] = {} if scale is None else {"true_cfg_scale": scale}
-    if scale is None or scale > 1:
+    if negative_prompt or scale is None or scale > 1:
         given["negative_prompt"] = list(negative_prompt) or " "
     return given
 
@@ -236,9 +250,3 @@ def _open_pictures(kind: str) -> Callable[[click.Context, click.Parameter, Any],
         return pictures if "tuple" in kind else pictures[0]
 
     return read
-
-
-def _finite(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter("expected a finite number")
-    return value

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qframe.config import diff_config, load_config
-from qframe.errors import CheckpointError, bullet_list
+from qframe.errors import CheckpointError, ConfigError, bullet_list
 from qframe.plugins import Registry
 from qframe.schema import Config
 from qframe.train.state import read_about
@@ -31,9 +31,13 @@ def run_folder(config: Config, resume: str | None) -> Path:
     """Where the run lies: `output`, else runs/FAMILY with the next free number (the last used one to resume).
 
     CheckpointError if the folder holds a run already and nothing is resumed: nothing is ever overwritten.
+    ConfigError if it is a file.
     """
     if config.output is not None:
         folder = Path(config.output).expanduser()
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise ConfigError(f"output: {there} is a file, expected a folder", "Give another --output.")
         if resume is None and folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
             raise CheckpointError(
                 f"{folder}: this folder is not empty, and a run never overwrites",

@@ -80,6 +80,9 @@ def test_existing_picture_is_kept_unless_overwritten(run: Run, tiny_model: Path)
         (("--output", "a.png", "--size", "64"), "expected WIDTHxHEIGHT in pixels, e.g. 1024x768, got '64'"),
         (("--output", "a.png", "--size", "0x64"), "expected WIDTHxHEIGHT"),
         (("--output", "a.png", "--steps", "0"), "--steps"),
+        (("--output", "a.png", "--guidance", "nan"), "expected a finite number"),
+        (("--output", "a.png", "--guidance", "inf"), "expected a finite number"),
+        (("--output", "file/a.png"), "file is no folder that can be written to"),
         (("--output", "a.png", "--seed", "-1"), "from 0 to 2^62"),
         (("--output", "a.png", "--lora", "x.safetensors:nan"), "the weight must be a finite number"),
         (("--output", "a.png", "--set", "sampler.use=eular"), "did you mean 'euler'?"),
@@ -88,6 +91,7 @@ def test_existing_picture_is_kept_unless_overwritten(run: Run, tiny_model: Path)
 def test_wrong_arguments_are_refused_before_anything_is_loaded(
     run: Run, arguments: tuple[str, ...], message: str
 ) -> None:
+    Path("file").write_text("not a folder")
     assert message in usage(run(*TEXT, *arguments))
 
 
@@ -106,3 +110,11 @@ def test_guidance_needs_no_negative_prompt(run: Run, tiny_model: Path) -> None:
         assert run(*TEXT, "--model", tiny_model, *guidance, "--output", f"{name}.png").code == 0
     pictures = {name: Path(f"{name}.png").read_bytes() for name in ("off", "on", "same")}
     assert pictures["on"] == pictures["same"] != pictures["off"]
+
+
+def test_a_negative_prompt_without_effect_is_said(
+    run: Run, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = ("--guidance", 1, "--negative-prompt", "blurry", "--output", "a.png")
+    assert run(*TEXT, "--model", tiny_model, *arguments).code == 0
+    assert "running without guidance" in caplog.text

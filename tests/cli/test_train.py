@@ -74,6 +74,12 @@ def test_demo_ends_by_naming_the_pictures(run: Run, tiny_model: Path) -> None:
     assert end.splitlines()[-1] == "The LoRA: runs/qwen-edit/lora.safetensors"
 
 
+def test_demo_needs_no_validation_records(run: Run, tiny_model: Path) -> None:
+    outcome = run("demo", "--set", f"model={tiny_model}", *OVERRIDES, "--set", "data.options.validation=0")
+    assert outcome.code == 0, outcome.err
+    assert Path("runs/qwen-edit/demo/with.png").exists()
+
+
 def test_cache_is_built_verified_and_repaired(run: Run, tiny_model: Path) -> None:
     build = ("cache", "build", "--family", "qwen-edit", "--model", tiny_model, *OVERRIDES)
     assert run(*build).out.splitlines()[-1] == "4 examples are ready"
@@ -100,11 +106,15 @@ def test_cache_is_built_verified_and_repaired(run: Run, tiny_model: Path) -> Non
         (("train", "--family", "qwen-edit", "--model", "./nowhere"), 4, "there is no such folder"),
         (("train", "--family", "qwen-edit", "--model", TINY, "--resume"), 4, "no run of 'qwen-edit' to resume"),
         (("train", "--family", "qwen-edit", "--config", "none.toml"), 2, "none.toml: cannot be read"),
+        (("demo", "--set", "train.mode=full"), 2, "train.mode is 'full', and the demo samples with a LoRA"),
+        (("train", "--family", "qwen-edit", "--model", TINY, "--output", "file"), 2, "file is a file, expected a"),
+        (("train", "--family", "qwen-edit", "--model", TINY, "--output", "file/run"), 2, "file is a file, expected a"),
         (("demo", "--set", "train.max_steps=0"), 2, "train.max_steps (--set): expected a value >= 1, got 0"),
         (("cache", "verify", "nowhere"), 3, "nowhere: there is no cache"),
         (("cache", "build", "--family", "qwen-edit", "--set", "cache.enabled=false"), 2, "cache.enabled is false"),
     ],
 )
 def test_bad_input_is_named(run: Run, tiny_model: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
+    Path("file").write_text("no folder")
     outcome = run(*(tiny_model if argument == TINY else argument for argument in arguments))
     assert (outcome.code, message in outcome.err) == (code, True), outcome.err
