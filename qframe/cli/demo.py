@@ -49,7 +49,7 @@ def demo(output: str | None, overrides: tuple[str, ...]) -> None:
 
 
 def with_and_without(config: Config, result: FitResult) -> list[tuple[str, Path]]:
-    """Sample one validation record (else the first) without the LoRA and with it; what to look at, and where it lies."""
+    """Sample one validation record (else the first) without the LoRA and with it; what to look at, and where it is."""
     import attrs
     import torch
 

@@ -112,9 +112,7 @@ def test_guidance_needs_no_negative_prompt(run: Run, tiny_model: Path) -> None:
     assert pictures["on"] == pictures["same"] != pictures["off"]
 
 
-def test_a_negative_prompt_without_effect_is_said(
-    run: Run, tiny_model: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_negative_prompt_without_effect_is_said(run: Run, tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     arguments = ("--guidance", 1, "--negative-prompt", "blurry", "--output", "a.png")
     assert run(*TEXT, "--model", tiny_model, *arguments).code == 0
     assert "running without guidance" in caplog.text
