@@ -66,8 +66,8 @@ def run_steps(job: TrainingJob, state: TrainingState) -> None:
                 raise NumericsError(
                     f"the loss or its gradient was not finite in {bad_steps} steps in a row, up to step {state.step}; "
                     f"examples of the last one: {', '.join(ids[:8])}",
-                    "Check these examples, or start a new run with a lower train.learning_rate: resumed, this one would "
-                    "take the same steps again.",
+                    "Check these examples, or start a new run with a lower train.learning_rate: resumed, this one "
+                    "would take the same steps again.",
                 )
             asked = signals.received is not None
             if asked or state.step % config.checkpoint_every == 0 or state.step == config.max_steps:
