@@ -1,0 +1,1 @@
+"""Qwen-Image's transformer for batches of any shapes: positions per sample, and no work on padding."""

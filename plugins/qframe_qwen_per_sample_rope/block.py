@@ -1,0 +1,95 @@
+"""One block of the transformer over packed streams; parameters are named as in diffusers' QwenImageTransformerBlock."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.attention import FeedForward
+from diffusers.models.normalization import RMSNorm
+from torch import Tensor, nn
+
+from qframe_qwen_per_sample_rope.attention import attend
+from qframe_qwen_per_sample_rope.layout import Layout, add_gated, modulate
+from qframe_qwen_per_sample_rope.rotary import rotate
+
+_EPS = 1e-6  # QwenImageTransformerBlock.__init__ in diffusers' transformer_qwenimage.py
+_LARGEST_HALF = 65504  # the largest finite float16
+
+
+class JointAttention(nn.Module):
+    """Text and pictures of a sample attend to each other; each stream has projections of its own."""
+
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        inner = heads * head_width
+        self.head_width = head_width
+        self.norm_q = RMSNorm(head_width, eps=_EPS)
+        self.norm_k = RMSNorm(head_width, eps=_EPS)
+        self.to_q = nn.Linear(width, inner)
+        self.to_k = nn.Linear(width, inner)
+        self.to_v = nn.Linear(width, inner)
+        self.add_k_proj = nn.Linear(width, inner)
+        self.add_v_proj = nn.Linear(width, inner)
+        self.add_q_proj = nn.Linear(width, inner)
+        self.to_out = nn.ModuleList([nn.Linear(inner, width), nn.Identity()])
+        self.to_add_out = nn.Linear(inner, width)
+        self.norm_added_q = RMSNorm(head_width, eps=_EPS)
+        self.norm_added_k = RMSNorm(head_width, eps=_EPS)
+
+    def forward(self, image: Tensor, text: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Pictures [N, D] and text [M, D] to what is added to each."""
+        found_text, found_image = attend(
+            (
+                rotate(self.norm_added_q(self._heads(self.add_q_proj(text))), layout.text_turns),
+                rotate(self.norm_added_k(self._heads(self.add_k_proj(text))), layout.text_turns),
+                self._heads(self.add_v_proj(text)),
+            ),
+            (
+                rotate(self.norm_q(self._heads(self.to_q(image))), layout.image_turns),
+                rotate(self.norm_k(self._heads(self.to_k(image))), layout.image_turns),
+                self._heads(self.to_v(image)),
+            ),
+            layout,
+        )
+        return self.to_out[0](found_image.flatten(1)), self.to_add_out(found_text.flatten(1))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        heads: Tensor = x.unflatten(-1, (-1, self.head_width))  # [N, H, d]
+        return heads
+
+
+class PerSampleRopeBlock(nn.Module):
+    """Attention and a perceptron per stream, both modulated by each sample's own time."""
+
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        self.img_mod = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.img_norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=_EPS)
+        self.attn = JointAttention(width, heads, head_width)
+        self.img_norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=_EPS)
+        self.img_mlp = FeedForward(dim=width, dim_out=width, activation_fn="gelu-approximate")
+        self.txt_mod = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.txt_norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=_EPS)
+        self.txt_norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=_EPS)
+        self.txt_mlp = FeedForward(dim=width, dim_out=width, activation_fn="gelu-approximate")
+
+    def forward(self, image: Tensor, text: Tensor, time: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Pictures [N, D], text [M, D] -> the same; time [B, D], or [2 B, D] where rows of references follow time 0."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.img_mod(time).chunk(6, dim=-1)
+        text_time = time[: layout.batch_size]
+        text_shift1, text_scale1, text_gate1, text_shift2, text_scale2, text_gate2 = self.txt_mod(text_time).chunk(
+            6, dim=-1
+        )
+        image_change, text_change = self.attn(
+            modulate(self.img_norm1(image), shift1, scale1, layout.image),
+            modulate(self.txt_norm1(text), text_shift1, text_scale1, layout.text),
+            layout,
+        )
+        image = add_gated(image, image_change, gate1, layout.image)
+        text = add_gated(text, text_change, text_gate1, layout.text)
+        image_change = self.img_mlp(modulate(self.img_norm2(image), shift2, scale2, layout.image))
+        text_change = self.txt_mlp(modulate(self.txt_norm2(text), text_shift2, text_scale2, layout.text))
+        image = add_gated(image, image_change, gate2, layout.image)
+        text = add_gated(text, text_change, text_gate2, layout.text)
+        if image.dtype == torch.float16:
+            return image.clip(-_LARGEST_HALF, _LARGEST_HALF), text.clip(-_LARGEST_HALF, _LARGEST_HALF)
+        return image, text

@@ -1,0 +1,132 @@
+"""Component `qwen-per-sample-rope`: the layers of denoiser `qwen-image`, run by the per-sample-RoPE transformer.
+
+Checkpoint, names of spaces, LoRA presets and files are those of the registered `qwen-image`, asked by that name: what
+that plugin learns to read or to refuse holds here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from qframe.checkpoint import Checkpoint
+from qframe.interfaces import Denoiser, DenoiserSpec
+from qframe.packing import interleave
+from qframe.plugins import load_registry
+from qframe.types import Conditioning, Grid, PackedSequence, Velocity
+from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
+
+_STOCK = "qwen-image"
+
+Grids = tuple[tuple[Grid, ...], ...]
+
+
+class PerSampleRopeDenoiser(Denoiser):
+    """One pass over any mixture of shapes and prompt lengths."""
+
+    module: PerSampleRopeTransformer
+
+    def __init__(self, stock: Denoiser) -> None:
+        """Takes over the layers of `stock`, which afterwards holds this network (and saves it)."""
+        self.lora_presets = stock.lora_presets  # type: ignore[misc]  # known only once the other plugin is loaded
+        self.module = PerSampleRopeTransformer.adopt(stock.module)
+        stock.module = self.module
+        self._stock = stock
+
+    @classmethod
+    def describe(cls, checkpoint: Checkpoint, options: Any) -> DenoiserSpec:
+        spec: DenoiserSpec = _stock_class().describe(checkpoint, options)
+        return spec
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+        return cls(_stock_class().load(checkpoint, options, device=device, dtype=dtype))
+
+    @classmethod
+    def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
+        return _stock_class().fingerprint(checkpoint, options)
+
+    def velocity(
+        self, x: PackedSequence, sigma: Tensor, cond: Conditioning, references: PackedSequence | None = None
+    ) -> Tensor:
+        """See `Denoiser.velocity`. Each sample's grids in `x` are its target; no gradient runs into the references."""
+        _check(x.grids, cond, references)
+        like = self._weight()
+        sequence = _with_references(x, references, like)
+        predicted = self.module.packed(
+            sequence.tokens,
+            cond.embeds.to(like),
+            _time(sigma, like),
+            grids=sequence.grids,
+            text_lengths=cond.lengths,
+        )
+        return _targets(predicted, sequence.lengths, x.lengths).to(x.tokens)
+
+    def bind(self, cond: Conditioning, references: PackedSequence | None, grids: Grids) -> Velocity:
+        _check(grids, cond, references)
+        like = self._weight()
+        all_grids = grids if references is None else _both(grids, references.grids)
+        layout = self.module.layout(all_grids, cond.lengths)
+        text = self.module.project_text(cond.embeds.to(like))
+        given = None if references is None else references.with_tokens(references.tokens.detach().to(like))
+
+        def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
+            x = PackedSequence(tokens, grids)
+            sequence = _with_references(x, given, like)
+            predicted = self.module.predict(sequence.tokens, text, _time(sigma, like), layout)
+            return _targets(predicted, sequence.lengths, x.lengths).to(tokens)
+
+        return velocity
+
+    def save(self, folder: Path) -> None:
+        """Write `folder`/transformer in the diffusers layout: what denoiser `qwen-image` would write."""
+        self._stock.save(folder)
+
+    def _weight(self) -> Tensor:
+        weight: Tensor = next(p for p in self.module.parameters() if p.is_floating_point())
+        return weight
+
+
+def _stock_class() -> type[Denoiser]:
+    registry = load_registry()
+    found: type[Denoiser] = registry.resolve(registry.component("denoiser", _STOCK))
+    return found
+
+
+def _check(grids: Grids, cond: Conditioning, references: PackedSequence | None) -> None:
+    given = len(grids) if references is None else references.batch_size
+    if not len(grids) == cond.batch_size == given:
+        raise ValueError(f"{len(grids)} targets, {cond.batch_size} prompts, {given} sets of references: not as many")
+    for sample, own in enumerate(grids):
+        if len(own) != 1:
+            raise ValueError(f"sample {sample}: denoiser 'qwen-per-sample-rope' predicts 1 picture, got {len(own)}")
+
+
+def _both(grids: Grids, references: Grids) -> Grids:
+    return tuple(own + given for own, given in zip(grids, references, strict=True))
+
+
+def _with_references(x: PackedSequence, references: PackedSequence | None, like: Tensor) -> PackedSequence:
+    """Per sample its target and then its references, in the model's dtype."""
+    x = x.with_tokens(x.tokens.to(like))
+    if references is None:
+        return x
+    # Detached: references are given, not learnt, even where the caller's codec or latents carry gradients.
+    return interleave(x, references.with_tokens(references.tokens.detach().to(like)))
+
+
+def _targets(predicted: Tensor, lengths: Sequence[int], targets: Sequence[int]) -> Tensor:
+    """The first `targets` rows of each sample."""
+    if tuple(lengths) == tuple(targets):
+        return predicted
+    rows = predicted.split(list(lengths))
+    return torch.cat([own[:target] for own, target in zip(rows, targets, strict=True)])
+
+
+def _time(sigma: Tensor, like: Tensor) -> Tensor:
+    # To the model's dtype before the division, as the pipelines do: bf16 rounds differently otherwise.
+    return (sigma.float() * 1000).to(like) / 1000

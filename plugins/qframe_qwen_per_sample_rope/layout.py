@@ -1,0 +1,229 @@
+"""Where each sample lies in a packed batch, decided once: order, runs of equal length, attention groups, positions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from qframe.types import Grid, grid_length
+from qframe_qwen_per_sample_rope.rotary import Axes, sample_pictures, text_start, text_table
+
+Grids = Sequence[Sequence[Grid]]
+
+
+@attrs.frozen
+class Run:
+    """Neighbouring samples of one length in one stream: `count` of them from `first` on, `length` rows each.
+
+    target: how many leading rows of each sample follow its own time; the rest follow time 0 (`zero_cond_t`).
+    """
+
+    first: int
+    count: int
+    length: int
+    target: int
+
+    @property
+    def rows(self) -> int:
+        return self.count * self.length
+
+
+@attrs.frozen
+class Group:
+    """Neighbouring samples of equal text and equal picture lengths: they attend as one dense batch."""
+
+    count: int
+    text: int
+    image: int
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Layout:
+    """A batch as the blocks see it: samples sorted, so that equal ones are neighbours and slices are views.
+
+    order: the caller's number of each sample; everything else here is in this order. image, text: the runs of both
+    streams. groups: for attention. image_turns [N, 1, d / 2] and text_turns [M, 1, d / 2]: rotary positions.
+    """
+
+    order: tuple[int, ...]
+    image_lengths: tuple[int, ...]
+    text_lengths: tuple[int, ...]
+    image: tuple[Run, ...]
+    text: tuple[Run, ...]
+    groups: tuple[Group, ...]
+    image_turns: Tensor
+    text_turns: Tensor
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.order)
+
+    @property
+    def image_whole(self) -> tuple[Run, ...]:
+        """The runs of the pictures with every row at its sample's own time."""
+        return tuple(attrs.evolve(run, target=run.length) for run in self.image)
+
+    def sort(self, rows: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The caller's rows [N, ...] in this order; `lengths` are those of this order."""
+        return _reorder(rows, self.unsorted(lengths), self.order)
+
+    def unsort(self, rows: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Rows [N, ...] of this order back in the caller's."""
+        return _reorder(rows, lengths, self.unsorted(range(self.batch_size)))
+
+    def unsorted(self, values: Sequence[int]) -> list[int]:
+        """Values per sample of this order in the caller's."""
+        found = [0] * self.batch_size
+        for place, sample in enumerate(self.order):
+            found[sample] = values[place]
+        return found
+
+    def per_sample(self, what: str, values: Tensor) -> Tensor:
+        """The caller's values [B], or one for all, in this order. ValueError names both numbers otherwise."""
+        values = values.reshape(-1)
+        if values.shape[0] == 1:
+            return values.expand(self.batch_size)
+        if values.shape[0] != self.batch_size:
+            sample = min(values.shape[0], self.batch_size)
+            raise ValueError(f"sample {sample}: {values.shape[0]} {what}, {self.batch_size} samples")
+        return values if self.order == tuple(range(self.batch_size)) else values[list(self.order)]
+
+
+def make_layout(
+    grids: Grids,
+    text_lengths: Sequence[int],
+    *,
+    axes: Axes,
+    device: torch.device,
+    zero_cond_t: bool = False,
+    layered: bool = False,
+    text_positions: Sequence[Tensor] | None = None,
+) -> Layout:
+    """The layout of samples with these pictures (the target first) and prompts.
+
+    text_positions: per sample, places of its text tokens where they are not simply 0, 1, 2 ...
+    ValueError names an empty sample, and lists of different lengths by both numbers.
+    """
+    _check_samples(grids, text_lengths)
+    images = [sum(map(grid_length, own)) for own in grids]
+    targets = [grid_length(own[0]) if zero_cond_t else length for own, length in zip(grids, images, strict=True)]
+    keys = list(zip(images, targets, text_lengths, strict=True))
+    order = tuple(sorted(range(len(keys)), key=keys.__getitem__))
+    image_turns, text_turns = [], []
+    for sample in order:
+        image_turns += sample_pictures(grids[sample], axes, device, layered=layered)
+        start = text_start(grids[sample], layered=layered)
+        if text_positions is None:
+            text_turns.append(text_table(start, text_lengths[sample], axes, device))
+        else:
+            places = text_positions[sample]
+            text_turns.append(text_table(start, int(places.max()) + 1, axes, device)[places])
+    image_lengths = tuple(images[sample] for sample in order)
+    ordered_text = tuple(text_lengths[sample] for sample in order)
+    return Layout(
+        order=order,
+        image_lengths=image_lengths,
+        text_lengths=ordered_text,
+        image=_runs(image_lengths, [targets[sample] for sample in order]),
+        text=_runs(ordered_text, ordered_text),
+        groups=tuple(
+            Group(count, *both) for both, _, count in _neighbours(zip(ordered_text, image_lengths, strict=True))
+        ),
+        image_turns=torch.cat(image_turns)[:, None],
+        text_turns=torch.cat(text_turns)[:, None],
+    )
+
+
+def check_rows(what: str, lengths: Sequence[int], rows: int) -> None:
+    """ValueError names the sample that runs past the end of the tensor, or the last one if rows are left over."""
+    end = 0
+    for sample, length in enumerate(lengths):
+        end += length
+        if end > rows or (end < rows and sample == len(lengths) - 1):
+            raise ValueError(f"sample {sample}: its {what} tokens end at {end}, the tensor holds {rows}")
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, runs: Sequence[Run]) -> Tensor:
+    """The sum x [N, D] (1 + scale) + shift, each token with its sample's row of shift and scale [B or 2 B, D]."""
+
+    def piece(rows: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return torch.addcmul(shift, rows, 1 + scale)
+
+    return _per_sample(piece, runs, (x,), (shift, scale))
+
+
+def add_gated(x: Tensor, change: Tensor, gate: Tensor, runs: Sequence[Run]) -> Tensor:
+    """The sum x [N, D] + gate change, each token with its sample's row of gate [B or 2 B, D]."""
+
+    def piece(x: Tensor, change: Tensor, gate: Tensor) -> Tensor:
+        return torch.addcmul(x, change, gate)
+
+    return _per_sample(piece, runs, (x, change), (gate,))
+
+
+def _per_sample(
+    piece: Callable[..., Tensor], runs: Sequence[Run], streams: Sequence[Tensor], values: Sequence[Tensor]
+) -> Tensor:
+    """Applies `piece` to [count, rows, D] of the streams and [count, 1, D] of the samples' values, run by run.
+
+    Values stay one row per sample: repeated over tokens they would cost as much memory as the streams themselves.
+    """
+    batch = sum(run.count for run in runs)
+    found = []
+    for run, *rows in zip(runs, *(x.split([run.rows for run in runs]) for x in streams), strict=True):
+        dense = [part.unflatten(0, (run.count, run.length)) for part in rows]
+        own = slice(run.first, run.first + run.count)
+        spans = [(slice(0, run.target), own)]
+        if run.target < run.length:
+            spans.append((slice(run.target, None), slice(batch + run.first, batch + run.first + run.count)))
+        parts = [piece(*(x[:, at] for x in dense), *(v[who, None] for v in values)) for at, who in spans]
+        found.append(_joined(parts, 1).flatten(0, 1))
+    return _joined(found, 0)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _reorder(rows: Tensor, lengths: Sequence[int], order: Sequence[int]) -> Tensor:
+    if list(order) == sorted(order):
+        return rows
+    parts = rows.split(list(lengths))
+    return torch.cat([parts[sample] for sample in order])
+
+
+def _runs(lengths: Sequence[int], targets: Sequence[int]) -> tuple[Run, ...]:
+    return tuple(Run(first, count, *both) for both, first, count in _neighbours(zip(lengths, targets, strict=True)))
+
+
+def _neighbours(keys: Iterable[tuple[int, int]]) -> list[tuple[tuple[int, int], int, int]]:
+    """(key, first, count) of each stretch of equal keys."""
+    found = []
+    first = 0
+    for key, same in itertools.groupby(keys):
+        count = len(list(same))
+        found.append((key, first, count))
+        first += count
+    return found
+
+
+def _check_samples(grids: Grids, text_lengths: Sequence[int]) -> None:
+    if len(grids) != len(text_lengths):
+        raise ValueError(
+            f"sample {min(len(grids), len(text_lengths))}: pictures of {len(grids)} samples, "
+            f"prompts of {len(text_lengths)}"
+        )
+    if not grids:
+        raise ValueError("a batch needs at least 1 sample, got 0")
+    for sample, (own, length) in enumerate(zip(grids, text_lengths, strict=True)):
+        if not own:
+            raise ValueError(f"sample {sample}: 0 pictures, at least 1 is needed")
+        for grid in own:
+            if len(grid) != 3 or min(grid) < 1:
+                raise ValueError(f"sample {sample}: a grid is 3 positive integers, got {tuple(grid)}")
+        if length < 1:
+            raise ValueError(f"sample {sample}: {length} text tokens, at least 1 is needed")

@@ -1,0 +1,18 @@
+"""What this plugin offers. Imports no torch."""
+
+from __future__ import annotations
+
+from qframe.hookspecs import Component, hookimpl
+
+
+@hookimpl
+def qframe_components() -> list[Component]:
+    """Another network for the checkpoints of denoiser `qwen-image`."""
+    return [
+        Component(
+            "denoiser",
+            "qwen-per-sample-rope",
+            "qframe_qwen_per_sample_rope.denoiser:PerSampleRopeDenoiser",
+            summary="the Qwen-Image transformer in one pass over any mixture of shapes, without padding",
+        )
+    ]

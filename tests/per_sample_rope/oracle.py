@@ -1,0 +1,172 @@
+"""Tiny random networks, mixed batches, and the oracle: diffusers' transformer on one sample at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import torch
+from diffusers import QwenImageTransformer2DModel
+from torch import Tensor
+
+from qframe.types import Grid
+from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
+from tests.qwen.tiny import enlarge
+
+CHANNELS, WIDTH = 16, 24
+CONFIG = {
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS // 4,
+    "num_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": WIDTH,
+    "axes_dims_rope": (4, 6, 6),
+}
+# Mixed shapes, prompt lengths and numbers of pictures; samples 0 and 2 are alike, 3 differs in its prompt alone.
+GRIDS: tuple[tuple[Grid, ...], ...] = (
+    ((1, 4, 6), (1, 2, 2)),
+    ((1, 3, 3),),
+    ((1, 4, 6), (1, 2, 2)),
+    ((1, 4, 6), (1, 2, 2)),
+    ((1, 8, 2), (1, 2, 5), (1, 1, 1)),
+    ((1, 2, 8),),
+)
+TEXTS = (5, 9, 5, 8, 3, 1)
+
+
+@attrs.frozen(eq=False)
+class Sample:
+    """One sample: tokens [L, C] of its pictures, text [T, D], its time, a scalar in [0, 1]."""
+
+    tokens: Tensor
+    grids: tuple[Grid, ...]
+    text: Tensor
+    time: Tensor
+
+
+def stock_network(seed: int = 0, *, large: bool = True, **changes: Any) -> QwenImageTransformer2DModel:
+    torch.manual_seed(seed)
+    network = QwenImageTransformer2DModel(**(CONFIG | changes)).eval()
+    if large:
+        enlarge(network)
+    return network
+
+
+def own_network(stock: QwenImageTransformer2DModel) -> PerSampleRopeTransformer:
+    """The same weights in tensors of its own."""
+    own = PerSampleRopeTransformer.from_config(stock.config)
+    own.load_state_dict(stock.state_dict(), strict=True)
+    return own.eval()
+
+
+def samples(grids: Sequence[tuple[Grid, ...]] = GRIDS, texts: Sequence[int] = TEXTS, *, seed: int = 0) -> list[Sample]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        Sample(
+            torch.randn(sum(f * h * w for f, h, w in own), CHANNELS, generator=generator),
+            own,
+            torch.randn(length, WIDTH, generator=generator),
+            torch.rand((), generator=generator),
+        )
+        for own, length in zip(grids, texts, strict=True)
+    ]
+
+
+def alone(network: Any, sample: Sample) -> Tensor:
+    """The oracle: diffusers' transformer on a batch of one, [L, C]."""
+    found: Tensor = network(
+        hidden_states=sample.tokens[None],
+        encoder_hidden_states=sample.text[None],
+        timestep=sample.time[None],
+        img_shapes=[list(sample.grids)],
+        return_dict=False,
+    )[0][0]
+    return found
+
+
+def one_by_one(network: Any, batch: Sequence[Sample]) -> Tensor:
+    return torch.cat([alone(network, sample) for sample in batch])
+
+
+def packed(network: PerSampleRopeTransformer, batch: Sequence[Sample], **more: Any) -> Tensor:
+    found: Tensor = network.packed(
+        torch.cat([sample.tokens for sample in batch]),
+        torch.cat([sample.text for sample in batch]),
+        torch.stack([sample.time for sample in batch]),
+        grids=[sample.grids for sample in batch],
+        text_lengths=[len(sample.text) for sample in batch],
+        **more,
+    )
+    return found
+
+
+@attrs.frozen(eq=False)
+class Padded:
+    """A batch in the padded form, with masks of what is real."""
+
+    hidden: Tensor
+    text: Tensor
+    time: Tensor
+    shapes: list[list[Grid]]
+    text_mask: Tensor
+    image_mask: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        return torch.cat([self.text_mask, self.image_mask], dim=1)
+
+
+def pad_samples(batch: Sequence[Sample], filling: float = 0.0, *, extra: int = 0) -> Padded:
+    """The batch padded to its longest sample (and `extra` rows more) with `filling`."""
+    rows = max(len(sample.tokens) for sample in batch) + extra
+    columns = max(len(sample.text) for sample in batch) + extra
+    hidden = torch.full((len(batch), rows, CHANNELS), filling)
+    text = torch.full((len(batch), columns, WIDTH), filling)
+    image_mask, text_mask = torch.zeros(len(batch), rows).bool(), torch.zeros(len(batch), columns).bool()
+    for i, sample in enumerate(batch):
+        hidden[i, : len(sample.tokens)] = sample.tokens
+        text[i, : len(sample.text)] = sample.text
+        image_mask[i, : len(sample.tokens)] = True
+        text_mask[i, : len(sample.text)] = True
+    times = torch.stack([sample.time for sample in batch])
+    return Padded(hidden, text, times, [list(sample.grids) for sample in batch], text_mask, image_mask)
+
+
+def padded(network: Any, batch: Padded, **more: Any) -> Tensor:
+    """[B, L, C]. By default the joint mask is passed."""
+    found: Tensor = network(
+        hidden_states=batch.hidden,
+        encoder_hidden_states=batch.text,
+        timestep=batch.time,
+        return_dict=False,
+        **({"img_shapes": batch.shapes, "attention_mask": batch.mask} | more),
+    )[0]
+    return found
+
+
+def through_padding(network: PerSampleRopeTransformer, batch: Sequence[Sample]) -> Tensor:
+    """The padded entry's result without its padding, [N, C]."""
+    form = pad_samples(batch)
+    return padded(network, form)[form.image_mask]
+
+
+ENTRIES: dict[str, Callable[[PerSampleRopeTransformer, Sequence[Sample]], Tensor]] = {
+    "packed": packed,
+    "padded": through_padding,
+}
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """|found - wanted| / |wanted|, of all elements together. Not a number is no result: AssertionError."""
+    assert found.shape == wanted.shape, (found.shape, wanted.shape)
+    assert found.isfinite().all(), "the result is not finite"
+    assert wanted.isfinite().all(), "the oracle is not finite"
+    size = wanted.double().norm().item()
+    assert size > 0, "the oracle is zero"
+    return (found.double() - wanted.double()).norm().item() / size
+
+
+def assert_same(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
+    assert relative_error(found, wanted) < tolerance
