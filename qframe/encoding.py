@@ -5,9 +5,11 @@ Used by the cache, which keeps the results, and by live training, which does not
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import hashlib
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+import attrs
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -148,17 +150,26 @@ def make_example(
 class LiveExamples(Sequence[Example]):
     """Examples that are encoded every time they are asked for: training without a cache."""
 
-    def __init__(self, records: Sequence[Record], recipe: Recipe, parts: Parts) -> None:
+    def __init__(self, records: Sequence[Record], recipe: Recipe, parts: Parts, *, unconditional: bool = True) -> None:
+        """unconditional: False leaves the empty prompts out, which only caption dropout needs."""
         self._records = records
         self._recipe = recipe
         self._parts = parts
+        self._unconditional = unconditional
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # slices are of no use here
         record = self._records[index]
-        return encode_examples([self._recipe.inputs(record)], [record.id], self._parts)[0]
+        inputs = self._recipe.inputs(record)
+        if not self._unconditional:
+            inputs = attrs.evolve(inputs, unconditional=None)
+        return encode_examples([inputs], [record.id], self._parts)[0]
+
+    def digest(self) -> str:
+        """As `CachedExamples.digest`: ids, prompts and the bytes of every picture."""
+        return content_digest((record.id for record in self._records), map(_content, self._records))
 
     def shape(self, index: int) -> Shape:
         """As `CachedExamples.shape`, from the pictures' headers: nothing is decoded or encoded."""
@@ -169,6 +180,19 @@ class LiveExamples(Sequence[Example]):
         height, width = pixel.geometry.fit(*picture_size(pixel.picture))
         compression = self._parts.codec_spec.compression
         return height // compression, width // compression
+
+
+def content_digest(ids: Iterable[str], contents: Iterable[str]) -> str:
+    """sha256 over the examples of a data set, in order."""
+    total = hashlib.sha256()
+    for name, content in zip(ids, contents, strict=True):
+        total.update(f"{name}\0{content}\n".encode())
+    return total.hexdigest()
+
+
+def _content(record: Record) -> str:
+    pictures = (record.target, *record.references, record.weight)
+    return repr((record.prompt, [picture.digest() for picture in pictures if picture is not None]))
 
 
 def windows(count: int, batch_size: int) -> list[range]:

@@ -45,6 +45,8 @@ def load_weights(cls: Any, checkpoint: Checkpoint, subfolder: str, *, device: to
                 local_files_only=True,
                 output_loading_info=True,
             )
+    except torch.OutOfMemoryError:
+        raise
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         raise CheckpointError(
             f"model {checkpoint.name!r}: the weights in {subfolder} cannot be read: {error}",

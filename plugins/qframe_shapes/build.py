@@ -136,7 +136,7 @@ def denoiser_stage(config: BuildConfig) -> None:
     }
 
     def write(folder: Path) -> None:
-        shutil.copytree(weights, folder, dirs_exist_ok=True)
+        shutil.copytree(weights, folder, ignore=shutil.ignore_patterns(storage.MANIFEST), dirs_exist_ok=True)
         write_json(folder / MEASURED, measured)
 
     storage.publish_folder(config.folder("denoiser"), write)

@@ -2,7 +2,6 @@
 
 from qframe import Component, hookimpl
 
-
 # Found by trying: on this model they teach a new operation in about a minute on two CPU cores.
 _DEFAULTS = {
     "lora": {"rank": 16, "targets": ["attention+mlp"]},

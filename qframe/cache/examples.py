@@ -18,7 +18,7 @@ from qframe.cache.keys import (
     weight_parts,
 )
 from qframe.cache.store import Cache, DamagedEntryError
-from qframe.encoding import Shape, encode_pixels, encode_text, encode_weight, make_example, windows
+from qframe.encoding import Shape, content_digest, encode_pixels, encode_text, encode_weight, make_example, windows
 from qframe.errors import CacheError, DataError
 from qframe.interfaces import Parts, Recipe
 from qframe.progress import SILENT, Progress
@@ -41,15 +41,18 @@ def build_cache(
     fingerprints: Mapping[str, str],
     *,
     batch_size: int = 8,
+    unconditional: bool = True,
     progress: Progress = SILENT,
 ) -> CachedExamples:
     """Encode what is not in the cache yet, and return the examples of all records.
+
+    unconditional: False leaves the empty prompts out, which only caption dropout needs.
 
     fingerprints: of "encoder" and "codec": what `Loadable.fingerprint` says, and the dtype it computes in.
     parts_loader is called only for roles that have something to encode. What is encoded is kept at least every
     half minute: an interrupted build goes on where it was. DataError names a record or picture that is no good.
     """
-    plan = _Plan(records, recipe, fingerprints, PictureDigests(cache))
+    plan = _Plan(records, recipe, fingerprints, PictureDigests(cache), unconditional)
     with progress.stage("reading the data set", len(records)) as stage:
         for index in range(len(records)):
             plan.add(index)
@@ -75,6 +78,10 @@ class CachedExamples(Sequence[Example]):
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    def digest(self) -> str:
+        """sha256 over ids and content of all examples, in order: what a run is resumed on must not change."""
+        return content_digest(self._ids, (repr(attrs.astuple(keys)) for keys in self._keys))
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # slices are of no use here
         """The example, its tensors its own. CacheError if it is damaged; then the damaged part is dropped."""
@@ -131,6 +138,7 @@ class _Plan:
     recipe: Recipe
     fingerprints: Mapping[str, str]
     digests: PictureDigests
+    unconditional: bool
     ids: list[str] = attrs.field(factory=list, init=False)
     keys: list[ExampleKeys] = attrs.field(factory=list, init=False)
     pixels: dict[str, tuple[int, int]] = attrs.field(factory=dict, init=False)
@@ -143,7 +151,7 @@ class _Plan:
 
     def add(self, index: int) -> None:
         record = self.records[index]
-        keys = self.maker.example(self.recipe.inputs(record))
+        keys = self.maker.example(self._wanted(record))
         self.ids.append(record.id)
         self.keys.append(keys)
         for place, key in enumerate((keys.target, *keys.references)):
@@ -155,7 +163,11 @@ class _Plan:
             self.weights.setdefault(keys.weight, (index, 0))
 
     def inputs(self, index: int) -> ExampleInputs:
-        return self.recipe.inputs(self.records[index])
+        return self._wanted(self.records[index])
+
+    def _wanted(self, record: Record) -> ExampleInputs:
+        inputs = self.recipe.inputs(record)
+        return inputs if self.unconditional else attrs.evolve(inputs, unconditional=None)
 
     def pixel(self, where: tuple[int, int]) -> PixelInput:
         inputs = self.inputs(where[0])

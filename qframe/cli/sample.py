@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, announce, examples, options, resolve
-from qframe.errors import ConfigError
+from qframe.errors import CheckpointError, ConfigError
 from qframe.plugins import load_registry
 
 if TYPE_CHECKING:
@@ -97,6 +97,9 @@ def sample(
     """
     files = output_files(Path(output), len(prompt) * num_images, overwrite=overwrite)
     loras: dict[str | Path, float] = dict(map(_lora, lora))
+    for file in loras:
+        if not Path(file).is_file():
+            raise CheckpointError(f"--lora {file}: there is no such file", "Give a .safetensors file.")
     asked = {name: value for name, value in request.items() if value not in (None, ())}
     asked |= _size(size) | _guidance(guidance, negative_prompt)
     asked |= {} if steps is None else {"num_inference_steps": steps}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 from qframe.config import diff_config, load_config
@@ -11,7 +9,6 @@ from qframe.errors import CheckpointError, ConfigError, bullet_list
 from qframe.plugins import Registry
 from qframe.schema import Config
 from qframe.train.state import read_about
-from qframe.types import Record
 
 _FREE = (
     "output",
@@ -38,6 +35,8 @@ def run_folder(config: Config, resume: str | None) -> Path:
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         if not there.is_dir():
             raise ConfigError(f"output: {there} is a file, expected a folder", "Give another --output.")
+        if resume is not None and not folder.is_dir():
+            raise CheckpointError(f"{folder}: there is no run to resume", "Give the --output of a run.")
         if resume is None and folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
             raise CheckpointError(
                 f"{folder}: this folder is not empty, and a run never overwrites",
@@ -72,27 +71,26 @@ def default_cache(config: Config) -> Path:
     return Path("runs") / "cache" if config.output is None else Path(config.output).expanduser().parent / "cache"
 
 
-def data_digest(records: Sequence[Record]) -> str:
-    """sha256 over the records' ids and prompts, in order: which example has which place in the run's order."""
-    total = hashlib.sha256()
-    for record in records:
-        total.update(f"{record.id}\0{record.prompt}\n".encode())
-    return total.hexdigest()
-
-
-def check_changes(checkpoint: Path, config: Config, data: str, registry: Registry) -> list[str]:
+def check_changes(checkpoint: Path, config: Config, registry: Registry) -> list[str]:
     """What changed since the checkpoint, one line each.
 
     CheckpointError if something changed that would make the rest of the run neither the old nor a new one.
     """
-    about = read_about(checkpoint)
     changes = diff_config(load_config(checkpoint / "config.toml", registry=registry), config)
     refused = [f"{key}: was {old!r}, is {new!r}" for key, old, new in changes if not key.startswith(_FREE)]
-    if about.get("data") != data:
-        refused.append("the data set: its records or their order changed")
     if refused:
         raise CheckpointError(
             f"{checkpoint}: cannot resume with these changes:\n{bullet_list(refused)}",
             "Undo them, or start a new run into another output folder.",
         )
     return [f"changed since the checkpoint: {key} was {old!r}, is {new!r}" for key, old, new in changes]
+
+
+def check_data(checkpoint: Path, data: str) -> None:
+    """CheckpointError if the examples (records, their order, what they are made of) are not those of the run."""
+    if read_about(checkpoint).get("data") != data:
+        raise CheckpointError(
+            f"{checkpoint}: cannot resume, the data set is not the one that the run was started on: records, their "
+            "order, captions, pictures, or what encodes them changed",
+            "Undo that, or start a new run into another output folder.",
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,7 +30,9 @@ class Run:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line. After a kill the file may be ahead of the last checkpoint; `rewind` cuts that."""
         with self.metrics_file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": step, **metrics}) + "\n")
+            # A value that is not finite is null: NaN is not JSON.
+            values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            stream.write(json.dumps({"step": step, **values}) + "\n")
 
     def rewind(self, step: int) -> None:
         """Drop the lines of steps after `step`, and a line that a kill cut short."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from qframe.plan_batches import group_plans, join_plans
 from qframe.plugins import Registry, load_registry
 from qframe.progress import SILENT, Progress
 from qframe.schema import Config
-from qframe.storage import lock_folder, write_file
+from qframe.storage import is_published, lock_folder, publish_folder, remove_published, write_file
 from qframe.train import resume as resuming
 from qframe.train.loop import TrainingJob, run_steps
 from qframe.train.optim import Optimizers, WeightAverage
@@ -68,6 +69,7 @@ class Trainer:
             raise DataError("the data set has no records", "Check data.path, or data.use and its options.")
         self.state: TrainingState | None = None
         self._parts: dict[str, Any] = {}
+        self._loaded_loras = 0
 
     # -- parts ------------------------------------------------------------------------------------------------
 
@@ -103,19 +105,21 @@ class Trainer:
         ConfigError if the recipe's sizes do not fit the codec and the denoiser.
         """
         self._check_sizes()
+        composition = self.composition
+        drops = self.config.train.caption_dropout > 0
         if not self.config.cache.enabled:
             parts = self.load("encoder", "codec")
-            return LiveExamples(self.records, self.composition.recipe, parts)
-        composition = self.composition
+            return LiveExamples(self.records, composition.recipe, parts, unconditional=drops)
         chosen = self.config.cache.dir
         where = folder or (Path(chosen).expanduser() if chosen else resuming.default_cache(self.config))
         return build_cache(
             self.records,
-            self.composition.recipe,
+            composition.recipe,
             self.load,
             Cache(where),
             {role: f"{composition.fingerprint(role)} {composition.dtype(role)}" for role in ("encoder", "codec")},
             batch_size=self.config.cache.batch_size,
+            unconditional=drops,
             progress=self.progress,
         )
 
@@ -172,16 +176,23 @@ class Trainer:
     def _fit(self, run: Run, resume: str | None) -> FitResult:
         text = dump_config(run.config)
         checkpoint = None if resume is None else find_checkpoint(run.folder, resume)
-        data = resuming.data_digest(self.records)
         if checkpoint is not None:
-            for line in resuming.check_changes(checkpoint, run.config, data, self.registry):
+            for line in resuming.check_changes(checkpoint, run.config, self.registry):
                 self.progress.note(line)
             run.resumed_from = run.step = int(read_about(checkpoint)["step"])
+            if run.step > self.config.train.max_steps:
+                raise ConfigError(
+                    f"train.max_steps: {self.config.train.max_steps}, but {checkpoint.name} is past it",
+                    "Raise train.max_steps, or resume an earlier checkpoint by name.",
+                )
         else:
             write_file(run.folder / "config.toml", text.encode())
         self.registry.hook.qframe_run_start(run=run)
 
         examples = self.cache()
+        data = examples.digest()
+        if checkpoint is not None:
+            resuming.check_data(checkpoint, data)
         records = list(self.source.validation()) or list(self.records[: self.config.sample.count])
         validation = Validation(run.folder / "samples", self.source, records)
         plans = self._plans(records)
@@ -236,8 +247,16 @@ class Trainer:
         if self.config.train.mode == "lora":
             return self.save_lora(run.folder / "lora.safetensors")
         target = run.folder / "denoiser"
+        about = {"weights_licence": self.composition.licence, "base_model": self.composition.model_name}
+
+        def write(folder: Path) -> None:
+            self.denoiser.save(folder)
+            (folder / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+        if is_published(target):  # of fewer steps; the checkpoints hold it too
+            remove_published(target)
         with self.averaged():
-            self.denoiser.save(target)
+            publish_folder(target, write)
         return target
 
     # -- sampling ---------------------------------------------------------------------------------------------
@@ -308,7 +327,8 @@ class Trainer:
 
     def load_lora(self, path: str | Path, weight: float = 1.0) -> None:
         """Put a LoRA file's adapter on the denoiser."""
-        adapters.load_lora(self.denoiser.module, Path(path), weight, adapter=Path(path).stem.replace(".", "_"))
+        self._loaded_loras += 1
+        adapters.load_lora(self.denoiser.module, Path(path), weight, adapter=f"loaded_{self._loaded_loras}")
 
     def merge_lora(self) -> None:
         """Add the adapters into the weights they belong to, for good."""

@@ -105,6 +105,8 @@ class Validation:
 
     def keep(self, moment: str, pictures: Sequence[Image.Image]) -> None:
         """Save the pictures of a moment ("before", "after") as PNG, named by place and record, and their verdicts."""
+        for stale in (self.folder / moment).glob("*.png"):
+            stale.unlink()  # of an earlier session that sampled other records
         for index, (record, picture) in enumerate(zip(self.records, pictures, strict=True)):
             safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in record.id)[:80]
             buffer = io.BytesIO()

@@ -317,6 +317,46 @@ def test_sizes_that_the_model_cannot_take_are_refused_before_anything_is_encoded
         trainer.cache()
 
 
+def test_changed_pictures_are_seen_when_resuming(config: Callable[..., Config], tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(3):
+        tiny.picture(index, 64, 64).save(folder / f"{index}.png")
+        tiny.picture(index + 10, 64, 64).save(folder / f"{index}_ref.png")
+        (folder / f"{index}.txt").write_text(PROMPT)
+
+    def run(steps: int, enabled: bool, *, resume: str | None = None) -> None:
+        values = {
+            "model": config().model,
+            "output": str(tmp_path / f"own-{enabled}"),
+            "device": "cpu",
+            "data": {"path": str(folder)},
+            "cache": {"enabled": enabled},
+            "sample": {"count": 0},
+            "train": {"max_steps": steps},
+        }
+        Trainer(qframe.load_config(family="qwen-edit", values=values)).fit(resume)
+
+    for enabled in (True, False):
+        run(2, enabled)
+        run(3, enabled, resume="latest")
+        with pytest.raises(ConfigError, match="step-00000003 is past it"):
+            run(2, enabled, resume="latest")
+    tiny.picture(99, 64, 64).save(folder / "1_ref.png")
+    for enabled in (True, False):
+        with pytest.raises(CheckpointError, match="the data set is not the one"):
+            run(4, enabled, resume="latest")
+
+
+def test_empty_prompts_are_encoded_only_where_captions_are_dropped(config: Callable[..., Config]) -> None:
+    dropping = Trainer(config("a")).cache()
+    assert dropping[0].unconditional is not None
+    for setting in ("cache.enabled=true", "cache.enabled=false"):
+        plain = Trainer(config("b", "train.caption_dropout=0.0", setting)).cache()
+        assert plain[0].unconditional is None
+        assert torch.equal(plain[0].conditioning.embeds, dropping[0].conditioning.embeds)
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_resumes_bit_identical(model: Path, tmp_path: Path) -> None:
     """SIGKILL from outside, several times, a resume after each: the weights are those of a run left in peace."""
