@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from qframe.pictures import from_pixels
 from qframe.planning import picture_count
 from qframe.progress import SILENT, Progress
 from qframe.types import Plan, Request
+
+log = logging.getLogger(__name__)
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 Pictures = list[Image.Image] | list[np.ndarray[Any, Any]] | list[Tensor] | np.ndarray[Any, Any] | Tensor
@@ -146,6 +149,7 @@ def load(
         **{role: {"use": name} for role, name in (components or {}).items()},
     }
     composition = compose(load_config(config, family=family, values=values, overrides=overrides))
+    log.info("weights of %s, licence %s", composition.model_name, composition.licence)
     pipeline = Pipeline(composition, composition.load("encoder", "codec", "denoiser"))
     for place, (file, weight) in enumerate(_loras(lora).items()):
         load_lora(pipeline.parts.denoiser.module, file, weight, adapter=f"lora_{place}")
