@@ -25,10 +25,12 @@ from qframe.interfaces import (
     LatentCodec,
     Loadable,
     Parts,
+    PlanTransform,
     Recipe,
     Sampler,
     Schedule,
 )
+from qframe.mixing import transformed
 from qframe.plugins import Registry, load_registry
 from qframe.schema import ROLES, ComponentConfig, Config
 
@@ -87,9 +89,6 @@ class Composition:
     def model_name(self) -> str:
         """The checkpoint, as the user named it."""
         return self.checkpoints["model"].name
-
-    def component_class(self, role: str) -> Any:
-        return self.classes[role]
 
     def options(self, role: str) -> Any:
         """The settings of a component: an instance of the class it declares, or None."""
@@ -155,9 +154,7 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
                 f"plugin {registry.plugin_of(component)!r}: {component.target}.describe returned a "
                 f"{type(specs[role]).__name__}, expected a {spec.__name__}"
             )
-    recipe_class = registry.resolve(family, "recipe")
-    _check_class(recipe_class, Recipe, family.recipe, registry.plugin_of(family))
-    recipe = recipe_class(config.recipe, checkpoints["model"])
+    recipe = recipe_class(family, registry)(config.recipe, checkpoints["model"])
     rows = _rows(specs["encoder"], specs["codec"], specs["denoiser"], recipe, config.compose.allow)
     title = ", ".join(
         f"{role} {components[role].name!r} (plugin {registry.plugin_of(components[role])})"
@@ -180,6 +177,19 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
         recipe=recipe,
         title=title,
     )
+
+
+def recipe_class(family: Family, registry: Registry) -> type[Recipe]:
+    """The recipe of a family, with its transforms around it. PluginError names a class that does not fit."""
+    owner = registry.recipe_family(family)
+    recipe: type[Recipe] = registry.resolve(owner, "recipe")
+    _check_class(recipe, Recipe, owner.recipe, registry.plugin_of(owner))
+    for name in family.transforms:
+        component = registry.component("transform", name)
+        transform: type[PlanTransform] = registry.resolve(component)
+        _check_class(transform, PlanTransform, component.target, registry.plugin_of(component))
+        recipe = transformed(recipe, transform)
+    return recipe
 
 
 def find_device(key: str, name: str) -> torch.device:
