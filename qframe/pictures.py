@@ -81,20 +81,25 @@ def picture_size(picture: Picture, *, limit_pixels: int = LIMIT_PIXELS) -> Size:
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def open_weight(pixels: PixelInput, *, limit_pixels: int = LIMIT_PIXELS) -> Tensor:
-    """A grey picture as numbers: [H, W] float32 in [0, 1], at the size of its geometry.
+def open_grey(picture: Picture, *, limit_pixels: int = LIMIT_PIXELS) -> Image.Image:
+    """The whole picture as `to_grey` gives it. DataError as `open_picture`."""
+    return to_grey(_load(picture, limit_pixels), origin=picture.origin)
 
-    Its values are no colours: no profile is applied. Where it is transparent the weight is 0.
-    """
-    image = _load(pixels.picture, limit_pixels)
-    image.info.pop("icc_profile", None)
-    grey = to_rgb(image, origin=pixels.picture.origin, background=_BLACK).convert("L")
-    return torch.from_numpy(np.array(_fit(grey, pixels), dtype=np.float32) / 255.0)  # [H, W]
+
+def open_weight(pixels: PixelInput, *, limit_pixels: int = LIMIT_PIXELS) -> Tensor:
+    """A grey picture as numbers: [H, W] float32 in [0, 1], at the size of its geometry."""
+    grey = open_grey(pixels.picture, limit_pixels=limit_pixels)
+    return to_weight(_fit(grey, pixels))
 
 
 def fit(image: Image.Image, geometry: Geometry) -> Image.Image:
     """The picture at the size that `geometry` gives it; itself if it has that size already."""
-    height, width = geometry.fit(image.height, image.width)
+    return resize(image, geometry.fit(image.height, image.width))
+
+
+def resize(image: Image.Image, size: Size) -> Image.Image:
+    """The picture stretched to `size` (height, width); itself if it has that size already."""
+    height, width = size
     return image if image.size == (width, height) else image.resize((width, height), resample=_FILTER)
 
 
@@ -104,6 +109,13 @@ def to_pixels(image: Image.Image) -> Tensor:
         raise ValueError(f"expected an RGB or RGBA picture, got mode {image.mode}")
     values = np.array(image).astype(np.float32) / 255.0
     return 2.0 * torch.from_numpy(values.transpose(2, 0, 1)).contiguous() - 1.0
+
+
+def to_weight(image: Image.Image) -> Tensor:
+    """A picture of mode L as [H, W] float32 in [0, 1]."""
+    if image.mode != "L":
+        raise ValueError(f"expected a grey picture, got mode {image.mode}")
+    return torch.from_numpy(np.array(image, dtype=np.float32) / 255.0)
 
 
 def from_pixels(pixels: Tensor) -> Image.Image:
@@ -124,9 +136,23 @@ def to_rgb(
     image: Image.Image, *, origin: str = "picture", background: tuple[int, int, int] | None = WHITE
 ) -> Image.Image:
     """An opened picture of any mode as `open_picture` would give it. DataError names `origin`."""
+    return _converted(image, origin, background, profiled=True)
+
+
+def to_grey(image: Image.Image, *, origin: str = "picture") -> Image.Image:
+    """A picture of any mode as 8-bit grey (mode L), upright. DataError names `origin`.
+
+    Its values are no colours: no profile is applied. Where it is transparent it is black.
+    """
+    return _converted(image, origin, _BLACK, profiled=False).convert("L")
+
+
+def _converted(
+    image: Image.Image, origin: str, background: tuple[int, int, int] | None, *, profiled: bool
+) -> Image.Image:
     try:
         image = ImageOps.exif_transpose(image)
-        profile = image.info.get("icc_profile")
+        profile = image.info.get("icc_profile") if profiled else None
         alpha, image = _colours(image, origin)
         if profile:
             image = _to_srgb(image, profile, origin)

@@ -23,7 +23,7 @@ from qframe.geometry import Geometry, Size
 from qframe.guidance import norm_rescaled_guidance
 from qframe.interfaces import Encoder, LatentCodec, Parts
 from qframe.packing import pack_latents, unpack_pictures
-from qframe.pictures import open_picture, to_rgb
+from qframe.pictures import open_grey, open_picture, to_grey, to_rgb
 from qframe.types import Conditioning, Grid, Guide, PackedSequence, Picture, Request
 
 logger = logging.getLogger(__name__)
@@ -73,8 +73,8 @@ def fitting_geometry(settings: Any) -> Geometry:
 # -- requests ---------------------------------------------------------------------------------------------------------
 
 
-def check_request(request: Request) -> None:
-    """ConfigError if the fields that every family has cannot be met; warns where guidance is asked for by half."""
+def check_fields(request: Request) -> None:
+    """ConfigError if the fields that every family has cannot be met."""
     if not request.prompt:
         raise ConfigError("no prompt is given", "Give one prompt, or a list of them.")
     for name, value in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt or ())):
@@ -90,6 +90,11 @@ def check_request(request: Request) -> None:
             f"{len(request.generator)} generators for {picture_count(request)} pictures",
             "Give one, or one per picture.",
         )
+
+
+def check_request(request: Request) -> None:
+    """`check_fields`, and a warning where guidance is asked for by half."""
+    check_fields(request)
     if request.true_cfg_scale > 1 and request.negative_prompt is None:
         logger.warning(
             "true_cfg_scale is %g, but guidance needs a negative prompt and none is given: running without",
@@ -145,18 +150,40 @@ def check_size(size: Size, multiple: int) -> Size:
     return size
 
 
+def as_pictures(value: Any) -> tuple[PictureLike, ...] | None:
+    """A request's pictures, given as one, as a list, or as an array or tensor [B, ...]."""
+    if value is None or isinstance(value, tuple):
+        return value
+    if isinstance(value, Tensor | np.ndarray) and value.ndim == 4:
+        return tuple(value)
+    return (value,) if isinstance(value, str | Path | Image.Image | Picture | Tensor | np.ndarray) else tuple(value)
+
+
 def load_picture(value: PictureLike, origin: str = "image") -> Image.Image:
     """The RGB picture of a value that a user may give; policy of `qframe.pictures`.
 
-    Arrays are [H, W, 3] or [H, W], tensors [3, H, W]; uint8, or floating point in [0, 1], as diffusers takes them.
-    DataError names `origin`.
+    Arrays are [H, W, 3] or [H, W], tensors [3, H, W]; bool, uint8, or floating point in [0, 1], as diffusers takes
+    them. DataError names `origin`.
     """
+    if isinstance(value, Picture | str | Path):
+        return open_picture(_picture(value))
+    return to_rgb(_image(value, origin), origin=origin)
+
+
+def load_grey(value: PictureLike, origin: str = "image") -> Image.Image:
+    """As `load_picture`, of a picture whose values are no colours: mode L; where it is transparent it is black."""
+    if isinstance(value, Picture | str | Path):
+        return open_grey(_picture(value))
+    return to_grey(_image(value, origin), origin=origin)
+
+
+def _picture(value: Picture | str | Path) -> Picture:
+    return value if isinstance(value, Picture) else Picture(str(value), Path(value))
+
+
+def _image(value: Image.Image | np.ndarray[Any, Any] | Tensor, origin: str) -> Image.Image:
     if isinstance(value, Image.Image):
-        return to_rgb(value, origin=origin)
-    if isinstance(value, Picture):
-        return open_picture(value)
-    if isinstance(value, str | Path):
-        return open_picture(Picture(str(value), Path(value)))
+        return value
     if isinstance(value, Tensor):
         array = (value.float() if value.is_floating_point() else value).detach().cpu().numpy()
         return _from_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array, origin)
@@ -170,6 +197,8 @@ def _from_array(values: Any, origin: str) -> Image.Image:
         )
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in (1, 3)) or 0 in values.shape:
         raise DataError(f"{origin}: expected an array [H, W, 3] or a tensor [3, H, W], got shape {values.shape}")
+    if values.dtype == np.bool_:
+        values = values.astype(np.float32)
     if values.dtype != np.uint8:
         if not np.issubdtype(values.dtype, np.floating) or not (values.min() >= 0 and values.max() <= 1):
             raise DataError(f"{origin}: expected uint8, or floating point in [0, 1], got {values.dtype}")

@@ -311,6 +311,27 @@ def test_a_weight_is_the_grey_value_over_255() -> None:
     assert torch.equal(weight, torch.from_numpy(grey / np.float32(255)))
 
 
+def test_a_grey_picture_is_taken_by_its_values_alone() -> None:
+    """No profile, no colours; and the picture that is given stays as it is."""
+    image = Image.new("L", (4, 2), 100)
+    image.info["icc_profile"] = b"a profile"
+    grey = pictures.to_grey(image)
+    assert (grey.mode, grey.tobytes(), grey.info) == ("L", bytes([100] * 8), {})
+    assert image.info == {"icc_profile": b"a profile"}
+    assert torch.equal(pictures.to_weight(grey), torch.full((2, 4), 100 / 255))
+
+
+def test_a_grey_picture_of_another_mode_is_no_weight() -> None:
+    with pytest.raises(ValueError, match="mode RGB"):
+        pictures.to_weight(Image.new("RGB", (2, 2)))
+
+
+def test_a_picture_of_the_right_size_is_not_resized() -> None:
+    image = Image.new("L", (4, 2))
+    assert pictures.resize(image, (2, 4)) is image
+    assert pictures.resize(image, (3, 5)).size == (5, 3)
+
+
 def test_a_weight_is_zero_where_it_is_transparent() -> None:
     assert weighed(Image.new("RGBA", (16, 16), (255, 255, 255, 0)), Geometry(256, 256, multiple=16)).max() == 0
 
