@@ -26,13 +26,18 @@ PROJECT = "qframe"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
-Kind = Literal["encoder", "denoiser", "codec", "schedule", "sampler", "source", "model"]
+Kind = Literal["encoder", "denoiser", "codec", "schedule", "sampler", "transform", "source", "model"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
 def _target(instance: object, attribute: attrs.Attribute[Any], value: str | None) -> None:
     if value is not None and value.count(":") != 1:
         raise ValueError(f'{attribute.name} must be "module:Name", got {value!r}')
+
+
+def _recipe(instance: object, attribute: attrs.Attribute[Any], value: str) -> None:
+    if not value or value.count(":") > 1:
+        raise ValueError(f'recipe must be "module:Name" or the name of a family, got {value!r}')
 
 
 @attrs.frozen
@@ -62,10 +67,11 @@ class Component:
 class Family:
     """A task as data: which components, joined by which recipe, with which defaults.
 
-    recipe: "module:Class" of a `qframe.interfaces.Recipe`. settings: "module:Class", the torch-free attrs class
-    of the recipe's settings. options: defaults laid under the user's configuration, as nested tables with the
-    same keys, e.g. {"encoder": {"options": {"template": "edit"}}}. model, data: registered names used when the
-    user gives none. weights_licence: SPDX id of the published weights.
+    recipe: "module:Class" of a `qframe.interfaces.Recipe`; or the name of another family, whose recipe and settings
+    this one takes. settings: "module:Class", the torch-free attrs class of the recipe's settings. transforms:
+    registered names of what the recipe's plans pass through, the first one first. options: defaults laid under the
+    user's configuration, as nested tables with the same keys, e.g. {"encoder": {"options": {"template": "edit"}}}.
+    model, data: registered names used when the user gives none. weights_licence: SPDX id of the published weights.
     """
 
     name: str = attrs.field(kw_only=False)
@@ -74,8 +80,9 @@ class Family:
     codec: str
     schedule: str
     sampler: str
-    recipe: str = attrs.field(validator=_target)
+    recipe: str = attrs.field(validator=_recipe)
     settings: str | None = attrs.field(default=None, validator=_target)
+    transforms: tuple[str, ...] = ()
     options: Mapping[str, Any] = attrs.field(factory=dict)
     model: str | None = None
     data: str | None = None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from qframe.checkpoint import Checkpoint
 from qframe.errors import QframeError
+from qframe.geometry import Geometry
 from qframe.types import (
     AfterStep,
     Conditioning,
@@ -235,11 +236,14 @@ class Recipe(ABC):
     The checkpoint is there for what belongs to no component (areas, default sigmas); no weight is read from it.
     version: raised when `inputs` means something else than before; part of every cache key.
     request_type: the Request (or a subclass) whose fields the task takes. references: its plans have references.
+    geometry: what pictures of its task are brought into, and so the size of a result where a request names none; set
+    by `__init__` where there is one, and needed by transforms.
     """
 
     version: ClassVar[int] = 1
     request_type: ClassVar[type[Request]] = Request
     references: ClassVar[bool] = False
+    geometry: Geometry
 
     def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
         self.settings = settings
@@ -269,6 +273,25 @@ class Recipe(ABC):
 
         ConfigError or DataError explains a request that cannot be met, before any model work.
         """
+
+
+class PlanTransform(ABC):
+    """Makes another task of a recipe's plans: how tasks mix. Registered as kind "transform", named by a Family.
+
+    request_type: the Request whose fields it takes; those that the recipe's own lacks are added to it. optional: a
+    request that uses none of them is the recipe's own, so that a family with this transform can be trained.
+    """
+
+    request_type: ClassVar[type[Request]]
+    optional: ClassVar[bool]
+
+    def split(self, request: Request, recipe: Recipe) -> list[tuple[tuple[int, ...], Request]]:
+        """As `Recipe.split`. Override where pictures that it adds decide the size."""
+        return recipe.split(request)
+
+    @abstractmethod
+    def plan(self, request: Request, parts: Parts, recipe: Recipe) -> Plan:
+        """As `Recipe.plan`: what it makes of `recipe.plan(...)`, which takes `request`, changed or not."""
 
 
 class RecordSource(ABC):

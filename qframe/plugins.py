@@ -156,6 +156,19 @@ class Registry:
         """The family of this name. ConfigError with the nearest names and the list."""
         return self._known("family", name, self._families)[0]
 
+    def recipe_family(self, family: Family) -> Family:
+        """The family that declares the recipe of `family`: itself, or the one that it names. PluginError if neither."""
+        if ":" in family.recipe:
+            return family
+        owner, _ = self._families.get(family.recipe, (None, ""))
+        if owner is None or ":" not in owner.recipe:
+            raise PluginError(
+                f"plugin {self.plugin_of(family)!r}: family {family.name!r} takes the recipe of family "
+                f"{family.recipe!r}, which {'does not exist' if owner is None else 'has none of its own'}",
+                "Install or enable the plugin of that family.",
+            )
+        return owner
+
     def plugin_of(self, declared: Component | Family) -> str:
         """The name of the plugin that declared it."""
         if isinstance(declared, Component):

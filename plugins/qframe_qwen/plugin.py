@@ -29,12 +29,18 @@ def qframe_components() -> list[Component]:
             "qframe_qwen.schedule:FlowMatchSchedule",
             summary="noise levels by diffusers' FlowMatchEulerDiscreteScheduler and the checkpoint's configuration",
         ),
+        Component(
+            "transform",
+            "image-to-image",
+            "qframe_qwen.image_to_image:ImageToImage",
+            summary="a run that starts from a picture where one is given",
+        ),
     ]
 
 
 @hookimpl
 def qframe_families() -> list[Family]:
-    """Text to image."""
+    """Text to image, and image to image."""
     return [
         Family(
             "qwen-image",
@@ -45,10 +51,11 @@ def qframe_families() -> list[Family]:
             sampler="euler",
             recipe="qframe_qwen.recipe:TextToImageRecipe",
             settings="qframe_qwen.options:TextToImageSettings",
+            transforms=("image-to-image",),
             options={"encoder": {"options": {"template": "text"}}},
             model="shapes",
             data="shapes",
             weights_licence="Apache-2.0",
-            summary="pictures from prompts",
+            summary="pictures from prompts, or from a prompt and a picture to start from",
         )
     ]

@@ -53,6 +53,7 @@ def _finite(ctx: click.Context, parameter: click.Parameter, value: float | None)
     cls=SampleCommand,
     epilog=examples(
         'qframe sample --family qwen-edit --image in.png --prompt "make the circle blue" --output out.png',
+        'qframe sample --family qwen-inpaint --image in.png --mask mask.png --prompt "a red circle" --output out.png',
         'qframe sample --family qwen-image --prompt "a red circle" --size 96x64 --num-images 4 --output out.png',
         "qframe sample --family qwen-edit --lora runs/mine/lora.safetensors:0.8 --image in.png ...",
     ),
@@ -202,21 +203,32 @@ def _request_options(args: Sequence[str]) -> list[click.Parameter]:
         )
     except ConfigError:
         return []  # the command itself says so, with the whole list
-    return [_option(field) for field in new_fields(load_registry().resolve(family, "recipe").request_type)]
+    from qframe.compose import recipe_class
+
+    return [_option(field) for field in new_fields(recipe_class(family, load_registry()).request_type)]
 
 
 def new_fields(request_type: type) -> list[attrs.Attribute[Any]]:
-    """The fields that a request type adds to those of every family."""
+    """The fields that a request type adds to those of every family, and that the command line can give."""
     import attrs
 
     from qframe.types import Request
 
     common = {field.name for field in attrs.fields(Request)}
-    return [field for field in attrs.fields(request_type) if field.name not in common and field.init]
+    return [field for field in attrs.fields(request_type) if field.name not in common and _name(field) is not None]
+
+
+def _name(field: attrs.Attribute[Any]) -> str | None:
+    """What its option is called; None where it has none."""
+    name: str | None = field.metadata.get("option", field.name)
+    return name
 
 
 def _option(field: attrs.Attribute[Any]) -> click.Option:
-    """A command-line option for a field, by its annotation: pictures, flags, numbers, text."""
+    """A command-line option for a field, by its annotation: pictures, flags, numbers, choices, text.
+
+    metadata: "help"; "option", another name than the field's; "grey", a picture whose values are no colours; "choices".
+    """
     import attrs
 
     kind = str(field.type)
@@ -226,28 +238,33 @@ def _option(field: attrs.Attribute[Any]) -> click.Option:
         shown["required"] = True
     elif isinstance(field.default, int | float | str):
         shown["default"] = field.default
-    flag = "--" + field.name.replace("_", "-")
+    flag = "--" + (_name(field) or field.name).replace("_", "-")
     if re.search(r"Image|Picture", kind):
         several = "tuple" in kind
-        return click.Option([flag], metavar="FILE", multiple=several, callback=_open_pictures(kind), **shown)
+        read = _open_pictures(kind, grey=bool(field.metadata.get("grey")))
+        return click.Option([flag, field.name], metavar="FILE", multiple=several, callback=read, **shown)
     if "bool" in kind:
-        return click.Option([f"{flag}/--no-{flag[2:]}"], **shown)
+        return click.Option([f"{flag}/--no-{flag[2:]}", field.name], **shown)
     if "float" in kind:
-        return click.Option([flag], type=float, callback=_finite, **shown)
-    return click.Option([flag], type=int if "int" in kind else str, **shown)
+        return click.Option([flag, field.name], type=float, callback=_finite, **shown)
+    choices = field.metadata.get("choices")
+    if choices is not None:
+        return click.Option([flag, field.name], type=click.Choice(choices), **shown)
+    return click.Option([flag, field.name], type=int if "int" in kind else str, **shown)
 
 
-def _open_pictures(kind: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
+def _open_pictures(kind: str, *, grey: bool) -> Callable[[click.Context, click.Parameter, Any], Any]:
     """Files to what the field takes: a picture, a list, or for nested tuples one list that serves every prompt."""
 
     def read(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
         if not value:
             return None
-        from qframe.pictures import open_picture
+        from qframe.pictures import open_grey, open_picture
         from qframe.types import Picture
 
         files = [value] if isinstance(value, str) else value
-        pictures = [open_picture(Picture(f"{parameter.opts[0]} {file}", Path(file))) for file in files]
+        opened = open_grey if grey else open_picture
+        pictures = [opened(Picture(f"{parameter.opts[0]} {file}", Path(file))) for file in files]
         if kind.count("tuple") > 1:
             return [pictures]
         return pictures if "tuple" in kind else pictures[0]

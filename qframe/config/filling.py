@@ -30,7 +30,9 @@ def declared_options(
 ) -> dict[Key, Declared]:
     """By the path of its table, what each chosen component and the recipe declare; unknown components are problems."""
     found: dict[Key, Declared] = {
-        ("recipe",): _declared(registry, family, "settings", f"the recipe of family {family.name!r}")
+        ("recipe",): _declared(
+            registry, registry.recipe_family(family), "settings", f"the recipe of family {family.name!r}"
+        )
     }
     for role in (*ROLES, "data"):
         section = plain.get(role)

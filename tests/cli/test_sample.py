@@ -51,12 +51,12 @@ def test_family_options_come_from_its_request(run: Run, tiny_model: Path) -> Non
 def test_help_of_a_family_shows_its_own_options(run: Run) -> None:
     assert "--image" in run("sample", "--family", "qwen-edit", "--help").out
     assert "--image" in run("sample", "--set", "family=qwen-edit", "--help").out
-    assert "--image FILE" not in run("sample", "--family", "qwen-image", "--help").out
+    assert "--strength" not in run("sample", "--family", "qwen-edit", "--help").out
     assert "--image FILE" not in run("sample", "--help").out
 
 
 def test_option_of_another_family_is_refused(run: Run) -> None:
-    assert "No such option '--image'" in usage(run(*TEXT, "--image", "in.png", "--output", "a.png"))
+    assert "No such option '--mask'" in usage(run(*TEXT, "--mask", "in.png", "--output", "a.png"))
 
 
 def test_missing_picture_ends_with_3_and_names_the_file(run: Run, tiny_model: Path) -> None:
@@ -116,3 +116,85 @@ def test_a_negative_prompt_without_effect_is_said(run: Run, tiny_model: Path, ca
     arguments = ("--guidance", 1, "--negative-prompt", "blurry", "--output", "a.png")
     assert run(*TEXT, "--model", tiny_model, *arguments).code == 0
     assert "running without guidance" in caplog.text
+
+
+def painted(size: tuple[int, int] = (64, 64), grey: int = 255) -> Image.Image:
+    mask = Image.new("L", size)
+    mask.paste(grey, (0, 0, size[0] // 2, size[1]))
+    return mask
+
+
+INPAINT = ("sample", "--family", "qwen-inpaint", "--prompt", "a red circle", "--steps", 2, "--image", "in.png")
+
+
+@pytest.fixture
+def inputs(run: Run) -> None:
+    """in.png and mask.png, in the folder of the test."""
+    Image.new("RGB", (64, 64), "red").save("in.png")
+    painted().save("mask.png")
+
+
+@pytest.mark.usefixtures("inputs")
+@pytest.mark.parametrize("family", ["qwen-inpaint", "qwen-edit-inpaint"])
+def test_inpainting_takes_a_mask(run: Run, tiny_model: Path, family: str) -> None:
+    arguments = ("sample", "--family", family, "--prompt", "a red circle", "--steps", 2, "--model", tiny_model)
+    outcome = run(*arguments, "--image", "in.png", "--mask", "mask.png", "--output", "out.png")
+    assert outcome.code == 0, outcome.err
+    assert Image.open("out.png").size == (96, 96)
+
+
+@pytest.mark.usefixtures("inputs")
+def test_inpainting_takes_its_further_options(run: Run, tiny_model: Path) -> None:
+    Image.new("RGB", (150, 120), "red").save("large.png")
+    mask = Image.new("L", (150, 120))
+    mask.paste(200, (60, 40, 90, 70))
+    mask.save("small.png")
+    options = ("--padding-mask-crop", 8, "--strength", 1, "--mask-edges", "soft", "--model", tiny_model)
+    arguments = ("sample", "--family", "qwen-inpaint", "--prompt", "a", "--steps", 2, "--image", "large.png")
+    outcome = run(*arguments, "--mask", "small.png", *options, "--output", "out.png")
+    assert outcome.code == 0, outcome.err
+    assert Image.open("out.png").size == (150, 120)
+
+
+def test_help_of_inpainting_names_its_options(run: Run) -> None:
+    shown = run("sample", "--family", "qwen-inpaint", "--help").out
+    for option in ("--image FILE", "--mask FILE", "--strength", "--padding-mask-crop", "--mask-edges [hard|soft]"):
+        assert option in shown
+    assert "latents" not in shown
+
+
+@pytest.mark.usefixtures("inputs")
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((), 2, "no mask_image is given"),
+        (("--mask", "black.png"), 2, "black everywhere"),
+        (("--mask", "nowhere.png"), 3, "--mask nowhere.png"),
+        (("--mask", "mask.png", "--strength", "0"), 2, "strength must be above 0"),
+        (("--mask", "mask.png", "--strength", "1.5"), 2, "strength must be above 0"),
+        (("--mask", "mask.png", "--mask-edges", "round"), 2, "--mask-edges"),
+        (("--mask", "mask.png", "--padding-mask-crop", "-3"), 2, "padding_mask_crop"),
+    ],
+)
+def test_wrong_masks_and_strengths_are_told(
+    run: Run, tiny_model: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    Image.new("L", (64, 64)).save("black.png")
+    outcome = run(*INPAINT, *arguments, "--model", tiny_model, "--output", "out.png")
+    assert outcome.code == code, outcome.err
+    assert message in outcome.err
+
+
+@pytest.mark.usefixtures("inputs")
+def test_mask_of_another_size_is_told(run: Run, tiny_model: Path) -> None:
+    painted((32, 16)).save("mask.png")
+    outcome = run(*INPAINT, "--mask", "mask.png", "--model", tiny_model, "--output", "out.png")
+    assert outcome.code == 0
+    assert "the mask has 32 x 16 pixels, its picture 64 x 64" in outcome.err
+
+
+@pytest.mark.usefixtures("inputs")
+def test_text_to_image_may_start_from_a_picture(run: Run, tiny_model: Path) -> None:
+    outcome = run(*TEXT, "--model", tiny_model, "--image", "in.png", "--strength", "0.5", "--output", "out.png")
+    assert outcome.code == 0, outcome.err
+    assert Image.open("out.png").size == (64, 32)

@@ -1,0 +1,1 @@
+"""Inpainting: what a mask leaves out stays as it was. Families `qwen-inpaint` and `qwen-edit-inpaint`."""

@@ -1,0 +1,53 @@
+"""What this plugin offers. Imports no torch."""
+
+from __future__ import annotations
+
+from qframe.hookspecs import Component, Family, hookimpl
+
+
+@hookimpl
+def qframe_components() -> list[Component]:
+    """The transform that makes an inpainting task of any other."""
+    return [
+        Component(
+            "transform",
+            "keep-unmasked",
+            "qframe_qwen_inpaint.transform:KeepUnmasked",
+            summary="what a mask leaves out stays as it was",
+        )
+    ]
+
+
+@hookimpl
+def qframe_families() -> list[Family]:
+    """Inpainting by prompt and by instruction: recipes of other plugins, passed through `keep-unmasked`."""
+    return [
+        Family(
+            "qwen-inpaint",
+            encoder="qwen2.5-vl",
+            denoiser="qwen-image",
+            codec="qwen-vae",
+            schedule="flow-match",
+            sampler="euler",
+            recipe="qwen-image",
+            transforms=("keep-unmasked",),
+            options={"encoder": {"options": {"template": "text"}}},
+            model="shapes",
+            weights_licence="Apache-2.0",
+            summary="parts of pictures made anew from a prompt",
+        ),
+        Family(
+            "qwen-edit-inpaint",
+            encoder="qwen2.5-vl",
+            denoiser="qwen-image",
+            codec="qwen-vae",
+            schedule="flow-match",
+            sampler="euler",
+            recipe="qwen-edit",
+            transforms=("keep-unmasked",),
+            options={"encoder": {"options": {"template": "auto"}}},
+            model="shapes",
+            weights_licence="Apache-2.0",
+            summary="parts of pictures changed by an instruction",
+        ),
+    ]

@@ -1,0 +1,97 @@
+"""How tasks mix: a recipe whose plans pass through a transform is a recipe again."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+import attrs
+
+from qframe.checkpoint import Checkpoint
+from qframe.errors import ConfigError, PluginError
+from qframe.interfaces import Parts, PlanTransform, Recipe
+from qframe.types import ExampleInputs, Plan, Record, Request
+
+R = TypeVar("R", bound=Request)
+
+
+def transformed(recipe: type[Recipe], transform: type[PlanTransform]) -> type[Recipe]:
+    """The recipe whose plans pass through `transform`; its request has the fields of both.
+
+    It trains as `recipe` does, and under its name, so that both share their cached examples.
+    """
+    return type(
+        recipe.__name__,
+        (_Transformed,),
+        {
+            "__module__": recipe.__module__,
+            "__qualname__": recipe.__qualname__,
+            "version": recipe.version,
+            "references": recipe.references,
+            "request_type": _joined(recipe.request_type, transform.request_type),
+            "recipe_class": recipe,
+            "transform_class": transform,
+        },
+    )
+
+
+def as_request(kind: type[R], request: Request, **changes: Any) -> R:
+    """A request of `kind` with those fields of `request`, and of `changes`, that it has; its defaults elsewhere."""
+    known = {field.name for field in attrs.fields(kind)}
+    values = {field.name: getattr(request, field.name) for field in attrs.fields(type(request))} | changes
+    return kind(**{name: value for name, value in values.items() if name in known})
+
+
+class _Transformed(Recipe):
+    recipe_class: ClassVar[type[Recipe]]
+    transform_class: ClassVar[type[PlanTransform]]
+
+    def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
+        self.recipe = self.recipe_class(settings, checkpoint)
+        self.transform = self.transform_class()
+        super().__init__(self.recipe.settings, checkpoint)
+        if not hasattr(self.recipe, "geometry"):
+            raise PluginError(
+                f"recipe {self.recipe_class.__qualname__} has no geometry, which transforms need",
+                "Its __init__ sets one: see qframe.interfaces.Recipe.",
+            )
+        self.geometry = self.recipe.geometry
+
+    def inputs(self, record: Record) -> ExampleInputs:
+        if not self.transform.optional:
+            raise ConfigError(
+                f"this family samples only: a data set has nothing for its transform {self.transform_class.__name__}",
+                "Train the family whose recipe it takes; its LoRA files serve here too.",
+            )
+        return self.recipe.inputs(record)
+
+    def request_for(self, record: Record) -> Request:
+        return as_request(self.request_type, self.recipe.request_for(record))
+
+    def split(self, request: Request) -> list[tuple[tuple[int, ...], Request]]:
+        return self.transform.split(request, self.recipe)
+
+    def plan(self, request: Request, parts: Parts) -> Plan:
+        return self.transform.plan(request, parts, self.recipe)
+
+
+def _joined(recipe: type[Request], transform: type[Request]) -> type[Request]:
+    """A subclass of the recipe's request with what the transform's has beside."""
+    if recipe is Request:
+        return transform
+    known = {field.name for field in attrs.fields(recipe)}
+    added = {
+        field.name: attrs.field(
+            default=field.default,
+            converter=field.converter,
+            validator=field.validator,
+            metadata=field.metadata,
+            type=field.type,
+        )
+        for field in attrs.fields(transform)
+        if field.name not in known
+    }
+    name = recipe.__name__.removesuffix("Request") + transform.__name__
+    joined: type[Request] = attrs.make_class(
+        name, added, bases=(recipe,), frozen=True, eq=False, kw_only=True, slots=True, collect_by_mro=True
+    )
+    return joined

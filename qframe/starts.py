@@ -1,0 +1,142 @@
+"""Runs that start from pictures instead of noise: their size, their latents, and the cut of the schedule.
+
+Every check here runs before any model does.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import attrs
+import torch
+from PIL import Image
+from torch import Tensor
+
+from qframe.errors import ConfigError
+from qframe.flow import add_noise
+from qframe.geometry import Geometry, Size
+from qframe.interfaces import Parts
+from qframe.mixing import as_request
+from qframe.packing import pack_latents
+from qframe.pictures import to_pixels
+from qframe.planning import (
+    PictureLike,
+    broadcast,
+    check_fields,
+    check_size,
+    load_picture,
+    repeat_each,
+    select,
+    target_grid,
+)
+from qframe.types import Plan, Request, grid_length
+
+R = TypeVar("R", bound=Request)
+
+
+def open_pictures(values: Sequence[PictureLike], prompts: int, name: str = "image") -> list[Image.Image]:
+    """RGB pictures, one for all prompts or one per prompt. ConfigError otherwise; DataError names a bad picture."""
+    broadcast(values, prompts, name)
+    return [load_picture(value, name if len(values) == 1 else f"{name} {i}") for i, value in enumerate(values)]
+
+
+def output_sizes(request: Request, images: Sequence[Image.Image], geometry: Geometry) -> list[Size]:
+    """Per picture, the size of its result: what the request names, and beside that the picture in its geometry."""
+    fitted = [geometry.fit(image.height, image.width) for image in images]
+    return [(request.height or height, request.width or width) for height, width in fitted]
+
+
+def one_size(sizes: Sequence[Size]) -> Size:
+    """The size that all have. ConfigError if there are several."""
+    if len(set(sizes)) > 1:
+        raise ConfigError(
+            f"the pictures lead to outputs of different sizes: {sorted(set(sizes))}",
+            "Plan them apart (Recipe.split), or name height and width.",
+        )
+    return sizes[0]
+
+
+def split_by_size(
+    request: R, sizes: Sequence[Size], **pictures: Sequence[Any]
+) -> list[tuple[tuple[int, ...], Request]]:
+    """As `Recipe.split`: one part per size. sizes: one, or one per prompt.
+
+    pictures: values for fields of the request, one for all prompts or one per prompt.
+    """
+    times, count = request.num_images_per_prompt, len(request.prompt)
+    if len(set(sizes)) == 1:
+        return [(tuple(range(count * times)), as_request(type(request), request, **pictures))]
+    alike: dict[Size, list[int]] = defaultdict(list)
+    for prompt, size in enumerate(sizes):
+        alike[size].append(prompt)
+    parts: list[tuple[tuple[int, ...], Request]] = []
+    for prompts in alike.values():
+        places = tuple(prompt * times + i for prompt in prompts for i in range(times))
+        own = {
+            name: values if len(values) == 1 else [values[prompt] for prompt in prompts]
+            for name, values in pictures.items()
+        }
+        parts.append((places, as_request(type(request), select(request, prompts), **own)))
+    return parts
+
+
+def check_start(request: Request, size: Size, strength: float, parts: Parts) -> None:
+    """ConfigError for whatever is wrong with a run of this size and strength."""
+    check_fields(request)
+    grid = target_grid(request, check_size(size, parts.multiple), parts)
+    sigmas = parts.schedule.sigmas(request.num_inference_steps, grid_length(grid), request.sigmas)
+    first_step(sigmas.shape[0] - 1, strength)
+
+
+def first_step(steps: int, strength: float) -> int:
+    """How many of the first steps a strength in (0, 1] leaves out. ConfigError if no step is left.
+
+    diffusers: `get_timesteps` of pipeline_qwenimage_img2img.py.
+    """
+    if not 0 < strength <= 1:
+        raise ConfigError(
+            f"strength must be above 0 and at most 1, got {strength:g}", "1 keeps nothing of the picture, 0.1 much."
+        )
+    first = int(max(steps - min(steps * strength, steps), 0))
+    if first >= steps:
+        raise ConfigError(
+            f"strength {strength:g} leaves none of {steps} steps", "Raise strength or the number of steps."
+        )
+    return first
+
+
+def source_tokens(images: Sequence[Image.Image], request: Request, parts: Parts) -> Tensor:
+    """Tokens [N, C] of the pictures that a request's results start from: samples of the codec's posterior.
+
+    images: one for all prompts or one per prompt, all of one size that the codec takes. One generator draws for all
+    of them at once, as in diffusers; with one generator per result each draws for its own, so that a result does not
+    depend on its neighbours. Without any, torch's own draws.
+    """
+    codec, prompts, times = parts.codec, len(request.prompt), request.num_images_per_prompt
+    pixels = torch.stack([to_pixels(image) for image in images])
+    if isinstance(request.generator, Sequence):
+        each = repeat_each(broadcast(list(pixels), prompts, "image"), times)
+        latents = torch.cat([codec.encode(p[None], generator=g) for p, g in zip(each, request.generator, strict=True)])
+    else:
+        drawn = codec.encode(pixels, generator=request.generator or torch.default_generator)
+        latents = torch.stack(repeat_each(broadcast(list(drawn), prompts, "image"), times))
+    return pack_latents(latents, parts.denoiser_spec.patch).flatten(0, 1)
+
+
+def start_from(plan: Plan, original: Tensor, strength: float) -> Plan:
+    """The plan begun late: at `original` [N, C], noised by the plan's own start to the first sigma that is left.
+
+    strength in (0, 1]: which part of the steps runs. plan: as if from pure noise.
+    """
+    first = first_step(plan.sigmas.shape[0] - 1, strength)
+    sigmas, noise, after_step = plan.sigmas[first:], plan.start.tokens, plan.after_step
+    # In the tokens' dtype, as diffusers' scale_noise, so that bf16 agrees to the bit.
+    start = add_noise(original.to(noise), noise, sigmas[0].to(noise.dtype))
+    return attrs.evolve(
+        plan,
+        start=plan.start.with_tokens(start),
+        sigmas=sigmas,
+        after_step=None if after_step is None else lambda tokens, step: after_step(tokens, step + first),
+    )

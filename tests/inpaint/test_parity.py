@@ -1,0 +1,302 @@
+"""Against diffusers' inpainting and image-to-image pipelines, on the same weights, in float32, at every step."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import QwenImageInpaintPipeline
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_inpaint
+from PIL import Image, ImageDraw
+
+from qframe.checkpoint import Checkpoint
+from qframe.interfaces import Parts, Recipe
+from qframe.pictures import from_pixels
+from qframe.pipeline import run_plan
+from qframe.starts import source_tokens
+from qframe.types import Request
+from qframe_qwen.recipe import TextToImageRecipe
+from qframe_qwen_inpaint.blending import keep_unmasked
+from tests.inpaint.runs import (
+    SIZES,
+    asked,
+    assert_every_step_agrees,
+    masks,
+    our_steps,
+    pictures,
+    request_for,
+    seeded,
+    steps_of,
+    upstream_steps,
+)
+from tests.qwen import tiny
+from tests.qwen.conftest import load_parts
+
+# Shape, batch, strength, guidance, steps. Every value meets every other in the slow tests, most of them here.
+SOME = [
+    ("square", 1, 0.3, 4.0, 4),
+    ("square", 1, 0.6, None, 20),
+    ("square", 3, 1.0, 4.0, 4),
+    ("wide", 1, 0.6, 4.0, 4),
+    ("wide", 3, 0.3, None, 20),
+    ("wide", 1, 1.0, None, 4),
+    ("tall", 3, 0.6, 4.0, 4),
+    ("tall", 1, 1.0, 4.0, 4),
+    ("tall", 1, 0.3, 4.0, 20),
+]
+ALL = [
+    pytest.param(*case, marks=pytest.mark.slow)
+    for case in product(SIZES, (1, 3), (0.3, 0.6, 1.0), (None, 4.0), (4, 20))
+    if case not in SOME
+]
+CASES = pytest.mark.parametrize(("shape", "batch", "strength", "guidance", "steps"), SOME + ALL)
+
+
+def arguments_of(shape: str, batch: int, strength: float, guidance: float | None, steps: int) -> dict[str, Any]:
+    """Pictures of another size than the result, so that resizing is compared too."""
+    height, width = SIZES[shape]
+    images = pictures(batch, (height + 6, width + 10))
+    return asked(batch, guidance=guidance, steps=steps, strength=strength, image=images, height=height, width=width)
+
+
+@CASES
+def test_image_to_image_equals_diffusers(
+    image_to_image: Recipe,
+    parts: Parts,
+    image_to_image_pipeline: Any,
+    shape: str,
+    batch: int,
+    strength: float,
+    guidance: float | None,
+    steps: int,
+) -> None:
+    arguments = arguments_of(shape, batch, strength, guidance, steps)
+    wanted = upstream_steps(image_to_image_pipeline, arguments, generator=seeded())
+    assert_every_step_agrees(our_steps(image_to_image, arguments, parts, generator=seeded()), wanted)
+
+
+@CASES
+@pytest.mark.parametrize("kind", ["random", "full"])
+def test_inpainting_equals_diffusers(
+    inpaint: Recipe,
+    parts: Parts,
+    inpaint_pipeline: Any,
+    kind: str,
+    shape: str,
+    batch: int,
+    strength: float,
+    guidance: float | None,
+    steps: int,
+) -> None:
+    arguments = arguments_of(shape, batch, strength, guidance, steps)
+    arguments["mask_image"] = masks(kind, batch, (SIZES[shape][0] + 6, SIZES[shape][1] + 10))
+    wanted = upstream_steps(inpaint_pipeline, arguments, generator=seeded())
+    assert_every_step_agrees(our_steps(inpaint, arguments, parts, generator=seeded()), wanted)
+
+
+@CASES
+def test_blending_by_an_empty_mask_equals_diffusers(
+    checkpoint: Checkpoint,
+    parts: Parts,
+    inpaint_pipeline: Any,
+    shape: str,
+    batch: int,
+    strength: float,
+    guidance: float | None,
+    steps: int,
+) -> None:
+    """A request with a black mask is refused, but the function on plans takes one."""
+    arguments = arguments_of(shape, batch, strength, guidance, steps)
+    wanted = upstream_steps(
+        inpaint_pipeline, arguments, mask_image=masks("empty", batch, SIZES[shape]), generator=seeded()
+    )
+    generator = seeded()
+    images = [image.resize(SIZES[shape][::-1], Image.Resampling.LANCZOS) for image in arguments["image"]]
+    common = {name: value for name, value in arguments.items() if name not in ("image", "strength")}
+    request = Request(**common, generator=generator)
+    with torch.no_grad():
+        original = source_tokens(images, request, parts)
+        plan = TextToImageRecipe(None, checkpoint).plan(request, parts)
+        found = steps_of(keep_unmasked(plan, original, torch.zeros(original.shape[0], 1), strength), parts)
+    assert_every_step_agrees(found, wanted)
+
+
+def test_a_generator_per_picture_and_custom_sigmas_equal_diffusers(
+    inpaint: Recipe, parts: Parts, inpaint_pipeline: Any
+) -> None:
+    arguments = arguments_of("square", 3, 0.7, 4.0, 4) | {"sigmas": [1.0, 0.7, 0.4, 0.2]}
+    arguments["mask_image"] = masks("random", 3, (64, 64))
+    wanted = upstream_steps(inpaint_pipeline, arguments, generator=[seeded(i) for i in range(3)])
+    assert_every_step_agrees(our_steps(inpaint, arguments, parts, generator=[seeded(i) for i in range(3)]), wanted)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_one_picture_and_mask_serve_all_prompts_as_in_diffusers(
+    inpaint: Recipe, parts: Parts, inpaint_pipeline: Any, batch: int
+) -> None:
+    arguments = arguments_of("square", batch, 0.6, None, 4)
+    arguments |= {"image": arguments["image"][0], "mask_image": masks("random", 1, (64, 64))[0]}
+    wanted = upstream_steps(inpaint_pipeline, arguments, generator=seeded())
+    assert_every_step_agrees(our_steps(inpaint, arguments, parts, generator=seeded()), wanted)
+
+
+def test_generators_are_left_as_diffusers_leaves_them(inpaint: Recipe, parts: Parts, inpaint_pipeline: Any) -> None:
+    """It draws for an encoding of the masked picture that it never uses: a second call must agree too."""
+    arguments = arguments_of("square", 1, 0.6, None, 2) | {"mask_image": masks("random", 1, (64, 64))}
+    ours, theirs = seeded(), seeded()
+    for _ in range(2):
+        wanted = upstream_steps(inpaint_pipeline, arguments, generator=theirs)
+        assert_every_step_agrees(our_steps(inpaint, arguments, parts, generator=ours), wanted)
+    assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+def test_torchs_own_generator_gives_what_it_gives_diffusers(
+    inpaint: Recipe, parts: Parts, inpaint_pipeline: Any
+) -> None:
+    arguments = arguments_of("square", 1, 0.6, None, 2) | {"mask_image": masks("random", 1, (64, 64))}
+    torch.manual_seed(5)
+    wanted = upstream_steps(inpaint_pipeline, arguments)
+    torch.manual_seed(5)
+    assert_every_step_agrees(our_steps(inpaint, arguments, parts), wanted)
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_bfloat16_equals_diffusers_to_the_bit(checkpoint: Checkpoint, inpaint: Recipe, strength: float) -> None:
+    """Noising and blending in the order and dtype of diffusers.
+
+    With powers of two for the latents' deviations: diffusers multiplies by their rounded inverse, not in every
+    pipeline, and the codec here divides, as its edit pipeline does.
+    """
+    loaded = load_parts(checkpoint)
+    upstream = QwenImageInpaintPipeline(**tiny.upstream_text_to_image(checkpoint).components).to(torch.bfloat16)
+    upstream.set_progress_bar_config(disable=True)
+    for module in (loaded.denoiser.module, loaded.encoder.model, loaded.codec.vae):  # type: ignore[attr-defined]
+        module.to(torch.bfloat16)
+    for vae in (loaded.codec.vae, upstream.vae):  # type: ignore[attr-defined]
+        vae.register_to_config(latents_std=[0.5, 1.0, 1.0, 2.0])
+    arguments = arguments_of("square", 1, strength, 4.0, 4) | {"mask_image": masks("random", 1, (64, 64))}
+    wanted = upstream_steps(upstream, arguments, generator=seeded())
+    found = our_steps(inpaint, arguments, loaded, generator=seeded())
+    assert found[0].dtype == torch.bfloat16
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def painted(size: tuple[int, int], box: tuple[int, int, int, int], grey: int = 255) -> Image.Image:
+    mask = Image.new("L", size)
+    ImageDraw.Draw(mask).ellipse(box, fill=grey)
+    return mask
+
+
+def our_picture(recipe: Recipe, parts: Parts, arguments: dict[str, Any], **more: Any) -> Image.Image:
+    with torch.no_grad():
+        plan = recipe.plan(request_for(recipe, arguments, **more), parts)
+        (pixels,) = run_plan(plan, parts.denoiser, parts.sampler)
+    return from_pixels(pixels)
+
+
+def assert_same_picture(found: Image.Image, wanted: Image.Image) -> None:
+    """To the level of rounding to 8 bits."""
+    assert found.size == wanted.size
+    difference = np.abs(np.asarray(found, dtype=int) - np.asarray(wanted, dtype=int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.001
+
+
+@pytest.mark.parametrize(
+    ("size", "box", "padding", "result"),
+    [
+        ((150, 110), (40, 30, 80, 70), 8, (64, 64)),
+        ((150, 110), (0, 0, 30, 100), 0, (64, 64)),  # taller than wide, at the left border
+        ((150, 110), (110, 80, 149, 109), 16, (32, 96)),  # at the lower right corner
+        ((90, 200), (5, 150, 85, 199), 32, (96, 32)),  # the proportions do not fit into the picture: edges drawn out
+        ((200, 60), (80, 10, 190, 50), 12, (64, 64)),
+        ((96, 64), (0, 0, 96, 64), 0, (64, 96)),
+    ],
+)
+def test_crop_and_overlay_equal_diffusers(
+    inpaint: Recipe,
+    parts: Parts,
+    inpaint_pipeline: Any,
+    size: tuple[int, int],
+    box: tuple[int, int, int, int],
+    padding: int,
+    result: tuple[int, int],
+) -> None:
+    arguments = asked(
+        1,
+        guidance=None,
+        steps=2,
+        image=tiny.picture(3, *size),
+        mask_image=painted(size, box),
+        padding_mask_crop=padding,
+        height=result[0],
+        width=result[1],
+    )
+    wanted = inpaint_pipeline(**arguments, generator=seeded()).images[0]
+    found = our_picture(inpaint, parts, arguments, generator=seeded())
+    assert_same_picture(found, wanted)
+    assert found.size == size
+
+
+def test_grey_masks_mix_in_the_overlay_as_in_diffusers(inpaint: Recipe, parts: Parts, inpaint_pipeline: Any) -> None:
+    mask = painted((120, 100), (30, 30, 90, 80), grey=180)
+    arguments = asked(1, guidance=None, steps=2, image=tiny.picture(3, 120, 100), mask_image=mask)
+    arguments |= {"padding_mask_crop": 5, "height": 64, "width": 64}
+    wanted = inpaint_pipeline(**arguments, generator=seeded()).images[0]
+    assert_same_picture(our_picture(inpaint, parts, arguments, generator=seeded()), wanted)
+
+
+def test_decoded_picture_equals_diffusers(inpaint: Recipe, parts: Parts, inpaint_pipeline: Any) -> None:
+    arguments = arguments_of("wide", 1, 0.6, 4.0, 4) | {"mask_image": masks("random", 1, SIZES["wide"])[0]}
+    wanted = inpaint_pipeline(**arguments, generator=seeded()).images[0]
+    assert_same_picture(our_picture(inpaint, parts, arguments, generator=seeded()), wanted)
+
+
+# -- mixed with editing -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("strength", "guidance", "steps"), [(0.3, 4.0, 20), (0.6, None, 4), (1.0, 4.0, 4)])
+@pytest.mark.parametrize("asked_size", [(96, 96), (64, 128), (160, 64)])
+def test_editing_inside_a_mask_equals_diffusers(
+    edit_inpaint: Recipe,
+    upstream_parts: Parts,
+    edit_inpaint_pipeline: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    asked_size: tuple[int, int],
+    strength: float,
+    guidance: float | None,
+    steps: int,
+) -> None:
+    """The edit recipe through `keep-unmasked` is diffusers' QwenImageEditInpaintPipeline, but for the reference.
+
+    There that is a sample of the codec's posterior, here as in every edit the mode. So both take the mode, drawing
+    what they would have drawn.
+    """
+    real = pipeline_qwenimage_edit_inpaint.calculate_dimensions
+    monkeypatch.setattr(
+        pipeline_qwenimage_edit_inpaint, "calculate_dimensions", lambda area, ratio: real(tiny.AREA, ratio)
+    )
+    sample = DiagonalGaussianDistribution.sample
+
+    def mode(self: Any, generator: Any = None) -> Any:
+        sample(self, generator)
+        return self.mode()
+
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", mode)
+    arguments = asked(
+        1,
+        guidance=guidance,
+        steps=steps,
+        strength=strength,
+        image=pictures(1, asked_size)[0],
+        mask_image=masks("random", 1, asked_size)[0],
+    )
+    wanted = upstream_steps(edit_inpaint_pipeline, arguments, generator=seeded())
+    assert_every_step_agrees(our_steps(edit_inpaint, arguments, upstream_parts, generator=seeded()), wanted)
