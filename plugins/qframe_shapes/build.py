@@ -125,8 +125,13 @@ def denoiser_stage(config: BuildConfig) -> None:
         steps=config.steps(config.denoiser_steps),
         examples=config.steps(config.examples),
     )
-    weights = denoiser_training.train(settings, resume=resume, progress=LogProgress())
-    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    publish_denoiser(config, denoiser_training.train(settings, resume=resume, progress=LogProgress()))
+
+
+def publish_denoiser(config: BuildConfig, weights: Path) -> None:
+    """Publish what a finished run in ``DIR/denoiser.run`` left as the folder ``weights``."""
+    log = (config.output / "denoiser.run" / "metrics.jsonl").read_text(encoding="utf-8")
+    steps = [json.loads(line) for line in log.splitlines()]
     last = steps[-100:]
     measured = {
         "seconds": round(sum(step["seconds"] for step in steps)),
@@ -136,7 +141,7 @@ def denoiser_stage(config: BuildConfig) -> None:
     }
 
     def write(folder: Path) -> None:
-        shutil.copytree(weights, folder, ignore=shutil.ignore_patterns(storage.MANIFEST), dirs_exist_ok=True)
+        shutil.copytree(weights, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(storage.MANIFEST))
         write_json(folder / MEASURED, measured)
 
     storage.publish_folder(config.folder("denoiser"), write)
