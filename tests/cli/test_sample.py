@@ -186,11 +186,11 @@ def test_wrong_masks_and_strengths_are_told(
 
 
 @pytest.mark.usefixtures("inputs")
-def test_mask_of_another_size_is_told(run: Run, tiny_model: Path) -> None:
+def test_mask_of_another_size_is_told(run: Run, tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     painted((32, 16)).save("mask.png")
     outcome = run(*INPAINT, "--mask", "mask.png", "--model", tiny_model, "--output", "out.png")
     assert outcome.code == 0
-    assert "the mask has 32 x 16 pixels, its picture 64 x 64" in outcome.err
+    assert "the mask has 32 x 16 pixels, its picture 64 x 64" in caplog.text
 
 
 @pytest.mark.usefixtures("inputs")
