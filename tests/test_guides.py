@@ -64,7 +64,7 @@ def test_a_command_that_is_shown_can_be_given(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for flag, value in itertools.pairwise(arguments):
-        if flag == "--image":
+        if flag in ("--image", "--mask"):
             Image.new("RGB", (64, 64)).save(value)
     parse(arguments)
 
