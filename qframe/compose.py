@@ -292,6 +292,8 @@ def _rows(
     check("token channels", "codec", tokens, "denoiser", denoiser.token_channels)
     check("text space", "encoder", encoder.text_space, "denoiser", denoiser.text_space)
     check("text width", "encoder", encoder.width, "denoiser", denoiser.text_width)
+    if recipe.pictures:
+        check("pictures", "encoder", "yes" if encoder.pictures else "no", "recipe", "yes")
     if recipe.references:
         check("references", "denoiser", "yes" if denoiser.references else "no", "recipe", "yes")
     return tuple(rows)

@@ -236,6 +236,7 @@ class Recipe(ABC):
     The checkpoint is there for what belongs to no component (areas, default sigmas); no weight is read from it.
     version: raised when `inputs` means something else than before; part of every cache key.
     request_type: the Request (or a subclass) whose fields the task takes. references: its plans have references.
+    pictures: its prompts come with pictures, which the encoder must look at.
     geometry: what pictures of its task are brought into, and so the size of a result where a request names none; set
     by `__init__` where there is one, and needed by transforms.
     """
@@ -243,6 +244,7 @@ class Recipe(ABC):
     version: ClassVar[int] = 1
     request_type: ClassVar[type[Request]] = Request
     references: ClassVar[bool] = False
+    pictures: ClassVar[bool] = False
     geometry: Geometry
 
     def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:

@@ -27,6 +27,7 @@ def transformed(recipe: type[Recipe], transform: type[PlanTransform]) -> type[Re
             "__qualname__": recipe.__qualname__,
             "version": recipe.version,
             "references": recipe.references,
+            "pictures": recipe.pictures,
             "request_type": _joined(recipe.request_type, transform.request_type),
             "recipe_class": recipe,
             "transform_class": transform,

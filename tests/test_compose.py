@@ -60,12 +60,13 @@ class Loads:
 @attrs.frozen
 class WidthOptions:
     width: int = 3584
+    sees: bool = True
 
 
 class FakeEncoder(Loads, Encoder):
     @classmethod
     def describe(cls, checkpoint: Checkpoint, options: Any) -> EncoderSpec:
-        return EncoderSpec(text_space="qwen2.5-vl", width=options.width, pictures=True)
+        return EncoderSpec(text_space="qwen2.5-vl", width=options.width, pictures=options.sees)
 
     def encode(self, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> Conditioning:
         raise NotImplementedError
@@ -151,6 +152,7 @@ class UnfinishedEncoder(Encoder):
 
 class FakeRecipe(Recipe):
     references = True
+    pictures = True
 
     def inputs(self, record: Record) -> ExampleInputs:
         raise NotImplementedError
@@ -252,6 +254,7 @@ def test_the_table_shows_every_row() -> None:
         "  ok       token channels  codec gives 64            denoiser wants 64",
         "  ok       text space      encoder gives qwen2.5-vl  denoiser wants qwen2.5-vl",
         "  ok       text width      encoder gives 3584        denoiser wants 3584",
+        "  ok       pictures        encoder gives yes         recipe wants yes",
         "  ok       references      denoiser gives yes        recipe wants yes",
     ]
 
@@ -261,7 +264,7 @@ def test_codec_of_equal_shape_from_another_latent_space_is_refused_with_the_whol
     assert lines[0] == (
         "cannot compose: denoiser 'qwen-image' (plugin a), codec 'flux-vae' (plugin b), encoder 'qwen2.5-vl' (plugin a)"
     )
-    assert [line.split()[0] for line in lines[1:]] == ["MISMATCH", "ok", "ok", "ok", "ok"]
+    assert [line.split()[0] for line in lines[1:]] == ["MISMATCH", "ok", "ok", "ok", "ok", "ok"]
     assert "codec gives flux.1" in lines[1]
     assert "denoiser wants qwen-image" in lines[1]
 
@@ -275,8 +278,13 @@ def test_every_mismatch_is_in_the_table(tmp_path: Path) -> None:
         "token channels": "MISMATCH",
         "text space": "ok",
         "text width": "MISMATCH",
+        "pictures": "ok",
         "references": "MISMATCH",
     }
+
+
+def test_an_encoder_that_sees_nothing_is_refused_by_a_recipe_that_shows_pictures() -> None:
+    assert "MISMATCH pictures" in refused("encoder.options.sees=false")
 
 
 def test_allowed_row_passes_and_is_marked() -> None:

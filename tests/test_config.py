@@ -307,11 +307,11 @@ def test_options_without_a_data_set_are_an_error() -> None:
 
 def test_very_many_errors_are_cut_short(tmp_path: Path) -> None:
     path = toml(tmp_path, "\n".join(f"key_{i}=1" for i in range(20_000)))
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ConfigError) as caught:
         load(path=path)
     assert caught.value.message.splitlines()[-1].strip() == "and 19960 more"
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_options_class_that_is_no_attrs_class_is_the_plugins_fault() -> None:
@@ -354,10 +354,10 @@ def test_large_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("separator", [".", " . ", '."\u2028".', '."\x85".'])
 def test_long_dotted_key_is_refused_at_once(tmp_path: Path, separator: str) -> None:
     path = toml(tmp_path, "a = 1\n" + separator.join("a" * 30_000) + " = 1")
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ConfigError, match=r"run\.toml:2: more than 32 dots in a line"):
         load(path=path)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
@@ -365,10 +365,10 @@ def test_long_dotted_key_is_refused_at_once(tmp_path: Path, separator: str) -> N
 )
 def test_long_lines_are_read_at_once(tmp_path: Path, text: str) -> None:
     path = toml(tmp_path, text)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ConfigError):
         load(path=path)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("text", ["[train", "a = 1\na = 2", "x = " + "[" * 5000, "x = " + "{a=" * 60 + "1" + "}" * 60])

@@ -6,13 +6,10 @@ sequence, after the target. One geometry brings it to one size for both, and for
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -25,7 +22,6 @@ from qframe.packing import pack_pictures
 from qframe.pictures import fit, to_pixels
 from qframe.planning import (
     UNCONDITIONAL,
-    PictureLike,
     broadcast,
     check_request,
     check_size,
@@ -33,16 +29,14 @@ from qframe.planning import (
     encode_prompts,
     fitting_geometry,
     initial_noise,
-    load_picture,
     repeat_each,
-    select,
     target_grid,
     with_defaults,
 )
+from qframe.request_pictures import PictureLike, as_pictures, one_size, open_pictures, output_sizes, split_by_size
 from qframe.types import (
     ExampleInputs,
     PackedSequence,
-    Picture,
     PixelInput,
     Plan,
     Record,
@@ -62,20 +56,12 @@ PUBLISHED = {
 }
 
 
-def _pictures(value: Any) -> tuple[PictureLike, ...] | None:
-    if value is None or isinstance(value, tuple):
-        return value
-    if isinstance(value, Tensor | np.ndarray) and value.ndim == 4:
-        return tuple(value)
-    return (value,) if isinstance(value, str | Path | Image.Image | Picture | Tensor | np.ndarray) else tuple(value)
-
-
 @attrs.frozen(eq=False, kw_only=True)
 class EditRequest(Request):
-    """image: the picture to change, or one per prompt: PIL, path, array or tensor (see `planning.load_picture`)."""
+    """image: the picture to change, or one per prompt: PIL, path, array or tensor (`qframe.request_pictures`)."""
 
     image: tuple[PictureLike, ...] | None = attrs.field(
-        default=None, converter=_pictures, metadata={"help": "picture to change"}
+        default=None, converter=as_pictures, metadata={"help": "picture to change"}
     )
 
 
@@ -84,6 +70,7 @@ class EditRecipe(Recipe):
 
     request_type: ClassVar[type[Request]] = EditRequest
     references: ClassVar[bool] = True
+    pictures: ClassVar[bool] = True
 
     def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
         super().__init__(with_defaults(settings or EditSettings(), checkpoint, PUBLISHED), checkpoint)
@@ -109,19 +96,8 @@ class EditRecipe(Recipe):
         given = _edit(request)
         if given.image is None or len(given.image) == 1 or (given.height and given.width):
             return super().split(given)
-        images = broadcast(_opened(given.image), len(given.prompt), "image")
-        alike: dict[Size, list[int]] = defaultdict(list)
-        for prompt, image in enumerate(images):
-            fitted = self.geometry.fit(image.height, image.width)
-            alike[given.height or fitted[0], given.width or fitted[1]].append(prompt)
-        times = given.num_images_per_prompt
-        return [
-            (
-                tuple(prompt * times + i for prompt in prompts for i in range(times)),
-                attrs.evolve(select(given, prompts), image=tuple(images[prompt] for prompt in prompts)),
-            )
-            for prompts in alike.values()
-        ]
+        images = open_pictures(given.image, len(given.prompt))
+        return split_by_size(given, output_sizes(given, images, self.geometry), image=images)
 
     def plan(self, request: Request, parts: Parts) -> Plan:
         """See `Recipe.plan`. The output has the size of the picture as it was brought into the geometry, unless the
@@ -129,8 +105,9 @@ class EditRecipe(Recipe):
         """
         given = _edit(request)
         check_request(given)
-        images = [fit(image, self.geometry) for image in self._images(given)]
-        size = check_size(self._one_size(given, images), parts.multiple)
+        opened = self._images(given)
+        images = [fit(image, self.geometry) for image in opened]
+        size = check_size(one_size(self._sizes(given, opened)), parts.multiple)
         grid = target_grid(given, size, parts)
         sigmas = parts.schedule.sigmas(given.num_inference_steps, grid_length(grid), given.sigmas)
         shown = broadcast([(image,) for image in images] or [()], len(given.prompt), "image")
@@ -161,29 +138,17 @@ class EditRecipe(Recipe):
             if self.settings.references == "required":
                 raise ConfigError("no image is given", "Give the picture to change: image=..., or --image FILE.")
             return []
-        broadcast(request.image, len(request.prompt), "image")
-        return _opened(request.image)
+        return open_pictures(request.image, len(request.prompt))
 
-    def _one_size(self, request: EditRequest, fitted: Sequence[Image.Image]) -> Size:
+    def _sizes(self, request: EditRequest, images: Sequence[Image.Image]) -> list[Size]:
         side = self.settings.side
-        given = {(image.height, image.width) for image in fitted} or {(side, side)}
-        sizes = {(request.height or height, request.width or width) for height, width in given}
-        if len(sizes) > 1:
-            raise ConfigError(
-                f"the pictures lead to outputs of different sizes: {sorted(sizes)}",
-                "Plan them apart (Recipe.split), or name height and width.",
-            )
-        return sizes.pop()
+        return output_sizes(request, images, self.geometry) or [(request.height or side, request.width or side)]
 
 
 def _edit(request: Request) -> EditRequest:
     if not isinstance(request, EditRequest):
         raise TypeError(f"family qwen-edit plans an EditRequest, got a {type(request).__name__}")
     return request
-
-
-def _opened(images: Sequence[PictureLike]) -> list[Image.Image]:
-    return [load_picture(image, f"image {index}" if len(images) > 1 else "image") for index, image in enumerate(images)]
 
 
 def _references(images: Sequence[Image.Image], request: EditRequest, parts: Parts) -> PackedSequence | None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
 from tests.architecture.rules import HEAVY
-from tests.architecture.source import ROOT
-
-pytestmark = pytest.mark.skipif(not (ROOT / "qframe" / "__main__.py").exists(), reason="there is no command line yet")
 
 COMMANDS = [["--help"], ["plugins", "list"]]
 LIMIT = 0.4
@@ -47,11 +44,12 @@ def test_wrapper_would_see_torch() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_command_ends_within_the_limit(command: list[str]) -> None:
-    """The fastest of up to five starts counts: others tell of the machine's other work."""
+def test_command_needs_less_than_the_limit(command: list[str]) -> None:
+    """In seconds of a processor, not of the wall clock, and the least of five starts: other work must not count."""
     seconds: list[float] = []
     while len(seconds) < 5 and min(seconds, default=LIMIT) >= LIMIT:
-        start = time.perf_counter()
+        before = os.times()
         subprocess.run([sys.executable, "-m", "qframe", *command], capture_output=True, check=True)
-        seconds.append(time.perf_counter() - start)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert min(seconds) < LIMIT, seconds
