@@ -1,4 +1,4 @@
-"""What the plans of most families share: sizes, prompts and their pictures, initial noise, decoding.
+"""What the plans of most families share: sizes, prompts, initial noise, decoding.
 
 Every check here runs before any model does.
 """
@@ -7,33 +7,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from qframe.checkpoint import Checkpoint
-from qframe.errors import CheckpointError, ConfigError, DataError
+from qframe.errors import CheckpointError, ConfigError
 from qframe.flow import draw_noise
 from qframe.geometry import Geometry, Size
 from qframe.guidance import norm_rescaled_guidance
 from qframe.interfaces import Encoder, LatentCodec, Parts
 from qframe.packing import pack_latents, unpack_pictures
-from qframe.pictures import open_grey, open_picture, to_grey, to_rgb
-from qframe.types import Conditioning, Grid, Guide, PackedSequence, Picture, Request
+from qframe.types import Conditioning, Grid, Guide, PackedSequence, Request
 
 logger = logging.getLogger(__name__)
 
 UNCONDITIONAL = " "
 """The prompt that stands for none, in training as in sampling: what the Qwen-Image documentation gives as the
 negative prompt. The empty string is allowed too, and is another prompt."""
-
-PictureLike = Image.Image | Picture | Path | str | np.ndarray[Any, Any] | Tensor
-"""A picture as `pipe(...)` takes it; a string is a path."""
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Request)
@@ -148,62 +142,6 @@ def check_size(size: Size, multiple: int) -> Size:
             near = f"{below} and {below + multiple}" if below > 0 else f"{multiple}"
             raise ConfigError(f"{name} must be a multiple of {multiple} pixels, got {side}", f"The nearest: {near}.")
     return size
-
-
-def as_pictures(value: Any) -> tuple[PictureLike, ...] | None:
-    """A request's pictures, given as one, as a list, or as an array or tensor [B, ...]."""
-    if value is None or isinstance(value, tuple):
-        return value
-    if isinstance(value, Tensor | np.ndarray) and value.ndim == 4:
-        return tuple(value)
-    return (value,) if isinstance(value, str | Path | Image.Image | Picture | Tensor | np.ndarray) else tuple(value)
-
-
-def load_picture(value: PictureLike, origin: str = "image") -> Image.Image:
-    """The RGB picture of a value that a user may give; policy of `qframe.pictures`.
-
-    Arrays are [H, W, 3] or [H, W], tensors [3, H, W]; bool, uint8, or floating point in [0, 1], as diffusers takes
-    them. DataError names `origin`.
-    """
-    if isinstance(value, Picture | str | Path):
-        return open_picture(_picture(value))
-    return to_rgb(_image(value, origin), origin=origin)
-
-
-def load_grey(value: PictureLike, origin: str = "image") -> Image.Image:
-    """As `load_picture`, of a picture whose values are no colours: mode L; where it is transparent it is black."""
-    if isinstance(value, Picture | str | Path):
-        return open_grey(_picture(value))
-    return to_grey(_image(value, origin), origin=origin)
-
-
-def _picture(value: Picture | str | Path) -> Picture:
-    return value if isinstance(value, Picture) else Picture(str(value), Path(value))
-
-
-def _image(value: Image.Image | np.ndarray[Any, Any] | Tensor, origin: str) -> Image.Image:
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, Tensor):
-        array = (value.float() if value.is_floating_point() else value).detach().cpu().numpy()
-        return _from_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array, origin)
-    return _from_array(value, origin)
-
-
-def _from_array(values: Any, origin: str) -> Image.Image:
-    if not isinstance(values, np.ndarray):
-        raise DataError(
-            f"{origin}: a {type(values).__name__} is no picture", "Give a path, a PIL picture, an array or a tensor."
-        )
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in (1, 3)) or 0 in values.shape:
-        raise DataError(f"{origin}: expected an array [H, W, 3] or a tensor [3, H, W], got shape {values.shape}")
-    if values.dtype == np.bool_:
-        values = values.astype(np.float32)
-    if values.dtype != np.uint8:
-        if not np.issubdtype(values.dtype, np.floating) or not (values.min() >= 0 and values.max() <= 1):
-            raise DataError(f"{origin}: expected uint8, or floating point in [0, 1], got {values.dtype}")
-        values = (values * 255).round().astype(np.uint8)
-    return Image.fromarray(values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values).convert("RGB")
 
 
 # -- conditioning and guidance ----------------------------------------------------------------------------------------

@@ -1,13 +1,11 @@
-"""Runs that start from pictures instead of noise: their size, their latents, and the cut of the schedule.
+"""Runs that start from pictures instead of noise: their latents, and the cut of the schedule.
 
 Every check here runs before any model does.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, TypeVar
 
 import attrs
 import torch
@@ -16,70 +14,18 @@ from torch import Tensor
 
 from qframe.errors import ConfigError
 from qframe.flow import add_noise
-from qframe.geometry import Geometry, Size
+from qframe.geometry import Size
 from qframe.interfaces import Parts
-from qframe.mixing import as_request
 from qframe.packing import pack_latents
 from qframe.pictures import to_pixels
 from qframe.planning import (
-    PictureLike,
     broadcast,
     check_fields,
     check_size,
-    load_picture,
     repeat_each,
-    select,
     target_grid,
 )
 from qframe.types import Plan, Request, grid_length
-
-R = TypeVar("R", bound=Request)
-
-
-def open_pictures(values: Sequence[PictureLike], prompts: int, name: str = "image") -> list[Image.Image]:
-    """RGB pictures, one for all prompts or one per prompt. ConfigError otherwise; DataError names a bad picture."""
-    broadcast(values, prompts, name)
-    return [load_picture(value, name if len(values) == 1 else f"{name} {i}") for i, value in enumerate(values)]
-
-
-def output_sizes(request: Request, images: Sequence[Image.Image], geometry: Geometry) -> list[Size]:
-    """Per picture, the size of its result: what the request names, and beside that the picture in its geometry."""
-    fitted = [geometry.fit(image.height, image.width) for image in images]
-    return [(request.height or height, request.width or width) for height, width in fitted]
-
-
-def one_size(sizes: Sequence[Size]) -> Size:
-    """The size that all have. ConfigError if there are several."""
-    if len(set(sizes)) > 1:
-        raise ConfigError(
-            f"the pictures lead to outputs of different sizes: {sorted(set(sizes))}",
-            "Plan them apart (Recipe.split), or name height and width.",
-        )
-    return sizes[0]
-
-
-def split_by_size(
-    request: R, sizes: Sequence[Size], **pictures: Sequence[Any]
-) -> list[tuple[tuple[int, ...], Request]]:
-    """As `Recipe.split`: one part per size. sizes: one, or one per prompt.
-
-    pictures: values for fields of the request, one for all prompts or one per prompt.
-    """
-    times, count = request.num_images_per_prompt, len(request.prompt)
-    if len(set(sizes)) == 1:
-        return [(tuple(range(count * times)), as_request(type(request), request, **pictures))]
-    alike: dict[Size, list[int]] = defaultdict(list)
-    for prompt, size in enumerate(sizes):
-        alike[size].append(prompt)
-    parts: list[tuple[tuple[int, ...], Request]] = []
-    for prompts in alike.values():
-        places = tuple(prompt * times + i for prompt in prompts for i in range(times))
-        own = {
-            name: values if len(values) == 1 else [values[prompt] for prompt in prompts]
-            for name, values in pictures.items()
-        }
-        parts.append((places, as_request(type(request), select(request, prompts), **own)))
-    return parts
 
 
 def check_start(request: Request, size: Size, strength: float, parts: Parts) -> None:

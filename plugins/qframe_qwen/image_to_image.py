@@ -10,8 +10,8 @@ from qframe.errors import ConfigError
 from qframe.interfaces import Parts, PlanTransform, Recipe
 from qframe.mixing import as_request
 from qframe.pictures import resize
-from qframe.planning import PictureLike, as_pictures
-from qframe.starts import check_start, one_size, open_pictures, output_sizes, source_tokens, split_by_size, start_from
+from qframe.request_pictures import PictureLike, as_pictures, one_size, open_pictures, output_sizes, split_by_size
+from qframe.starts import check_start, source_tokens, start_from
 from qframe.types import Plan, Request
 
 STRENGTH = 0.6

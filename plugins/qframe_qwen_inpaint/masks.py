@@ -14,7 +14,8 @@ from qframe.errors import ConfigError
 from qframe.interfaces import Parts
 from qframe.packing import pack_latents
 from qframe.pictures import to_weight
-from qframe.planning import PictureLike, broadcast, load_grey
+from qframe.planning import broadcast
+from qframe.request_pictures import PictureLike, load_grey
 
 Edges = Literal["hard", "soft"]
 EDGES: tuple[Edges, ...] = get_args(Edges)

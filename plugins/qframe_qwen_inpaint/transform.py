@@ -17,8 +17,9 @@ from qframe.geometry import Size
 from qframe.interfaces import Parts, PlanTransform, Recipe
 from qframe.mixing import as_request
 from qframe.pictures import from_pixels, resize, to_pixels
-from qframe.planning import PictureLike, as_pictures, broadcast, repeat_each
-from qframe.starts import check_start, one_size, open_pictures, output_sizes, source_tokens, split_by_size
+from qframe.planning import broadcast, repeat_each
+from qframe.request_pictures import PictureLike, as_pictures, one_size, open_pictures, output_sizes, split_by_size
+from qframe.starts import check_start, source_tokens
 from qframe.types import Plan, Request
 from qframe_qwen_inpaint.blending import keep_unmasked
 from qframe_qwen_inpaint.crop import Box, crop_box, fit_inside, put_back

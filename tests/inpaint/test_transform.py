@@ -280,7 +280,7 @@ def test_a_mask_may_be_an_array_or_a_tensor_of_any_kind(inpaint: Recipe, parts: 
 
 
 def test_transparent_parts_of_a_mask_are_kept() -> None:
-    from qframe.planning import load_grey
+    from qframe.request_pictures import load_grey
 
     mask = Image.new("RGBA", (2, 1), (255, 255, 255, 255))
     mask.putpixel((1, 0), (255, 255, 255, 0))
