@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import qframe
 from qframe.adapters import add_lora
 from qframe.checkpoint import Checkpoint
 from qframe.schema import LoraConfig, TrainConfig
 from qframe.train.batch import flow_loss, make_batch
+from qframe.train.trainer import Trainer
 from qframe.types import Conditioning, Example
 from qframe_qwen.schedule import FlowMatchSchedule
 from qframe_qwen_per_sample_rope.denoiser import PerSampleRopeDenoiser
+from tests.qwen import tiny
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(precision="float32", learning_rate=1e-2)
@@ -73,3 +79,46 @@ def test_grouping_of_samples_does_not_change_the_lora_update(
     one_by_one = lora_update(checkpoint, [[i] for i in range(6)])
     assert error(lora_update(checkpoint, passes, checkpointing=checkpointing), one_by_one) < 1e-4
     assert error(lora_update(checkpoint, [range(5)]), one_by_one) > 1e-2
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The trainer's whole loop with both denoisers: same data, same seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    model = tiny.tiny_qwen_checkpoint(folder / "tiny").folder
+    sizes = {"recipe": {"min_area": 48 * 48, "max_area": 96 * 96, "multiple": 16, "side": 64}}
+    (model / "qframe.json").write_text(json.dumps(sizes))
+    settings = [
+        "train.max_steps=3",
+        "train.batch_size=3",
+        "train.learning_rate=0.01",
+        "train.precision=float32",
+        "train.gradient_checkpointing=true",
+        "data.options.count=5",
+        "data.options.validation=0",
+        "sample.count=0",
+        "device=cpu",
+    ]
+    found = {}
+    for name in ("qwen-image", "qwen-per-sample-rope"):
+        values = {"model": str(model), "output": str(folder / name)}
+        config = qframe.load_config(family="qwen-edit", values=values, overrides=[*settings, f'denoiser.use="{name}"'])
+        Trainer(config).fit()
+        found[name] = folder / name
+    return found
+
+
+def test_a_run_has_the_losses_it_has_with_the_stock_denoiser(runs: dict[str, Path]) -> None:
+    found, wanted = (
+        [json.loads(line)["loss"] for line in (runs[name] / "metrics.jsonl").read_text().splitlines()]
+        for name in ("qwen-per-sample-rope", "qwen-image")
+    )
+    assert len(wanted) == 3
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_run_ends_in_the_lora_it_has_with_the_stock_denoiser(runs: dict[str, Path]) -> None:
+    found, wanted = (load_file(runs[name] / "lora.safetensors") for name in ("qwen-per-sample-rope", "qwen-image"))
+    assert found.keys() == wanted.keys()
+    assert error(found, wanted) < 1e-4
+    assert any("lora_B" in name and value.abs().max() > 0 for name, value in wanted.items())

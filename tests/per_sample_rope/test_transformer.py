@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers.utils import logging as diffusers_logging
+from optimum.quanto import QLinear, freeze, qint8, quantize
+from torch.utils.flop_counter import FlopCounterMode
 
 from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
 from tests.per_sample_rope.oracle import (
@@ -116,6 +118,79 @@ def test_a_sample_does_not_see_its_neighbours(own: Own) -> None:
             assert other.isnan().all()
         else:
             assert_same(other, one)
+
+
+@both_entries
+def test_no_work_is_spent_on_padding(own: Own, stock: Any, entry: Any) -> None:
+    """Products of matrices: as many as for the samples alone, and fewer than for a padded batch."""
+    batch = samples()
+    seen: dict[str, set[int]] = {
+        "img_in": set(),
+        "transformer_blocks.1.img_mlp": set(),
+        "transformer_blocks.1.txt_mlp": set(),
+    }
+    hooks = [
+        own.get_submodule(name).register_forward_hook(lambda m, given, r, name=name: seen[name].add(given[0].shape[0]))
+        for name in seen
+    ]
+    work = []
+    for run in (lambda: entry(own, batch), lambda: one_by_one(stock, batch), lambda: padded_stock(stock, batch)):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        work.append(counter.get_total_flops())
+    for hook in hooks:
+        hook.remove()
+    assert list(seen.values()) == [{136}, {136}, {31}]
+    assert work[0] <= work[1] < 0.9 * work[2]
+
+
+def padded_stock(stock: Any, batch: Any) -> Any:
+    form = pad_samples(batch)
+    return stock(
+        hidden_states=form.hidden,
+        encoder_hidden_states=form.text,
+        encoder_hidden_states_mask=form.text_mask,
+        timestep=form.time,
+        img_shapes=[list(GRIDS[0])],
+    )
+
+
+@both_entries
+def test_any_device_and_dtype(entry: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """E18, E19: `pytest --device cuda --dtype bfloat16`."""
+    stock = stock_network(large=False).requires_grad_(False)
+    exact = one_by_one(stock, samples())
+    own = own_network(stock).to(device=device, dtype=dtype)
+    if entry is ENTRIES["packed"]:
+        moved = [
+            type(s)(s.tokens.to(device, dtype), s.grids, s.text.to(device, dtype), s.time.to(device)) for s in samples()
+        ]
+        found = packed(own, moved)
+    else:
+        form = pad_samples(samples())
+        found = own(
+            form.hidden.to(device, dtype),
+            form.text.to(device, dtype),
+            None,
+            form.time.to(device),
+            form.shapes,
+            attention_mask=form.mask.to(device),
+        ).sample[form.image_mask.to(device)]
+    assert found.dtype == dtype
+    assert_same(found.float().cpu(), exact, 1e-5 if dtype == torch.float32 else 42**0.5 * 2**-8)
+
+
+@both_entries
+def test_quantised_layers_are_taken_over(entry: Any) -> None:
+    """optimum-quanto's layers stay as they are; the two networks run the same ones."""
+    stock = stock_network(large=False).requires_grad_(False)
+    plain = packed(own_network(stock), samples())
+    quantize(stock, weights=qint8)
+    freeze(stock)
+    own = Own.adopt(stock)
+    assert isinstance(own.transformer_blocks[0].attn.to_q, QLinear)
+    assert_same(entry(own, samples()), one_by_one(stock, samples()))
+    assert relative_error(packed(own, samples()), plain) > 1e-4
 
 
 @both_entries
