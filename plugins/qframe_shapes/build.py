@@ -56,7 +56,7 @@ class BuildConfig:
     denoiser_steps: int = 5000
     examples: int = denoiser_training.EXAMPLES
     samples: int = 100
-    sampling_steps: int = 16
+    sampling_steps: int = 12
 
     def steps(self, full: int) -> int:
         """A number of steps, examples or samples at this scale, at least 2."""
