@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -162,10 +163,11 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
     )
     mismatches = [row.name.replace(" ", "_") for row in rows if row.state == "mismatch"]
     if mismatches:
+        names_only = set(mismatches) <= {"latent_space", "text_space"}  # sizes cannot be talked away
         raise CompositionError(
             f"cannot compose: {_table(title, rows)}",
-            "Choose components of one family, or, where you know better, "
-            f"--set compose.allow='{str(mismatches).replace(chr(39), chr(34))}'.",
+            "Choose components of one family"
+            + (f", or, where you know better, --set compose.allow='{json.dumps(mismatches)}'." if names_only else "."),
         )
     return Composition(
         config=config,

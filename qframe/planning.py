@@ -18,7 +18,6 @@ from qframe.checkpoint import Checkpoint
 from qframe.errors import CheckpointError, ConfigError
 from qframe.flow import draw_noise
 from qframe.geometry import Geometry, Size
-from qframe.guidance import norm_rescaled_guidance
 from qframe.interfaces import Encoder, LatentCodec, Parts
 from qframe.packing import pack_latents, unpack_pictures
 from qframe.types import Conditioning, Grid, Guide, PackedSequence, Request
@@ -161,11 +160,12 @@ def encode_prompts(
     request: Request,
     pictures: Sequence[Sequence[Image.Image]],
     *,
-    guidance: Callable[[float], Guide] = norm_rescaled_guidance,
+    guidance: Callable[[float], Guide],
 ) -> Guided:
     """Conditioning of a request's pictures, in their order. The negative prompt sees the pictures of its prompt.
 
-    pictures: per prompt. Guidance runs only with a scale above 1 and a negative prompt, as in diffusers.
+    pictures: per prompt. guidance: the family's, of `qframe.guidance`; it runs only with a scale above 1 and a
+    negative prompt, as in diffusers.
     """
     times = request.num_images_per_prompt
     cond = repeat_conditioning(encoder.encode(request.prompt, pictures), times)

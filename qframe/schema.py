@@ -136,9 +136,9 @@ class SampleConfig:
 class ComposeConfig:
     """Exceptions to the composition check."""
 
-    allow: tuple[
-        Literal["latent_space", "text_space", "token_channels", "text_width", "pictures", "references"], ...
-    ] = attrs.field(default=(), metadata={"help": "rows of the table that may mismatch; recorded in the run"})
+    allow: tuple[Literal["latent_space", "text_space"], ...] = attrs.field(
+        default=(), metadata={"help": "names of spaces that may differ; recorded in the run"}
+    )
 
 
 @attrs.frozen(kw_only=True)

@@ -52,7 +52,10 @@ def qframe_families() -> list[Family]:
             recipe="qframe_qwen.recipe:TextToImageRecipe",
             settings="qframe_qwen.options:TextToImageSettings",
             transforms=("image-to-image",),
-            options={"encoder": {"options": {"template": "text"}}},
+            options={
+                "encoder": {"options": {"template": "text"}},
+                "data": {"options": {"mixture": "purple-captions"}},
+            },
             model="shapes",
             data="shapes",
             weights_licence="Apache-2.0",

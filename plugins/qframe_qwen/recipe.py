@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from qframe.checkpoint import Checkpoint
 from qframe.errors import DataError
+from qframe.guidance import norm_rescaled_guidance
 from qframe.interfaces import Parts, Recipe
 from qframe.planning import (
     UNCONDITIONAL,
@@ -37,7 +38,7 @@ class TextToImageRecipe(Recipe):
     def inputs(self, record: Record) -> ExampleInputs:
         if record.references:
             raise DataError(
-                f"{record.origin}: record {record.id!r} has {len(record.references)} reference pictures, "
+                f"{record.origin}: {len(record.references)} reference pictures, "
                 "text to image takes none",
                 "Use an edit family, or leave the references out of the data set.",
             )
@@ -56,7 +57,7 @@ class TextToImageRecipe(Recipe):
         size = check_size((request.height or self.settings.side, request.width or self.settings.side), parts.multiple)
         grid = target_grid(request, size, parts)
         sigmas = parts.schedule.sigmas(request.num_inference_steps, grid_length(grid), request.sigmas)
-        guided = encode_prompts(parts.encoder, request, [()] * len(request.prompt))
+        guided = encode_prompts(parts.encoder, request, [()] * len(request.prompt), guidance=norm_rescaled_guidance)
         start = initial_noise(request, grid, parts, like=guided.cond.embeds)
         return Plan(
             start=start,

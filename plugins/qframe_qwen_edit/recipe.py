@@ -17,6 +17,7 @@ from torch import Tensor
 from qframe.checkpoint import Checkpoint
 from qframe.errors import ConfigError, DataError
 from qframe.geometry import Size
+from qframe.guidance import norm_rescaled_guidance
 from qframe.interfaces import LatentCodec, Parts, Recipe
 from qframe.packing import pack_pictures
 from qframe.pictures import fit, to_pixels
@@ -111,7 +112,7 @@ class EditRecipe(Recipe):
         grid = target_grid(given, size, parts)
         sigmas = parts.schedule.sigmas(given.num_inference_steps, grid_length(grid), given.sigmas)
         shown = broadcast([(image,) for image in images] or [()], len(given.prompt), "image")
-        guided = encode_prompts(parts.encoder, given, shown)
+        guided = encode_prompts(parts.encoder, given, shown, guidance=norm_rescaled_guidance)
         start = initial_noise(given, grid, parts, like=guided.cond.embeds)
         return Plan(
             start=start,
@@ -127,7 +128,7 @@ class EditRecipe(Recipe):
         count = len(record.references)
         if count > 1 or (count == 0 and self.settings.references == "required"):
             raise DataError(
-                f"{record.origin}: record {record.id!r} has {count} reference pictures, family qwen-edit takes one",
+                f"{record.origin}: {count} reference pictures, family qwen-edit takes one",
                 "Give each record one reference picture"
                 + (", or set recipe.references = 'optional' to mix in text to image." if count == 0 else "."),
             )

@@ -10,9 +10,12 @@ from attrs.validators import and_, ge, le
 class ShapesOptions:
     """Which records the embedded data set holds."""
 
-    mixture: Literal["dot", "purple", "base"] = attrs.field(
+    mixture: Literal["dot", "purple", "purple-captions", "base"] = attrs.field(
         default="dot",
-        metadata={"help": "dot, purple: what the base model never saw, with replay; base: what it was built from"},
+        metadata={
+            "help": "dot, purple, purple-captions (text to image): what the base model never saw, with replay; "
+            "base: what it was built from"
+        },
     )
     count: int = attrs.field(default=400, validator=ge(1), metadata={"help": "training records"})
     replay: float = attrs.field(

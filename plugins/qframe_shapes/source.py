@@ -52,7 +52,7 @@ class EpisodeRecords(Sequence[Record]):
             target=_picture(f"{name}, target", world.render(episode.target)),
             references=() if episode.source is None else (_picture(f"{name}, source", world.render(episode.source)),),
             weight=_picture(f"{name}, weight", episode.weight_picture()),
-            group=episode.operation,
+            group=_group(episode),
         )
 
 
@@ -90,17 +90,33 @@ class ShapesSource(RecordSource):
         return None
 
 
+def _group(episode: Episode) -> str:
+    """What reports sum over: the operation, and apart from it what is done in the unlearned colour."""
+    purple = world.UNLEARNED_COLOUR in episode.prompt.split()
+    return f"{episode.operation}, {world.UNLEARNED_COLOUR}" if purple else episode.operation
+
+
 def _training_episode(options: ShapesOptions, index: int) -> Episode:
     if options.mixture == "base":
         return tasks.training_episode(options.seed, index)
-    make = tasks.lora_episode if options.mixture == "dot" else tasks.colour_lora_episode
+    make = {
+        "dot": tasks.lora_episode,
+        "purple": tasks.colour_lora_episode,
+        "purple-captions": tasks.caption_lora_episode,
+    }[options.mixture]
     return make(options.seed, index, replay=options.replay)
 
 
 def _validation_episode(options: ShapesOptions, index: int) -> Episode:
     rng = world.sample_rng(options.seed + _VALIDATION_SEED_OFFSET, index)
-    new: dict[str, tasks.Maker] = {"dot": tasks.dot, "purple": tasks.recolour_purple, "base": tasks.text_to_image}
-    known = [tasks.EDIT_MAKERS[name] for name in tasks.EDITS]
+    new: dict[str, tasks.Maker] = {
+        "dot": tasks.dot,
+        "purple": tasks.recolour_purple,
+        "purple-captions": tasks.caption_purple,
+        "base": tasks.text_to_image,
+    }
+    captions = options.mixture == "purple-captions"
+    known = [tasks.text_to_image] if captions else [tasks.EDIT_MAKERS[name] for name in tasks.EDITS]
     make = new[options.mixture] if index % 2 == 0 else known[index // 2 % len(known)]
     return tasks.accepted(make, rng, world.MAIN_CANVAS, "unseen")
 

@@ -272,9 +272,14 @@ def lora_episode(seed: int, index: int, *, replay: float = 0.4) -> Episode:
 
 
 def colour_lora_episode(seed: int, index: int, *, replay: float = 0.4) -> Episode:
-    """A LoRA set for the unlearned colour: edits and captions in purple, with ``replay`` of the learned edits."""
+    """A LoRA set for the unlearned colour: edits to purple, with ``replay`` of the learned edits."""
     rng = world.sample_rng(seed, index)
-    if rng.random() < replay:
-        return accepted(EDIT_MAKERS[world.choose(rng, EDITS)], rng, world.MAIN_CANVAS, "train")
-    make = caption_purple if rng.random() < 1 / 3 else recolour_purple
+    make = EDIT_MAKERS[world.choose(rng, EDITS)] if rng.random() < replay else recolour_purple
+    return accepted(make, rng, world.MAIN_CANVAS, "train")
+
+
+def caption_lora_episode(seed: int, index: int, *, replay: float = 0.4) -> Episode:
+    """A LoRA set for the unlearned colour without pictures: captions of purple figures, with ``replay`` of others."""
+    rng = world.sample_rng(seed, index)
+    make = text_to_image if rng.random() < replay else caption_purple
     return accepted(make, rng, world.MAIN_CANVAS, "train")

@@ -12,5 +12,6 @@ from qframe.testing.codecs import CodecContract
 from qframe.testing.denoisers import DenoiserContract
 from qframe.testing.encoders import EncoderContract
 from qframe.testing.samplers import SamplerContract
+from qframe.testing.transforms import TransformContract
 
-__all__ = ["CodecContract", "DenoiserContract", "EncoderContract", "SamplerContract"]
+__all__ = ["CodecContract", "DenoiserContract", "EncoderContract", "SamplerContract", "TransformContract"]

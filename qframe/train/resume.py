@@ -37,7 +37,7 @@ def run_folder(config: Config, resume: str | None) -> Path:
             raise ConfigError(f"output: {there} is a file, expected a folder", "Give another --output.")
         if resume is not None and not folder.is_dir():
             raise CheckpointError(f"{folder}: there is no run to resume", "Give the --output of a run.")
-        if resume is None and folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
+        if resume is None and folder.exists() and not _free(folder):
             raise CheckpointError(
                 f"{folder}: this folder is not empty, and a run never overwrites",
                 "Give another --output, or --resume to go on with the run in it.",
@@ -54,6 +54,13 @@ def run_folder(config: Config, resume: str | None) -> Path:
         return taken[-1]
     number = _number(taken[-1], config.family) + 1 if taken else 1
     return base / (config.family if number == 1 else f"{config.family}-{number}")
+
+
+def _free(folder: Path) -> bool:
+    """Whether a run may begin here: nothing is here, or a run that ended before its first checkpoint."""
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    begun = "config.toml" in names and names <= {"config.toml", "samples", "metrics.jsonl", "checkpoints"}
+    return not names or (begun and not any((folder / "checkpoints").glob("step-*")))
 
 
 def _number(folder: Path, family: str) -> int:

@@ -69,7 +69,7 @@ class Trainer:
             raise DataError("the data set has no records", "Check data.path, or data.use and its options.")
         self.state: TrainingState | None = None
         self._parts: dict[str, Any] = {}
-        self._loaded_loras = 0
+        self._loaded_loras = self._merged_at = 0
 
     # -- parts ------------------------------------------------------------------------------------------------
 
@@ -95,7 +95,7 @@ class Trainer:
 
     @property
     def global_step(self) -> int:
-        return 0 if self.state is None else self.state.step
+        return self._merged_at if self.state is None else self.state.step
 
     # -- caching ----------------------------------------------------------------------------------------------
 
@@ -187,6 +187,7 @@ class Trainer:
                 )
         else:
             write_file(run.folder / "config.toml", text.encode())
+            run.rewind(0)  # what a run left here that ended before its first checkpoint
         self.registry.hook.qframe_run_start(run=run)
 
         examples = self.cache()
@@ -332,6 +333,7 @@ class Trainer:
 
     def merge_lora(self) -> None:
         """Add the adapters into the weights they belong to, for good."""
+        self._merged_at = self.global_step
         adapters.merge_lora(self.denoiser.module)
         self.state = None
 

@@ -160,6 +160,7 @@ def test_prediction_from_the_trainer_equals_the_pipeline_with_its_lora(
     assert (own - plain).abs().max() > 1e-3
 
     trainer.merge_lora()
+    assert trainer.global_step == STEPS
     torch.testing.assert_close(own, trainer.predict(**request, output_type="pt").images, rtol=1e-3, atol=1e-4)
 
 
@@ -196,6 +197,10 @@ def test_nothing_is_overwritten_and_runs_are_numbered(
     (tmp_path / "taken" / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match=r"taken: this folder is not empty"):
         Trainer(config("taken")).fit()
+    (tmp_path / "finished" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (tmp_path / "finished" / "config.toml").touch()
+    with pytest.raises(CheckpointError, match=r"finished: this folder is not empty"):
+        Trainer(config("finished")).fit()
     monkeypatch.chdir(tmp_path)
     unnamed = qframe.load_config(family="qwen-edit")
     assert run_folder(unnamed, None) == Path("runs/qwen-edit")
@@ -291,6 +296,17 @@ def test_what_stopped_before_its_first_checkpoint_is_told_how_to_start_again(con
         Trainer(config("run", "lora.targets=['nothing']")).fit()
     with pytest.raises(CheckpointError, match="remove the folder; then start without --resume"):
         Trainer(config()).fit(resume="latest")
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_can_begin_again(
+    config: Callable[..., Config], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="matches no linear layer"):
+        Trainer(config("run", "lora.targets=['attn.to_z']")).fit()
+    assert (tmp_path / "run" / "config.toml").exists()
+    Trainer(config("run")).fit()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == STEPS
 
 
 def test_a_second_run_in_the_same_folder_is_refused(config: Callable[..., Config], tmp_path: Path) -> None:
