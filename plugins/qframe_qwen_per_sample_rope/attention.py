@@ -47,19 +47,19 @@ def _attend_ragged(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor, T
     """All samples in one call of the flash kernel for sequences of different lengths."""
     from torch.nn.attention.varlen import varlen_attn
 
-    dtype = text[2].dtype  # autocast leaves normalised queries in float32
-    pieces = [length for both in zip(layout.text_lengths, layout.image_lengths, strict=True) for length in both]
+    lengths = list(zip(layout.text_lengths, layout.image_lengths, strict=True))
+    longest = max(map(sum, lengths))
     query, key, value = (
-        torch.cat([x for both in zip(*_per_sample(t, i, layout), strict=True) for x in both]).to(dtype)
+        _interleaved(t, i, layout).to(text[2].dtype)  # autocast leaves normalised queries in float32
         for t, i in zip(text, image, strict=True)
     )
-    lengths = [t + i for t, i in zip(layout.text_lengths, layout.image_lengths, strict=True)]
-    ends = torch.tensor([0, *lengths], device=query.device).cumsum(0).to(torch.int32)
-    gathered = varlen_attn(query, key, value, ends, ends, max(lengths), max(lengths))
+    gathered = varlen_attn(query, key, value, layout.ends, layout.ends, longest, longest)
     assert isinstance(gathered, Tensor)
-    parts = gathered.split(pieces)
+    parts = gathered.split([length for pair in lengths for length in pair])
     return torch.cat(parts[0::2]), torch.cat(parts[1::2])
 
 
-def _per_sample(text: Tensor, image: Tensor, layout: Layout) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    return text.split(list(layout.text_lengths)), image.split(list(layout.image_lengths))
+def _interleaved(text: Tensor, image: Tensor, layout: Layout) -> Tensor:
+    """Per sample the rows of its text and then those of its pictures."""
+    texts, images = text.split(list(layout.text_lengths)), image.split(list(layout.image_lengths))
+    return torch.cat([part for pair in zip(texts, images, strict=True) for part in pair])

@@ -46,7 +46,8 @@ class Layout:
     """A batch as the blocks see it: samples sorted, so that equal ones are neighbours and slices are views.
 
     order: the caller's number of each sample; everything else here is in this order. image, text: the runs of both
-    streams. groups: for attention. image_turns [N, 1, d / 2] and text_turns [M, 1, d / 2]: rotary positions.
+    streams. groups: for attention. ends [B + 1] int32: where each sample's text and pictures end, taken together.
+    image_turns [N, 1, d / 2] and text_turns [M, 1, d / 2]: rotary positions.
     """
 
     order: tuple[int, ...]
@@ -55,6 +56,7 @@ class Layout:
     image: tuple[Run, ...]
     text: tuple[Run, ...]
     groups: tuple[Group, ...]
+    ends: Tensor
     image_turns: Tensor
     text_turns: Tensor
 
@@ -124,15 +126,15 @@ def make_layout(
             text_turns.append(text_table(start, int(places.max()) + 1, axes, device)[places])
     image_lengths = tuple(images[sample] for sample in order)
     ordered_text = tuple(text_lengths[sample] for sample in order)
+    both = list(zip(ordered_text, image_lengths, strict=True))
     return Layout(
         order=order,
         image_lengths=image_lengths,
         text_lengths=ordered_text,
         image=_runs(image_lengths, [targets[sample] for sample in order]),
         text=_runs(ordered_text, ordered_text),
-        groups=tuple(
-            Group(count, *both) for both, _, count in _neighbours(zip(ordered_text, image_lengths, strict=True))
-        ),
+        groups=tuple(Group(count, *lengths) for lengths, _, count in _neighbours(both)),
+        ends=torch.tensor([0, *itertools.accumulate(map(sum, both))], dtype=torch.int32, device=device),
         image_turns=torch.cat(image_turns)[:, None],
         text_turns=torch.cat(text_turns)[:, None],
     )
