@@ -51,6 +51,7 @@ def fit_inside(image: Image.Image, size: Size) -> Image.Image:
     wider = width / height < image.width / image.height
     inner_width = width if wider else image.width * height // image.height
     inner_height = image.height * width // image.width if wider else height
+    inner_width, inner_height = max(inner_width, 1), max(inner_height, 1)
     inner = resize(image, (inner_height, inner_width))
     left, upper = width // 2 - inner_width // 2, height // 2 - inner_height // 2
     fitted = Image.new(image.mode, (width, height))

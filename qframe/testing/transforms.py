@@ -24,7 +24,7 @@ class TransformContract:
         added = [field for field in attrs.fields(transform.request_type) if field.name not in common]
         assert all(field.default is not attrs.NOTHING for field in added)
 
-    def test_the_parts_of_a_askedmake_every_picture_once(
+    def test_the_parts_of_a_request_make_every_picture_once(
         self, transform: PlanTransform, recipe: Recipe, asked: Request
     ) -> None:
         parts = transform.split(asked, recipe)

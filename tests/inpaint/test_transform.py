@@ -349,6 +349,10 @@ def test_putting_back_what_was_cropped_changes_nothing() -> None:
     assert put_back(fit_inside(image.crop(box), (32, 32)), image, mask, box).tobytes() == image.tobytes()
 
 
+def test_a_sliver_of_a_picture_is_drawn_out() -> None:
+    assert fit_inside(Image.new("RGB", (300, 1), "red"), (64, 64)).getcolors() == [(64 * 64, (255, 0, 0))]
+
+
 # -- requests that cannot be met --------------------------------------------------------------------------------------
 
 THIN = Image.new("L", (96, 96))
