@@ -86,6 +86,19 @@ def test_a_component_may_be_another_one_here_too(checkpoint: Checkpoint) -> None
     assert loaded(**arguments, mask_image=mask_pictures("random", 1, SIZES["square"])).images
 
 
+@pytest.mark.parametrize("family", MIXED)
+def test_a_denoiser_for_mixed_shapes_gives_the_same(checkpoint: Checkpoint, family: str) -> None:
+    images = [tiny.picture(0, 96, 96), tiny.picture(1, 64, 128)]
+    arguments: dict[str, Any] = asked(2, guidance=4.0, steps=3, image=images, seed=0, output_type="latent")
+    arguments["mask_image"] = [image.convert("L") for image in images]
+    found, wanted = (
+        qframe.load(family, model=checkpoint.folder, device="cpu", components={"denoiser": name})(**arguments).images
+        for name in ("qwen-per-sample-rope", "qwen-image")
+    )
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
 def test_editing_inside_a_mask_needs_a_denoiser_that_takes_references(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
