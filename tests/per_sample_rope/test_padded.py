@@ -69,6 +69,18 @@ def test_masks_of_any_dtype(own: Own, dtype: torch.dtype) -> None:
     assert torch.equal(padded(own, form, **both), wanted)
 
 
+def test_text_must_be_marked_by_everything_that_is_given(own: Own) -> None:
+    form = pad_samples(samples())
+    wanted = padded(own, form)
+    wide = form.mask.clone()
+    wide[:, : form.text.shape[1]] = True
+    lengths = [len(sample.text) for sample in samples()]
+    assert torch.equal(padded(own, form, attention_mask=wide, encoder_hidden_states_mask=form.text_mask), wanted)
+    everything = torch.ones_like(form.text_mask)
+    assert torch.equal(padded(own, form, encoder_hidden_states_mask=everything), wanted)
+    assert torch.equal(padded(own, form, attention_mask=wide, txt_seq_lens=lengths), wanted)
+
+
 def test_flat_shapes_are_shared_and_nested_shapes_are_per_sample(own: Own) -> None:
     """E11."""
     form = pad_samples(samples([GRIDS[0]] * 3, [7, 4, 7]))
