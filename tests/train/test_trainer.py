@@ -378,7 +378,7 @@ def test_a_run_killed_at_any_moment_resumes_bit_identical(model: Path, tmp_path:
     """SIGKILL from outside, several times, a resume after each: the weights are those of a run left in peace."""
     base = [sys.executable, "-m", "qframe", "train", "--family", "qwen-edit", "--model", str(model)]
     for setting in (
-        "train.max_steps=24",
+        "train.max_steps=18",
         "train.batch_size=2",
         "train.checkpoint_every=1",
         "train.learning_rate=0.01",
@@ -393,7 +393,7 @@ def test_a_run_killed_at_any_moment_resumes_bit_identical(model: Path, tmp_path:
     subprocess.run([*base, "--output", str(tmp_path / "whole")], check=True, capture_output=True)
     broken = [*base, "--output", str(tmp_path / "broken")]
     checkpoints = tmp_path / "broken" / "checkpoints"
-    for kill in range(4):
+    for kill in range(3):
         resume = ["--resume"] if checkpoints.exists() and any(checkpoints.glob("step-*")) else []
         process = subprocess.Popen([*broken, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
