@@ -78,12 +78,26 @@ def test_velocity_equals_that_of_the_stock_denoiser(checkpoint: Checkpoint) -> N
 
 @torch.no_grad()
 def test_bfloat16_velocity_of_float32_tokens(checkpoint: Checkpoint) -> None:
-    """Time is rounded before the division, as the pipelines do: 0.9 is then no multiple of a 256th."""
     stock = StockDenoiser.load(checkpoint, None, device=CPU, dtype=torch.bfloat16)
     exact = load(checkpoint).velocity(*mixed_batch())
     found = load(checkpoint, torch.bfloat16).velocity(*mixed_batch())
     assert found.dtype == torch.float32
     assert relative_error(found, exact) < 1.25 * relative_error(stock.velocity(*mixed_batch()), exact)
+
+
+@torch.no_grad()
+def test_time_is_rounded_to_bfloat16_as_the_pipelines_round_it(checkpoint: Checkpoint) -> None:
+    """Before the division by 1000: 0.745 is 0.742 then, and 0.746 otherwise."""
+    x, cond = PackedSequence(torch.randn(16, 16), (((1, 4, 4),),)), Conditioning(torch.randn(3, 64), (3,))
+    seen: list[float] = []
+    for kind in (StockDenoiser, PerSampleRopeDenoiser):
+        denoiser: Any = kind.load(checkpoint, None, device=CPU, dtype=torch.bfloat16)
+        denoiser.module.time_text_embed.time_proj.register_forward_pre_hook(
+            lambda m, given: seen.append(given[0].item())
+        )
+        denoiser.velocity(x, torch.tensor([0.745]), cond)
+        denoiser.bind(cond, None, x.grids)(x.tokens, torch.tensor(0.745))
+    assert seen == [0.7421875] * 4
 
 
 def test_bind_projects_the_text_once(checkpoint: Checkpoint) -> None:
