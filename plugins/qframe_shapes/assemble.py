@@ -94,8 +94,8 @@ def assemble(
 
 
 def _save_bfloat16(model: AutoencoderKLQwenImage | QwenImageTransformer2DModel, folder: Path) -> None:
-    """Save a copy in bfloat16; the model itself keeps its precision."""
-    copy = type(model).from_config(model.config)
+    """Save a copy in bfloat16, without the path it was loaded from; the model itself keeps its precision."""
+    copy = type(model).from_config({key: value for key, value in model.config.items() if key != "_name_or_path"})
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16).save_pretrained(folder)
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,11 +42,12 @@ Painting is measured through diffusers' `QwenImageInpaintPipeline`, everything e
 two lines are what was left unlearned.
 
 - VAE: {psnr} dB on held-out pictures.
-- Guidance, at the hardest edits (background, held-out pairs): {success_without_guidance:.0%} without it,
-  {success_with_guidance:.0%} at scale {scale:g}.
-- Negative prompts, on captions that leave the colour of the figure open, scale {scale:g}: the figure's colour is
-  {distance_when_named:.0f}/255 away from a colour that the negative prompt names, {distance_without_negative:.0f}/255
-  without negative prompt, {distance_when_another_is_named:.0f}/255 when it names another.
+- Guidance of scale {scale:g} at the hardest edits (background, held-out pairs): {success_with_guidance:.0%}, without
+  guidance {success_without_guidance:.0%}.
+- Negative prompts under guidance of scale {scale:g}, on captions that leave the colour of the figure open: the figure's
+  colour is {distance_when_named:.0f}/255 away from a colour that the negative prompt names, against
+  {distance_without_negative:.0f}/255 without negative prompt and {distance_when_another_is_named:.0f}/255 when it
+  names another colour.
 
 ## Architecture
 
@@ -67,7 +69,8 @@ one command, which goes on where it was stopped. Seed {seed} decides weights, da
 |---|---|---|
 {stages}
 
-On a CPU ({machine}), one thread a stage, no accelerator; wall-clock seconds, other work was running on the machine.
+On a CPU ({machine}), one thread a stage, no accelerator. The seconds are wall-clock time beside other
+work on the same cores.
 torch {torch}, diffusers {diffusers}, transformers {transformers}.
 {note}
 ## Limits
@@ -108,6 +111,6 @@ def model_card(measured: Mapping[str, Mapping[str, Any]], table: str, *, size: i
         torch=torch.__version__.partition("+")[0],
         diffusers=diffusers.__version__,
         transformers=transformers.__version__,
-        note=f"\n{note}\n" if note else "",
+        note=f"\n{textwrap.fill(note, 118)}\n" if note else "",
         **evaluation["effects"],
     )
