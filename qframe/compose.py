@@ -116,7 +116,12 @@ class Composition:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
     def load(self, *roles: Literal["encoder", "codec", "denoiser"] | str) -> Parts:
-        """The parts, of encoder, codec and denoiser only those named; schedule and sampler always."""
+        """The parts, of encoder, codec and denoiser only those named; schedule and sampler always.
+
+        Sets torch's number of CPU threads, where the configuration does.
+        """
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
         loaded = {f"loaded_{role}": self._load(role) for role in roles}
         options = self.options("sampler")
         sampler = self.classes["sampler"]

@@ -152,6 +152,9 @@ class Config:
     dtype: Literal["auto", "float32", "bfloat16"] = attrs.field(
         default="auto", metadata={"help": "dtype of frozen weights; auto: bfloat16 on an accelerator, else float32"}
     )
+    threads: int | None = attrs.field(
+        default=None, validator=optional(ge(1)), metadata={"help": "CPU threads of torch; by default its own choice"}
+    )
     encoder: ComponentConfig
     denoiser: ComponentConfig
     codec: ComponentConfig

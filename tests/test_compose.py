@@ -376,6 +376,17 @@ def test_only_the_named_roles_are_loaded() -> None:
     assert parts.multiple == 16
 
 
+def test_the_number_of_threads_is_set_only_where_it_is_configured() -> None:
+    before = torch.get_num_threads()
+    try:
+        composed().load()
+        assert torch.get_num_threads() == before
+        composed("threads=3").load()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_parts_are_loaded_with_options_device_and_dtype() -> None:
     parts = composed("encoder.dtype=bfloat16", "device=cpu").load("encoder", "denoiser")
     encoder: Any = parts.encoder

@@ -38,8 +38,7 @@ class TextToImageRecipe(Recipe):
     def inputs(self, record: Record) -> ExampleInputs:
         if record.references:
             raise DataError(
-                f"{record.origin}: {len(record.references)} reference pictures, "
-                "text to image takes none",
+                f"{record.origin}: {len(record.references)} reference pictures, text to image takes none",
                 "Use an edit family, or leave the references out of the data set.",
             )
         return ExampleInputs(

@@ -4,6 +4,8 @@ from qframe import Component, hookimpl
 
 # Found by trying: on this model they teach a new operation in about a minute on two CPU cores.
 _DEFAULTS = {
+    # Its matrices are too small to share: a second thread gains a tenth, and on a busy machine costs a multiple.
+    "threads": 1,
     "lora": {"rank": 16, "targets": ["attention+mlp"]},
     "train": {
         "max_steps": 400,

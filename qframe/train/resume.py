@@ -13,6 +13,7 @@ from qframe.train.state import read_about
 _FREE = (
     "output",
     "device",
+    "threads",
     "cache.",
     "sample.",
     "train.checkpoint_every",
@@ -21,7 +22,7 @@ _FREE = (
     "train.max_steps",
     "train.gradient_checkpointing",
 )
-"""Keys whose change leaves the steps already done as they were. A device may change the last bits."""
+"""Keys whose change leaves the steps already done as they were. Devices and threads may change the last bits."""
 
 
 def run_folder(config: Config, resume: str | None) -> Path:
