@@ -83,6 +83,20 @@ class Checkpoint:
             )
         return value
 
+    def check_shards(self, subfolder: str) -> None:
+        """CheckpointError names the shards that an index calls for and that are not there. Reads no weight."""
+        folder = self.folder / subfolder
+        there = {file.name for file in folder.glob("*.safetensors")}
+        for index in sorted(folder.glob("*.safetensors.index.json")):
+            named = set(self.read_json(f"{subfolder}/{index.name}").get("weight_map", {}).values())
+            missing = sorted(named - there)
+            if missing:
+                raise CheckpointError(
+                    f"model {self.name!r}: {subfolder} lacks {len(missing)} of {len(named)} shards: "
+                    + ", ".join(missing[:5]),
+                    "Download the checkpoint again.",
+                )
+
     def weight_files(self, subfolder: str) -> list[Path]:
         """The safetensors files of a component, sorted; every shard that an index names must be there.
 
@@ -90,16 +104,8 @@ class Checkpoint:
         """
         folder = self.folder / subfolder
         self._fetch(subfolder)
+        self.check_shards(subfolder)
         files = sorted(folder.glob("*.safetensors"))
-        for index in sorted(folder.glob("*.safetensors.index.json")):
-            named = set(self.read_json(f"{subfolder}/{index.name}").get("weight_map", {}).values())
-            missing = sorted(named - {file.name for file in files})
-            if missing:
-                raise CheckpointError(
-                    f"model {self.name!r}: {subfolder} lacks {len(missing)} of {len(named)} shards: "
-                    + ", ".join(missing[:5]),
-                    "Download the checkpoint again.",
-                )
         if not files:
             if any(file.suffix in _PICKLES for file in folder.glob("*")):
                 raise UntrustedError(

@@ -119,6 +119,8 @@ class Pipeline:
         request = kind(**fields)
         if seed is None:
             return request
+        if seed < 0:
+            raise ConfigError(f"seed must be a whole number from 0 on, got {seed}")
         if request.generator is not None:
             raise ConfigError("both seed and generator are given", "Give one of them.")
         generators = [torch.Generator().manual_seed(seed + i) for i in range(picture_count(request))]

@@ -6,6 +6,7 @@ Every check here runs before any model does.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from qframe.flow import draw_noise
 from qframe.geometry import Geometry, Size
 from qframe.interfaces import Encoder, LatentCodec, Parts
 from qframe.packing import pack_latents, unpack_pictures
+from qframe.pictures import LIMIT_PIXELS
 from qframe.types import Conditioning, Grid, Guide, PackedSequence, Request
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,8 @@ def check_fields(request: Request) -> None:
         wrong = [text for text in value if not isinstance(text, str)]
         if wrong:
             raise ConfigError(f"{name} must be text, got {type(wrong[0]).__name__}")
+    if not math.isfinite(request.true_cfg_scale):
+        raise ConfigError(f"true_cfg_scale must be a finite number, got {request.true_cfg_scale}")
     for name in ("num_inference_steps", "num_images_per_prompt"):
         if getattr(request, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(request, name)}")
@@ -140,6 +144,10 @@ def check_size(size: Size, multiple: int) -> Size:
             below = side // multiple * multiple
             near = f"{below} and {below + multiple}" if below > 0 else f"{multiple}"
             raise ConfigError(f"{name} must be a multiple of {multiple} pixels, got {side}", f"The nearest: {near}.")
+    if size[0] * size[1] > LIMIT_PIXELS:
+        raise ConfigError(
+            f"height {size[0]} and width {size[1]} make more than {LIMIT_PIXELS:,} pixels", "Ask for less."
+        )
     return size
 
 

@@ -20,6 +20,7 @@ from qframe.pipeline import Pipeline, PipelineOutput, run_plan, sample_plan
 from qframe_qwen_edit.recipe import EditRequest
 from tests.qwen import tiny
 
+PICTURE = Image.new("RGB", (96, 96), "green")
 FAST = {"num_inference_steps": 2, "true_cfg_scale": 1.0}
 
 
@@ -162,6 +163,9 @@ def test_lora_files_change_the_result_by_their_weight(checkpoint: Checkpoint, pi
         ({}, "no prompt"),
         ({"prompt": "a", "output_type": "jpeg"}, "output_type must be"),
         ({"prompt": "a", "seed": 1, "generator": torch.Generator()}, "both seed and generator"),
+        ({"prompt": "a", "seed": -1}, "seed must be a whole number from 0"),
+        ({"prompt": "a", "image": PICTURE, "true_cfg_scale": float("nan")}, "true_cfg_scale must be a finite number"),
+        ({"prompt": "a", "image": PICTURE, "height": 96000, "width": 96000}, "more than 100,000,000 pixels"),
     ],
 )
 def test_calls_that_cannot_be_met_say_why(pipe: Pipeline, arguments: dict[str, Any], message: str) -> None:

@@ -105,9 +105,9 @@ class StockDenoiser(Denoiser):
         return DenoiserSpec(
             latent_space=spaces["latent_space"],
             text_space=spaces["text_space"],
-            token_channels=int(config.get("in_channels", 64)),
-            patch=int(config.get("patch_size", 2)),
-            text_width=int(config.get("joint_attention_dim", 3584)),
+            token_channels=_whole(checkpoint, config, "in_channels", 64),
+            patch=_whole(checkpoint, config, "patch_size", 2),
+            text_width=_whole(checkpoint, config, "joint_attention_dim", 3584),
             references=True,
         )
 
@@ -180,6 +180,16 @@ class StockDenoiser(Denoiser):
 
     def _weight(self) -> Tensor:
         return next(p for p in self.module.parameters() if p.is_floating_point())
+
+
+def _whole(checkpoint: Checkpoint, config: Mapping[str, Any], key: str, default: int) -> int:
+    value = config.get(key, default)
+    if not isinstance(value, int) or value < 1:
+        raise CheckpointError(
+            f"model {checkpoint.name!r}: {_FOLDER}/config.json sets {key} to {value!r}, expected a whole number from 1",
+            "Download the checkpoint again.",
+        )
+    return value
 
 
 def _spaces(checkpoint: Checkpoint) -> dict[str, str]:

@@ -83,7 +83,13 @@ class QwenVLEncoder(Encoder):
         spec = cls.describe(checkpoint, options)
         if not checkpoint.has("tokenizer"):
             raise CheckpointError(f"model {checkpoint.name!r}: there is no folder 'tokenizer'")
-        tokenizer = Qwen2Tokenizer.from_pretrained(checkpoint.folder / "tokenizer", local_files_only=True)
+        try:
+            tokenizer = Qwen2Tokenizer.from_pretrained(checkpoint.folder / "tokenizer", local_files_only=True)
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise CheckpointError(
+                f"model {checkpoint.name!r}: the tokenizer in tokenizer/ cannot be read: {error!r}",
+                "Download the checkpoint again.",
+            ) from error
         for template in (TEXT, EDIT) if spec.pictures else (TEXT,):
             check_tokenizer(tokenizer, template, checkpoint.name)
         # The head is not needed for hidden states, and its logits would be the largest tensor of the run.

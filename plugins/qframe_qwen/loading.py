@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from qframe.checkpoint import Checkpoint
@@ -21,6 +22,8 @@ def component_config(
     CheckpointError if the file is missing or names another class.
     """
     config = checkpoint.read_json(f"{subfolder}/{file}")
+    if not checkpoint.remote:  # from the hub, weights come later
+        checkpoint.check_shards(subfolder)
     named = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
     if named != expected:
         raise CheckpointError(
@@ -47,12 +50,19 @@ def load_weights(cls: Any, checkpoint: Checkpoint, subfolder: str, *, device: to
             )
     except torch.OutOfMemoryError:
         raise
-    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
+    except (SafetensorError, StrictDataclassError, RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
         raise CheckpointError(
-            f"model {checkpoint.name!r}: the weights in {subfolder} cannot be read: {error}",
+            f"model {checkpoint.name!r}: {subfolder} cannot be loaded from its config.json and weights: {error}",
             "Download the checkpoint again.",
         ) from error
     broken = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
+    unused = sorted(report["unexpected_keys"])
+    if unused and not broken:
+        raise CheckpointError(
+            f"model {checkpoint.name!r}: {subfolder} holds {len(unused)} weights its config.json has no place for: "
+            + ", ".join(unused[:5]),
+            "The configuration and the weights do not belong together; download the checkpoint again.",
+        )
     if broken:
         raise CheckpointError(
             f"model {checkpoint.name!r}: {subfolder} lacks {len(broken)} weights that its config.json calls for, "

@@ -27,7 +27,10 @@ class SampleCommand(click.Command):
     """Takes the options written out below, and those of the request type of the family that the arguments name."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta["qframe.request"] = _request_options(args)
+        found = _request_options(args)
+        ctx.meta["qframe.request"] = found or []
+        if found is None:  # what is wrong with family or configuration comes first, not an option nobody declared
+            ctx.ignore_unknown_options = ctx.allow_extra_args = True
         return super().parse_args(ctx, args)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -53,8 +56,9 @@ def _finite(ctx: click.Context, parameter: click.Parameter, value: float | None)
     cls=SampleCommand,
     epilog=examples(
         'qframe sample --family qwen-edit --image in.png --prompt "make the circle blue" --output out.png',
-        'qframe sample --family qwen-inpaint --image in.png --mask mask.png --prompt "a red circle" --output out.png',
-        'qframe sample --family qwen-image --prompt "a red circle" --size 96x64 --num-images 4 --output out.png',
+        'qframe sample --family qwen-inpaint --image in.png --mask mask.png --prompt "..." --output out.png',
+        'qframe sample --family qwen-image --prompt "a large red circle at the left on a blue background" '
+        "--size 96x64 --num-images 4 --output out.png",
         "qframe sample --family qwen-edit --lora runs/mine/lora.safetensors:0.8 --image in.png ...",
     ),
 )
@@ -184,8 +188,8 @@ def _guidance(scale: float | None, negative_prompt: Sequence[str]) -> dict[str, 
 # The options of a family's own request type
 
 
-def _request_options(args: Sequence[str]) -> list[click.Parameter]:
-    """Options for the fields that the request type of the chosen family adds; none while no family is chosen."""
+def _request_options(args: Sequence[str]) -> list[click.Parameter] | None:
+    """Options for the fields that the request type of the chosen family adds; None while it cannot be told."""
     chosen: dict[str, list[str]] = {name: [] for name in _CHOOSING.values()}
     rest = list(args)
     while rest:
@@ -202,7 +206,7 @@ def _request_options(args: Sequence[str]) -> list[click.Parameter]:
             registry=load_registry(),
         )
     except ConfigError:
-        return []  # the command itself says so, with the whole list
+        return None  # the command itself says so, with the whole list
     from qframe.compose import recipe_class
 
     return [_option(field) for field in new_fields(recipe_class(family, load_registry()).request_type)]

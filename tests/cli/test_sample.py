@@ -59,6 +59,21 @@ def test_option_of_another_family_is_refused(run: Run) -> None:
     assert "No such option '--mask'" in usage(run(*TEXT, "--mask", "in.png", "--output", "a.png"))
 
 
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (["--family", "qwen-edt"], "did you mean"),
+        ([], "family"),
+        (["--family", "qwen-edit", "--config", "nowhere.toml"], "nowhere.toml"),
+    ],
+)
+def test_a_wrong_family_or_configuration_is_told_before_its_options(run: Run, choice: list[str], message: str) -> None:
+    outcome = run("sample", *choice, "--image", "in.png", "--prompt", "x", "--output", "a.png")
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert "--image" not in outcome.err
+
+
 def test_missing_picture_ends_with_3_and_names_the_file(run: Run, tiny_model: Path) -> None:
     outcome = run(*EDIT, "--model", tiny_model, "--image", "nowhere.png", "--output", "a.png")
     assert outcome.code == 3

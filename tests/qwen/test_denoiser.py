@@ -197,3 +197,23 @@ def test_damaged_weights_are_named(checkpoint: Checkpoint, tmp_path: Path) -> No
 def test_another_class_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="FluxTransformer2DModel"):
         StockDenoiser.describe(changed(checkpoint, tmp_path, "transformer", _class_name="FluxTransformer2DModel"), None)
+
+
+def test_weights_that_the_configuration_has_no_place_for_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    fewer = changed(checkpoint, tmp_path, "transformer", num_layers=1)
+    with pytest.raises(CheckpointError, match=r"transformer holds \d+ weights its config.json has no place for"):
+        StockDenoiser.load(fewer, None, device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("value", ["a", 0, 1.5])
+def test_a_size_that_is_no_number_is_named(checkpoint: Checkpoint, tmp_path: Path, value: object) -> None:
+    with pytest.raises(CheckpointError, match=r"transformer/config.json sets joint_attention_dim to"):
+        StockDenoiser.describe(changed(checkpoint, tmp_path, "transformer", joint_attention_dim=value), None)
+
+
+def test_a_missing_shard_is_found_before_anything_is_loaded(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    copy = changed(checkpoint, tmp_path, "transformer")
+    index = {"weight_map": {"a": "diffusion_pytorch_model-00002-of-00002.safetensors"}}
+    (copy.folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="lacks 1 of 1 shards"):
+        StockDenoiser.describe(copy, None)
