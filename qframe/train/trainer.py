@@ -197,7 +197,8 @@ class Trainer:
         records = list(self.source.validation()) or list(self.records[: self.config.sample.count])
         validation = Validation(run.folder / "samples", self.source, records)
         plans = self._plans(records)
-        self.release("encoder") if self.config.cache.enabled else None
+        if self.config.cache.enabled:
+            self.release("encoder")
         state = self.prepare()
         if checkpoint is not None:
             restore(checkpoint, state)
