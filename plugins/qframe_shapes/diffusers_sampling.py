@@ -38,6 +38,18 @@ def diffusers_components(model: Path) -> dict[str, Any]:
     }
 
 
+def shared_arguments(requests: Sequence[SampleRequest], steps: int) -> dict[str, Any]:
+    """What every pipeline, qframe's or diffusers', takes for requests of one size; without guidance."""
+    return {
+        "prompt": [request.prompt for request in requests],
+        "height": requests[0].height,
+        "width": requests[0].width,
+        "num_inference_steps": steps,
+        "true_cfg_scale": 1.0,
+        "generator": [torch.Generator().manual_seed(request.seed) for request in requests],
+    }
+
+
 def diffusers_sampler(model: Path, *, steps: int = 16) -> Sample:
     """A callable for ``evaluate.evaluate``, for the operations ``text-to-image`` and ``paint``."""
 
@@ -50,14 +62,7 @@ def diffusers_sampler(model: Path, *, steps: int = 16) -> Sample:
 
     def sample(requests: Sequence[SampleRequest]) -> list[Image.Image]:
         first = requests[0]
-        arguments: dict[str, Any] = {
-            "prompt": [request.prompt for request in requests],
-            "height": first.height,
-            "width": first.width,
-            "num_inference_steps": steps,
-            "true_cfg_scale": 1.0,
-            "generator": [torch.Generator().manual_seed(request.seed) for request in requests],
-        }
+        arguments = shared_arguments(requests, steps)
         if first.mask is not None:
             arguments["image"] = [request.image for request in requests]
             arguments["mask_image"] = [request.mask for request in requests]

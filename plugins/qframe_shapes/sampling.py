@@ -3,14 +3,12 @@
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from PIL import Image
 
 import qframe
 from qframe.pipeline import Pipeline
-from qframe_shapes.diffusers_sampling import diffusers_sampler
+from qframe_shapes.diffusers_sampling import diffusers_sampler, shared_arguments
 from qframe_shapes.evaluate import Sample, SampleRequest
 
 FAMILIES: Mapping[str, str] = {"text-to-image": "qwen-image", "paint": "qwen-inpaint"}
@@ -35,14 +33,7 @@ def qframe_sampler(
 
     def sample(requests: Sequence[SampleRequest]) -> list[Image.Image]:
         first = requests[0]
-        arguments: dict[str, Any] = {
-            "prompt": [request.prompt for request in requests],
-            "height": first.height,
-            "width": first.width,
-            "num_inference_steps": steps,
-            "true_cfg_scale": 1.0,
-            "generator": [torch.Generator().manual_seed(request.seed) for request in requests],
-        }
+        arguments = shared_arguments(requests, steps)
         negatives = [request.negative_prompt for request in requests]
         if None not in negatives:
             arguments |= {"negative_prompt": negatives, "true_cfg_scale": true_cfg_scale}
