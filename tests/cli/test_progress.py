@@ -27,12 +27,17 @@ def test_stage_that_fails_claims_no_end(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == ""
 
 
-def test_bars_take_the_same_calls() -> None:
+def test_bars_take_the_same_calls(capsys: pytest.CaptureFixture[str]) -> None:
     bars = BarProgress()
     bars.note("[not markup]")
     with bars.stage("training", 2) as stage:
         stage.advance(1, loss=0.5)
         stage.advance(1)
+    captured = capsys.readouterr()
+    shown = captured.out + captured.err
+    assert "[not markup]" in shown
+    assert "training" in shown
+    assert "2/2" in shown
 
 
 def test_lines_are_used_where_there_is_no_terminal() -> None:
