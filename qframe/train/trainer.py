@@ -141,10 +141,11 @@ class Trainer:
     def prepare(self) -> TrainingState:
         """The denoiser with what is trained on it, optimizers, and the weights' average: at step 0."""
         train = self.config.train
-        module = self.denoiser.module
+        denoiser = self.denoiser
+        module = denoiser.module
         if train.mode == "lora":
             seed = derived_seed(train.seed, "adapter")
-            trained = adapters.add_lora(module, self.config.lora, self.denoiser.lora_presets, seed=seed)
+            trained = adapters.add_lora(module, self.config.lora, denoiser.lora_presets, seed=seed)
         else:
             module.requires_grad_(True).float()
             trained = dict(module.named_parameters())
@@ -153,7 +154,7 @@ class Trainer:
             if enable is None:
                 raise ConfigError("train.gradient_checkpointing: this denoiser does not support it", "Set it to false.")
             enable()
-        optimizers = Optimizers(trained, train, self.denoiser.blocks)
+        optimizers = Optimizers(trained, train, denoiser.blocks)
         average = WeightAverage(trained, train.ema_decay) if train.ema_decay else None
         self.state = TrainingState(trained, optimizers, average)
         return self.state
