@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from qframe.checkpoint import Checkpoint
 from qframe.errors import QframeError
-from qframe.geometry import Geometry
+from qframe.geometry import Geometry, Size
 from qframe.types import (
+    PLAIN,
     AfterStep,
     Conditioning,
     ExampleInputs,
+    ForwardOptions,
     Grid,
     PackedSequence,
     Plan,
@@ -32,6 +34,9 @@ from qframe.types import (
 )
 
 _T = TypeVar("_T")
+
+TokenCounter = Callable[[str, Sequence[Size]], int]
+"""`(prompt, sizes of the pictures shown with it) -> text tokens`, without a network."""
 
 OnStep = Callable[[int], bool]
 """Called after every step with its number; returns True to stop sampling there."""
@@ -58,7 +63,10 @@ class CodecSpec:
 
 @attrs.frozen(kw_only=True)
 class DenoiserSpec:
-    """What a denoiser wants. token_channels is C = Z patch patch; references: it takes reference tokens."""
+    """What a denoiser wants. token_channels is C = Z patch patch; references: it takes reference tokens.
+
+    guidance: it is guidance-distilled, and takes the scale as an input of every forward pass.
+    """
 
     latent_space: str
     text_space: str
@@ -66,6 +74,7 @@ class DenoiserSpec:
     patch: int
     text_width: int
     references: bool
+    guidance: bool = False
 
 
 class Loadable(ABC):
@@ -101,6 +110,14 @@ class Encoder(Loadable):
         its neighbours.
         """
 
+    @classmethod
+    def token_counter(cls, checkpoint: Checkpoint, options: Any) -> TokenCounter | None:
+        """What tells how many text tokens `encode` gives, reading no weights; None if only encoding tells.
+
+        The counter raises DataError for a prompt that `encode` refuses.
+        """
+        return None
+
 
 class LatentCodec(Loadable):
     """Pixels to normalised latents and back."""
@@ -130,7 +147,13 @@ class Denoiser(Loadable):
 
     @abstractmethod
     def velocity(
-        self, x: PackedSequence, sigma: Tensor, cond: Conditioning, references: PackedSequence | None = None
+        self,
+        x: PackedSequence,
+        sigma: Tensor,
+        cond: Conditioning,
+        references: PackedSequence | None = None,
+        *,
+        forward: ForwardOptions = PLAIN,
     ) -> Tensor:
         """Velocity [N, C] of x at sigma [B]. Stateless: what training uses.
 
@@ -138,7 +161,12 @@ class Denoiser(Loadable):
         """
 
     def bind(
-        self, cond: Conditioning, references: PackedSequence | None, grids: tuple[tuple[Grid, ...], ...]
+        self,
+        cond: Conditioning,
+        references: PackedSequence | None,
+        grids: tuple[tuple[Grid, ...], ...],
+        *,
+        forward: ForwardOptions = PLAIN,
     ) -> Velocity:
         """`velocity` with its arguments fixed for one sampling run: what a sampler integrates.
 
@@ -146,9 +174,18 @@ class Denoiser(Loadable):
         """
 
         def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
-            return self.velocity(PackedSequence(tokens, grids), sigma.expand(len(grids)), cond, references)
+            return self.velocity(
+                PackedSequence(tokens, grids), sigma.expand(len(grids)), cond, references, forward=forward
+            )
 
         return velocity
+
+    @classmethod
+    def padding(cls, grids: Sequence[tuple[Grid, ...]], text: Sequence[int]) -> int:
+        """How many tokens `velocity` computes beside the valid ones: of samples with these grids (target, then
+        references) and prompt lengths. By default none.
+        """
+        return 0
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -267,7 +304,7 @@ class Recipe(ABC):
 
         By default the request itself. Override where pictures that a user gives decide the size.
         """
-        return [(tuple(range(len(request.prompt) * request.num_images_per_prompt)), request)]
+        return [(tuple(range(request.prompt_count * request.num_images_per_prompt)), request)]
 
     @abstractmethod
     def plan(self, request: Request, parts: Parts) -> Plan:

@@ -20,7 +20,7 @@ from qframe.errors import ConfigError
 from qframe.guidance import guided_velocity
 from qframe.interfaces import Denoiser, OnStep, Parts, Sampler
 from qframe.pictures import from_pixels
-from qframe.planning import picture_count
+from qframe.planning import check_prompts, picture_count
 from qframe.progress import SILENT, Progress
 from qframe.types import Plan, Request
 
@@ -44,9 +44,12 @@ class PipelineOutput:
 def sample_plan(plan: Plan, denoiser: Denoiser, sampler: Sampler, on_step: OnStep | None = None) -> Tensor:
     """The final tokens [N, C] of a plan. `on_step(i)` runs after step i and stops there by returning True."""
     grids = plan.start.grids
-    velocity = denoiser.bind(plan.cond, plan.references, grids)
+    cond = attrs.evolve(plan.forward, cache_context="cond")
+    velocity = denoiser.bind(plan.cond, plan.references, grids, forward=cond)
     if plan.guide is not None and plan.uncond is not None:
-        velocity = guided_velocity(velocity, denoiser.bind(plan.uncond, plan.references, grids), plan.guide)
+        uncond = attrs.evolve(plan.forward, cache_context="uncond")
+        negative = denoiser.bind(plan.uncond, plan.references, grids, forward=uncond)
+        velocity = guided_velocity(velocity, negative, plan.guide)
     sigmas = plan.sigmas.to(plan.start.tokens.device)
     return sampler.sample(velocity, plan.start.tokens, sigmas, after_step=plan.after_step, on_step=on_step)
 
@@ -114,9 +117,8 @@ class Pipeline:
                 f"family {self.composition.family.name!r} takes no {', '.join(unknown)}",
                 f"It takes {', '.join(sorted(known))}, output_type, seed and progress.",
             )
-        if fields.get("prompt") is None:
-            raise ConfigError("no prompt is given", "Give one prompt, or a list of them.")
         request = kind(**fields)
+        check_prompts(request)
         if seed is None:
             return request
         if seed < 0:

@@ -15,10 +15,10 @@ _F = TypeVar("_F")
 
 
 def group_plans(plans: Sequence[Plan], batch_size: int) -> list[tuple[int, ...]]:
-    """Indices of plans that can be joined (same sigmas, all guided or none), at most `batch_size` samples a group."""
+    """Indices of plans that can be joined (see `join_plans`), at most `batch_size` samples a group."""
     alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for index, plan in enumerate(plans):
-        alike[tuple(plan.sigmas.tolist()), plan.guide is None].append(index)
+        alike[tuple(plan.sigmas.tolist()), plan.guide is None, _forward(plan)].append(index)
     groups: list[tuple[int, ...]] = []
     for members in alike.values():
         group: list[int] = []
@@ -35,12 +35,18 @@ def group_plans(plans: Sequence[Plan], batch_size: int) -> list[tuple[int, ...]]
 
 
 def join_plans(plans: Sequence[Plan]) -> Plan:
-    """One plan that does what each of `plans` does, sample after sample. ValueError unless their sigmas are equal."""
+    """One plan that does what each of `plans` does, sample after sample.
+
+    ValueError unless their sigmas and forward options are equal, and all are guided or none.
+    """
     first = plans[0]
     if any(
-        not torch.equal(plan.sigmas, first.sigmas) or (plan.guide is None) != (first.guide is None) for plan in plans
+        not torch.equal(plan.sigmas, first.sigmas)
+        or (plan.guide is None) != (first.guide is None)
+        or _forward(plan) != _forward(first)
+        for plan in plans
     ):
-        raise ValueError("only plans with the same sigmas, all guided or none, can be joined")
+        raise ValueError("only plans with the same sigmas and forward options, all guided or none, can be joined")
     counts = [sum(plan.start.lengths) for plan in plans]
 
     def guide(positive: Tensor, negative: Tensor) -> Tensor:
@@ -63,9 +69,15 @@ def join_plans(plans: Sequence[Plan]) -> Plan:
         uncond=Conditioning.join([_present(plan.uncond) for plan in plans]) if first.uncond is not None else None,
         sigmas=first.sigmas,
         guide=guide if first.guide is not None else None,
+        forward=first.forward,
         after_step=after_step if any(plan.after_step for plan in plans) else None,
         decode=decode,
     )
+
+
+def _forward(plan: Plan) -> tuple[float | None, str]:
+    """Equal where the forward options are."""
+    return plan.forward.guidance, repr(sorted((plan.forward.attention_kwargs or {}).items()))
 
 
 def _present(value: _F | None) -> _F:

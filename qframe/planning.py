@@ -22,7 +22,7 @@ from qframe.geometry import Geometry, Size
 from qframe.interfaces import Encoder, LatentCodec, Parts
 from qframe.packing import pack_latents, unpack_pictures
 from qframe.pictures import LIMIT_PIXELS
-from qframe.types import Conditioning, Grid, Guide, PackedSequence, Request
+from qframe.types import Conditioning, ForwardOptions, Grid, Guide, PackedSequence, Request
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +70,8 @@ def fitting_geometry(settings: Any) -> Geometry:
 
 def check_fields(request: Request) -> None:
     """ConfigError if the fields that every family has cannot be met."""
-    if not request.prompt:
-        raise ConfigError("no prompt is given", "Give one prompt, or a list of them.")
-    for name, value in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt or ())):
+    check_prompts(request)
+    for name, value in (("prompt", request.prompt or ()), ("negative_prompt", request.negative_prompt or ())):
         wrong = [text for text in value if not isinstance(text, str)]
         if wrong:
             raise ConfigError(f"{name} must be text, got {type(wrong[0]).__name__}")
@@ -81,7 +80,9 @@ def check_fields(request: Request) -> None:
     for name in ("num_inference_steps", "num_images_per_prompt"):
         if getattr(request, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(request, name)}")
-    broadcast(request.negative_prompt or (UNCONDITIONAL,), len(request.prompt), "negative_prompt")
+    broadcast(request.negative_prompt or (UNCONDITIONAL,), request.prompt_count, "negative_prompt")
+    if request.negative_prompt_embeds is not None:
+        broadcast(tuple(request.negative_prompt_embeds), request.prompt_count, "negative_prompt_embeds")
     if isinstance(request.generator, Sequence) and len(request.generator) != picture_count(request):
         raise ConfigError(
             f"{len(request.generator)} generators for {picture_count(request)} pictures",
@@ -89,23 +90,53 @@ def check_fields(request: Request) -> None:
         )
 
 
+def check_prompts(request: Request) -> None:
+    """ConfigError unless each side is given once, as text or as embeddings with their mask."""
+    for side in ("", "negative_"):
+        texts, embeds = getattr(request, f"{side}prompt"), getattr(request, f"{side}prompt_embeds")
+        mask = getattr(request, f"{side}prompt_embeds_mask")
+        name = f"{side}prompt_embeds"
+        if texts is not None and embeds is not None:
+            raise ConfigError(f"both {side}prompt and {name} are given", "Give one of them.")
+        if (embeds is None) != (mask is None):
+            given, lacking = (f"{name}_mask", name) if embeds is None else (name, f"{name}_mask")
+            raise ConfigError(
+                f"{given} is given without {lacking}", f"Give both: {name} [B, T, D], {name}_mask [B, T]."
+            )
+        if embeds is not None and (embeds.ndim != 3 or tuple(mask.shape) != tuple(embeds.shape[:2])):
+            raise ConfigError(
+                f"{name} has shape {tuple(embeds.shape)}, its mask {tuple(mask.shape)}: expected [B, T, D] and [B, T]"
+            )
+        if embeds is not None and not mask.bool().any(dim=1).all():
+            raise ConfigError(f"{name}_mask: row {int((~mask.bool().any(dim=1)).nonzero()[0])} keeps no token")
+    if not request.prompt_count:
+        raise ConfigError("no prompt is given", "Give one prompt, a list of them, or prompt_embeds with their mask.")
+    if request.max_sequence_length < 1:
+        raise ConfigError(f"max_sequence_length must be at least 1, got {request.max_sequence_length}")
+
+
 def check_request(request: Request) -> None:
     """`check_fields`, and a warning where guidance is asked for by half."""
     check_fields(request)
-    if request.true_cfg_scale > 1 and request.negative_prompt is None:
+    if request.true_cfg_scale > 1 and not has_negative(request):
         logger.warning(
             "true_cfg_scale is %g, but guidance needs a negative prompt and none is given: running without",
             request.true_cfg_scale,
         )
-    elif request.true_cfg_scale <= 1 and request.negative_prompt is not None:
+    elif request.true_cfg_scale <= 1 and has_negative(request):
         logger.warning(
             "a negative prompt is given, but true_cfg_scale is %g: running without guidance", request.true_cfg_scale
         )
 
 
+def has_negative(request: Request) -> bool:
+    """Whether a request says what to steer away from, as text or as embeddings."""
+    return request.negative_prompt is not None or request.negative_prompt_embeds is not None
+
+
 def picture_count(request: Request) -> int:
     """How many pictures a request makes."""
-    return len(request.prompt) * request.num_images_per_prompt
+    return request.prompt_count * request.num_images_per_prompt
 
 
 def broadcast(values: Sequence[T], count: int, name: str) -> tuple[T, ...]:
@@ -126,15 +157,24 @@ def select(request: R, prompts: Sequence[int]) -> R:
     places = [prompt * times + i for prompt in prompts for i in range(times)]
     negative = request.negative_prompt
     if negative is not None:
-        negative = tuple(broadcast(negative, len(request.prompt), "negative_prompt")[i] for i in prompts)
+        negative = tuple(broadcast(negative, request.prompt_count, "negative_prompt")[i] for i in prompts)
     generator = request.generator
     return attrs.evolve(
         request,
-        prompt=tuple(request.prompt[i] for i in prompts),
+        prompt=None if request.prompt is None else tuple(request.prompt[i] for i in prompts),
         negative_prompt=negative,
+        prompt_embeds=_rows(request.prompt_embeds, prompts, request.prompt_count),
+        prompt_embeds_mask=_rows(request.prompt_embeds_mask, prompts, request.prompt_count),
+        negative_prompt_embeds=_rows(request.negative_prompt_embeds, prompts, request.prompt_count),
+        negative_prompt_embeds_mask=_rows(request.negative_prompt_embeds_mask, prompts, request.prompt_count),
         generator=[generator[i] for i in places] if isinstance(generator, Sequence) else generator,
         latents=request.latents[places] if request.latents is not None else None,
     )
+
+
+def _rows(values: Tensor | None, rows: Sequence[int], count: int) -> Tensor | None:
+    """Those rows of a tensor with one row for each of `count` prompts, or one for all."""
+    return values if values is None or values.shape[0] != count else values[list(rows)]
 
 
 def check_size(size: Size, multiple: int) -> Size:
@@ -175,13 +215,53 @@ def encode_prompts(
     pictures: per prompt. guidance: the family's, of `qframe.guidance`; it runs only with a scale above 1 and a
     negative prompt, as in diffusers.
     """
-    times = request.num_images_per_prompt
-    cond = repeat_conditioning(encoder.encode(request.prompt, pictures), times)
-    if request.true_cfg_scale <= 1 or request.negative_prompt is None:
+    times, limit = request.num_images_per_prompt, request.max_sequence_length
+    if request.prompt is not None:
+        cond = encoder.encode(request.prompt, pictures)
+    else:
+        cond = _given(request.prompt_embeds, request.prompt_embeds_mask)
+    cond = repeat_conditioning(_cut(cond, limit), times)
+    if request.true_cfg_scale <= 1 or not has_negative(request):
         return Guided(cond, None, None)
-    negative = broadcast(request.negative_prompt, len(request.prompt), "negative_prompt")
-    uncond = repeat_conditioning(encoder.encode(negative, pictures), times)
+    if request.negative_prompt is not None:
+        uncond = encoder.encode(broadcast(request.negative_prompt, request.prompt_count, "negative_prompt"), pictures)
+    else:
+        uncond = _given(request.negative_prompt_embeds, request.negative_prompt_embeds_mask)
+        if uncond.batch_size == 1:
+            uncond = repeat_conditioning(uncond, request.prompt_count)
+    uncond = repeat_conditioning(_cut(uncond, limit), times).to(cond.embeds.device, cond.embeds.dtype)
     return Guided(cond, uncond, guidance(request.true_cfg_scale))
+
+
+def _given(embeds: Tensor | None, mask: Tensor | None) -> Conditioning:
+    """Embeddings [B, T, D] that a user gives, the tokens their mask [B, T] leaves out dropped."""
+    assert embeds is not None
+    assert mask is not None  # check_prompts
+    kept = mask.bool().to(embeds.device)
+    return Conditioning(embeds[kept], tuple(int(count) for count in kept.sum(dim=1)))
+
+
+def _cut(cond: Conditioning, limit: int) -> Conditioning:
+    """The first `limit` tokens of each sample."""
+    if max(cond.lengths) <= limit:
+        return cond
+    return Conditioning.join([_first_tokens(one, limit) for one in cond.split()])
+
+
+def _first_tokens(one: Conditioning, limit: int) -> Conditioning:
+    extras = {name: values[:limit] for name, values in one.extras.items()}
+    return Conditioning(one.embeds[:limit], (min(one.lengths[0], limit),), extras)
+
+
+def forward_options(request: Request, parts: Parts) -> ForwardOptions:
+    """What a request sets for every forward pass. ConfigError if a guidance-distilled network lacks its scale."""
+    guidance = request.guidance_scale
+    if parts.denoiser_spec.guidance and guidance is None:
+        raise ConfigError("guidance_scale is needed: this checkpoint is guidance-distilled", "Give guidance_scale=....")
+    if not parts.denoiser_spec.guidance and guidance is not None:
+        logger.warning("guidance_scale is %g, but this checkpoint is not guidance-distilled: it is ignored", guidance)
+        guidance = None
+    return ForwardOptions(guidance=guidance, attention_kwargs=request.attention_kwargs)
 
 
 def repeat_conditioning(cond: Conditioning, times: int) -> Conditioning:

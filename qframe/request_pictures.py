@@ -53,7 +53,7 @@ def split_by_size(
 
     pictures: values for fields of the request, one for all prompts or one per prompt.
     """
-    times, count = request.num_images_per_prompt, len(request.prompt)
+    times, count = request.num_images_per_prompt, request.prompt_count
     if len(set(sizes)) == 1:
         return [(tuple(range(count * times)), as_request(type(request), request, **pictures))]
     alike: dict[Size, list[int]] = defaultdict(list)

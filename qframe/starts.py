@@ -60,7 +60,7 @@ def source_tokens(images: Sequence[Image.Image], request: Request, parts: Parts)
     of them at once, as in diffusers; with one generator per result each draws for its own, so that a result does not
     depend on its neighbours. Without any, torch's own draws.
     """
-    codec, prompts, times = parts.codec, len(request.prompt), request.num_images_per_prompt
+    codec, prompts, times = parts.codec, request.prompt_count, request.num_images_per_prompt
     pixels = torch.stack([to_pixels(image) for image in images])
     if isinstance(request.generator, Sequence):
         each = repeat_each(broadcast(list(pixels), prompts, "image"), times)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import attrs
 import torch
@@ -219,6 +220,23 @@ class Example:
     weight: Tensor | None = None
 
 
+@attrs.frozen(kw_only=True)
+class ForwardOptions:
+    """What a request sets for every forward pass of the denoiser, beside its inputs.
+
+    guidance: scale that a guidance-distilled network takes as an input; None for all others. attention_kwargs: as
+    diffusers' transformers take them; its "scale" scales the loaded LoRAs. cache_context: the name under which a step
+    cache on the network keeps what it keeps, so that both sides of guidance never share it; None without a cache.
+    """
+
+    guidance: float | None = None
+    attention_kwargs: Mapping[str, Any] | None = None
+    cache_context: str | None = None
+
+
+PLAIN = ForwardOptions()
+"""No options: what training and most requests use."""
+
 Guide = Callable[[Tensor, Tensor], Tensor]
 """`(positive [N, C], negative [N, C]) -> guided velocity [N, C]`."""
 
@@ -232,6 +250,7 @@ class Plan:
 
     start: noise, or noised source. sigmas: [S + 1] float32, descending, ending in 0.
     guide: combines both velocities; None runs the positive alone. uncond is required with it.
+    forward: for every forward pass of both sides; its cache_context is set by the sampling loop.
     decode: final tokens [N, C] -> one picture tensor [C, H, W] in [-1, 1] per sample.
     """
 
@@ -241,6 +260,7 @@ class Plan:
     uncond: Conditioning | None = None
     sigmas: Tensor
     guide: Guide | None = None
+    forward: ForwardOptions = PLAIN
     after_step: AfterStep | None = None
     decode: Callable[[Tensor], list[Tensor]]
 
@@ -271,10 +291,19 @@ class Request:
     A recipe that takes more (a picture, a mask, a strength) subclasses this and names the class in
     `Recipe.request_type`; the command line and `pipe(...)` read the fields from there.
     latents: initial noise, dense [B, Z, h, w]. generator: one for all, or one per picture made.
+    prompt_embeds: [B, T, D] with mask [B, T], instead of `prompt`, one per prompt; likewise the negative ones.
+    guidance_scale: of guidance-distilled checkpoints alone. max_sequence_length: text tokens kept of a prompt.
     """
 
-    prompt: tuple[str, ...] = attrs.field(converter=_texts)
+    prompt: tuple[str, ...] | None = attrs.field(default=None, converter=_texts)
     negative_prompt: tuple[str, ...] | None = attrs.field(default=None, converter=_texts)
+    prompt_embeds: Tensor | None = None
+    prompt_embeds_mask: Tensor | None = None
+    negative_prompt_embeds: Tensor | None = None
+    negative_prompt_embeds_mask: Tensor | None = None
+    max_sequence_length: int = 512
+    guidance_scale: float | None = None
+    attention_kwargs: Mapping[str, Any] | None = None
     true_cfg_scale: float = 4.0
     height: int | None = None
     width: int | None = None
@@ -283,3 +312,10 @@ class Request:
     num_images_per_prompt: int = 1
     generator: torch.Generator | Sequence[torch.Generator] | None = None
     latents: Tensor | None = None
+
+    @property
+    def prompt_count(self) -> int:
+        """How many prompts there are, given as text or as embeddings."""
+        if self.prompt is not None:
+            return len(self.prompt)
+        return 0 if self.prompt_embeds is None else self.prompt_embeds.shape[0]

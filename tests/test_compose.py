@@ -31,7 +31,7 @@ from qframe.interfaces import (
     Schedule,
 )
 from qframe.plugins import Registry
-from qframe.types import Conditioning, ExampleInputs, PackedSequence, Plan, Record, Request
+from qframe.types import PLAIN, Conditioning, ExampleInputs, ForwardOptions, PackedSequence, Plan, Record, Request
 from tests.fake_distributions import registry_of
 
 LOADED: list[str] = []
@@ -107,7 +107,13 @@ class FakeDenoiser(Loads, Denoiser):
         )
 
     def velocity(
-        self, x: PackedSequence, sigma: Tensor, cond: Conditioning, references: PackedSequence | None = None
+        self,
+        x: PackedSequence,
+        sigma: Tensor,
+        cond: Conditioning,
+        references: PackedSequence | None = None,
+        *,
+        forward: ForwardOptions = PLAIN,
     ) -> Tensor:
         raise NotImplementedError
 

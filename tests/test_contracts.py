@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qframe.interfaces import CodecSpec, DenoiserSpec, Sampler
 from qframe.samplers import EulerSampler
 from qframe.testing import CodecContract, DenoiserContract, SamplerContract
-from qframe.types import Conditioning, PackedSequence
+from qframe.types import PLAIN, Conditioning, ForwardOptions, PackedSequence
 
 
 def failures(contract: Any, **fixtures: Any) -> set[str]:
@@ -69,7 +69,13 @@ class MeanDenoiser:
         self.leak, self.detach = leak, detach
 
     def velocity(
-        self, x: PackedSequence, sigma: Tensor, cond: Conditioning, references: PackedSequence | None
+        self,
+        x: PackedSequence,
+        sigma: Tensor,
+        cond: Conditioning,
+        references: PackedSequence | None,
+        *,
+        forward: ForwardOptions = PLAIN,
     ) -> Tensor:
         rows = []
         given = references.tokens.split(list(references.lengths)) if references else [torch.zeros(1, 4)] * len(sigma)
@@ -80,7 +86,9 @@ class MeanDenoiser:
         found = torch.cat(rows)
         return found + x.tokens.mean() if self.leak else found
 
-    def bind(self, cond: Conditioning, references: PackedSequence | None, grids: Any) -> Any:
+    def bind(
+        self, cond: Conditioning, references: PackedSequence | None, grids: Any, *, forward: ForwardOptions = PLAIN
+    ) -> Any:
         return lambda tokens, sigma: self.velocity(
             PackedSequence(tokens, grids), sigma.expand(len(grids)), cond, references
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
@@ -20,7 +21,7 @@ from qframe.checkpoint import Checkpoint
 from qframe.errors import CheckpointError, DataError
 from qframe.interfaces import Denoiser, DenoiserSpec
 from qframe.packing import pad
-from qframe.types import Conditioning, Grid, PackedSequence, Velocity
+from qframe.types import PLAIN, Conditioning, ForwardOptions, Grid, PackedSequence, Velocity
 from qframe_qwen.loading import component_config, load_weights
 from qframe_qwen.spaces import TEXT_SPACE, latent_space
 
@@ -124,23 +125,44 @@ class StockDenoiser(Denoiser):
         return checkpoint.digest(_FOLDER)
 
     def velocity(
-        self, x: PackedSequence, sigma: Tensor, cond: Conditioning, references: PackedSequence | None = None
+        self,
+        x: PackedSequence,
+        sigma: Tensor,
+        cond: Conditioning,
+        references: PackedSequence | None = None,
+        *,
+        forward: ForwardOptions = PLAIN,
     ) -> Tensor:
         """See `Denoiser.velocity`. Each sample's grids in `x` are its target; no gradient runs into the references.
 
         DataError if a prompt is too long for the rotary table.
         """
         groups = _groups(x.grids, cond, references, self._weight())
-        return self._predict(groups, x.tokens, sigma, x.lengths)
+        return self._predict(groups, x.tokens, sigma, x.lengths, forward)
 
-    def bind(self, cond: Conditioning, references: PackedSequence | None, grids: Grids) -> Velocity:
+    def bind(
+        self,
+        cond: Conditioning,
+        references: PackedSequence | None,
+        grids: Grids,
+        *,
+        forward: ForwardOptions = PLAIN,
+    ) -> Velocity:
         groups = _groups(grids, cond, references, self._weight())
         lengths = [sum(f * h * w for f, h, w in sample) for sample in grids]
 
         def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
-            return self._predict(groups, tokens, sigma.expand(len(grids)), lengths)
+            return self._predict(groups, tokens, sigma.expand(len(grids)), lengths, forward)
 
         return velocity
+
+    @classmethod
+    def padding(cls, grids: Sequence[tuple[Grid, ...]], text: Sequence[int]) -> int:
+        """See `Denoiser.padding`: prompts of samples with equal grids are padded to the longest of them."""
+        alike: dict[tuple[Grid, ...], list[int]] = {}
+        for own, length in zip(grids, text, strict=True):
+            alike.setdefault(own, []).append(length)
+        return sum(max(lengths) * len(lengths) - sum(lengths) for lengths in alike.values())
 
     def save(self, folder: Path) -> None:
         """Write `folder`/transformer in the diffusers layout, with the names of the spaces it was made for."""
@@ -149,37 +171,61 @@ class StockDenoiser(Denoiser):
         if self._spaces:
             (target / _SPACES).write_text(json.dumps(self._spaces, indent=2) + "\n", encoding="utf-8")
 
-    def _predict(self, groups: Sequence[_Group], tokens: Tensor, sigma: Tensor, lengths: Sequence[int]) -> Tensor:
+    def _predict(
+        self,
+        groups: Sequence[_Group],
+        tokens: Tensor,
+        sigma: Tensor,
+        lengths: Sequence[int],
+        forward: ForwardOptions,
+    ) -> Tensor:
         if len(groups) == 1:  # the whole batch, in order: both reshapes are views
-            predicted = self._run(groups[0], tokens.reshape(len(sigma), groups[0].length, -1), sigma)
+            predicted = self._run(groups[0], tokens.reshape(len(sigma), groups[0].length, -1), sigma, forward)
             return predicted.reshape(-1, predicted.shape[-1]).to(tokens)
         rows = tokens.split(list(lengths))
         found: list[Tensor | None] = [None] * len(rows)
-        for group in groups:
+        for place, group in enumerate(groups):
             target = torch.stack([rows[sample] for sample in group.samples])
-            predicted = self._run(group, target, sigma[list(group.samples)])
+            predicted = self._run(group, target, sigma[list(group.samples)], _of_group(forward, place))
             for sample, row in zip(group.samples, predicted, strict=True):
                 found[sample] = row
         return torch.cat([row for row in found if row is not None]).to(tokens)
 
-    def _run(self, group: _Group, target: Tensor, sigma: Tensor) -> Tensor:
+    def _run(self, group: _Group, target: Tensor, sigma: Tensor, forward: ForwardOptions) -> Tensor:
         """Velocity [b, L, C] of one group's target tokens [b, L, C]; sigma [b]."""
         target = target.to(group.text)
         hidden = target if group.references is None else torch.cat([target, group.references], dim=1)
         # To the model's dtype before the division, as the pipelines do: bf16 rounds differently otherwise.
         timestep = (sigma.float() * 1000).to(hidden) / 1000
-        predicted: Tensor = self.module(
-            hidden_states=hidden,
-            timestep=timestep,
-            encoder_hidden_states=group.text,
-            encoder_hidden_states_mask=group.mask,
-            img_shapes=[list(group.shapes)] * len(group.samples),
-            return_dict=False,
-        )[0]
+        with cached_as(self.module, forward.cache_context):
+            predicted: Tensor = self.module(
+                hidden_states=hidden,
+                timestep=timestep,
+                encoder_hidden_states=group.text,
+                encoder_hidden_states_mask=group.mask,
+                img_shapes=[list(group.shapes)] * len(group.samples),
+                attention_kwargs=None if forward.attention_kwargs is None else dict(forward.attention_kwargs),
+                return_dict=False,
+            )[0]
         return predicted[:, : group.length]
 
     def _weight(self) -> Tensor:
         return next(p for p in self.module.parameters() if p.is_floating_point())
+
+
+def cached_as(module: Any, context: str | None) -> AbstractContextManager[None]:
+    """Inside, a step cache that is enabled on a diffusers network keeps what it keeps under this name."""
+    if context is None or not getattr(module, "is_cache_enabled", False):
+        return nullcontext()
+    found: AbstractContextManager[None] = module.cache_context(context)
+    return found
+
+
+def _of_group(forward: ForwardOptions, place: int) -> ForwardOptions:
+    """The same options; each group of a batch is a forward pass, and has a cache, of its own."""
+    if forward.cache_context is None:
+        return forward
+    return attrs.evolve(forward, cache_context=f"{forward.cache_context}-{place}")
 
 
 def _whole(checkpoint: Checkpoint, config: Mapping[str, Any], key: str, default: int) -> int:

@@ -43,7 +43,7 @@ class ImageToImage(PlanTransform):
         given = as_request(ImageToImageRequest, request)
         if given.image is None:
             return recipe.split(request)
-        images = open_pictures(given.image, len(given.prompt))
+        images = open_pictures(given.image, given.prompt_count)
         return split_by_size(request, output_sizes(given, images, recipe.geometry), image=images)
 
     def plan(self, request: Request, parts: Parts, recipe: Recipe) -> Plan:
@@ -53,7 +53,7 @@ class ImageToImage(PlanTransform):
             if given.strength is not None:
                 raise ConfigError("strength is given, but no image to start from", "Give image, or leave strength out.")
             return recipe.plan(request, parts)
-        images = open_pictures(given.image, len(given.prompt))
+        images = open_pictures(given.image, given.prompt_count)
         size = one_size(output_sizes(given, images, recipe.geometry))
         strength = STRENGTH if given.strength is None else given.strength
         check_start(given, size, strength, parts)

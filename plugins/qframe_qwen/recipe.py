@@ -15,6 +15,7 @@ from qframe.planning import (
     decoder,
     encode_prompts,
     fitting_geometry,
+    forward_options,
     initial_noise,
     target_grid,
     with_defaults,
@@ -56,13 +57,14 @@ class TextToImageRecipe(Recipe):
         size = check_size((request.height or self.settings.side, request.width or self.settings.side), parts.multiple)
         grid = target_grid(request, size, parts)
         sigmas = parts.schedule.sigmas(request.num_inference_steps, grid_length(grid), request.sigmas)
-        guided = encode_prompts(parts.encoder, request, [()] * len(request.prompt), guidance=norm_rescaled_guidance)
+        guided = encode_prompts(parts.encoder, request, [()] * request.prompt_count, guidance=norm_rescaled_guidance)
         start = initial_noise(request, grid, parts, like=guided.cond.embeds)
         return Plan(
             start=start,
             cond=guided.cond,
             uncond=guided.uncond,
             guide=guided.guide,
+            forward=forward_options(request, parts),
             sigmas=sigmas,
             decode=decoder(parts.codec, start, parts.denoiser_spec.patch),
         )

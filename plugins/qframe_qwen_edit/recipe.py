@@ -29,6 +29,7 @@ from qframe.planning import (
     decoder,
     encode_prompts,
     fitting_geometry,
+    forward_options,
     initial_noise,
     repeat_each,
     target_grid,
@@ -97,7 +98,7 @@ class EditRecipe(Recipe):
         given = _edit(request)
         if given.image is None or len(given.image) == 1 or (given.height and given.width):
             return super().split(given)
-        images = open_pictures(given.image, len(given.prompt))
+        images = open_pictures(given.image, given.prompt_count)
         return split_by_size(given, output_sizes(given, images, self.geometry), image=images)
 
     def plan(self, request: Request, parts: Parts) -> Plan:
@@ -111,7 +112,7 @@ class EditRecipe(Recipe):
         size = check_size(one_size(self._sizes(given, opened)), parts.multiple)
         grid = target_grid(given, size, parts)
         sigmas = parts.schedule.sigmas(given.num_inference_steps, grid_length(grid), given.sigmas)
-        shown = broadcast([(image,) for image in images] or [()], len(given.prompt), "image")
+        shown = broadcast([(image,) for image in images] or [()], given.prompt_count, "image")
         guided = encode_prompts(parts.encoder, given, shown, guidance=norm_rescaled_guidance)
         start = initial_noise(given, grid, parts, like=guided.cond.embeds)
         return Plan(
@@ -120,6 +121,7 @@ class EditRecipe(Recipe):
             cond=guided.cond,
             uncond=guided.uncond,
             guide=guided.guide,
+            forward=forward_options(given, parts),
             sigmas=sigmas,
             decode=decoder(parts.codec, start, parts.denoiser_spec.patch),
         )
@@ -139,7 +141,7 @@ class EditRecipe(Recipe):
             if self.settings.references == "required":
                 raise ConfigError("no image is given", "Give the picture to change: image=..., or --image FILE.")
             return []
-        return open_pictures(request.image, len(request.prompt))
+        return open_pictures(request.image, request.prompt_count)
 
     def _sizes(self, request: EditRequest, images: Sequence[Image.Image]) -> list[Size]:
         side = self.settings.side
@@ -157,7 +159,7 @@ def _references(images: Sequence[Image.Image], request: EditRequest, parts: Part
     if not images:
         return None
     latents = _encoded(images, parts.codec)
-    each = repeat_each(broadcast(latents, len(request.prompt), "image"), request.num_images_per_prompt)
+    each = repeat_each(broadcast(latents, request.prompt_count, "image"), request.num_images_per_prompt)
     return pack_pictures([(one,) for one in each], parts.denoiser_spec.patch)
 
 

@@ -76,15 +76,15 @@ class KeepUnmasked(PlanTransform):
 
     def split(self, request: Request, recipe: Recipe) -> list[tuple[tuple[int, ...], Request]]:
         given = _inpaint(request)
-        images = open_pictures(_needed(given.image, "image"), len(given.prompt))
-        masks = open_masks(_needed(given.mask_image, "mask_image"), len(given.prompt))
+        images = open_pictures(_needed(given.image, "image"), given.prompt_count)
+        masks = open_masks(_needed(given.mask_image, "mask_image"), given.prompt_count)
         return split_by_size(request, output_sizes(given, images, recipe.geometry), image=images, mask_image=masks)
 
     def plan(self, request: Request, parts: Parts, recipe: Recipe) -> Plan:
         """ConfigError for a request that cannot be met, before any model runs; pictures of several sizes: `split`."""
         given = _inpaint(request)
         job = _job(given, parts, recipe)
-        count, times = len(given.prompt), given.num_images_per_prompt
+        count, times = given.prompt_count, given.num_images_per_prompt
         # The order of draws is diffusers': the source's sample, the noise, and a sample that nothing uses.
         original = source_tokens(job.sources, given, parts)
         plan = recipe.plan(
@@ -115,8 +115,8 @@ def _needed(values: Sequence[PictureLike] | None, name: str) -> Sequence[Picture
 
 
 def _job(request: InpaintRequest, parts: Parts, recipe: Recipe) -> _Job:
-    images = open_pictures(_needed(request.image, "image"), len(request.prompt))
-    masks = open_masks(_needed(request.mask_image, "mask_image"), len(request.prompt))
+    images = open_pictures(_needed(request.image, "image"), request.prompt_count)
+    masks = open_masks(_needed(request.mask_image, "mask_image"), request.prompt_count)
     size = one_size(output_sizes(request, images, recipe.geometry))
     check_start(request, size, request.strength, parts)
     pairs = _pairs(images, masks)

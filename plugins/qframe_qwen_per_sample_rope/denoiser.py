@@ -17,7 +17,7 @@ from qframe.checkpoint import Checkpoint
 from qframe.interfaces import Denoiser, DenoiserSpec
 from qframe.packing import interleave
 from qframe.plugins import load_registry
-from qframe.types import Conditioning, Grid, PackedSequence, Velocity
+from qframe.types import PLAIN, Conditioning, ForwardOptions, Grid, PackedSequence, Velocity
 from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
 
 _STOCK = "qwen-image"
@@ -51,7 +51,13 @@ class PerSampleRopeDenoiser(Denoiser):
         return _stock_class().fingerprint(checkpoint, options)
 
     def velocity(
-        self, x: PackedSequence, sigma: Tensor, cond: Conditioning, references: PackedSequence | None = None
+        self,
+        x: PackedSequence,
+        sigma: Tensor,
+        cond: Conditioning,
+        references: PackedSequence | None = None,
+        *,
+        forward: ForwardOptions = PLAIN,
     ) -> Tensor:
         """See `Denoiser.velocity`. Each sample's grids in `x` are its target; no gradient runs into the references."""
         _check(x.grids, cond, references)
@@ -63,12 +69,24 @@ class PerSampleRopeDenoiser(Denoiser):
             _time(sigma, like),
             grids=sequence.grids,
             text_lengths=cond.lengths,
+            guidance=_guidance(forward, len(x.grids), like),
+            attention_kwargs=None if forward.attention_kwargs is None else dict(forward.attention_kwargs),
         )
         return _targets(predicted, sequence.lengths, x.lengths).to(x.tokens)
 
-    def bind(self, cond: Conditioning, references: PackedSequence | None, grids: Grids) -> Velocity:
+    def bind(
+        self,
+        cond: Conditioning,
+        references: PackedSequence | None,
+        grids: Grids,
+        *,
+        forward: ForwardOptions = PLAIN,
+    ) -> Velocity:
+        if forward.attention_kwargs:  # a LoRA scale holds for the text's projection too, which below is done once
+            return super().bind(cond, references, grids, forward=forward)
         _check(grids, cond, references)
         like = self._weight()
+        guidance = _guidance(forward, len(grids), like)
         all_grids = grids if references is None else _both(grids, references.grids)
         layout = self.module.layout(all_grids, cond.lengths)
         text = self.module.project_text(cond.embeds.to(like))
@@ -77,7 +95,7 @@ class PerSampleRopeDenoiser(Denoiser):
         def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
             x = PackedSequence(tokens, grids)
             sequence = _with_references(x, given, like)
-            predicted = self.module.predict(sequence.tokens, text, _time(sigma, like), layout)
+            predicted = self.module.predict(sequence.tokens, text, _time(sigma, like), layout, guidance=guidance)
             return _targets(predicted, sequence.lengths, x.lengths).to(tokens)
 
         return velocity
@@ -130,3 +148,8 @@ def _targets(predicted: Tensor, lengths: Sequence[int], targets: Sequence[int]) 
 def _time(sigma: Tensor, like: Tensor) -> Tensor:
     # To the model's dtype before the division, as the pipelines do: bf16 rounds differently otherwise.
     return (sigma.float() * 1000).to(like) / 1000
+
+
+def _guidance(forward: ForwardOptions, batch_size: int, like: Tensor) -> Tensor | None:
+    """The guidance scale of every sample, for a guidance-distilled network."""
+    return None if forward.guidance is None else torch.full((batch_size,), forward.guidance, device=like.device)

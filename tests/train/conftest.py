@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qframe.interfaces import Denoiser, Schedule
 from qframe.packing import per_token
-from qframe.types import Conditioning, Example, PackedSequence
+from qframe.types import PLAIN, Conditioning, Example, ForwardOptions, PackedSequence
 
 CHANNELS, PATCH, WIDTH = 4, 2, 6
 
@@ -59,7 +59,13 @@ class ToyDenoiser(Denoiser):
         raise NotImplementedError
 
     def velocity(
-        self, x: PackedSequence, sigma: Tensor, cond: Conditioning, references: PackedSequence | None = None
+        self,
+        x: PackedSequence,
+        sigma: Tensor,
+        cond: Conditioning,
+        references: PackedSequence | None = None,
+        *,
+        forward: ForwardOptions = PLAIN,
     ) -> Tensor:
         text = torch.stack([part.embeds.mean(0) for part in cond.split()])
         given = torch.zeros(x.batch_size, x.tokens.shape[1])
