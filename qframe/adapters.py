@@ -334,9 +334,19 @@ def _check_fits(module: nn.Module, file: Path, layers: Mapping[str, LoraLayer]) 
 
 
 def merge_lora(module: nn.Module) -> None:
-    """Add every adapter's update into the weights it belongs to, for good, and take the adapters off."""
+    """Add every adapter's update into the weights it belongs to, for good, and take the adapters off.
+
+    ConfigError if a weight is quantised: the update would be rounded away, or lost.
+    """
     from peft.tuners.lora import LoraLayer as PeftLayer
 
+    for name, part in module.named_modules():
+        weight = part.get_base_layer().weight if isinstance(part, PeftLayer) else None
+        if weight is not None and type(weight) is not nn.Parameter:
+            raise ConfigError(
+                f"{name}: its weight is quantised ({type(weight).__name__}), and nothing can be added to it exactly",
+                "Save the LoRA, and merge it into a denoiser that is loaded without denoiser.quantise.",
+            )
     for name, part in list(module.named_modules()):
         if isinstance(part, PeftLayer):
             part.merge(safe_merge=True)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -27,13 +28,14 @@ from qframe.interfaces import (
     Loadable,
     Parts,
     PlanTransform,
+    Quantiser,
     Recipe,
     Sampler,
     Schedule,
 )
 from qframe.mixing import transformed
 from qframe.plugins import Registry, load_registry
-from qframe.schema import ROLES, ComponentConfig, Config
+from qframe.schema import QUANTISABLE, ROLES, ComponentConfig, Config, QuantiseConfig
 
 Role = Literal["encoder", "denoiser", "codec", "schedule", "sampler"]
 
@@ -43,6 +45,7 @@ _INTERFACES: Mapping[str, type] = {
     "codec": LatentCodec,
     "schedule": Schedule,
     "sampler": Sampler,
+    "quantiser": Quantiser,
 }
 _SPECS: Mapping[str, type] = {"encoder": EncoderSpec, "denoiser": DenoiserSpec, "codec": CodecSpec}
 _STATES = {"ok": "ok", "allowed": "allowed", "mismatch": "MISMATCH"}
@@ -64,8 +67,8 @@ class Row:
 class Composition:
     """Components that fit each other, not loaded yet.
 
-    rows: the checks. checkpoints, classes: by role. specs: of encoder, denoiser and codec.
-    recipe: instantiated with the settings of the configuration.
+    rows: the checks. checkpoints, classes: by role. specs: of encoder, denoiser and codec. quantisers: by role, of
+    those whose weights are quantised. recipe: instantiated with the settings of the configuration.
     """
 
     config: Config
@@ -74,6 +77,7 @@ class Composition:
     checkpoints: Mapping[str, Checkpoint]
     classes: Mapping[str, Any]
     specs: Mapping[str, Any]
+    quantisers: Mapping[str, Quantiser]
     recipe: Recipe
     title: str
 
@@ -100,8 +104,10 @@ class Composition:
         return self.checkpoints[role]
 
     def fingerprint(self, role: str) -> str:
-        """sha256 over everything that the component's output depends on."""
-        return str(self.classes[role].fingerprint(self.checkpoint(role), self.options(role)))
+        """sha256 over everything that the component's output depends on, quantisation included."""
+        own = str(self.classes[role].fingerprint(self.checkpoint(role), self.options(role)))
+        quantiser = self.quantisers.get(role)
+        return own if quantiser is None else hashlib.sha256(f"{own} {quantiser.fingerprint()}".encode()).hexdigest()
 
     def device(self, role: str) -> torch.device:
         """Where a component runs. ConfigError if this machine has no such device."""
@@ -134,9 +140,19 @@ class Composition:
         )
 
     def _load(self, role: str) -> Any:
-        return self.classes[role].load(
-            self.checkpoint(role), self.options(role), device=self.device(role), dtype=self.dtype(role)
-        )
+        device, quantiser = self.device(role), self.quantisers.get(role)
+        # What is to be quantised never lies on the device whole: that is what it would not fit on.
+        first = device if quantiser is None else torch.device("cpu")
+        part = self.classes[role].load(self.checkpoint(role), self.options(role), device=first, dtype=self.dtype(role))
+        if quantiser is not None:
+            if part.network is None:
+                raise ConfigError(
+                    f"{role}.quantise: {role} {_section(self.config, role).use!r} shows no network to quantise",
+                    "Leave it out, or choose another component.",
+                )
+            quantiser.quantise(part.network)
+            part.network.to(device)
+        return part
 
 
 def compose(config: Config, registry: Registry | None = None) -> Composition:
@@ -160,6 +176,12 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
                 f"plugin {registry.plugin_of(component)!r}: {component.target}.describe returned a "
                 f"{type(specs[role]).__name__}, expected a {spec.__name__}"
             )
+    quantisers = {role: found for role in QUANTISABLE if (found := _quantiser(config, role, registry)) is not None}
+    if "denoiser" in quantisers and config.train.mode == "full":
+        raise ConfigError(
+            "denoiser.quantise: quantised weights are frozen, and train.mode = 'full' trains them",
+            "Train a LoRA (train.mode = 'lora'), or leave denoiser.quantise out.",
+        )
     recipe = recipe_class(family, registry)(config.recipe, checkpoints["model"])
     rows = _rows(specs["encoder"], specs["codec"], specs["denoiser"], recipe, config.compose.allow)
     title = ", ".join(
@@ -181,6 +203,7 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
         checkpoints=checkpoints,
         classes=classes,
         specs=specs,
+        quantisers=quantisers,
         recipe=recipe,
         title=title,
     )
@@ -229,6 +252,14 @@ def _class(registry: Registry, component: Component) -> Any:
     found = registry.resolve(component)
     _check_class(found, _INTERFACES[component.kind], component.target, registry.plugin_of(component))
     return found
+
+
+def _quantiser(config: Config, role: str, registry: Registry) -> Quantiser | None:
+    settings: QuantiseConfig = getattr(config, role).quantise
+    if settings.use is None:
+        return None
+    quantiser: Quantiser = _class(registry, registry.component("quantiser", settings.use))(settings.options)
+    return quantiser
 
 
 def _check_class(found: object, interface: type, target: str, plugin: str) -> None:

@@ -26,7 +26,7 @@ PROJECT = "qframe"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
-Kind = Literal["encoder", "denoiser", "codec", "schedule", "sampler", "transform", "source", "model"]
+Kind = Literal["encoder", "denoiser", "codec", "schedule", "sampler", "quantiser", "transform", "source", "model"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 

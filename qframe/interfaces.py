@@ -80,8 +80,32 @@ class DenoiserSpec:
 class Loadable(ABC):
     """A part that comes out of a checkpoint.
 
-    `options` is an instance of the class its Component declares, or None if it declares none.
+    `options` is an instance of the class its Component declares, or None if it declares none. placed_on: where it
+    computes while its weights rest elsewhere; placement sets it.
     """
+
+    placed_on: torch.device | None = None
+
+    @property
+    def network(self) -> nn.Module | None:
+        """Its weights, which placement and quantisation see; None for a part that has none, or keeps them in place."""
+        return None
+
+    @property
+    def execution_device(self) -> torch.device:
+        """Where it computes, and so where its inputs belong: not always where its weights are."""
+        if self.placed_on is not None:
+            return self.placed_on
+        first = None if self.network is None else next(self.network.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
+
+    @classmethod
+    def outline(cls, checkpoint: Checkpoint, options: Any, *, dtype: torch.dtype) -> Self | None:
+        """The part with its network on the meta device: shapes without weights, from configuration files alone.
+
+        None where it cannot be told; then nothing is estimated.
+        """
+        return None
 
     @classmethod
     @abstractmethod
@@ -144,6 +168,15 @@ class Denoiser(Loadable):
     blocks: ClassVar[str] = "transformer_blocks"
     lora_presets: ClassVar[Mapping[str, tuple[str, ...]]]
     module: nn.Module
+
+    @property
+    def network(self) -> nn.Module:
+        return self.module
+
+    def like(self) -> Tensor:
+        """An empty tensor where the network computes, in its dtype: what inputs are brought to."""
+        weight = next(p for p in self.module.parameters() if p.is_floating_point())
+        return torch.empty(0, dtype=weight.dtype, device=self.execution_device)
 
     @abstractmethod
     def velocity(
@@ -312,6 +345,32 @@ class Recipe(ABC):
 
         ConfigError or DataError explains a request that cannot be met, before any model work.
         """
+
+
+class Quantiser(ABC):
+    """Makes the frozen weights of a network smaller. Registered as kind "quantiser", built with its options.
+
+    A quantised layer stays a torch.nn.Linear to whoever looks, so that LoRA can be put on it; gradients run through
+    it to its inputs, none into it.
+    """
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def quantise(self, network: nn.Module) -> None:
+        """Replace the linear layers of `network` that it chooses, in place, where their weights lie.
+
+        NumericsError names a layer with weights that are not finite: they would be saturated in silence.
+        """
+
+    @abstractmethod
+    def weight_bytes(self, name: str, layer: nn.Linear) -> int | None:
+        """Bytes that the weight of this layer will take; None where it is left as it is. Shapes alone are read."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """What quantised values depend on: back end, its version, options."""
 
 
 class PlanTransform(ABC):

@@ -26,6 +26,21 @@ class ComponentConfig:
 
 
 @attrs.frozen(kw_only=True)
+class QuantiseConfig:
+    """Whether frozen weights are kept in fewer bits."""
+
+    use: str | None = attrs.field(default=None, metadata={"help": "registered quantiser; none by default"})
+    options: Any = attrs.field(default=None, metadata={"help": "settings that the quantiser declares"})
+
+
+@attrs.frozen(kw_only=True)
+class NetworkConfig(ComponentConfig):
+    """A component whose network is large enough to be quantised."""
+
+    quantise: QuantiseConfig = attrs.field(factory=QuantiseConfig)
+
+
+@attrs.frozen(kw_only=True)
 class DataConfig:
     """The data set: a registered source, or a path."""
 
@@ -155,8 +170,8 @@ class Config:
     threads: int | None = attrs.field(
         default=None, validator=optional(ge(1)), metadata={"help": "CPU threads of torch; by default its own choice"}
     )
-    encoder: ComponentConfig
-    denoiser: ComponentConfig
+    encoder: NetworkConfig
+    denoiser: NetworkConfig
     codec: ComponentConfig
     schedule: ComponentConfig
     sampler: ComponentConfig
@@ -171,3 +186,6 @@ class Config:
 
 ROLES: tuple[str, ...] = ("encoder", "denoiser", "codec", "schedule", "sampler")
 """The sections of a configuration that choose a component."""
+
+QUANTISABLE: tuple[str, ...] = ("encoder", "denoiser")
+"""Those whose network can be quantised."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qframe.checkpoint import Checkpoint
 from qframe.interfaces import CodecSpec, LatentCodec
@@ -21,6 +21,11 @@ class QwenCodec(LatentCodec):
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae
+
+    @property
+    def network(self) -> nn.Module:
+        network: nn.Module = self.vae
+        return network
 
     @classmethod
     def describe(cls, checkpoint: Checkpoint, options: Any) -> CodecSpec:
@@ -45,7 +50,7 @@ class QwenCodec(LatentCodec):
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        frames = pixels[:, :, None].to(self.vae.device, self.vae.dtype)  # [B, C, 1, H, W]
+        frames = pixels[:, :, None].to(self.execution_device, self.vae.dtype)  # [B, C, 1, H, W]
         posterior = self.vae.encode(frames).latent_dist
         latents = posterior.mode() if generator is None else posterior.sample(generator)
         mean, std = self._normalisation(latents)
@@ -54,7 +59,7 @@ class QwenCodec(LatentCodec):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        frames = latents[:, :, None].to(self.vae.device, self.vae.dtype)  # [B, Z, 1, h, w]
+        frames = latents[:, :, None].to(self.execution_device, self.vae.dtype)  # [B, Z, 1, h, w]
         mean, std = self._normalisation(frames)
         pixels: Tensor = self.vae.decode(frames * std + mean, return_dict=False)[0][:, :, 0]
         return pixels.clamp(-1, 1)

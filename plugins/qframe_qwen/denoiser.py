@@ -137,7 +137,7 @@ class StockDenoiser(Denoiser):
 
         DataError if a prompt is too long for the rotary table.
         """
-        groups = _groups(x.grids, cond, references, self._weight())
+        groups = _groups(x.grids, cond, references, self.like())
         return self._predict(groups, x.tokens, sigma, x.lengths, forward)
 
     def bind(
@@ -148,7 +148,7 @@ class StockDenoiser(Denoiser):
         *,
         forward: ForwardOptions = PLAIN,
     ) -> Velocity:
-        groups = _groups(grids, cond, references, self._weight())
+        groups = _groups(grids, cond, references, self.like())
         lengths = [sum(f * h * w for f, h, w in sample) for sample in grids]
 
         def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
@@ -208,9 +208,6 @@ class StockDenoiser(Denoiser):
                 return_dict=False,
             )[0]
         return predicted[:, : group.length]
-
-    def _weight(self) -> Tensor:
-        return next(p for p in self.module.parameters() if p.is_floating_point())
 
 
 def cached_as(module: Any, context: str | None) -> AbstractContextManager[None]:

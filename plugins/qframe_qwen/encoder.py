@@ -11,7 +11,7 @@ from typing import Any, Self
 import attrs
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from qframe.checkpoint import Checkpoint
 from qframe.errors import CheckpointError, DataError
@@ -59,6 +59,11 @@ class QwenVLEncoder(Encoder):
         self.options = options
         self._specials = special_tokens(tokenizer)
         self._image_pad = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+
+    @property
+    def network(self) -> nn.Module:
+        network: nn.Module = self.model
+        return network
 
     @classmethod
     def describe(cls, checkpoint: Checkpoint, options: Any) -> EncoderSpec:
@@ -145,7 +150,8 @@ class QwenVLEncoder(Encoder):
         seen = self.image_processor(images=list(pictures), return_tensors="pt")
         merged = self.image_processor.merge_size**2
         slots = tuple(int(grid.prod()) // merged for grid in seen["image_grid_thw"])
-        return _Vision(seen["pixel_values"].to(self.model.device), seen["image_grid_thw"].to(self.model.device), slots)
+        device = self.execution_device
+        return _Vision(seen["pixel_values"].to(device), seen["image_grid_thw"].to(device), slots)
 
     def _hidden(self, rows: Sequence[list[int]], vision: _Vision) -> list[Tensor]:
         """Last hidden states [T, D] of each prompt, its own tokens only.
@@ -159,7 +165,7 @@ class QwenVLEncoder(Encoder):
             input_ids[row, : len(ids)] = torch.tensor(ids)
             mask[row, : len(ids)] = 1
         mrope = vision.pixels is not None and self.options.positions == "mrope"
-        device = self.model.device
+        device = self.execution_device
         hidden = self.model(
             input_ids=input_ids.to(device),
             attention_mask=mask.to(device),

@@ -61,7 +61,7 @@ class PerSampleRopeDenoiser(Denoiser):
     ) -> Tensor:
         """See `Denoiser.velocity`. Each sample's grids in `x` are its target; no gradient runs into the references."""
         _check(x.grids, cond, references)
-        like = self._weight()
+        like = self.like()
         sequence = _with_references(x, references, like)
         predicted = self.module.packed(
             sequence.tokens,
@@ -85,7 +85,7 @@ class PerSampleRopeDenoiser(Denoiser):
         if forward.attention_kwargs:  # a LoRA scale holds for the text's projection too, which below is done once
             return super().bind(cond, references, grids, forward=forward)
         _check(grids, cond, references)
-        like = self._weight()
+        like = self.like()
         guidance = _guidance(forward, len(grids), like)
         all_grids = grids if references is None else _both(grids, references.grids)
         layout = self.module.layout(all_grids, cond.lengths)
@@ -103,10 +103,6 @@ class PerSampleRopeDenoiser(Denoiser):
     def save(self, folder: Path) -> None:
         """Write `folder`/transformer in the diffusers layout: what denoiser `qwen-image` would write."""
         self._stock.save(folder)
-
-    def _weight(self) -> Tensor:
-        weight: Tensor = next(p for p in self.module.parameters() if p.is_floating_point())
-        return weight
 
 
 def _stock_class() -> type[Denoiser]:

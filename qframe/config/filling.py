@@ -11,7 +11,7 @@ from qframe.config.layers import Key, Tree, source_at
 from qframe.errors import ConfigError, PluginError, bullet_list
 from qframe.hookspecs import Component, Family
 from qframe.plugins import Registry, nearest
-from qframe.schema import ROLES, Config
+from qframe.schema import QUANTISABLE, ROLES, Config
 from qframe.strict import InvalidError, Problem, fields_of, nested, structure
 
 MOST_SHOWN = 40
@@ -49,6 +49,22 @@ def declared_options(
             problems.append(Problem((role, "use"), f"{error.message} (known: {known})"))
             continue
         found[role, "options"] = _declared(registry, component, "options", f"{kind} {name!r}")
+    for role in QUANTISABLE:
+        section = plain.get(role)
+        table = section.get("quantise") if isinstance(section, dict) else None
+        if not isinstance(table, dict):
+            continue
+        name = table.get("use")
+        if not isinstance(name, str):
+            found[role, "quantise", "options"] = Declared(f"no quantiser is chosen ({role}.quantise.use), which", None)
+            continue
+        try:
+            component = registry.component("quantiser", name)
+        except ConfigError as error:
+            known = ", ".join(other.name for other in registry.components("quantiser")) or "none"
+            problems.append(Problem((role, "quantise", "use"), f"{error.message} (known: {known})"))
+            continue
+        found[role, "quantise", "options"] = _declared(registry, component, "options", f"quantiser {name!r}")
     return found
 
 

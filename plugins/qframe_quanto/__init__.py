@@ -1,0 +1,1 @@
+"""Plugin: frozen weights in fewer bits, by optimum-quanto."""
