@@ -213,9 +213,11 @@ def encode_prompts(
     """Conditioning of a request's pictures, in their order. The negative prompt sees the pictures of its prompt.
 
     pictures: per prompt. guidance: the family's, of `qframe.guidance`; it runs only with a scale above 1 and a
-    negative prompt, as in diffusers.
+    negative prompt, as in diffusers. Where prompts come with pictures nothing is cut to `max_sequence_length`, as in
+    diffusers' edit pipelines: a picture alone may have more tokens.
     """
-    times, limit = request.num_images_per_prompt, request.max_sequence_length
+    times = request.num_images_per_prompt
+    limit = None if any(pictures) else request.max_sequence_length
     if request.prompt is not None:
         cond = encoder.encode(request.prompt, pictures)
     else:
@@ -241,9 +243,9 @@ def _given(embeds: Tensor | None, mask: Tensor | None) -> Conditioning:
     return Conditioning(embeds[kept], tuple(int(count) for count in kept.sum(dim=1)))
 
 
-def _cut(cond: Conditioning, limit: int) -> Conditioning:
-    """The first `limit` tokens of each sample."""
-    if max(cond.lengths) <= limit:
+def _cut(cond: Conditioning, limit: int | None) -> Conditioning:
+    """The first `limit` tokens of each sample; None: all."""
+    if limit is None or max(cond.lengths) <= limit:
         return cond
     return Conditioning.join([_first_tokens(one, limit) for one in cond.split()])
 

@@ -292,7 +292,8 @@ class Request:
     `Recipe.request_type`; the command line and `pipe(...)` read the fields from there.
     latents: initial noise, dense [B, Z, h, w]. generator: one for all, or one per picture made.
     prompt_embeds: [B, T, D] with mask [B, T], instead of `prompt`, one per prompt; likewise the negative ones.
-    guidance_scale: of guidance-distilled checkpoints alone. max_sequence_length: text tokens kept of a prompt.
+    guidance_scale: of guidance-distilled checkpoints alone. max_sequence_length: text tokens kept of a prompt that
+    comes without pictures.
     """
 
     prompt: tuple[str, ...] | None = attrs.field(default=None, converter=_texts)

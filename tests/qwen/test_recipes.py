@@ -160,6 +160,17 @@ def test_the_negative_prompt_sees_the_same_picture(edit: EditRecipe, parts: Part
     assert torch.equal(plan.uncond.embeds, wanted.embeds)
 
 
+def test_tokens_of_pictures_are_never_cut(edit: EditRecipe, text: TextToImageRecipe, parts: Parts) -> None:
+    """Diffusers' edit pipelines cut nothing; a picture of the published size alone has over 1,000 tokens."""
+    prompt, image = "make the circle blue", tiny.picture(0, 96, 96)
+    request = EditRequest(prompt=prompt, negative_prompt=" ", image=image, max_sequence_length=3)
+    plan = edit.plan(request, parts)
+    assert plan.uncond is not None
+    assert plan.cond.lengths == parts.encoder.encode([prompt], [[image]]).lengths
+    assert plan.uncond.lengths == parts.encoder.encode([" "], [[image]]).lengths
+    assert text.plan(Request(prompt=prompt, max_sequence_length=3, true_cfg_scale=1.0), parts).cond.lengths == (3,)
+
+
 def test_several_pictures_per_prompt_keep_prompt_picture_and_noise_together(edit: EditRecipe, parts: Parts) -> None:
     """Upstream tiles the pictures and interleaves the prompts, so that its second picture is wrong."""
     images = [tiny.picture(seed, 96, 96) for seed in range(2)]
