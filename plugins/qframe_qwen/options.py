@@ -12,10 +12,13 @@ from attrs.validators import and_, ge, in_, le, optional
 class QwenVLOptions:
     """Settings of the encoder `qwen2.5-vl`."""
 
-    template: Literal["auto", "text", "edit"] = attrs.field(
+    template: Literal["auto", "text", "edit", "edit-plus"] = attrs.field(
         default="auto",
-        validator=in_(("auto", "text", "edit")),
-        metadata={"help": "system prompt: text (no picture), edit (one picture); auto: edit where there is a picture"},
+        validator=in_(("auto", "text", "edit", "edit-plus")),
+        metadata={
+            "help": "system prompt: text (no picture), edit (one picture), edit-plus (pictures, numbered); "
+            "auto: edit where there is a picture, else text"
+        },
     )
     positions: Literal["mrope", "upstream"] = attrs.field(
         default="mrope",

@@ -34,7 +34,8 @@ class Template:
     max_length: int | None
 
 
-# diffusers: pipeline_qwenimage.py and pipeline_qwenimage_edit.py, prompt_template_encode and its start_idx.
+# diffusers: pipeline_qwenimage.py, pipeline_qwenimage_edit.py and pipeline_qwenimage_edit_plus.py,
+# prompt_template_encode and its start_idx.
 TEXT = Template(
     _SYSTEM
     + "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the "
@@ -46,18 +47,21 @@ TEXT = Template(
     pictures=0,
     max_length=512,
 )
-EDIT = Template(
+_EDIT_START = (
     _SYSTEM
     + "Describe the key features of the input image (color, shape, size, texture, objects, background), then explain "
     + "how the user's text instruction should alter or modify the image. Generate a new image that meets the user's "
     + "requirements while maintaining consistency with the original input where appropriate."
     + _USER
-    + "<|vision_start|><|image_pad|><|vision_end|>{}"
-    + _ASSISTANT,
-    dropped=64,
-    pictures=1,
-    max_length=None,
 )
+_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
+EDIT = Template(_EDIT_START + _PICTURE + "{}" + _ASSISTANT, dropped=64, pictures=1, max_length=None)
+
+
+def edit_plus(pictures: int) -> Template:
+    """The template of the edit-plus checkpoints around so many pictures, each announced by its number."""
+    shown = "".join(f"Picture {number}: {_PICTURE}" for number in range(1, pictures + 1))
+    return Template(_EDIT_START + shown + "{}" + _ASSISTANT, dropped=64, pictures=pictures, max_length=None)
 
 
 def check_tokenizer(tokenizer: Any, template: Template, name: str) -> None:
