@@ -69,9 +69,15 @@ class LoraConfig:
     dropout: float = attrs.field(
         default=0.0, validator=and_(ge(0.0), lt(1.0)), metadata={"help": "dropout before the adapter"}
     )
+    dora: bool = attrs.field(
+        default=False, metadata={"help": "learn the length of every row too (DoRA): slower; files for diffusers alone"}
+    )
+    rslora: bool = attrs.field(
+        default=False, metadata={"help": "divide alpha by the root of the rank instead of the rank (rsLoRA)"}
+    )
     targets: tuple[str, ...] = attrs.field(
         default=("default",),
-        metadata={"help": "presets of the denoiser, or names that module paths end in"},
+        metadata={"help": "presets of the denoiser, or names that module paths end in; * and ? are wildcards"},
     )
 
 

@@ -115,14 +115,21 @@ def remove_published(folder: Path) -> None:
     shutil.rmtree(draft, ignore_errors=True)  # what stays is a leftover like any other
 
 
-def write_file(path: Path, data: bytes | bytearray | memoryview) -> None:
-    """Write `data` as the whole content of `path`, replacing it in one step. ResourceError if the disk is full."""
+def write_file(
+    path: Path, data: bytes | bytearray | memoryview, *, check: Callable[[Path], None] | None = None
+) -> None:
+    """Write `data` as the whole content of `path`, replacing it in one step. ResourceError if the disk is full.
+
+    check: looks at what was written, before that takes the place of a former file; if it raises, nothing changes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(path), _draft(path, folder=False) as draft:
         with draft.open("wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
+        if check is not None:
+            check(draft)
         os.replace(draft, path)
         _sync(path.parent)
 

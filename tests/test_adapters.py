@@ -320,7 +320,7 @@ def _broken(tmp_path: Path, network: nn.Module, change: str) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("nan", "0.to_q: holds values that are not finite"),
+        ("nan", "transformer.0.to_q.lora_A.weight: holds values that are not finite"),
         ("half", "0.to_q: only one of lora_A and lora_B"),
         ("other model", "9.to_v: the network has no such linear layer"),
         ("shape", "0.to_q: made for 5 -> 6 features, the network has 8 -> 6"),
@@ -328,9 +328,9 @@ def _broken(tmp_path: Path, network: nn.Module, change: str) -> Path:
         ("stray", "transformer.0.to_q.dora_scale: not part of a LoRA layer"),
         ("nothing", "no lora_A / lora_B"),
         ("no rank", "0.to_q: has rank 0, expected 1 to"),
-        ("integers", "0.to_q: holds torch.int8 and torch.float32"),
+        ("integers", "0.to_q: holds I8 and F32"),
         ("twice", "0.to_q.lora_A.weight: given twice"),
-        ("alphas", r"0.to_q: its alpha has shape \[3\]"),
+        ("alphas", r"0.to_q: its alpha is F32 of shape \[3\]"),
         ("alpha nan", "0.to_q: its alpha is nan"),
     ],
 )

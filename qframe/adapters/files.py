@@ -1,0 +1,164 @@
+"""LoRA files: written in the layouts of other programs and read back, and read from them.
+
+In the diffusers layout alpha goes into the metadata: without it diffusers takes alpha = rank, a wrong scale, silently.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from qframe.adapters.header import METADATA_KEY, StoredLora, open_lora, refuse, stored_lora
+from qframe.adapters.layer import LoraLayer
+from qframe.adapters.layouts import Layout, by_flat_name, flattened, tensor_name
+from qframe.errors import CheckpointError, ConfigError, QframeError
+from qframe.storage import write_file
+
+NAMES_KEY = "qframe_layers"
+"""Where a file with flattened names keeps the full ones."""
+
+
+def save_lora(
+    file: Path,
+    layers: Mapping[str, LoraLayer],
+    *,
+    layout: Layout = "diffusers",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write `layers` as the programs that read `layout` expect them, scale included. Atomic.
+
+    What was written is read back and compared with `layers` before it takes the place of a former file: CheckpointError
+    if it differs. ConfigError if there are no layers, or the layout has no place for DoRA's magnitudes.
+    """
+    if not layers:
+        raise ConfigError(f"{file}: there is no trained adapter to write", "Train one first.")
+    tensors: dict[str, Tensor] = {}
+    homeless = []
+    for name, layer in layers.items():
+        for part, tensor in {**layer.tensors, "alpha": torch.tensor(layer.alpha)}.items():
+            key = tensor_name(layout, name, part)  # type: ignore[arg-type]
+            if key is not None:
+                tensors[key] = tensor.detach().cpu().contiguous()
+            elif part != "alpha":
+                homeless.append(name)
+    if homeless:
+        raise ConfigError(
+            f"{file}: the layout {layout!r} has no place for the magnitudes of DoRA, which {len(homeless)} layers have "
+            f"({', '.join(homeless[:3])}, ...)",
+            "Write it as 'diffusers', or merge it into the model: qframe lora merge.",
+        )
+    header = {"format": "pt", **(metadata or {}), **_scale_metadata(file, layout, layers)}
+
+    def check(written: Path) -> None:
+        try:
+            read = read_lora(written)
+        except QframeError as error:
+            raise CheckpointError(f"{file}: what was written cannot be read back: {error.message}") from error
+        wrong = sorted(read.keys() ^ layers.keys()) or [n for n in layers if not layers[n].equals(read[n])]
+        if wrong:
+            raise CheckpointError(
+                f"{file}: what was written does not read back as the weights in memory: {', '.join(wrong[:5])}",
+                "The disk or the memory may be faulty. A former file was left as it is.",
+            )
+
+    write_file(file, save(tensors, metadata=header), check=check)
+
+
+def _scale_metadata(file: Path, layout: Layout, layers: Mapping[str, LoraLayer]) -> dict[str, str]:
+    if layout == "diffusers":
+        return {METADATA_KEY: json.dumps(_peft_metadata(layers), sort_keys=True)}
+    if layout == "comfyui":
+        return {}  # alpha lies beside each layer; in the metadata too, diffusers would apply it twice
+    clashes = [" and ".join(names) for names in by_flat_name(layers).values() if len(names) > 1]
+    if clashes:
+        raise ConfigError(f"{file}: the layout {layout!r} does not tell apart {clashes[0]}", "Choose another layout.")
+    return {NAMES_KEY: json.dumps(list(layers))}
+
+
+def _peft_metadata(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
+    first = next(iter(layers.values()))
+    config: dict[str, Any] = {
+        "r": first.rank,
+        "lora_alpha": first.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "peft_type": "LORA",
+        "target_modules": sorted(layers),
+        "use_dora": first.magnitude is not None,
+        "use_rslora": False,
+    }
+    config["rank_pattern"] = {name: layer.rank for name, layer in layers.items() if layer.rank != first.rank}
+    config["alpha_pattern"] = {name: layer.alpha for name, layer in layers.items() if layer.alpha != first.alpha}
+    return {f"transformer.{key}": value for key, value in config.items()}
+
+
+def read_lora(file: Path, *, names: Iterable[str] | None = None) -> dict[str, LoraLayer]:
+    """The layers of a LoRA file by their full names, in the dtype of the file.
+
+    Read are the formats of diffusers, peft, ComfyUI and kohya, and bare names. names: of the network's layers, which a
+    file with flattened names (kohya) needs unless it brings them along.
+
+    Everything is checked before it is used: CheckpointError names keys that belong to no layer, halves without a
+    partner, shapes that do not fit, scales and values that are not finite. UntrustedError: larger than any LoRA.
+    """
+    with open_lora(file) as opened:
+        stored = stored_lora(file, opened)
+        full = _full_names(stored, None if names is None else tuple(names))
+        layers: dict[str, LoraLayer] = {}
+        problems = []
+        for layer in stored.layers:
+            parts = {part: opened.get_tensor(t.key) for part, t in layer.parts.items() if part != "alpha"}
+            problems += [
+                f"{layer.parts[part].key}: holds values that are not finite"
+                for part, tensor in parts.items()
+                if not bool(torch.isfinite(tensor.float()).all())
+            ]
+            magnitude = parts.get("magnitude")
+            layers[full[layer.name]] = LoraLayer(parts["down"], parts["up"], layer.alpha, magnitude)
+    refuse(file, problems)
+    return layers
+
+
+def _full_names(stored: StoredLora, names: tuple[str, ...] | None) -> dict[str, str]:
+    """Full names by those in the file."""
+    flat = {layer.name for layer in stored.layers if layer.parts["down"].name.flat}
+    full = {layer.name: layer.name for layer in stored.layers if layer.name not in flat}
+    if not flat:
+        return full
+    known = _recorded_names(stored) if names is None else names
+    if known is None:
+        raise CheckpointError(
+            f"LoRA file {stored.file}: its layers are spelled with '_' for '.' ({min(flat)}), and only the network "
+            "that it was made for tells their names",
+            "Name the model (--model, --family); from Python, pass the names of the network's layers.",
+        )
+    spelled, dotted = by_flat_name(known), set(full)
+    problems = []
+    for name in sorted(flat):
+        match spelled.get(name, []):
+            case [only] if only not in dotted:
+                full[name] = only
+            case []:
+                problems.append(f"{name}: the network has no such layer")
+            case several:
+                problems.append(f"{name}: may be any of {', '.join(several)}")
+    refuse(stored.file, problems, hint="It was made for another model.")
+    return full
+
+
+def _recorded_names(stored: StoredLora) -> tuple[str, ...] | None:
+    """The full names that a file of ours brings along; None if it brings none that fit."""
+    try:
+        names = json.loads(stored.metadata.get(NAMES_KEY, "[]"))
+    except (ValueError, RecursionError):
+        return None
+    flat = {layer.name for layer in stored.layers if layer.parts["down"].name.flat}
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names) if {flattened(name) for name in names} == flat else None

@@ -1,0 +1,235 @@
+"""LoRA on a network: fresh ones for training, those of files, and merging. The one place that touches peft."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qframe.adapters.files import read_lora
+from qframe.adapters.layer import LoraLayer
+from qframe.errors import CheckpointError, ConfigError, NumericsError, bullet_list
+from qframe.schema import LoraConfig
+
+_SHOWN = 10
+
+
+def resolve_targets(module: nn.Module, targets: tuple[str, ...], presets: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Full names of the linear layers that `targets` choose. The module may lie on the meta device.
+
+    A target is a preset, a name that the layers' full names end in, or such a name with *, ? and [...] in it.
+    ConfigError names a target that matches no linear layer, and what there is.
+    """
+    if not targets:
+        raise ConfigError("lora.targets: names no layer", f"Presets: {', '.join(sorted(presets))}.")
+    linears = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    chosen: set[str] = set()
+    for target in targets:
+        for pattern in presets.get(target, (target,)):
+            found = [name for name in linears if fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")]
+            if not found:
+                kinds = sorted({name.split(".", 2)[-1] if name[:1].isalpha() else name for name in linears})
+                raise ConfigError(
+                    f"lora.targets: {target!r} matches no linear layer of {type(module).__name__}",
+                    f"Presets: {', '.join(sorted(presets))}. Layers end in: {', '.join(kinds[:24])}.",
+                )
+            chosen.update(found)
+    return [name for name in linears if name in chosen]
+
+
+def layer_names(module: nn.Module) -> list[str]:
+    """Full names of the linear layers, whether they carry adapters or not."""
+    return list(_linears(module))
+
+
+def add_lora(
+    module: nn.Module, config: LoraConfig, presets: Mapping[str, tuple[str, ...]], *, seed: int
+) -> dict[str, nn.Parameter]:
+    """Put a fresh adapter on `module`, freeze the rest, and return the trained parameters by name (float32).
+
+    The adapter starts as no change at all: its second matrix is zero, and DoRA's magnitudes are the lengths that the
+    rows have. ConfigError if `module` carries one already.
+    """
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer as PeftLayer
+
+    if any(isinstance(part, PeftLayer) for part in module.modules()):
+        raise ConfigError(
+            f"{type(module).__name__} carries an adapter already, and another one is trained on plain weights only",
+            "Merge it into them (merge_lora), or load the network anew.",
+        )
+    names = resolve_targets(module, config.targets, presets)
+    module.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every other device for good
+        inject_adapter_in_model(
+            PeftLoraConfig(
+                r=config.rank,
+                lora_alpha=trained_alpha(config),
+                lora_dropout=config.dropout,
+                use_dora=config.dora,
+                target_modules=names,
+            ),
+            module,
+        )
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for parameter in trained.values():
+        parameter.data = parameter.data.float()  # peft gave it the base's dtype; bfloat16 rounds small updates away
+    return trained
+
+
+def trained_alpha(config: LoraConfig) -> float:
+    """Alpha as every reader understands it: the update is scaled by it over the rank.
+
+    rsLoRA (arXiv 2312.03732, eq. 8) divides by the root of the rank instead; the equal alpha is larger by that root.
+    """
+    alpha = float(config.rank if config.alpha is None else config.alpha)
+    return alpha * math.sqrt(config.rank) if config.rslora else alpha
+
+
+def lora_layers(module: nn.Module, *, adapter: str = "default") -> dict[str, LoraLayer]:
+    """The adapter that `module` carries, by the name of the layer it changes."""
+    from peft.tuners.lora import LoraLayer as PeftLayer
+
+    return {
+        name: LoraLayer(
+            layer.lora_A[adapter].weight.detach(),
+            layer.lora_B[adapter].weight.detach(),
+            float(layer.lora_alpha[adapter]),
+            layer.lora_magnitude_vector[adapter].weight.detach() if adapter in layer.lora_magnitude_vector else None,
+        )
+        for name, layer in module.named_modules()
+        if isinstance(layer, PeftLayer) and adapter in layer.lora_A
+    }
+
+
+def load_lora(module: nn.Module, file: Path, weight: float = 1.0, *, adapter: str = "default") -> None:
+    """Put the adapter of a file on `module`, scaled by `weight`, beside those it carries already.
+
+    CheckpointError names layers that the network does not have and shapes that do not fit: nothing is loaded in
+    part.
+    """
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer as PeftLayer
+
+    layers = read_fitting(module, file)
+    # peft compares every layer with every pattern, half a minute for the layers of Qwen-Image: exceptions only.
+    rank = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
+    alpha = Counter(layer.alpha for layer in layers.values()).most_common(1)[0][0]
+    inject_adapter_in_model(
+        PeftLoraConfig(
+            r=rank,
+            lora_alpha=alpha * weight,
+            target_modules=list(layers),
+            use_dora=any(layer.magnitude is not None for layer in layers.values()),
+            rank_pattern={f"^{re.escape(name)}$": layer.rank for name, layer in layers.items() if layer.rank != rank},
+            alpha_pattern={
+                f"^{re.escape(name)}$": layer.alpha * weight for name, layer in layers.items() if layer.alpha != alpha
+            },
+        ),
+        module,
+        adapter_name=adapter,
+    )
+    for name, part in module.named_modules():
+        if isinstance(part, PeftLayer):
+            if name in layers:
+                _fill(part, adapter, layers[name])
+            part.set_adapter(list(part.lora_A))
+    module.requires_grad_(False)
+
+
+@torch.no_grad()
+def _fill(part: nn.Module, adapter: str, layer: LoraLayer) -> None:
+    part.lora_A[adapter].weight.copy_(layer.down)  # type: ignore[index, union-attr]
+    part.lora_B[adapter].weight.copy_(layer.up)  # type: ignore[index, union-attr]
+    if layer.magnitude is not None:
+        part.lora_magnitude_vector[adapter].weight.copy_(layer.magnitude)  # type: ignore[index, union-attr]
+
+
+def read_fitting(module: nn.Module, file: Path) -> dict[str, LoraLayer]:
+    """The layers of a file, each of which `module` has in its shape. CheckpointError names those it has not."""
+    linears = _linears(module)
+    layers = read_lora(file, names=linears)
+    problems = []
+    for name, layer in layers.items():
+        if name not in linears:
+            problems.append(f"{name}: the network has no such linear layer")
+            continue
+        linear = linears[name]
+        wanted = (linear.in_features, linear.out_features)
+        got = (layer.down.shape[1], layer.up.shape[0])
+        if wanted != got:
+            problems.append(
+                f"{name}: made for {got[0]} -> {got[1]} features, the network has {wanted[0]} -> {wanted[1]}"
+            )
+    if problems:
+        more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise CheckpointError(
+            f"LoRA file {file} does not fit {type(module).__name__} ({len(problems)} of {len(layers)} layers):\n"
+            + bullet_list(problems[:_SHOWN])
+            + more,
+            "It was made for another model.",
+        )
+    return layers
+
+
+def _linears(module: nn.Module) -> dict[str, nn.Linear]:
+    # A layer that carries an adapter already keeps its weight in `base_layer`; its own name stays.
+    return {
+        name: linear
+        for name, part in module.named_modules()
+        if isinstance(linear := getattr(part, "base_layer", part), nn.Linear)
+        and not name.endswith(".base_layer")
+        and ".lora_" not in name
+    }
+
+
+def merge_lora(module: nn.Module) -> None:
+    """Add every adapter's update into the weights it belongs to, for good, and take the adapters off.
+
+    ConfigError if a weight is quantised: the update would be rounded away, or lost.
+    """
+    from peft.tuners.lora import LoraLayer as PeftLayer
+
+    carriers = {name: part for name, part in module.named_modules() if isinstance(part, PeftLayer)}
+    adapters = dict.fromkeys(adapter for part in carriers.values() for adapter in part.lora_A)
+    loras = [(lora_layers(module, adapter=adapter), 1.0) for adapter in adapters]
+    add_updates(module, loras)
+    for name, part in carriers.items():
+        parent = module.get_submodule(name.rpartition(".")[0])
+        setattr(parent, name.rpartition(".")[2], part.get_base_layer())
+    if hasattr(module, "peft_config"):
+        del module.peft_config
+
+
+@torch.no_grad()
+def add_updates(module: nn.Module, loras: Sequence[tuple[Mapping[str, LoraLayer], float]]) -> None:
+    """Add the updates of LoRAs, each times its strength, into the weights of `module`, in float32 and rounded once.
+
+    Every update is that of the weight as it was before: their order does not count.
+    ConfigError if a weight is quantised. NumericsError names a layer whose weight would not stay finite.
+    """
+    linears = _linears(module)
+    changed = [name for name in linears if any(name in layers for layers, _ in loras)]
+    for name in changed:
+        if type(linears[name].weight) is not nn.Parameter:
+            raise ConfigError(
+                f"{name}: its weight is quantised ({type(linears[name].weight).__name__}), and nothing can be added to "
+                "it exactly",
+                "Save the LoRA, and merge it into a denoiser that is loaded without denoiser.quantise.",
+            )
+    for name in changed:
+        weight = linears[name].weight
+        updates = [layers[name].update(weight, strength) for layers, strength in loras if name in layers]
+        merged = (weight.float() + torch.stack(updates).sum(0)).to(weight.dtype)
+        if not bool(torch.isfinite(merged).all()):
+            raise NumericsError(f"{name}: merged, its weight would not be finite", "Give the LoRA a smaller weight.")
+        weight.copy_(merged)
