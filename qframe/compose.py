@@ -32,6 +32,7 @@ from qframe.interfaces import (
     Recipe,
     Sampler,
     Schedule,
+    TokenCounter,
 )
 from qframe.mixing import transformed
 from qframe.plugins import Registry, load_registry
@@ -108,6 +109,11 @@ class Composition:
         own = str(self.classes[role].fingerprint(self.checkpoint(role), self.options(role)))
         quantiser = self.quantisers.get(role)
         return own if quantiser is None else hashlib.sha256(f"{own} {quantiser.fingerprint()}".encode()).hexdigest()
+
+    def token_counter(self) -> TokenCounter | None:
+        """What counts the text tokens of prompts, as the encoder would give them; see `Encoder.token_counter`."""
+        encoder: type[Encoder] = self.classes["encoder"]
+        return encoder.token_counter(self.checkpoint("encoder"), self.options("encoder"))
 
     def device(self, role: str) -> torch.device:
         """Where a component runs. ConfigError if this machine has no such device."""

@@ -87,7 +87,18 @@ class TrainConfig:
 
     mode: Literal["lora", "full"] = attrs.field(default="lora", metadata={"help": "what is trained"})
     max_steps: int = attrs.field(default=1000, validator=ge(1), metadata={"help": "optimizer steps, obeyed exactly"})
-    batch_size: int = attrs.field(default=1, validator=ge(1), metadata={"help": "examples in one forward pass"})
+    batching: Literal["bucketed", "packed", "fixed"] = attrs.field(
+        default="bucketed",
+        metadata={"help": "how batches are filled: one shape and similar prompts, a budget of tokens, or at random"},
+    )
+    batch_size: int = attrs.field(
+        default=1, validator=ge(1), metadata={"help": "examples in one forward pass, unless batching is packed"}
+    )
+    tokens_per_batch: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={"help": "most target, reference and text tokens in one forward pass of packed batching"},
+    )
     gradient_accumulation: int = attrs.field(
         default=1, validator=ge(1), metadata={"help": "forward passes per optimizer step"}
     )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from qframe.encoding import LiveExamples, encode_pixels, encode_text, encode_weight, windows
 from qframe.errors import DataError, NumericsError, PluginError
 from qframe.geometry import Geometry
+from qframe.interfaces import TokenCounter
 from qframe.types import Conditioning, Picture, PixelInput, TextInput
 from tests.cache.world import GEOMETRY, SIZES, Loader, TinyCodec, TinyEncoder, TinyRecipe, grey, png, record
 
@@ -129,6 +130,21 @@ def test_a_weight_that_the_codec_cannot_divide_is_named() -> None:
     weight = PixelInput(Picture("row 4", grey(51, (15, 30))), Geometry(15 * 30, 15 * 30, multiple=15))
     with pytest.raises(DataError, match="row 4"):
         encode_weight(weight, 8)
+
+
+def test_live_examples_count_their_text_or_estimate_it_without_encoding() -> None:
+    loader = Loader()
+    records = [record(number, prompt="é" * number) for number in range(4)]
+
+    def live(counter: TokenCounter | None, unconditional: bool = False) -> list[int]:
+        parts = loader("encoder", "codec")
+        examples = LiveExamples(records, TinyRecipe(), parts, unconditional=unconditional, counter=counter)
+        return [examples.text_length(index) for index in range(4)]
+
+    assert live(None) == [1, 2, 4, 6], "the bytes of the prompt"
+    assert live(lambda prompt, sizes: len(prompt) + 100 * len(sizes))[3] % 100 == 3
+    assert live(lambda prompt, sizes: 9 if not prompt.strip() else 2, unconditional=True) == [9] * 4
+    assert loader.encoder.prompts == []
 
 
 def test_live_examples_tell_their_shape_without_encoding() -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from qframe.checkpoint import Checkpoint
 from qframe.errors import CheckpointError, DataError
-from qframe.interfaces import Encoder, EncoderSpec
+from qframe.geometry import Size
+from qframe.interfaces import Encoder, EncoderSpec, TokenCounter
 from qframe.packing import unpad
 from qframe.types import Conditioning
 from qframe_qwen.loading import component_config, load_weights
@@ -82,21 +83,11 @@ class QwenVLEncoder(Encoder):
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
-        from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+        from transformers import Qwen2_5_VLForConditionalGeneration
 
         options = options or QwenVLOptions()
         spec = cls.describe(checkpoint, options)
-        if not checkpoint.has("tokenizer"):
-            raise CheckpointError(f"model {checkpoint.name!r}: there is no folder 'tokenizer'")
-        try:
-            tokenizer = Qwen2Tokenizer.from_pretrained(checkpoint.folder / "tokenizer", local_files_only=True)
-        except (ValueError, TypeError, KeyError, OSError) as error:
-            raise CheckpointError(
-                f"model {checkpoint.name!r}: the tokenizer in tokenizer/ cannot be read: {error!r}",
-                "Download the checkpoint again.",
-            ) from error
-        for template in (TEXT, EDIT) if spec.pictures else (TEXT,):
-            check_tokenizer(tokenizer, template, checkpoint.name)
+        tokenizer = _tokenizer(checkpoint, spec)
         # The head is not needed for hidden states, and its logits would be the largest tensor of the run.
         model = load_weights(Qwen2_5_VLForConditionalGeneration, checkpoint, _FOLDER, device=device, dtype=dtype).model
         return cls(model, tokenizer, _image_processor(checkpoint) if spec.pictures else None, options)
@@ -108,6 +99,20 @@ class QwenVLEncoder(Encoder):
         # How positions and pictures are computed lies in transformers' code, and has changed between its versions.
         version = importlib.metadata.version("transformers")
         return hashlib.sha256(f"{files} {settings} transformers {version}".encode()).hexdigest()
+
+    @classmethod
+    def token_counter(cls, checkpoint: Checkpoint, options: Any) -> TokenCounter:
+        """See `Encoder.token_counter`: tokenizer and image processor alone, and the code that `encode` runs."""
+        options = options or QwenVLOptions()
+        spec = cls.describe(checkpoint, options)
+        processor = _image_processor(checkpoint) if spec.pictures else None
+        reader = cls(None, _tokenizer(checkpoint, spec), processor, options)
+
+        def count(prompt: str, sizes: Sequence[Size]) -> int:
+            row = reader._prompt(prompt, [reader._slots(size) for size in sizes])
+            return len(row.ids) - row.dropped
+
+        return count
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> Conditioning:
@@ -153,6 +158,13 @@ class QwenVLEncoder(Encoder):
         device = self.execution_device
         return _Vision(seen["pixel_values"].to(device), seen["image_grid_thw"].to(device), slots)
 
+    def _slots(self, size: Size) -> int:
+        """Image tokens of a picture of this size."""
+        if self.image_processor is None:
+            return 0  # `encode` refuses it
+        patches = self.image_processor.get_number_of_image_patches(*size)
+        return int(patches) // int(self.image_processor.merge_size) ** 2
+
     def _hidden(self, rows: Sequence[list[int]], vision: _Vision) -> list[Tensor]:
         """Last hidden states [T, D] of each prompt, its own tokens only.
 
@@ -184,6 +196,23 @@ class _Vision:
     pixels: Tensor | None
     grids: Tensor | None
     slots: tuple[int, ...]
+
+
+def _tokenizer(checkpoint: Checkpoint, spec: EncoderSpec) -> Any:
+    from transformers import Qwen2Tokenizer
+
+    if not checkpoint.has("tokenizer"):
+        raise CheckpointError(f"model {checkpoint.name!r}: there is no folder 'tokenizer'")
+    try:
+        tokenizer = Qwen2Tokenizer.from_pretrained(checkpoint.folder / "tokenizer", local_files_only=True)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"model {checkpoint.name!r}: the tokenizer in tokenizer/ cannot be read: {error!r}",
+            "Download the checkpoint again.",
+        ) from error
+    for template in (TEXT, EDIT) if spec.pictures else (TEXT,):
+        check_tokenizer(tokenizer, template, checkpoint.name)
+    return tokenizer
 
 
 def _image_processor(checkpoint: Checkpoint) -> Any:

@@ -75,6 +75,7 @@ class CachedExamples(Sequence[Example]):
         self._ids = ids
         self._keys = keys
         self._shapes: list[Shape] | None = None
+        self._text_lengths: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -104,12 +105,29 @@ class CachedExamples(Sequence[Example]):
     def shape(self, index: int) -> Shape:
         """Latent sides (h, w) of the target and of each reference; no tensor is read.
 
-        What decides which examples make a fast batch. Text lengths are left out: they would tear a data set into
-        buckets too small to fill a batch, and live examples do not know them before they are encoded.
+        What decides, with `text_length`, which examples make a fast batch.
         """
         if self._shapes is None:
             self._shapes = self._all_shapes()
         return self._shapes[index]
+
+    def text_length(self, index: int) -> int:
+        """Text tokens of the caption, or of the empty prompt that may replace it, whichever are more.
+
+        No tensor is read.
+        """
+        if self._text_lengths is None:
+            self._text_lengths = self._all_text_lengths()
+        return self._text_lengths[index]
+
+    def _all_text_lengths(self) -> list[int]:
+        texts = [[key for key in (keys.conditioning, keys.unconditional) if key is not None] for keys in self._keys]
+        entries = self._cache.locate(list(dict.fromkeys(key for own in texts for key in own)))
+        rows = {
+            key: next(tensor.shape[0] for tensor in entry.tensors if tensor.name == _EMBEDS)
+            for key, entry in entries.items()
+        }
+        return [max(rows[key] for key in own) for own in texts]
 
     def _all_shapes(self) -> list[Shape]:
         wanted = dict.fromkeys(key for keys in self._keys for key in (keys.target, *keys.references))

@@ -44,7 +44,7 @@ def rate(per_second: float) -> str:
 
 
 def _shown(metrics: dict[str, float]) -> str:
-    return " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    return " ".join(f"{name} {value if isinstance(value, int) else f'{value:.4g}'}" for name, value in metrics.items())
 
 
 class BarProgress:

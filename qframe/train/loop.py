@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _MATH_ATTENTION_TOKENS = 1024
 """On a CPU the backward pass of fused attention is slower than plain matrix products up to about here."""
+
+_VALID = ("target_tokens", "reference_tokens", "text_tokens")
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -59,7 +62,7 @@ def run_steps(job: TrainingJob, state: TrainingState) -> None:
         while state.step < config.max_steps:
             metrics, ids = optimizer_step(job, state)
             state.step += 1
-            bar.advance(1, loss=metrics["loss"])
+            bar.advance(1, loss=metrics["loss"], tokens=_valid(metrics), padded=metrics["padded_tokens"])
             job.observe(state.step, metrics)
             bad_steps = 0 if metrics["skipped"] == 0 else bad_steps + 1
             if bad_steps > config.nan_patience:
@@ -83,14 +86,17 @@ def optimizer_step(job: TrainingJob, state: TrainingState) -> tuple[dict[str, fl
     """One update from `gradient_accumulation` forward passes; skipped whole if anything is not finite."""
     started = time.monotonic()
     config = job.config
-    samples = config.batch_size * config.gradient_accumulation
+    first = state.step * config.gradient_accumulation
+    shares = [job.order.batch(first + micro) for micro in range(config.gradient_accumulation)]
+    samples = sum(share.samples for share in shares)
     losses: list[torch.Tensor] = []
+    tokens: Counter[str] = Counter()
     ids: list[str] = []
-    for micro in range(config.gradient_accumulation):
-        indices = job.order.batch(state.step * config.gradient_accumulation + micro)
+    before = 0  # samples of the step in earlier batches
+    for micro, share in enumerate(shares):
         batch = make_batch(
-            [job.examples[index] for index in indices],
-            range(micro * config.batch_size, (micro + 1) * config.batch_size),
+            [job.examples[index] for index in share.indices],
+            [before + slot for slot in share.slots],
             step=state.step,
             config=config,
             schedule=job.schedule,
@@ -102,7 +108,9 @@ def optimizer_step(job: TrainingJob, state: TrainingState) -> tuple[dict[str, fl
             loss = _forward(job, batch, samples, seed=derived_seed(config.seed, "dropout", state.step, micro))
             loss.backward()
         losses.append(loss.detach())
+        tokens.update(_count(batch, job.denoiser))
         ids += batch.ids
+        before += share.samples
     total = torch.stack(losses).sum().item()
     parameters = list(state.parameters.values())
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
@@ -121,8 +129,26 @@ def optimizer_step(job: TrainingJob, state: TrainingState) -> tuple[dict[str, fl
         "learning_rate": rate,
         "seconds": time.monotonic() - started,
         "skipped": float(not finite),
+        "samples": samples,
+        **{name: tokens[name] for name in (*_VALID, "padded_tokens")},
     }
     return metrics, ids
+
+
+def _count(batch: TrainingBatch, denoiser: Denoiser) -> dict[str, int]:
+    """How many tokens of each kind a forward pass computes; padded ones are those of no sample."""
+    references = batch.references.grids if batch.references is not None else ((),) * len(batch.ids)
+    grids = [own + given for own, given in zip(batch.noisy.grids, references, strict=True)]
+    return {
+        "target_tokens": sum(batch.noisy.lengths),
+        "reference_tokens": sum(batch.references.lengths) if batch.references is not None else 0,
+        "text_tokens": sum(batch.cond.lengths),
+        "padded_tokens": denoiser.padding(grids, batch.cond.lengths),
+    }
+
+
+def _valid(metrics: Mapping[str, float]) -> float:
+    return sum(metrics[name] for name in _VALID)
 
 
 def _forward(job: TrainingJob, batch: TrainingBatch, samples: int, *, seed: int) -> torch.Tensor:

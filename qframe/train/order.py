@@ -1,57 +1,283 @@
-"""Which examples make a batch: random, seeded, and a function of the batch's number alone."""
+"""Which examples make a batch, and which process takes which of them: random, seeded, nothing stored.
+
+What a batch holds is a function of (seed, number, world), so a resumed run needs no state to find its place.
+docs/explanation/batching.md says when each order pays.
+"""
 
 from __future__ import annotations
 
+import heapq
+from abc import ABC, abstractmethod
+from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import ClassVar, Protocol
 
+import attrs
 import torch
 
+from qframe.encoding import Shape
+from qframe.errors import ConfigError, bullet_list
+from qframe.schema import TrainConfig
 from qframe.train.streams import stream
+from qframe.types import Grid, grid_length
+
+_SHOWN = 5
 
 
-class BatchOrder:
-    """Batches of `batch_size` example indices, mostly of one shape.
+@attrs.frozen
+class SampleSize:
+    """How large an example is. grids: in tokens, of its target and of each reference. text: tokens of its prompt."""
 
-    An epoch visits every example once: each shape's examples are shuffled and cut into whole batches; what is
-    left over of all shapes is put together into mixed ones, and the last of these is topped up from a fresh
-    shuffle. So a small bucket loses nothing, every batch has the same size, and nothing needs to be stored to
-    find the place again. Mixed batches are right, not only allowed: a denoiser takes any mixture of shapes.
-    """
-
-    def __init__(self, shapes: Sequence[Hashable], batch_size: int, seed: int) -> None:
-        if not shapes:
-            raise ValueError("there are no examples to order")
-        buckets: dict[Hashable, list[int]] = defaultdict(list)
-        for index, shape in enumerate(shapes):
-            buckets[shape].append(index)
-        self._buckets = list(buckets.values())
-        self._count = len(shapes)
-        self._batch_size = batch_size
-        self._seed = seed
-        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+    grids: tuple[Grid, ...]
+    text: int
 
     @property
-    def batches_per_epoch(self) -> int:
-        return -(-self._count // self._batch_size)
+    def tokens(self) -> int:
+        """Target, reference and text tokens: what a budget counts."""
+        return sum(map(grid_length, self.grids)) + self.text
 
-    def batch(self, number: int) -> tuple[int, ...]:
-        """The example indices of batch `number`, counted from 0 over all epochs."""
-        epoch, place = divmod(number, self.batches_per_epoch)
-        return self._epoch(epoch)[place]
 
-    def _make_epoch(self, epoch: int) -> list[tuple[int, ...]]:
+class SizedExamples(Protocol):
+    """Examples that tell their size without being read."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def shape(self, index: int) -> Shape:
+        """Latent sides of target and references."""
+
+    def text_length(self, index: int) -> int:
+        """Text tokens, of the caption or of the empty prompt that may replace it, whichever are more."""
+
+
+def sample_sizes(examples: SizedExamples, patch: int) -> list[SampleSize]:
+    """The size of every example, in order. patch: `DenoiserSpec.patch`."""
+    grids: dict[Shape, tuple[Grid, ...]] = {}  # a million examples have a few dozen shapes
+    found = []
+    for index in range(len(examples)):
+        shape = examples.shape(index)
+        if shape not in grids:
+            grids[shape] = tuple((1, height // patch, width // patch) for height, width in (shape[0], *shape[1]))
+        found.append(SampleSize(grids[shape], examples.text_length(index)))
+    return found
+
+
+@attrs.frozen
+class BatchShare:
+    """What one process computes of a batch.
+
+    indices: of examples. slots: their places in the whole batch. samples: how many the whole batch has.
+    """
+
+    indices: tuple[int, ...]
+    slots: tuple[int, ...]
+    samples: int
+
+
+class BatchOrder(ABC):
+    """An endless sequence of batches. Within an epoch every example is visited, and at most one batch topped up.
+
+    The examples that top up come from a fresh shuffle: so no example is left out, and no batch is small.
+    """
+
+    def __init__(self, sizes: Sequence[SampleSize], seed: int) -> None:
+        if not sizes:
+            raise ValueError("there are no examples to order")
+        self._sizes = sizes
+        self._tokens = [size.tokens for size in sizes]
+        self._seed = seed
+
+    @abstractmethod
+    def batch(self, number: int, rank: int = 0, world: int = 1) -> BatchShare:
+        """What process `rank` of `world` computes of batch `number`, counted from 0 over all epochs.
+
+        Shares are disjoint, none is empty, and they are even in tokens, not in samples.
+        """
+
+    def _shuffled(self, generator: torch.Generator, indices: Sequence[int] | None = None) -> list[int]:
+        chosen: Sequence[int] = range(len(self._sizes)) if indices is None else indices
+        return [chosen[place] for place in torch.randperm(len(chosen), generator=generator).tolist()]
+
+
+class FixedOrder(BatchOrder):
+    """`batch_size` examples for every process, in random order, whatever their shapes."""
+
+    def __init__(self, sizes: Sequence[SampleSize], seed: int, batch_size: int) -> None:
+        super().__init__(sizes, seed)
+        self._batch_size = batch_size
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+
+    def batches_per_epoch(self, world: int = 1) -> int:
+        """How many batches visit every example once."""
+        return -(-len(self._sizes) // (self._batch_size * world))
+
+    def batch(self, number: int, rank: int = 0, world: int = 1) -> BatchShare:
+        """See `BatchOrder.batch`. The batch is that of one process with `world` times the batch size."""
+        epoch, place = divmod(number, self.batches_per_epoch(world))
+        whole = self._epoch(epoch, self._batch_size * world)[place]
+        slots = tuple(range(len(whole))) if world == 1 else self._split(whole, world)[rank]
+        return BatchShare(tuple(whole[slot] for slot in slots), slots, len(whole))
+
+    def _split(self, batch: Sequence[int], world: int) -> list[tuple[int, ...]]:
+        """Places in the batch per process: the largest first, each to whoever has the fewest tokens (Graham 1969).
+
+        No process has more than the mean and one sample; none is empty, as the batch has at least one for each.
+        """
+        loads = [(0, rank) for rank in range(world)]
+        parts: list[list[int]] = [[] for _ in range(world)]
+        for place in sorted(range(len(batch)), key=lambda place: -self._tokens[batch[place]]):
+            load, rank = heapq.heappop(loads)
+            parts[rank].append(place)
+            heapq.heappush(loads, (load + self._tokens[batch[place]], rank))
+        return [tuple(sorted(part)) for part in parts]
+
+    def _make_epoch(self, epoch: int, size: int) -> list[tuple[int, ...]]:
         generator = stream(self._seed, "order", epoch)
-        size = self._batch_size
+        indices = self._shuffled(generator)
+        return _cut(self._topped_up(indices, size, generator), size)
+
+    def _topped_up(self, indices: list[int], size: int, generator: torch.Generator) -> list[int]:
+        while len(indices) % size:
+            indices = indices + self._shuffled(generator)[: size - len(indices) % size]
+        return indices
+
+
+class BucketedOrder(FixedOrder):
+    """`batch_size` examples for every process, of one shape and of similar prompt length.
+
+    Each shape's examples are shuffled and cut into whole batches, prompts of similar length together; what is left
+    over of all shapes is put together into mixed ones. So a small bucket loses nothing, and every batch has one size.
+    """
+
+    SORTED_TOGETHER: ClassVar[int] = 16
+    """Batches' worth of examples that are sorted by length: more pad less, fewer are more random."""
+
+    def __init__(self, sizes: Sequence[SampleSize], seed: int, batch_size: int) -> None:
+        super().__init__(sizes, seed, batch_size)
+        buckets: dict[tuple[Grid, ...], list[int]] = defaultdict(list)
+        for index, size in enumerate(sizes):
+            buckets[size.grids].append(index)
+        self._buckets = list(buckets.values())
+
+    def _make_epoch(self, epoch: int, size: int) -> list[tuple[int, ...]]:
+        generator = stream(self._seed, "order", epoch)
         whole: list[tuple[int, ...]] = []
         rest: list[int] = []
+        window = size * self.SORTED_TOGETHER
         for bucket in self._buckets:
-            shuffled = [bucket[i] for i in torch.randperm(len(bucket), generator=generator).tolist()]
+            shuffled = self._shuffled(generator, bucket)
             cut = len(shuffled) - len(shuffled) % size
-            whole += [tuple(shuffled[i : i + size]) for i in range(0, cut, size)]
+            for start in range(0, cut, window):
+                together = shuffled[start : min(start + window, cut)]
+                whole += _cut(sorted(together, key=lambda index: self._sizes[index].text), size)
             rest += shuffled[cut:]
-        while len(rest) % size:
-            rest += torch.randperm(self._count, generator=generator).tolist()[: size - len(rest) % size]
-        whole += [tuple(rest[i : i + size]) for i in range(0, len(rest), size)]
+        whole += _cut(self._topped_up(rest, size, generator), size)
         return [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
+
+
+class PackedOrder(BatchOrder):
+    """As many examples of any shapes as fit into `budget` tokens, for every process.
+
+    Shares of consecutive batches are consecutive: two processes compute what one does with twice the accumulation.
+    Within an epoch all shares but one are at least half full, and that one is topped up; most are nearly full.
+    To find a place takes time in proportion to the examples seen before it, about 2 s for a million.
+    """
+
+    OPEN: ClassVar[int] = 64
+    """Shares that are filled at the same time: more are filled better, fewer found faster."""
+
+    def __init__(self, sizes: Sequence[SampleSize], seed: int, budget: int) -> None:
+        """ValueError if an example is larger than the budget; see `make_order`."""
+        super().__init__(sizes, seed)
+        if max(self._tokens) > budget:
+            raise ValueError(f"an example has {max(self._tokens)} tokens, the budget is {budget}")
+        self._budget = budget
+        self._ends: list[int] = []  # per epoch, the number of the share after its last one
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+
+    def batch(self, number: int, rank: int = 0, world: int = 1) -> BatchShare:
+        """See `BatchOrder.batch`."""
+        shares = [self._share(number * world + other) for other in range(world)]
+        first = sum(map(len, shares[:rank]))
+        slots = tuple(range(first, first + len(shares[rank])))
+        return BatchShare(shares[rank], slots, sum(map(len, shares)))
+
+    def _share(self, number: int) -> tuple[int, ...]:
+        while not self._ends or self._ends[-1] <= number:
+            before = self._ends[-1] if self._ends else 0
+            self._ends.append(before + len(self._epoch(len(self._ends))))
+        epoch = bisect_right(self._ends, number)
+        begin = self._ends[epoch - 1] if epoch else 0
+        return self._epoch(epoch)[number - begin]
+
+    def _make_epoch(self, epoch: int) -> list[tuple[int, ...]]:
+        """Best fit: each example, in random order, into the fullest open share that still takes it."""
+        generator = stream(self._seed, "order", epoch)
+        shares: list[list[int]] = []
+        rooms: list[tuple[int, int]] = []  # (tokens left, share) of open shares, the fullest first
+        left = []
+        for index in self._shuffled(generator):
+            tokens = self._tokens[index]
+            place = bisect_left(rooms, (tokens, 0))
+            if place < len(rooms):
+                room, share = rooms.pop(place)
+            else:
+                room, share = self._budget, len(shares)
+                shares.append([])
+                left.append(room)
+            shares[share].append(index)
+            left[share] = room - tokens
+            insort(rooms, (left[share], share))
+            if len(rooms) > self.OPEN:
+                rooms.pop(0)
+        emptiest = max(range(len(shares)), key=left.__getitem__)
+        if left[emptiest] > self._budget // 2:
+            self._top_up(shares[emptiest], left[emptiest], generator)
+        return [tuple(shares[i]) for i in torch.randperm(len(shares), generator=generator).tolist()]
+
+    def _top_up(self, share: list[int], room: int, generator: torch.Generator) -> None:
+        there = set(share)
+        for index in self._shuffled(generator):
+            if index not in there and self._tokens[index] <= room:
+                share.append(index)
+                room -= self._tokens[index]
+
+
+def make_order(sizes: Sequence[SampleSize], config: TrainConfig, name: Callable[[int], str]) -> BatchOrder:
+    """The order that `train.batching` names. name: what messages call an example.
+
+    ConfigError names the examples that are larger than the budget of a packed batch.
+    """
+    if config.batching == "fixed":
+        return FixedOrder(sizes, config.seed, config.batch_size)
+    if config.batching == "bucketed":
+        return BucketedOrder(sizes, config.seed, config.batch_size)
+    budget = token_budget(config)
+    large = [(size.tokens, index) for index, size in enumerate(sizes) if size.tokens > budget]
+    if large:
+        lines = [f"{name(index)}: {tokens} tokens" for tokens, index in sorted(large, reverse=True)[:_SHOWN]]
+        lines += [f"... and {len(large) - _SHOWN} more"] if len(large) > _SHOWN else []
+        raise ConfigError(
+            f"train.tokens_per_batch is {budget}, and {len(large)} of {len(sizes)} examples are larger:\n"
+            f"{bullet_list(lines)}",
+            f"Set train.tokens_per_batch to at least {max(large)[0]}, or make the pictures smaller "
+            "(recipe.max_area), or leave these examples out.",
+        )
+    return PackedOrder(sizes, config.seed, budget)
+
+
+def token_budget(config: TrainConfig) -> int:
+    """Tokens of a packed batch. ConfigError if none are given."""
+    if config.tokens_per_batch is None:
+        raise ConfigError(
+            "train.batching is 'packed', and train.tokens_per_batch is not set",
+            "Set it to the target, reference and text tokens that fit in memory at once; "
+            "`qframe data check` shows how many the examples have.",
+        )
+    return config.tokens_per_batch
+
+
+def _cut(indices: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    return [tuple(indices[i : i + size]) for i in range(0, len(indices), size)]

@@ -31,7 +31,7 @@ from qframe.storage import is_published, lock_folder, publish_folder, remove_pub
 from qframe.train import resume as resuming
 from qframe.train.loop import TrainingJob, run_steps
 from qframe.train.optim import Optimizers, WeightAverage
-from qframe.train.order import BatchOrder
+from qframe.train.order import make_order, sample_sizes, token_budget
 from qframe.train.run import Run
 from qframe.train.state import TrainingState, find_checkpoint, read_about, restore, save_checkpoint
 from qframe.train.streams import derived_seed
@@ -62,6 +62,8 @@ class Trainer:
         self.config = config
         self.progress = progress
         self.registry = registry or load_registry()
+        if config.train.batching == "packed":
+            token_budget(config.train)
         self.composition: Composition = compose(config, self.registry)
         self.source: RecordSource = open_source(config, self.registry)
         self.records: Sequence[Record] = self.source.records()
@@ -109,7 +111,13 @@ class Trainer:
         drops = self.config.train.caption_dropout > 0
         if not self.config.cache.enabled:
             parts = self.load("encoder", "codec")
-            return LiveExamples(self.records, composition.recipe, parts, unconditional=drops)
+            return LiveExamples(
+                self.records,
+                composition.recipe,
+                parts,
+                unconditional=drops,
+                counter=composition.token_counter(),
+            )
         chosen = self.config.cache.dir
         where = folder or (Path(chosen).expanduser() if chosen else resuming.default_cache(self.config))
         return build_cache(
@@ -230,15 +238,15 @@ class Trainer:
             self.registry.hook.qframe_step_end(run=run, step=step, metrics=metrics)
 
         train = self.config.train
-        shapes = [examples.shape(index) for index in range(len(examples))]
         parts = self.load("denoiser")
+        sizes = sample_sizes(examples, parts.denoiser_spec.patch)
         job = TrainingJob(
             config=train,
             denoiser=parts.denoiser,
             schedule=parts.schedule,
             patch=parts.denoiser_spec.patch,
             examples=examples,
-            order=BatchOrder(shapes, train.batch_size, train.seed),
+            order=make_order(sizes, train, lambda index: self.records[index].id),
             device=self.composition.device("denoiser"),
             progress=self.progress,
             observe=observe,

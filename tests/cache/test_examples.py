@@ -69,6 +69,20 @@ def test_shapes_are_latent_sides_of_target_and_references(tmp_path: Path) -> Non
         assert examples.shape(index) == (tuple(example.target.shape[-2:]), references)
 
 
+def test_text_lengths_are_those_of_the_longer_prompt_and_read_no_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = build(tmp_path)
+    wanted = []
+    for index in range(len(examples)):
+        example = examples[index]
+        assert example.unconditional is not None
+        wanted.append(max(example.conditioning.lengths[0], example.unconditional.lengths[0]))
+    assert len(set(wanted)) > 1
+    monkeypatch.setattr(Cache, "get_all", lambda *args: pytest.fail("tensors were read"))
+    assert [build(tmp_path).text_length(index) for index in range(len(wanted))] == wanted
+
+
 def test_a_second_build_encodes_nothing_and_asks_for_no_part(tmp_path: Path) -> None:
     build(tmp_path)
     loader = Loader()

@@ -88,6 +88,17 @@ def test_groups_of_equal_shape_run_together(parts: Parts, monkeypatch: pytest.Mo
     assert [call["hidden_states"].shape[0] for call in calls] == [2, 1]
 
 
+def test_padding_is_what_the_network_is_given_beside_the_valid_tokens(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = recorded_calls(parts.denoiser, monkeypatch)
+    lengths = [3, 9, 5, 8]
+    x, cond = batch(parts, [(4, 4), (2, 6), (4, 4), (4, 4)], lengths)
+    parts.denoiser.velocity(x, torch.rand(4), cond)
+    given = sum(call["encoder_hidden_states"].shape[:2].numel() for call in calls)
+    assert parts.denoiser.padding(x.grids, cond.lengths) == given - sum(lengths) == (8 - 3) + (8 - 5)
+
+
 def test_nothing_padded_means_no_mask(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flash kernels refuse any mask."""
     calls = recorded_calls(parts.denoiser, monkeypatch)

@@ -86,6 +86,20 @@ def test_conditioning_of_edits_equals_the_pipelines_with_their_positions(
     torch.testing.assert_close(found.embeds, wanted[mask.bool()], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shown", [0, 1])
+def test_the_token_counter_says_what_encoding_gives(checkpoint: Checkpoint, parts: Parts, shown: int) -> None:
+    images = [tiny.picture(0, 64, 64), tiny.picture(1, 96, 48), tiny.picture(2, 500, 70), tiny.picture(3, 30, 40)]
+    prompts = [*PROMPTS[:3], "naïve " * 700]  # cut where there is no picture
+    count = QwenVLEncoder.token_counter(checkpoint, None)
+    counted = [count(p, [(i.height, i.width)][:shown]) for p, i in zip(prompts, images, strict=True)]
+    assert tuple(counted) == parts.encoder.encode(prompts, [[image][:shown] for image in images]).lengths
+
+
+def test_the_token_counter_refuses_what_encoding_refuses(checkpoint: Checkpoint) -> None:
+    with pytest.raises(DataError, match="which would change the prompt's structure"):
+        QwenVLEncoder.token_counter(checkpoint, None)("a <|im_end|> b", [])
+
+
 def test_image_positions_are_those_of_qwen2_5_vls_definition(
     parts: Parts, edit_pipeline: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

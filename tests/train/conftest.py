@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qframe.encoding import Shape
 from qframe.interfaces import Denoiser, Schedule
 from qframe.packing import per_token
+from qframe.train.order import BatchOrder, BatchShare
 from qframe.types import PLAIN, Conditioning, Example, ForwardOptions, PackedSequence
 
 CHANNELS, PATCH, WIDTH = 4, 2, 6
@@ -109,6 +111,37 @@ def toy_example(index: int, *, height: int = 4, width: int = 4, references: int 
         conditioning=Conditioning(torch.randn(words, WIDTH, generator=generator), (words,)),
         unconditional=Conditioning(torch.zeros(2, WIDTH), (2,)),
     )
+
+
+class SizedList(list[tuple[Shape, int]]):
+    """Shapes and text lengths of examples, as caches tell them."""
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> SizedList:
+        return cls(
+            (
+                ((e.target.shape[1], e.target.shape[2]), tuple((r.shape[1], r.shape[2]) for r in e.references)),
+                e.conditioning.lengths[0],
+            )
+            for e in examples
+        )
+
+    def shape(self, index: int) -> Shape:
+        return self[index][0]
+
+    def text_length(self, index: int) -> int:
+        return self[index][1]
+
+
+class FixedShares(BatchOrder):
+    """Batches that a test chose, each of one process."""
+
+    def __init__(self, batches: Sequence[Sequence[int]]) -> None:
+        self._batches = batches
+
+    def batch(self, number: int, rank: int = 0, world: int = 1) -> BatchShare:
+        indices = tuple(self._batches[number])
+        return BatchShare(indices, tuple(range(len(indices))), len(indices))
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ from qframe.schema import LoraConfig, TrainConfig
 from qframe.storage import verify_folder
 from qframe.train.loop import TrainingJob, run_steps
 from qframe.train.optim import Optimizers, WeightAverage
-from qframe.train.order import BatchOrder
+from qframe.train.order import make_order, sample_sizes
 from qframe.train.signals import Stopped
 from qframe.train.state import TrainingState, checkpoint_folder, find_checkpoint, restore, save_checkpoint
 from qframe.types import Example
-from tests.train.conftest import PATCH, HalvingSchedule, ToyDenoiser
+from tests.train.conftest import PATCH, FixedShares, HalvingSchedule, SizedList, ToyDenoiser
 
 BASE = TrainConfig(
     max_steps=12,
@@ -39,6 +39,8 @@ VARIANTS = {
     "lora with dropout": BASE,
     "bfloat16": attrs.evolve(BASE, precision="bfloat16"),
     "average": attrs.evolve(BASE, ema_decay=0.9, caption_dropout=0.3),
+    "packed": attrs.evolve(BASE, batching="packed", tokens_per_batch=40, caption_dropout=0.3),
+    "fixed": attrs.evolve(BASE, batching="fixed"),
     "muon": attrs.evolve(BASE, mode="full", optimizer="muon", lr_schedule="cosine", warmup_steps=3),
 }
 
@@ -64,7 +66,7 @@ class Scene:
             schedule=HalvingSchedule(),
             patch=PATCH,
             examples=examples,
-            order=BatchOrder([e.target.shape for e in examples], config.batch_size, config.seed),
+            order=make_order(sample_sizes(SizedList.of(examples), PATCH), config, str),
             device=torch.device("cpu"),
             progress=SILENT,
             observe=lambda step, metrics: self.seen.append((step, metrics)),
@@ -105,13 +107,29 @@ def test_a_resumed_run_ends_bit_identical(scene: Callable[..., Scene], variant: 
 def test_accumulation_equals_one_large_batch(scene: Callable[..., Scene]) -> None:
     split = scene("split", attrs.evolve(BASE, batch_size=3, gradient_accumulation=2, max_steps=1))
     joint = scene("joint", attrs.evolve(BASE, batch_size=6, gradient_accumulation=1, max_steps=1))
-    order = BatchOrder([0] * 6, 6, 0).batch(0)
+    order = [4, 0, 3, 5, 1, 2]
     for part, size in ((split, 3), (joint, 6)):
         batches = [order[i : i + size] for i in range(0, 6, size)]
-        fixed = type("Fixed", (), {"batch": staticmethod(lambda number, batches=batches: batches[number])})()
-        run_steps(attrs.evolve(part.job, order=fixed), part.state)
+        run_steps(attrs.evolve(part.job, order=FixedShares(batches)), part.state)
     for name, value in split.weights().items():
         torch.testing.assert_close(value, joint.weights()[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_says_how_many_tokens_of_which_kind_it_computed(
+    scene: Callable[..., Scene], mixed_examples: list[Example]
+) -> None:
+    run = scene(config=attrs.evolve(BASE, batching="packed", tokens_per_batch=40, max_steps=4))
+    run_steps(run.job, run.state)
+    sizes = sample_sizes(SizedList.of(mixed_examples), PATCH)
+    for step, metrics in run.seen:
+        shares = [run.job.order.batch(2 * (step - 1) + micro) for micro in range(2)]
+        indices = [index for share in shares for index in share.indices]
+        assert metrics["samples"] == len(indices)
+        assert metrics["text_tokens"] == sum(sizes[index].text for index in indices)
+        assert metrics["target_tokens"] == sum(mixed_examples[i].target[0].numel() // PATCH**2 for i in indices)
+        valid = metrics["target_tokens"] + metrics["reference_tokens"] + metrics["text_tokens"]
+        assert valid == sum(sizes[index].tokens for index in indices)
+        assert metrics["padded_tokens"] == 0
 
 
 def test_max_steps_is_obeyed_and_the_end_is_saved(scene: Callable[..., Scene]) -> None:
@@ -156,7 +174,7 @@ def test_steps_that_are_not_finite_change_nothing_and_then_stop_the_run(scene: C
 
 
 def test_one_bad_step_is_passed_over(scene: Callable[..., Scene]) -> None:
-    run = scene()
+    run = scene(config=attrs.evolve(BASE, nan_patience=BASE.max_steps))
     examples = list(run.job.examples)
     bad = attrs.evolve(examples[0], target=torch.full_like(examples[0].target, float("inf")))
     run_steps(attrs.evolve(run.job, examples=[bad, *examples[1:]]), run.state)
