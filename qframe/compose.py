@@ -36,6 +36,7 @@ from qframe.interfaces import (
 )
 from qframe.mixing import transformed
 from qframe.plugins import Registry, load_registry
+from qframe.progress import SILENT, Progress
 from qframe.schema import QUANTISABLE, ROLES, ComponentConfig, Config, QuantiseConfig
 
 Role = Literal["encoder", "denoiser", "codec", "schedule", "sampler"]
@@ -114,6 +115,17 @@ class Composition:
         """What counts the text tokens of prompts, as the encoder would give them; see `Encoder.token_counter`."""
         encoder: type[Encoder] = self.classes["encoder"]
         return encoder.token_counter(self.checkpoint("encoder"), self.options("encoder"))
+
+    def ingredients(self, role: str, progress: Progress = SILENT) -> dict[str, str]:
+        """What a component's output depends on, by name, the dtype it computes in among them: the cache's keys hold it.
+
+        progress: hears of large weights that are read.
+        """
+        checkpoint = attrs.evolve(self.checkpoint(role), progress=progress)
+        named = self.classes[role].ingredients(checkpoint, self.options(role))
+        quantiser = self.quantisers.get(role)
+        quantised = {} if quantiser is None else {"quantised": quantiser.fingerprint()}
+        return {**named, **quantised, "dtype": str(self.dtype(role)).removeprefix("torch.")}
 
     def device(self, role: str) -> torch.device:
         """Where a component runs. ConfigError if this machine has no such device."""

@@ -122,6 +122,14 @@ class Loadable(ABC):
     def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
         """sha256 over everything that its output depends on: weights, configuration, options. Loads nothing."""
 
+    @classmethod
+    def ingredients(cls, checkpoint: Checkpoint, options: Any) -> Mapping[str, str]:
+        """The same by name: digests, settings, versions. What the cache's keys hold, and `qframe cache explain` tells.
+
+        By default the fingerprint alone; a component that names more tells its users which of them changed.
+        """
+        return {"fingerprint": cls.fingerprint(checkpoint, options)}
+
 
 class Encoder(Loadable):
     """Prompts, with pictures where the model looks at them, to conditioning."""

@@ -48,6 +48,10 @@ class QwenCodec(LatentCodec):
     def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
         return checkpoint.digest(_FOLDER)
 
+    @classmethod
+    def ingredients(cls, checkpoint: Checkpoint, options: Any) -> dict[str, str]:
+        return {"weights": cls.fingerprint(checkpoint, options)}
+
     @torch.no_grad()
     def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         frames = pixels[:, :, None].to(self.execution_device, self.vae.dtype)  # [B, C, 1, H, W]

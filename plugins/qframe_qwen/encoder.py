@@ -94,11 +94,19 @@ class QwenVLEncoder(Encoder):
 
     @classmethod
     def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
-        settings = json.dumps(attrs.asdict(options or QwenVLOptions()), sort_keys=True)
-        files = checkpoint.digest(_FOLDER, "tokenizer", "processor")
-        # How positions and pictures are computed lies in transformers' code, and has changed between its versions.
-        version = importlib.metadata.version("transformers")
-        return hashlib.sha256(f"{files} {settings} transformers {version}".encode()).hexdigest()
+        named = cls.ingredients(checkpoint, options)
+        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+
+    @classmethod
+    def ingredients(cls, checkpoint: Checkpoint, options: Any) -> dict[str, str]:
+        return {
+            "weights": checkpoint.digest(_FOLDER),
+            "tokenizer": checkpoint.digest("tokenizer"),
+            "processor": checkpoint.digest("processor"),
+            # How positions and pictures are computed lies in transformers' code, and has changed between its versions.
+            "transformers": importlib.metadata.version("transformers"),
+            **{name: str(value) for name, value in attrs.asdict(options or QwenVLOptions()).items()},
+        }
 
     @classmethod
     def token_counter(cls, checkpoint: Checkpoint, options: Any) -> TokenCounter:

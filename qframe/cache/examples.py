@@ -10,19 +10,21 @@ from torch import Tensor
 
 from qframe.cache.keys import (
     ExampleKeys,
-    KeyMaker,
+    Ingredients,
     PictureDigests,
     canonical,
     pixel_parts,
     text_parts,
     weight_parts,
 )
+from qframe.cache.plan import CachePlan
+from qframe.cache.share import WHOLE, Share
 from qframe.cache.store import Cache, DamagedEntryError
 from qframe.encoding import Shape, content_digest, encode_pixels, encode_text, encode_weight, make_example, windows
 from qframe.errors import CacheError, DataError
 from qframe.interfaces import Parts, Recipe
 from qframe.progress import SILENT, Progress
-from qframe.types import Conditioning, Example, ExampleInputs, PixelInput, Record, TextInput
+from qframe.types import Conditioning, Example, Record
 
 PartsLoader = Callable[..., Parts]
 """`loader("encoder", "codec") -> Parts` with these roles loaded."""
@@ -38,28 +40,26 @@ def build_cache(
     recipe: Recipe,
     parts_loader: PartsLoader,
     cache: Cache,
-    fingerprints: Mapping[str, str],
+    made_by: Mapping[str, Ingredients],
     *,
     batch_size: int = 8,
     unconditional: bool = True,
+    share: Share = WHOLE,
     progress: Progress = SILENT,
 ) -> CachedExamples:
     """Encode what is not in the cache yet, and return the examples of all records.
 
     unconditional: False leaves the empty prompts out, which only caption dropout needs.
 
-    fingerprints: of "encoder" and "codec": what `Loadable.fingerprint` says, and the dtype it computes in.
+    made_by: the ingredients of "encoder" and "codec", the dtype they compute in among them.
+    share: encodes only what belongs to it. The examples are complete once the builders of all shares have ended.
     parts_loader is called only for roles that have something to encode. What is encoded is kept at least every
     half minute: an interrupted build goes on where it was. DataError names a record or picture that is no good.
     """
-    plan = _Plan(records, recipe, fingerprints, PictureDigests(cache), unconditional)
-    with progress.stage("reading the data set", len(records)) as stage:
-        for index in range(len(records)):
-            plan.add(index)
-            stage.advance(1)
-    plan.digests.save()
-    missing = set(cache.missing([*plan.pixels, *plan.weights, *plan.texts]))
-    builder = _Builder(plan, cache, missing, batch_size, progress)
+    plan = CachePlan(records, recipe, made_by, PictureDigests(cache), unconditional)
+    plan.read(progress, share)
+    missing = set(cache.missing(plan.every_key()))
+    builder = _Builder(plan, cache, missing, batch_size, share, progress)
     builder.encode_pixels(parts_loader)
     builder.encode_weights(parts_loader)
     builder.encode_texts(parts_loader)
@@ -84,13 +84,15 @@ class CachedExamples(Sequence[Example]):
         """sha256 over ids and content of all examples, in order: what a run is resumed on must not change."""
         return content_digest(self._ids, (repr(attrs.astuple(keys)) for keys in self._keys))
 
+    def missing(self) -> int:
+        """How many of their entries are not in the cache: those of other shares that are still being built."""
+        return len(self._cache.missing(key for keys in self._keys for key in entries_of(keys)))
+
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # slices are of no use here
         """The example, its tensors its own. CacheError if it is damaged; then the damaged part is dropped."""
         keys = self._keys[index]
-        names = [keys.target, *keys.references, keys.conditioning]
-        names += [key for key in (keys.unconditional, keys.weight) if key is not None]
         try:
-            parts = iter(self._cache.get_all(names))
+            parts = iter(self._cache.get_all(entries_of(keys)))
         except DamagedEntryError as error:
             raise self._dropped(index, error) from error
         return make_example(
@@ -145,72 +147,15 @@ class CachedExamples(Sequence[Example]):
         return CacheError(message, "It was taken out of the cache. Start again (with --resume): it is encoded anew.")
 
 
-@attrs.define(eq=False)
-class _Plan:
-    """Which entries the records need, and from which record each can be made.
-
-    pixels, texts, weights: per key, a record (by its place) and the place of the input among that record's.
-    """
-
-    records: Sequence[Record]
-    recipe: Recipe
-    fingerprints: Mapping[str, str]
-    digests: PictureDigests
-    unconditional: bool
-    ids: list[str] = attrs.field(factory=list, init=False)
-    keys: list[ExampleKeys] = attrs.field(factory=list, init=False)
-    pixels: dict[str, tuple[int, int]] = attrs.field(factory=dict, init=False)
-    texts: dict[str, tuple[int, int]] = attrs.field(factory=dict, init=False)
-    weights: dict[str, tuple[int, int]] = attrs.field(factory=dict, init=False)
-    maker: KeyMaker = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.maker = KeyMaker.of(self.recipe, self.fingerprints, self.digests)
-
-    def add(self, index: int) -> None:
-        record = self.records[index]
-        keys = self.maker.example(self._wanted(record))
-        self.ids.append(record.id)
-        self.keys.append(keys)
-        for place, key in enumerate((keys.target, *keys.references)):
-            self.pixels.setdefault(key, (index, place))
-        self.texts.setdefault(keys.conditioning, (index, 0))
-        if keys.unconditional is not None:
-            self.texts.setdefault(keys.unconditional, (index, 1))
-        if keys.weight is not None:
-            self.weights.setdefault(keys.weight, (index, 0))
-
-    def inputs(self, index: int) -> ExampleInputs:
-        return self._wanted(self.records[index])
-
-    def _wanted(self, record: Record) -> ExampleInputs:
-        inputs = self.recipe.inputs(record)
-        return inputs if self.unconditional else attrs.evolve(inputs, unconditional=None)
-
-    def pixel(self, where: tuple[int, int]) -> PixelInput:
-        inputs = self.inputs(where[0])
-        return (inputs.target, *inputs.references)[where[1]]
-
-    def text(self, where: tuple[int, int]) -> TextInput:
-        inputs = self.inputs(where[0])
-        found = (inputs.conditioning, inputs.unconditional)[where[1]]
-        assert found is not None  # `add` saw it there
-        return found
-
-    def weight(self, where: tuple[int, int]) -> PixelInput:
-        found = self.inputs(where[0]).weight
-        assert found is not None  # `add` saw it there
-        return found
-
-
 @attrs.frozen(eq=False)
 class _Builder:
     """Encodes the missing entries of a plan, window by window; a window's entries go to the cache together."""
 
-    plan: _Plan
+    plan: CachePlan
     cache: Cache
     missing: set[str]
     batch_size: int
+    share: Share
     progress: Progress
 
     def encode_pixels(self, loader: PartsLoader) -> None:
@@ -253,13 +198,14 @@ class _Builder:
         load: Callable[[], Parts],
         encode: Callable[[list[str], Parts], Encoded],
     ) -> None:
-        count = sum(key in self.missing for key in keys)
+        # Windows over all keys, not over the missing ones: after an interruption the same inputs share a batch.
+        own = [w for index, w in enumerate(windows(len(keys), self.batch_size)) if self.share.owns(index)]
+        count = sum(keys[index] in self.missing for window in own for index in window)
         if not count:
             return
         parts = load()
         with self.progress.stage(title, count) as stage:
-            # Windows over all keys, not over the missing ones: after an interruption the same inputs share a batch.
-            for window in windows(len(keys), self.batch_size):
+            for window in own:
                 wanted = [keys[index] for index in window if keys[index] in self.missing]
                 if wanted:
                     made = dict(zip(wanted, encode(wanted, parts), strict=True))
@@ -272,6 +218,12 @@ class _Builder:
 
 Encoded = list[tuple[dict[str, Tensor], str]]
 """Per key its tensors, and in JSON what they were made of."""
+
+
+def entries_of(keys: ExampleKeys) -> list[str]:
+    """The keys of an example's entries, in the order it is put together in."""
+    named = [keys.target, *keys.references, keys.conditioning, keys.unconditional, keys.weight]
+    return [key for key in named if key is not None]
 
 
 def _tensors(conditioning: Conditioning) -> dict[str, Tensor]:

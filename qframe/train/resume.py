@@ -71,14 +71,6 @@ def _number(folder: Path, family: str) -> int:
     return int(rest[1:]) if rest[0] == "-" and rest[1:].isdigit() else 0
 
 
-def default_cache(config: Config) -> Path:
-    """Where encoded examples are kept unless cache.dir says otherwise: beside the runs, shared by all of them.
-
-    Keys are made of content, so that any runs can share a folder; runs of one family share its entries.
-    """
-    return Path("runs") / "cache" if config.output is None else Path(config.output).expanduser().parent / "cache"
-
-
 def check_changes(checkpoint: Path, config: Config, registry: Registry) -> list[str]:
     """What changed since the checkpoint, one line each.
 

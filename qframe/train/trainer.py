@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from qframe import adapters
-from qframe.cache import Cache, CachedExamples, build_cache
+from qframe.cache import WHOLE, Cache, CachedExamples, Share, build_cache
+from qframe.cache.configured import cache_folder, made_by
 from qframe.compose import Composition, compose
 from qframe.config import dump_config
 from qframe.data.choose import open_source
@@ -101,9 +102,10 @@ class Trainer:
 
     # -- caching ----------------------------------------------------------------------------------------------
 
-    def cache(self, folder: Path | None = None) -> CachedExamples | LiveExamples:
+    def cache(self, folder: Path | None = None, *, share: Share = WHOLE) -> CachedExamples | LiveExamples:
         """Encode what is not in the cache yet, and return the examples. With cache.enabled = false, live ones.
 
+        share: encode this share alone, where several processes fill one cache.
         ConfigError if the recipe's sizes do not fit the codec and the denoiser.
         """
         self._check_sizes()
@@ -118,16 +120,15 @@ class Trainer:
                 unconditional=drops,
                 counter=composition.token_counter(),
             )
-        chosen = self.config.cache.dir
-        where = folder or (Path(chosen).expanduser() if chosen else resuming.default_cache(self.config))
         return build_cache(
             self.records,
             composition.recipe,
             self.load,
-            Cache(where),
-            {role: f"{composition.fingerprint(role)} {composition.dtype(role)}" for role in ("encoder", "codec")},
+            Cache(folder or cache_folder(self.config)),
+            made_by(composition, self.progress),
             batch_size=self.config.cache.batch_size,
             unconditional=drops,
+            share=share,
             progress=self.progress,
         )
 

@@ -17,7 +17,7 @@ from qframe.encoding import LiveExamples, encode_examples
 from qframe.errors import CacheError, DataError, NumericsError
 from qframe.geometry import Geometry
 from qframe.types import Conditioning, Example, Picture, Record
-from tests.cache.world import FINGERPRINTS, Loader, TinyRecipe, grey, png, record, write_pictures
+from tests.cache.world import MADE_BY, Loader, TinyRecipe, grey, png, record, write_pictures
 
 RECORDS = [record(number) for number in range(23)]
 
@@ -27,9 +27,9 @@ def build(
     records: list[Record] = RECORDS,
     loader: Loader | None = None,
     recipe: TinyRecipe | None = None,
-    fingerprints: dict[str, str] = FINGERPRINTS,
+    made_by: dict[str, dict[str, str]] = MADE_BY,
 ) -> CachedExamples:
-    return build_cache(records, recipe or TinyRecipe(), loader or Loader(), Cache(folder), fingerprints, batch_size=3)
+    return build_cache(records, recipe or TinyRecipe(), loader or Loader(), Cache(folder), made_by, batch_size=3)
 
 
 def tensors(example: Example) -> list[torch.Tensor]:
@@ -127,11 +127,11 @@ def test_editing_one_caption_encodes_one_prompt(tmp_path: Path) -> None:
 def test_another_encoder_encodes_no_picture_and_another_codec_no_prompt(tmp_path: Path) -> None:
     build(tmp_path)
     loader = Loader()
-    build(tmp_path, loader=loader, fingerprints={**FINGERPRINTS, "encoder": "new"})
+    build(tmp_path, loader=loader, made_by={**MADE_BY, "encoder": {"weights": "new"}})
     assert loader.codec.batches == []
     assert len(loader.encoder.prompts) == 28
     loader = Loader()
-    build(tmp_path, loader=loader, fingerprints={**FINGERPRINTS, "codec": "new"})
+    build(tmp_path, loader=loader, made_by={**MADE_BY, "codec": {"weights": "new"}})
     assert loader.encoder.prompts == []
     assert sum(loader.codec.batches) == 28
 
@@ -266,7 +266,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 from qframe.cache import Cache, build_cache
-from tests.cache.world import FINGERPRINTS, Loader, TinyRecipe, record
+from tests.cache.world import MADE_BY, Loader, TinyRecipe, record
 
 folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
 records = [record(number) for number in range(60)]
@@ -279,7 +279,7 @@ def build(pause):
         return encode(pixels)
     loader.codec.encode = slow
     with Cache(folder, shard_seconds=0.0) as cache:
-        return build_cache(records, TinyRecipe(), loader, cache, FINGERPRINTS, batch_size=3), loader
+        return build_cache(records, TinyRecipe(), loader, cache, MADE_BY, batch_size=3), loader
 
 random_ = random.Random(0)
 killed, limit = 0, 0.1
