@@ -6,17 +6,23 @@ safetensors are read. Imports no torch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from qframe.errors import CheckpointError, UntrustedError
+from qframe.progress import SILENT, Progress
 
 _LARGEST_JSON = 64 * 1024 * 1024
 _CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja")
+_FINGERPRINTED = {".json", ".txt", ".safetensors", ".jinja", ".model"}
+_MEGABYTE = 1_000_000
+_WORTH_TELLING = 500 * _MEGABYTE  # read in a second or so from most disks
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -25,12 +31,14 @@ class Checkpoint:
     """A folder with one subfolder per component.
 
     name: what the user called it, for messages. folder: where it lies. remote: it came from the hub, so weights are
-    downloaded, component by component, when they are first asked for.
+    downloaded, component by component, when they are first asked for. progress: hears how far the reading of
+    large weights for a digest is.
     """
 
     name: str
     folder: Path
     remote: bool = False
+    progress: Progress = attrs.field(default=SILENT, eq=False, repr=False)
 
     @classmethod
     def open(cls, name: str | Path) -> Checkpoint:
@@ -117,20 +125,49 @@ class Checkpoint:
 
     def digest(self, *subfolders: str) -> str:
         """sha256 over the names and bytes of every JSON, text and weight file in `subfolders`."""
-        total = hashlib.sha256()
+        files: list[Path] = []
         for subfolder in subfolders:
             self._fetch(subfolder)
-            files = [p for p in (self.folder / subfolder).rglob("*") if p.is_file() and not p.name.startswith(".")]
-            for file in sorted(files, key=lambda p: p.relative_to(self.folder).as_posix()):
-                if file.suffix in {".json", ".txt", ".safetensors", ".jinja", ".model"}:
-                    with file.open("rb") as stream:
-                        part = hashlib.file_digest(stream, "sha256").hexdigest()
-                    total.update(f"{file.relative_to(self.folder).as_posix()} {part}\n".encode())
+            found = [p for p in (self.folder / subfolder).rglob("*") if p.is_file() and not p.name.startswith(".")]
+            files += sorted(found, key=lambda p: p.relative_to(self.folder).as_posix())
+        files = [file for file in files if file.suffix in _FINGERPRINTED]
+        total = hashlib.sha256()
+        with self._telling(files, subfolders) as told:
+            for file in files:
+                total.update(f"{file.relative_to(self.folder).as_posix()} {_file_digest(file, told)}\n".encode())
         return total.hexdigest()
+
+    @contextlib.contextmanager
+    def _telling(self, files: Sequence[Path], subfolders: Sequence[str]) -> Iterator[Callable[[int], None]]:
+        """What is to be told of every byte read: a stage in megabytes, where there is enough to read."""
+        size = sum(file.stat().st_size for file in files)
+        if size < _WORTH_TELLING:
+            yield lambda count: None
+            return
+        done = 0
+        name = f"fingerprinting {', '.join(subfolders)} (MB)"
+        with self.progress.stage(name, size // _MEGABYTE) as stage:
+
+            def told(count: int) -> None:
+                nonlocal done
+                before, done = done // _MEGABYTE, done + count
+                stage.advance(done // _MEGABYTE - before)
+
+            yield told
 
     def _fetch(self, subfolder: str) -> None:
         if self.remote:
             _download(self.name, tuple(f"{subfolder}/{kind}" for kind in (*_CONFIGURATION, "*.safetensors")))
+
+
+def _file_digest(file: Path, told: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(8 * _MEGABYTE))
+    with file.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
+            told(count)
+    return digest.hexdigest()
 
 
 def _download(name: str, patterns: tuple[str, ...]) -> Path:

@@ -4,18 +4,22 @@ See docs/explanation/cache.md.
 """
 
 from qframe.cache.examples import CachedExamples, build_cache
-from qframe.cache.keys import ExampleKeys, KeyMaker, PictureDigests, pixel_key, text_key, weight_key
+from qframe.cache.keys import ExampleKeys, Ingredients, KeyMaker, PictureDigests, pixel_key, text_key, weight_key
+from qframe.cache.share import WHOLE, Share
 from qframe.cache.store import Cache, CacheStats, Damage, DamagedEntryError
 
 __all__ = [
+    "WHOLE",
     "Cache",
     "CacheStats",
     "CachedExamples",
     "Damage",
     "DamagedEntryError",
     "ExampleKeys",
+    "Ingredients",
     "KeyMaker",
     "PictureDigests",
+    "Share",
     "build_cache",
     "pixel_key",
     "text_key",

@@ -1,7 +1,7 @@
 """The name of an entry: sha256 of canonical JSON over everything its value depends on.
 
-Not in it: paths, times, library versions, and who asks. So a renamed or touched file keeps its entries, and
-two records that share a picture share its latents.
+Not in it: paths, times and who asks; of libraries only versions that a component names. So a renamed or touched
+file keeps its entries, and two records that share a picture share its latents.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ _SETTLED = 2.0
 
 Stamp = tuple[int, int, int, int]
 """Size, modification time, change time (ns) and inode of a file: equal ones mean the same content."""
+
+
+Ingredients = Mapping[str, str]
+"""What a component's output depends on, by name: see `Loadable.ingredients`."""
 
 
 class DigestStore(Protocol):
@@ -104,19 +108,20 @@ class ExampleKeys:
 class KeyMaker:
     """Keys of one recipe and its components.
 
-    encoder, codec: their fingerprints, with the dtype they compute in. recipe: its name and version.
+    encoder, codec: their ingredients, with the dtype they compute in. recipe: its name and version.
     """
 
-    encoder: str
-    codec: str
+    encoder: Ingredients
+    codec: Ingredients
     recipe: tuple[str, int]
     digests: PictureDigests
 
     @classmethod
-    def of(cls, recipe: Recipe, fingerprints: Mapping[str, str], digests: PictureDigests) -> KeyMaker:
+    def of(cls, recipe: Recipe, made_by: Mapping[str, Ingredients], digests: PictureDigests) -> KeyMaker:
+        """made_by: the ingredients of "encoder" and "codec"."""
         kind = type(recipe)
         name = f"{kind.__module__}:{kind.__qualname__}"
-        return cls(fingerprints["encoder"], fingerprints["codec"], (name, recipe.version), digests)
+        return cls(made_by["encoder"], made_by["codec"], (name, recipe.version), digests)
 
     def example(self, inputs: ExampleInputs) -> ExampleKeys:
         """DataError names a picture that cannot be read."""
@@ -146,18 +151,31 @@ def weight_key(weight: PixelInput, maker: KeyMaker) -> str:
 
 def pixel_parts(pixels: PixelInput, maker: KeyMaker) -> dict[str, Any]:
     """What the key of a picture's latents is made of."""
-    return {**_common("latents", maker), "codec": maker.codec, "picture": _picture(pixels, maker)}
+    return {**_common("latents", maker), "codec": dict(maker.codec), "picture": _picture(pixels, maker)}
 
 
 def weight_parts(weight: PixelInput, maker: KeyMaker) -> dict[str, Any]:
     """What the key of a weight map is made of."""
-    return {**_common("weight", maker), "codec": maker.codec, "picture": _picture(weight, maker)}
+    return {**_common("weight", maker), "codec": dict(maker.codec), "picture": _picture(weight, maker)}
 
 
 def text_parts(text: TextInput, maker: KeyMaker) -> dict[str, Any]:
     """What the key of a prompt's conditioning is made of."""
     pictures = [_picture(picture, maker) for picture in text.pictures]
-    return {**_common("text", maker), "encoder": maker.encoder, "prompt": text.prompt, "pictures": pictures}
+    return {**_common("text", maker), "encoder": dict(maker.encoder), "prompt": text.prompt, "pictures": pictures}
+
+
+def example_parts(inputs: ExampleInputs, maker: KeyMaker) -> dict[str, dict[str, Any]]:
+    """What each key of an example is made of, by what people call the part."""
+    named = {"target": pixel_parts(inputs.target, maker)}
+    for number, reference in enumerate(inputs.references, start=1):
+        named[f"reference {number}"] = pixel_parts(reference, maker)
+    named["caption"] = text_parts(inputs.conditioning, maker)
+    if inputs.unconditional is not None:
+        named["empty prompt"] = text_parts(inputs.unconditional, maker)
+    if inputs.weight is not None:
+        named["weight map"] = weight_parts(inputs.weight, maker)
+    return named
 
 
 def canonical(parts: Mapping[str, Any]) -> str:

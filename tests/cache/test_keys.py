@@ -14,11 +14,11 @@ from qframe.cache import keys as keys_module
 from qframe.errors import DataError
 from qframe.geometry import Geometry
 from qframe.types import Picture, PixelInput, TextInput
-from tests.cache.world import FINGERPRINTS, GEOMETRY, TinyRecipe, png
+from tests.cache.world import GEOMETRY, MADE_BY, TinyRecipe, png
 
 
 def maker(**changes: object) -> KeyMaker:
-    values: dict[str, object] = {"encoder": "e", "codec": "c", "recipe": ("family:Recipe", 1)}
+    values: dict[str, object] = {"encoder": {"weights": "e"}, "codec": {"weights": "c"}, "recipe": ("family:Recipe", 1)}
     return KeyMaker(**{**values, **changes}, digests=PictureDigests())  # type: ignore[arg-type]
 
 
@@ -39,7 +39,7 @@ LATENTS = {
     "smallest area": pixel_key(pixels(1, Geometry(2, 64 * 64, multiple=16)), maker()),
     "largest area": pixel_key(pixels(1, Geometry(1, 64 * 65, multiple=16)), maker()),
     "multiple": pixel_key(pixels(1, Geometry(1, 64 * 64, multiple=8)), maker()),
-    "codec": pixel_key(pixels(), maker(codec="c2")),
+    "codec": pixel_key(pixels(), maker(codec={"weights": "c2"})),
     "recipe": pixel_key(pixels(), maker(recipe=("family:Other", 1))),
     "recipe's version": pixel_key(pixels(), maker(recipe=("family:Recipe", 2))),
     "kind": weight_key(pixels(), maker()),
@@ -53,7 +53,7 @@ TEXT = {
     "order of pictures": text_key(text(seen=(pixels(2), pixels(1))), maker()),
     "a picture's bytes": text_key(text(seen=(pixels(1), pixels(3))), maker()),
     "a picture's geometry": text_key(text(seen=(pixels(1), pixels(2, Geometry(1, 1024)))), maker()),
-    "encoder": text_key(text(), maker(encoder="e2")),
+    "encoder": text_key(text(), maker(encoder={"weights": "e2"})),
     "recipe": text_key(text(), maker(recipe=("family:Other", 1))),
     "recipe's version": text_key(text(), maker(recipe=("family:Recipe", 2))),
 }
@@ -82,8 +82,8 @@ def test_keys_change_with_the_policies_of_this_code(constant: str, monkeypatch: 
 
 
 def test_another_encoder_leaves_the_latents_alone_and_another_codec_the_text() -> None:
-    assert pixel_key(pixels(), maker(encoder="e2")) == pixel_key(pixels(), maker())
-    assert text_key(text(), maker(codec="c2")) == text_key(text(), maker())
+    assert pixel_key(pixels(), maker(encoder={"weights": "e2"})) == pixel_key(pixels(), maker())
+    assert text_key(text(), maker(codec={"weights": "c2"})) == text_key(text(), maker())
 
 
 def test_what_a_picture_is_called_and_where_it_lies_is_not_in_the_key(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_prompts_of_any_text_have_keys() -> None:
 
 
 def test_a_recipe_is_known_by_its_class_and_version() -> None:
-    made = KeyMaker.of(TinyRecipe(), FINGERPRINTS, PictureDigests())
+    made = KeyMaker.of(TinyRecipe(), MADE_BY, PictureDigests())
     assert made.recipe == ("tests.cache.world:TinyRecipe", 1)
 
 

@@ -15,7 +15,10 @@ from qframe.interfaces import CodecSpec, Encoder, EncoderSpec, LatentCodec, Part
 from qframe.types import Conditioning, ExampleInputs, Picture, PixelInput, Plan, Record, Request, TextInput
 
 GEOMETRY = Geometry(1, 64 * 64, multiple=16)
-FINGERPRINTS = {"encoder": "e" * 64, "codec": "c" * 64}
+MADE_BY = {
+    "encoder": {"weights": "e" * 64, "positions": "mrope", "dtype": "float32"},
+    "codec": {"weights": "c" * 64, "dtype": "float32"},
+}
 SIZES = ((32, 32), (32, 48), (48, 32), (16, 32))
 
 

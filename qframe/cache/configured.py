@@ -1,0 +1,42 @@
+"""What a configuration wants cached, where it looks for it, and what makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qframe.cache.keys import Ingredients, PictureDigests
+from qframe.cache.plan import CachePlan
+from qframe.cache.store import Cache
+from qframe.compose import Composition
+from qframe.progress import SILENT, Progress
+from qframe.schema import Config
+from qframe.types import Record
+
+
+def cache_folder(config: Config) -> Path:
+    """Where encoded examples are kept: cache.dir, else beside the runs, shared by all of them.
+
+    Keys are made of content, so that any runs can share a folder; runs of one family share its entries.
+    """
+    if config.cache.dir is not None:
+        return Path(config.cache.dir).expanduser()
+    return Path("runs") / "cache" if config.output is None else Path(config.output).expanduser().parent / "cache"
+
+
+def made_by(composition: Composition, progress: Progress = SILENT) -> dict[str, Ingredients]:
+    """The ingredients of the encoder and the codec, whose weights are read for it."""
+    return {role: composition.ingredients(role, progress) for role in ("encoder", "codec")}
+
+
+def configured_plan(
+    composition: Composition,
+    records: Sequence[Record],
+    cache: Cache,
+    *,
+    unconditional: bool,
+    progress: Progress = SILENT,
+) -> CachePlan:
+    """The entries that a configuration's records need, not read yet. `cache` remembers the pictures' digests."""
+    makers = made_by(composition, progress)
+    return CachePlan(records, composition.recipe, makers, PictureDigests(cache), unconditional)
