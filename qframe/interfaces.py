@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from qframe.checkpoint import Checkpoint
-from qframe.errors import QframeError
+from qframe.errors import PluginError, QframeError
 from qframe.geometry import Geometry, Size
 from qframe.types import (
     PLAIN,
@@ -135,11 +135,13 @@ class Encoder(Loadable):
     """Prompts, with pictures where the model looks at them, to conditioning."""
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> Conditioning:
+    def encode(
+        self, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]], *, max_length: int | None = None
+    ) -> Conditioning:
         """Conditioning of B prompts, each with its own pictures (RGB, already at the size the recipe chose).
 
         `pictures` has one entry per prompt, empty where there are none. A sample's result does not depend on
-        its neighbours.
+        its neighbours. max_length: tokens kept of a prompt, its pictures not counted; None: the encoder's own limit.
         """
 
     @classmethod
@@ -220,6 +222,9 @@ class Denoiser(Loadable):
             )
 
         return velocity
+
+    def end_run(self) -> None:
+        """Called when a sampling run is over, however it ended: a step cache on the network forgets that run."""
 
     @classmethod
     def padding(cls, grids: Sequence[tuple[Grid, ...]], text: Sequence[int]) -> int:
@@ -347,6 +352,18 @@ class Recipe(ABC):
         """
         return [(tuple(range(request.prompt_count * request.num_images_per_prompt)), request)]
 
+    def shown(self, request: Request) -> list[tuple[Image.Image, ...]]:
+        """Per prompt of a request, the pictures that the encoder sees with it, at the size it sees them.
+
+        By default none. A recipe whose `pictures` is True overrides it, and its `plan` uses it.
+        """
+        if self.pictures:
+            raise PluginError(
+                f"recipe {type(self).__qualname__} shows its encoder pictures and does not say which",
+                "It overrides `shown`: see qframe.interfaces.Recipe.",
+            )
+        return [()] * request.prompt_count
+
     @abstractmethod
     def plan(self, request: Request, parts: Parts) -> Plan:
         """Everything a sampling run needs. Encoder, codec and denoiser are loaded here.
@@ -394,6 +411,10 @@ class PlanTransform(ABC):
     def split(self, request: Request, recipe: Recipe) -> list[tuple[tuple[int, ...], Request]]:
         """As `Recipe.split`. Override where pictures that it adds decide the size."""
         return recipe.split(request)
+
+    def shown(self, request: Request, recipe: Recipe) -> list[tuple[Image.Image, ...]]:
+        """As `Recipe.shown`. Override where the recipe is shown other pictures than the request has."""
+        return recipe.shown(request)
 
     @abstractmethod
     def plan(self, request: Request, parts: Parts, recipe: Recipe) -> Plan:

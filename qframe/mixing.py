@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, TypeVar
 
 import attrs
+from PIL import Image
 
 from qframe.checkpoint import Checkpoint
 from qframe.errors import ConfigError, PluginError
@@ -70,6 +71,9 @@ class _Transformed(Recipe):
 
     def split(self, request: Request) -> list[tuple[tuple[int, ...], Request]]:
         return self.transform.split(request, self.recipe)
+
+    def shown(self, request: Request) -> list[tuple[Image.Image, ...]]:
+        return self.transform.shown(request, self.recipe)
 
     def plan(self, request: Request, parts: Parts) -> Plan:
         return self.transform.plan(request, parts, self.recipe)

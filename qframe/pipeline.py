@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import attrs
 import numpy as np
@@ -14,19 +15,22 @@ from PIL import Image
 from torch import Tensor
 
 from qframe.adapters import load_lora
+from qframe.callbacks import TENSORS, Steer, StepCallback, StepState, check_callback, replaced, tensors_of
 from qframe.compose import Composition, compose
+from qframe.conditioning import encode_padded
 from qframe.config import load_config
 from qframe.errors import ConfigError
-from qframe.guidance import guided_velocity
+from qframe.guidance import guided_velocity, joined_velocity
 from qframe.interfaces import Denoiser, OnStep, Parts, Sampler
 from qframe.pictures import from_pixels
-from qframe.planning import check_prompts, picture_count
+from qframe.planning import check_fields, check_prompts, picture_count
 from qframe.progress import SILENT, Progress
-from qframe.types import Plan, Request
+from qframe.types import Conditioning, PackedSequence, Plan, Request, Velocity
 
 log = logging.getLogger(__name__)
 
 OutputType = Literal["pil", "np", "pt", "latent"]
+GuidanceBatching = Literal["apart", "joined"]
 Pictures = list[Image.Image] | list[np.ndarray[Any, Any]] | list[Tensor] | np.ndarray[Any, Any] | Tensor
 
 
@@ -41,22 +45,80 @@ class PipelineOutput:
     images: Pictures
 
 
-def sample_plan(plan: Plan, denoiser: Denoiser, sampler: Sampler, on_step: OnStep | None = None) -> Tensor:
-    """The final tokens [N, C] of a plan. `on_step(i)` runs after step i and stops there by returning True."""
-    grids = plan.start.grids
-    cond = attrs.evolve(plan.forward, cache_context="cond")
-    velocity = denoiser.bind(plan.cond, plan.references, grids, forward=cond)
-    if plan.guide is not None and plan.uncond is not None:
-        uncond = attrs.evolve(plan.forward, cache_context="uncond")
-        negative = denoiser.bind(plan.uncond, plan.references, grids, forward=uncond)
-        velocity = guided_velocity(velocity, negative, plan.guide)
+def sample_plan(
+    plan: Plan,
+    denoiser: Denoiser,
+    sampler: Sampler,
+    on_step: OnStep | None = None,
+    *,
+    steer: Steer | None = None,
+    guidance_batching: GuidanceBatching = "apart",
+) -> Tensor:
+    """The final tokens [N, C] of a plan. `on_step(i)` runs after step i and stops there by returning True.
+
+    steer: between the plan's own `after_step` and `on_step`; it may replace tokens and conditioning for the steps that
+    follow. guidance_batching: "joined" runs both sides of guidance in one forward pass.
+    """
+    velocity, after_step = _velocity(plan, denoiser, guidance_batching), plan.after_step
+
+    def steered(tokens: Tensor, step: int) -> Tensor:
+        nonlocal plan, velocity
+        tokens = tokens if plan.after_step is None else plan.after_step(tokens, step)
+        assert steer is not None
+        state = steer(StepState(tokens, plan.start.lengths, plan.cond, plan.uncond), step)
+        if state.cond is not plan.cond or state.uncond is not plan.uncond:
+            plan = attrs.evolve(plan, cond=state.cond, uncond=state.uncond)
+            velocity = _velocity(plan, denoiser, guidance_batching)
+        return state.tokens
+
+    def current(tokens: Tensor, sigma: Tensor) -> Tensor:
+        return velocity(tokens, sigma)
+
     sigmas = plan.sigmas.to(plan.start.tokens.device)
-    return sampler.sample(velocity, plan.start.tokens, sigmas, after_step=plan.after_step, on_step=on_step)
+    try:
+        return sampler.sample(
+            current, plan.start.tokens, sigmas, after_step=steered if steer else after_step, on_step=on_step
+        )
+    finally:
+        denoiser.end_run()
 
 
-def run_plan(plan: Plan, denoiser: Denoiser, sampler: Sampler, on_step: OnStep | None = None) -> list[Tensor]:
+def _velocity(plan: Plan, denoiser: Denoiser, batching: GuidanceBatching) -> Velocity:
+    """What a sampler integrates: the plan's positive side, or both sides and their guide."""
+
+    def bound(cond: Conditioning, context: str, times: int = 1) -> Velocity:
+        references = plan.references
+        if references is not None and times > 1:
+            references = PackedSequence(references.tokens.repeat(times, 1), references.grids * times)
+        forward = attrs.evolve(plan.forward, cache_context=context)
+        return denoiser.bind(cond, references, plan.start.grids * times, forward=forward)
+
+    if plan.guide is None or plan.uncond is None:
+        return bound(plan.cond, "cond")
+    if batching == "joined":
+        return joined_velocity(bound(Conditioning.join([plan.cond, plan.uncond]), "joined", 2), plan.guide)
+    return guided_velocity(bound(plan.cond, "cond"), bound(plan.uncond, "uncond"), plan.guide)
+
+
+def run_plan(
+    plan: Plan,
+    denoiser: Denoiser,
+    sampler: Sampler,
+    on_step: OnStep | None = None,
+    *,
+    guidance_batching: GuidanceBatching = "apart",
+) -> list[Tensor]:
     """The pictures of a plan, each [C, H, W] in [-1, 1]."""
-    return plan.decode(sample_plan(plan, denoiser, sampler, on_step))
+    return plan.decode(sample_plan(plan, denoiser, sampler, on_step, guidance_batching=guidance_batching))
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class _Watch:
+    """Who is told of every step, and with which tensors."""
+
+    progress: Progress = SILENT
+    callback: StepCallback | None = None
+    tensors: tuple[str, ...] = ("latents",)
 
 
 class Pipeline:
@@ -64,49 +126,154 @@ class Pipeline:
 
     pipe = qframe.load("qwen-edit", model="...")
     pipe(prompt="make the circle blue", image="a.png", negative_prompt=" ", seed=0).images[0]
+
+    A run in progress is read by the names that diffusers' pipelines have; setting `_interrupt` to True ends it after
+    the step that runs.
     """
+
+    _callback_tensor_inputs = TENSORS
 
     def __init__(self, composition: Composition, parts: Parts) -> None:
         self.composition = composition
         self.recipe = composition.recipe
         self.parts = parts
+        self._interrupt = False
+        self._guidance_scale: float | None = None
+        self._attention_kwargs: Mapping[str, Any] = {}
+        self._num_timesteps = 0
+        self._current_timestep: Tensor | None = None
+        self._current_pictures: tuple[int, ...] = ()
+
+    @overload
+    def __call__(self, *, return_dict: Literal[True] = True, **arguments: Any) -> PipelineOutput: ...
+
+    @overload
+    def __call__(self, *, return_dict: Literal[False], **arguments: Any) -> tuple[Pictures]: ...
+
+    @overload
+    def __call__(self, *, return_dict: bool, **arguments: Any) -> PipelineOutput | tuple[Pictures]: ...
 
     def __call__(
         self,
         *,
         output_type: OutputType = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         seed: int | None = None,
         progress: Progress = SILENT,
         **request: Any,
-    ) -> PipelineOutput:
+    ) -> PipelineOutput | tuple[Pictures]:
         """Sample. Further arguments are the fields of the recipe's request, by the names of the diffusers pipeline.
 
-        seed: instead of `generator`; picture i is drawn from seed + i, whatever else is in the batch.
+        return_dict: False returns `(images,)`. callback_on_step_end: `(pipe, step, timestep, tensors)` after every
+        step; what it returns by name replaces latents or embeddings (`qframe.callbacks.TENSORS`). Of a request whose
+        pictures have several sizes it sees the parts of one size in turn, each from step 0; `current_pictures` says
+        which. seed: instead of `generator`; picture i is drawn from seed + i, whatever else is in the batch.
         ConfigError names an unknown argument, or a value that cannot be met, before any model runs.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ConfigError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
-        return PipelineOutput(self.run(self._request(request, seed), output_type=output_type, progress=progress))
+        check_callback(callback_on_step_end_tensor_inputs)
+        images = self.run(
+            self._request(request, seed),
+            output_type=output_type,
+            progress=progress,
+            callback=callback_on_step_end,
+            tensors=callback_on_step_end_tensor_inputs,
+        )
+        return PipelineOutput(images) if return_dict else (images,)
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """Of the call that runs, or the last one; as with the other properties."""
+        return self._guidance_scale
+
+    @property
+    def attention_kwargs(self) -> Mapping[str, Any]:
+        return self._attention_kwargs
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the part that runs, those that a strength leaves out not counted."""
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> Tensor | None:
+        """Scalar in [0, 1000]; None while nothing is sampled."""
+        return self._current_timestep
+
+    @property
+    def current_pictures(self) -> tuple[int, ...]:
+        """Places in the result of the pictures that are sampled now; empty while nothing is."""
+        return self._current_pictures
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
 
     @torch.no_grad()
-    def run(self, request: Request, *, output_type: OutputType = "pil", progress: Progress = SILENT) -> Pictures:
-        """The pictures of a request."""
+    def encode_prompt(self, prompt: str | Sequence[str], **request: Any) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, T, D] and their mask [B, T]: what a call takes as `prompt_embeds` and `prompt_embeds_mask`.
+
+        request: what else decides them, such as the `image` of an edit. Those of a negative prompt are made alike.
+        """
+        asked = self._request({"prompt": prompt, **request}, None)
+        check_fields(asked)
+        return encode_padded(self.parts.encoder, asked, self.recipe.shown(asked))
+
+    @torch.no_grad()
+    def run(
+        self,
+        request: Request,
+        *,
+        output_type: OutputType = "pil",
+        progress: Progress = SILENT,
+        callback: StepCallback | None = None,
+        tensors: Sequence[str] = ("latents",),
+    ) -> Pictures:
+        """The pictures of a request; the rest as in a call."""
+        watch = _Watch(progress=progress, callback=callback, tensors=tuple(tensors))
+        self._interrupt = False
+        self._guidance_scale, self._attention_kwargs = request.guidance_scale, request.attention_kwargs or {}
         found: dict[int, Tensor] = {}
         for places, part in self.recipe.split(request):
             plan = self.recipe.plan(part, self.parts)
-            tokens = self._sample(plan, progress)
+            tokens = self._sample(plan, places, watch)
             rows = list(tokens.split(plan.start.lengths)) if output_type == "latent" else plan.decode(tokens)
             found.update(zip(places, rows, strict=True))
         return _as_output([found[place] for place in sorted(found)], output_type)
 
-    def _sample(self, plan: Plan, progress: Progress) -> Tensor:
-        with progress.stage("sampling", plan.sigmas.shape[0] - 1) as bar:
+    def _sample(self, plan: Plan, places: tuple[int, ...], watch: _Watch) -> Tensor:
+        """Final tokens of a plan. Of an interrupted call, as far as they came: the start, for parts not yet begun."""
+        if self._interrupt:
+            return plan.start.tokens
+        timesteps, callback = plan.sigmas * 1000, watch.callback
+        self._num_timesteps = timesteps.shape[0] - 1
+        self._current_timestep, self._current_pictures = timesteps[0], places
 
-            def on_step(step: int) -> bool:
-                bar.advance(1)
-                return False
+        def steer(state: StepState, step: int) -> StepState:
+            assert callback is not None
+            return replaced(state, callback(self, step, timesteps[step], tensors_of(state, watch.tensors)))
 
-            return sample_plan(plan, self.parts.denoiser, self.parts.sampler, on_step)
+        try:
+            with watch.progress.stage("sampling", self._num_timesteps) as bar:
+
+                def on_step(step: int) -> bool:
+                    bar.advance(1)
+                    self._current_timestep = timesteps[step + 1]
+                    return self._interrupt
+
+                return sample_plan(
+                    plan,
+                    self.parts.denoiser,
+                    self.parts.sampler,
+                    on_step,
+                    steer=None if callback is None else steer,
+                    guidance_batching=self.composition.config.sample.guidance_batching,
+                )
+        finally:
+            self._current_timestep, self._current_pictures = None, ()
 
     def _request(self, fields: Mapping[str, Any], seed: int | None) -> Request:
         kind = self.recipe.request_type
@@ -115,10 +282,15 @@ class Pipeline:
         if unknown:
             raise ConfigError(
                 f"family {self.composition.family.name!r} takes no {', '.join(unknown)}",
-                f"It takes {', '.join(sorted(known))}, output_type, seed and progress.",
+                f"It takes {', '.join(sorted(known | _own_arguments()))}.",
             )
         request = kind(**fields)
         check_prompts(request)
+        width = self.parts.denoiser_spec.text_width
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            embeds = getattr(request, name)
+            if embeds is not None and embeds.shape[-1] != width:
+                raise ConfigError(f"{name} are {embeds.shape[-1]} wide, the denoiser wants {width}")
         if seed is None:
             return request
         if seed < 0:
@@ -127,6 +299,12 @@ class Pipeline:
             raise ConfigError("both seed and generator are given", "Give one of them.")
         generators = [torch.Generator().manual_seed(seed + i) for i in range(picture_count(request))]
         return attrs.evolve(request, generator=generators)
+
+
+def _own_arguments() -> set[str]:
+    """Arguments of a call that are no fields of a request."""
+    parameters = inspect.signature(Pipeline.__call__).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 def load(

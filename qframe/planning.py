@@ -1,4 +1,4 @@
-"""What the plans of most families share: sizes, prompts, initial noise, decoding.
+"""What the plans of most families share: settings, checks of requests, sizes, initial noise, decoding.
 
 Every check here runs before any model does.
 """
@@ -12,23 +12,25 @@ from typing import Any, TypeVar
 
 import attrs
 import torch
-from PIL import Image
 from torch import Tensor
 
 from qframe.checkpoint import Checkpoint
 from qframe.errors import CheckpointError, ConfigError
 from qframe.flow import draw_noise
 from qframe.geometry import Geometry, Size
-from qframe.interfaces import Encoder, LatentCodec, Parts
+from qframe.interfaces import LatentCodec, Parts
 from qframe.packing import pack_latents, unpack_pictures
 from qframe.pictures import LIMIT_PIXELS
-from qframe.types import Conditioning, ForwardOptions, Grid, Guide, PackedSequence, Request
+from qframe.types import Grid, PackedSequence, Request
 
 logger = logging.getLogger(__name__)
 
 UNCONDITIONAL = " "
 """The prompt that stands for none, in training as in sampling: what the Qwen-Image documentation gives as the
 negative prompt. The empty string is allowed too, and is another prompt."""
+
+LONGEST_PROMPT = 1024
+"""Tokens: what the check_inputs of diffusers' pipelines allow."""
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Request)
@@ -111,8 +113,10 @@ def check_prompts(request: Request) -> None:
             raise ConfigError(f"{name}_mask: row {int((~mask.bool().any(dim=1)).nonzero()[0])} keeps no token")
     if not request.prompt_count:
         raise ConfigError("no prompt is given", "Give one prompt, a list of them, or prompt_embeds with their mask.")
-    if request.max_sequence_length < 1:
-        raise ConfigError(f"max_sequence_length must be at least 1, got {request.max_sequence_length}")
+    if not 1 <= request.max_sequence_length <= LONGEST_PROMPT:
+        raise ConfigError(
+            f"max_sequence_length must be between 1 and {LONGEST_PROMPT}, got {request.max_sequence_length}"
+        )
 
 
 def check_request(request: Request) -> None:
@@ -189,86 +193,6 @@ def check_size(size: Size, multiple: int) -> Size:
             f"height {size[0]} and width {size[1]} make more than {LIMIT_PIXELS:,} pixels", "Ask for less."
         )
     return size
-
-
-# -- conditioning and guidance ----------------------------------------------------------------------------------------
-
-
-@attrs.frozen(eq=False)
-class Guided:
-    """Both sides of guidance: `uncond` and `guide` are None where the positive runs alone."""
-
-    cond: Conditioning
-    uncond: Conditioning | None
-    guide: Guide | None
-
-
-def encode_prompts(
-    encoder: Encoder,
-    request: Request,
-    pictures: Sequence[Sequence[Image.Image]],
-    *,
-    guidance: Callable[[float], Guide],
-) -> Guided:
-    """Conditioning of a request's pictures, in their order. The negative prompt sees the pictures of its prompt.
-
-    pictures: per prompt. guidance: the family's, of `qframe.guidance`; it runs only with a scale above 1 and a
-    negative prompt, as in diffusers. Where prompts come with pictures nothing is cut to `max_sequence_length`, as in
-    diffusers' edit pipelines: a picture alone may have more tokens.
-    """
-    times = request.num_images_per_prompt
-    limit = None if any(pictures) else request.max_sequence_length
-    if request.prompt is not None:
-        cond = encoder.encode(request.prompt, pictures)
-    else:
-        cond = _given(request.prompt_embeds, request.prompt_embeds_mask)
-    cond = repeat_conditioning(_cut(cond, limit), times)
-    if request.true_cfg_scale <= 1 or not has_negative(request):
-        return Guided(cond, None, None)
-    if request.negative_prompt is not None:
-        uncond = encoder.encode(broadcast(request.negative_prompt, request.prompt_count, "negative_prompt"), pictures)
-    else:
-        uncond = _given(request.negative_prompt_embeds, request.negative_prompt_embeds_mask)
-        if uncond.batch_size == 1:
-            uncond = repeat_conditioning(uncond, request.prompt_count)
-    uncond = repeat_conditioning(_cut(uncond, limit), times).to(cond.embeds.device, cond.embeds.dtype)
-    return Guided(cond, uncond, guidance(request.true_cfg_scale))
-
-
-def _given(embeds: Tensor | None, mask: Tensor | None) -> Conditioning:
-    """Embeddings [B, T, D] that a user gives, the tokens their mask [B, T] leaves out dropped."""
-    assert embeds is not None
-    assert mask is not None  # check_prompts
-    kept = mask.bool().to(embeds.device)
-    return Conditioning(embeds[kept], tuple(int(count) for count in kept.sum(dim=1)))
-
-
-def _cut(cond: Conditioning, limit: int | None) -> Conditioning:
-    """The first `limit` tokens of each sample; None: all."""
-    if limit is None or max(cond.lengths) <= limit:
-        return cond
-    return Conditioning.join([_first_tokens(one, limit) for one in cond.split()])
-
-
-def _first_tokens(one: Conditioning, limit: int) -> Conditioning:
-    extras = {name: values[:limit] for name, values in one.extras.items()}
-    return Conditioning(one.embeds[:limit], (min(one.lengths[0], limit),), extras)
-
-
-def forward_options(request: Request, parts: Parts) -> ForwardOptions:
-    """What a request sets for every forward pass. ConfigError if a guidance-distilled network lacks its scale."""
-    guidance = request.guidance_scale
-    if parts.denoiser_spec.guidance and guidance is None:
-        raise ConfigError("guidance_scale is needed: this checkpoint is guidance-distilled", "Give guidance_scale=....")
-    if not parts.denoiser_spec.guidance and guidance is not None:
-        logger.warning("guidance_scale is %g, but this checkpoint is not guidance-distilled: it is ignored", guidance)
-        guidance = None
-    return ForwardOptions(guidance=guidance, attention_kwargs=request.attention_kwargs)
-
-
-def repeat_conditioning(cond: Conditioning, times: int) -> Conditioning:
-    """Each sample `times` times in a row."""
-    return cond if times == 1 else Conditioning.join(repeat_each(cond.split(), times))
 
 
 # -- noise and pictures -----------------------------------------------------------------------------------------------

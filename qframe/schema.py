@@ -152,13 +152,17 @@ class TrainConfig:
 
 @attrs.frozen(kw_only=True)
 class SampleConfig:
-    """How validation pictures are sampled, before and after training."""
+    """How pictures are sampled; all but `guidance_batching` is for validation, before and after training."""
 
     num_inference_steps: int = attrs.field(default=20, validator=ge(1), metadata={"help": "sampling steps"})
     true_cfg_scale: float = attrs.field(default=4.0, validator=ge(0.0), metadata={"help": "guidance scale; 1 is off"})
     negative_prompt: str | None = attrs.field(default=None, metadata={"help": "guidance needs one, ' ' will do"})
     seed: int = attrs.field(default=0, validator=ge(0), metadata={"help": "seed of the initial noise"})
     batch_size: int = attrs.field(default=1, validator=ge(1), metadata={"help": "pictures of one size sampled at once"})
+    guidance_batching: Literal["apart", "joined"] = attrs.field(
+        default="apart",
+        metadata={"help": "joined: both prompts of guidance in one forward pass of twice the batch, more memory"},
+    )
     count: int = attrs.field(
         default=8, validator=ge(0), metadata={"help": "records sampled when the data set keeps none for validation"}
     )

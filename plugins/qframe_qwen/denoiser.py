@@ -156,6 +156,10 @@ class StockDenoiser(Denoiser):
 
         return velocity
 
+    def end_run(self) -> None:
+        if getattr(self.module, "is_cache_enabled", False):
+            self.module._reset_stateful_cache()  # type: ignore[operator]  # as diffusers' pipelines end a call
+
     @classmethod
     def padding(cls, grids: Sequence[tuple[Grid, ...]], text: Sequence[int]) -> int:
         """See `Denoiser.padding`: prompts of samples with equal grids are padded to the longest of them."""

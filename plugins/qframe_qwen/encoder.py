@@ -117,30 +117,34 @@ class QwenVLEncoder(Encoder):
         reader = cls(None, _tokenizer(checkpoint, spec), processor, options)
 
         def count(prompt: str, sizes: Sequence[Size]) -> int:
-            row = reader._prompt(prompt, [reader._slots(size) for size in sizes])
+            row = reader._prompt(prompt, [reader._slots(size) for size in sizes], None)
             return len(row.ids) - row.dropped
 
         return count
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> Conditioning:
+    def encode(
+        self, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]], *, max_length: int | None = None
+    ) -> Conditioning:
         """See `Encoder.encode`. DataError: a prompt with special tokens, or the wrong number of pictures."""
         if len(prompts) != len(pictures):
             raise ValueError(f"{len(prompts)} prompts, {len(pictures)} lists of pictures")
         vision = self._look([picture for shown in pictures for picture in shown])
         slots = iter(vision.slots)
         rows = [
-            self._prompt(prompt, [next(slots) for _ in shown]) for prompt, shown in zip(prompts, pictures, strict=True)
+            self._prompt(prompt, [next(slots) for _ in shown], max_length)
+            for prompt, shown in zip(prompts, pictures, strict=True)
         ]
         hidden = self._hidden([row.ids for row in rows], vision)
         kept = [part[row.dropped :] for row, part in zip(rows, hidden, strict=True)]
         return Conditioning(torch.cat(kept), tuple(len(part) for part in kept))
 
-    def _prompt(self, prompt: str, slots: Sequence[int]) -> _Prompt:
+    def _prompt(self, prompt: str, slots: Sequence[int], max_length: int | None) -> _Prompt:
         if self.options.special_tokens == "refuse":
             refuse_special_tokens(prompt, self._specials)
         template = self._template(prompt, len(slots))
-        return _Prompt(tokenize(self.tokenizer, template, prompt, slots, self.options.max_length), template.dropped)
+        limits = [limit for limit in (self.options.max_length, max_length) if limit is not None]
+        return _Prompt(tokenize(self.tokenizer, template, prompt, slots, min(limits, default=None)), template.dropped)
 
     def _template(self, prompt: str, pictures: int) -> Template:
         named = {"text": TEXT, "edit": EDIT, "auto": EDIT if pictures else TEXT}[self.options.template]

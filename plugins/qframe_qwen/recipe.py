@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from qframe.checkpoint import Checkpoint
+from qframe.conditioning import encode_prompts, forward_options
 from qframe.errors import DataError
 from qframe.guidance import norm_rescaled_guidance
 from qframe.interfaces import Parts, Recipe
@@ -13,9 +14,7 @@ from qframe.planning import (
     check_request,
     check_size,
     decoder,
-    encode_prompts,
     fitting_geometry,
-    forward_options,
     initial_noise,
     target_grid,
     with_defaults,
@@ -57,7 +56,7 @@ class TextToImageRecipe(Recipe):
         size = check_size((request.height or self.settings.side, request.width or self.settings.side), parts.multiple)
         grid = target_grid(request, size, parts)
         sigmas = parts.schedule.sigmas(request.num_inference_steps, grid_length(grid), request.sigmas)
-        guided = encode_prompts(parts.encoder, request, [()] * request.prompt_count, guidance=norm_rescaled_guidance)
+        guided = encode_prompts(parts.encoder, request, self.shown(request), guidance=norm_rescaled_guidance)
         start = initial_noise(request, grid, parts, like=guided.cond.embeds)
         return Plan(
             start=start,

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from qframe.checkpoint import Checkpoint
+from qframe.conditioning import encode_prompts, forward_options
 from qframe.errors import ConfigError, DataError
 from qframe.geometry import Size
 from qframe.guidance import norm_rescaled_guidance
@@ -27,9 +28,7 @@ from qframe.planning import (
     check_request,
     check_size,
     decoder,
-    encode_prompts,
     fitting_geometry,
-    forward_options,
     initial_noise,
     repeat_each,
     target_grid,
@@ -101,6 +100,10 @@ class EditRecipe(Recipe):
         images = open_pictures(given.image, given.prompt_count)
         return split_by_size(given, output_sizes(given, images, self.geometry), image=images)
 
+    def shown(self, request: Request) -> list[tuple[Image.Image, ...]]:
+        given = _edit(request)
+        return _per_prompt([fit(image, self.geometry) for image in self._images(given)], given)
+
     def plan(self, request: Request, parts: Parts) -> Plan:
         """See `Recipe.plan`. The output has the size of the picture as it was brought into the geometry, unless the
         request names one. ConfigError if pictures of several sizes would need several plans: see `split`.
@@ -112,8 +115,7 @@ class EditRecipe(Recipe):
         size = check_size(one_size(self._sizes(given, opened)), parts.multiple)
         grid = target_grid(given, size, parts)
         sigmas = parts.schedule.sigmas(given.num_inference_steps, grid_length(grid), given.sigmas)
-        shown = broadcast([(image,) for image in images] or [()], given.prompt_count, "image")
-        guided = encode_prompts(parts.encoder, given, shown, guidance=norm_rescaled_guidance)
+        guided = encode_prompts(parts.encoder, given, _per_prompt(images, given), guidance=norm_rescaled_guidance)
         start = initial_noise(given, grid, parts, like=guided.cond.embeds)
         return Plan(
             start=start,
@@ -152,6 +154,10 @@ def _edit(request: Request) -> EditRequest:
     if not isinstance(request, EditRequest):
         raise TypeError(f"family qwen-edit plans an EditRequest, got a {type(request).__name__}")
     return request
+
+
+def _per_prompt(images: Sequence[Image.Image], request: EditRequest) -> list[tuple[Image.Image, ...]]:
+    return list(broadcast([(image,) for image in images] or [()], request.prompt_count, "image"))
 
 
 def _references(images: Sequence[Image.Image], request: EditRequest, parts: Parts) -> PackedSequence | None:

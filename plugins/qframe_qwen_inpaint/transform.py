@@ -68,6 +68,9 @@ class _Job:
     back: list[Callable[[Image.Image], Image.Image]]
 
 
+_Crop = tuple[Image.Image, Image.Image, Callable[[Image.Image], Image.Image]]
+
+
 class KeepUnmasked(PlanTransform):
     """Inpainting, by whatever recipe: see `keep_unmasked`."""
 
@@ -76,9 +79,16 @@ class KeepUnmasked(PlanTransform):
 
     def split(self, request: Request, recipe: Recipe) -> list[tuple[tuple[int, ...], Request]]:
         given = _inpaint(request)
-        images = open_pictures(_needed(given.image, "image"), given.prompt_count)
-        masks = open_masks(_needed(given.mask_image, "mask_image"), given.prompt_count)
+        images, masks = _opened(given)
         return split_by_size(request, output_sizes(given, images, recipe.geometry), image=images, mask_image=masks)
+
+    def shown(self, request: Request, recipe: Recipe) -> list[tuple[Image.Image, ...]]:
+        given = _inpaint(request)
+        if given.padding_mask_crop is None or not recipe.pictures:
+            return recipe.shown(request)
+        images, masks = _opened(given)
+        crops = _crops(given, images, masks, one_size(output_sizes(given, images, recipe.geometry)))
+        return recipe.shown(as_request(type(request), request, image=[image for image, _, _ in crops]))
 
     def plan(self, request: Request, parts: Parts, recipe: Recipe) -> Plan:
         """ConfigError for a request that cannot be met, before any model runs; pictures of several sizes: `split`."""
@@ -115,12 +125,10 @@ def _needed(values: Sequence[PictureLike] | None, name: str) -> Sequence[Picture
 
 
 def _job(request: InpaintRequest, parts: Parts, recipe: Recipe) -> _Job:
-    images = open_pictures(_needed(request.image, "image"), request.prompt_count)
-    masks = open_masks(_needed(request.mask_image, "mask_image"), request.prompt_count)
+    images, masks = _opened(request)
     size = one_size(output_sizes(request, images, recipe.geometry))
     check_start(request, size, request.strength, parts)
-    pairs = _pairs(images, masks)
-    for image, mask in pairs:
+    for image, mask in _pairs(images, masks):
         if image.size != mask.size:
             logger.warning(
                 "the mask has %d x %d pixels, its picture %d x %d: the mask is stretched", *mask.size, *image.size
@@ -130,11 +138,15 @@ def _job(request: InpaintRequest, parts: Parts, recipe: Recipe) -> _Job:
         sources = [resize(image, size) for image in images]
         found = [latent_mask(resize(mask, size), request.mask_edges, compression) for mask in masks]
         return _Job(size, images, sources, found, [])
-    pairs = [(image, resize(mask, (image.height, image.width))) for image, mask in pairs]
-    parts_of = [_cropped(image, mask, size, request.padding_mask_crop) for image, mask in pairs]
-    sources = [image for image, _, _ in parts_of]
-    found = [latent_mask(mask, request.mask_edges, compression) for _, mask, _ in parts_of]
-    return _Job(size, sources, sources, found, [back for _, _, back in parts_of])
+    crops = _crops(request, images, masks, size)
+    sources = [image for image, _, _ in crops]
+    found = [latent_mask(mask, request.mask_edges, compression) for _, mask, _ in crops]
+    return _Job(size, sources, sources, found, [back for _, _, back in crops])
+
+
+def _opened(request: InpaintRequest) -> tuple[list[Image.Image], list[Image.Image]]:
+    images = open_pictures(_needed(request.image, "image"), request.prompt_count)
+    return images, open_masks(_needed(request.mask_image, "mask_image"), request.prompt_count)
 
 
 def _pairs(images: Sequence[Image.Image], masks: Sequence[Image.Image]) -> list[tuple[Image.Image, Image.Image]]:
@@ -143,9 +155,15 @@ def _pairs(images: Sequence[Image.Image], masks: Sequence[Image.Image]) -> list[
     return list(zip(broadcast(images, count, "image"), broadcast(masks, count, "mask_image"), strict=True))
 
 
-def _cropped(
-    image: Image.Image, mask: Image.Image, size: Size, padding: int
-) -> tuple[Image.Image, Image.Image, Callable[[Image.Image], Image.Image]]:
+def _crops(
+    request: InpaintRequest, images: Sequence[Image.Image], masks: Sequence[Image.Image], size: Size
+) -> list[_Crop]:
+    padding = request.padding_mask_crop or 0
+    pairs = [(image, resize(mask, (image.height, image.width))) for image, mask in _pairs(images, masks)]
+    return [_cropped(image, mask, size, padding) for image, mask in pairs]
+
+
+def _cropped(image: Image.Image, mask: Image.Image, size: Size, padding: int) -> _Crop:
     """The part around the mask, of picture and mask, at the size of the output, and its way back."""
     if mask.getbbox() is None:
         raise ConfigError(

@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"__main__"}),),
     (frozenset({"cli"}), frozenset({"testing"})),
     (frozenset({"train", "pipeline", "cache", "data", "adapters"}),),
-    (frozenset({"compose", "planning", "starts", "request_pictures", "mixing", "encoding"}),),
+    (frozenset({"compose", "planning", "conditioning", "callbacks", "starts", "request_pictures", "mixing", "encoding"}),),
     (
         frozenset({"plugins", "config", "schema", "strict", "hookspecs", "samplers_plugin"}),
         frozenset({"interfaces", "samplers"}),
