@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import attrs
+from attrs.validators import ge, optional
 
 from qframe.errors import DataError
 
@@ -59,3 +60,24 @@ class Geometry:
 
     def _round(self, side: float) -> int:
         return round(side / self.multiple) * self.multiple
+
+
+@attrs.frozen(kw_only=True)
+class GeometrySettings:
+    """What a recipe lets a user set of its geometry. None: see `qframe.planning.with_defaults`."""
+
+    min_area: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={"help": "pictures of fewer pixels are enlarged to it"},
+    )
+    max_area: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={"help": "pictures of more pixels are reduced to it"},
+    )
+    multiple: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={"help": "sides are rounded to multiples of it"},
+    )

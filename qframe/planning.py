@@ -59,12 +59,16 @@ def with_defaults(settings: Any, checkpoint: Checkpoint, published: Mapping[str,
         ) from error
 
 
-def fitting_geometry(settings: Any) -> Geometry:
-    """The geometry of settings with min_area, max_area and multiple. ConfigError if the areas contradict each other."""
+def fitting_geometry(settings: Any, prefix: str = "") -> Geometry:
+    """The geometry of settings with min_area, max_area (after `prefix`, where there are several) and multiple.
+
+    ConfigError if the areas contradict each other.
+    """
+    least, most = (f"{prefix}{name}" for name in ("min_area", "max_area"))
     try:
-        return Geometry(settings.min_area, settings.max_area, settings.multiple)
+        return Geometry(getattr(settings, least), getattr(settings, most), settings.multiple)
     except ValueError as error:
-        raise ConfigError(f"recipe: {error}", "Set recipe.min_area and recipe.max_area together.") from error
+        raise ConfigError(f"recipe: {error}", f"Set recipe.{least} and recipe.{most} together.") from error
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------

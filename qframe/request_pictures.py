@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,7 +76,8 @@ def as_pictures(value: Any) -> tuple[PictureLike, ...] | None:
         return value
     if isinstance(value, Tensor | np.ndarray) and value.ndim == 4:
         return tuple(value)
-    return (value,) if isinstance(value, str | Path | Image.Image | Picture | Tensor | np.ndarray) else tuple(value)
+    one = isinstance(value, str | Path | Image.Image | Picture | Tensor | np.ndarray)
+    return (value,) if one or not isinstance(value, Iterable) else tuple(value)
 
 
 def load_picture(value: PictureLike, origin: str = "image") -> Image.Image:

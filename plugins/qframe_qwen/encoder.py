@@ -27,6 +27,7 @@ from qframe_qwen.prompts import (
     TEXT,
     Template,
     check_tokenizer,
+    edit_plus,
     refuse_special_tokens,
     special_tokens,
     tokenize,
@@ -71,7 +72,7 @@ class QwenVLEncoder(Encoder):
         config = component_config(checkpoint, _FOLDER, _CLASS)
         options = options or QwenVLOptions()
         pictures = options.template != "text" and any(checkpoint.has(file) for file in _PROCESSOR_FILES)
-        if options.template == "edit" and not pictures:
+        if options.template in ("edit", "edit-plus") and not pictures:
             raise CheckpointError(
                 f"model {checkpoint.name!r}: no {_PROCESSOR_FILES[0]}, without which its encoder sees no pictures",
                 "Use a checkpoint of an edit model, or encoder.options.template = 'text'.",
@@ -147,7 +148,12 @@ class QwenVLEncoder(Encoder):
         return _Prompt(tokenize(self.tokenizer, template, prompt, slots, min(limits, default=None)), template.dropped)
 
     def _template(self, prompt: str, pictures: int) -> Template:
-        named = {"text": TEXT, "edit": EDIT, "auto": EDIT if pictures else TEXT}[self.options.template]
+        named = {
+            "text": TEXT,
+            "edit": EDIT,
+            "edit-plus": edit_plus(max(pictures, 1)),
+            "auto": EDIT if pictures else TEXT,
+        }[self.options.template]
         if pictures != named.pictures:
             raise DataError(
                 f"prompt {prompt!r} comes with {pictures} pictures, the encoder's template "

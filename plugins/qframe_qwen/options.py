@@ -7,6 +7,8 @@ from typing import Literal
 import attrs
 from attrs.validators import and_, ge, in_, le, optional
 
+from qframe.geometry import GeometrySettings
+
 
 @attrs.frozen(kw_only=True)
 class QwenVLOptions:
@@ -38,29 +40,14 @@ class QwenVLOptions:
 
 
 @attrs.frozen(kw_only=True)
-class TextToImageSettings:
-    """Settings of the recipe of `qwen-image`.
+class TextToImageSettings(GeometrySettings):
+    """Settings of the recipe of `qwen-image`. Published: areas of 1048576 pixels, multiples of 32, side 1024.
 
     None takes the value from the checkpoint's qframe.json, {"recipe": {...}}, else the published one.
     """
 
-    min_area: int | None = attrs.field(
-        default=None,
-        validator=optional(ge(1)),
-        metadata={"help": "training pictures of fewer pixels are enlarged to it; published: 1048576"},
-    )
-    max_area: int | None = attrs.field(
-        default=None,
-        validator=optional(ge(1)),
-        metadata={"help": "training pictures of more pixels are reduced to it; published: 1048576"},
-    )
-    multiple: int | None = attrs.field(
-        default=None,
-        validator=optional(ge(1)),
-        metadata={"help": "sides are rounded to multiples of it; published: 32"},
-    )
     side: int | None = attrs.field(
         default=None,
         validator=optional(ge(1)),
-        metadata={"help": "height and width of a picture where the request names none; published: 1024"},
+        metadata={"help": "height and width of a picture where the request names none"},
     )

@@ -1,4 +1,7 @@
-"""Settings of the recipe of `qwen-edit`. Imports no torch."""
+"""Settings of the recipes of `qwen-edit` and `qwen-edit-plus`. Imports no torch.
+
+None takes the value from the checkpoint's qframe.json, {"recipe": {...}}, else the published one.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,13 @@ from typing import Literal
 import attrs
 from attrs.validators import ge, in_, optional
 
+from qframe.geometry import GeometrySettings
+
 
 @attrs.frozen(kw_only=True)
-class EditSettings:
-    """None takes the value from the checkpoint's qframe.json, {"recipe": {...}}, else the published one."""
+class EditSettings(GeometrySettings):
+    """Published: areas of 1048576 pixels, multiples of 32, side 1024, references required."""
 
-    min_area: int | None = attrs.field(
-        default=None,
-        validator=optional(ge(1)),
-        metadata={"help": "pictures of fewer pixels are enlarged to it; published: 1048576"},
-    )
-    max_area: int | None = attrs.field(
-        default=None,
-        validator=optional(ge(1)),
-        metadata={"help": "pictures of more pixels are reduced to it; published: 1048576"},
-    )
-    multiple: int | None = attrs.field(
-        default=None,
-        validator=optional(ge(1)),
-        metadata={"help": "sides are rounded to multiples of it; published: 32"},
-    )
     side: int | None = attrs.field(
         default=None,
         validator=optional(ge(1)),
@@ -35,5 +25,29 @@ class EditSettings:
     references: Literal["required", "optional"] | None = attrs.field(
         default=None,
         validator=optional(in_(("required", "optional"))),
-        metadata={"help": "optional: records and requests without a picture are text to image; published: required"},
+        metadata={"help": "optional: records and requests without a picture are text to image"},
+    )
+
+
+@attrs.frozen(kw_only=True)
+class EditPlusSettings(GeometrySettings):
+    """Published: areas of 1048576 pixels for the codec, of 147456 for the encoder, multiples of 32.
+
+    Those of `GeometrySettings` are for targets, and for references on their way through the codec.
+    """
+
+    encoder_min_area: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={"help": "the encoder sees references of fewer pixels enlarged to it"},
+    )
+    encoder_max_area: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={"help": "the encoder sees references of more pixels reduced to it"},
+    )
+    max_references: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={"help": "more references are refused; 8 where nothing else is said"},
     )

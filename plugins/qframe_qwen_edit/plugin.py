@@ -7,7 +7,7 @@ from qframe.hookspecs import Family, hookimpl
 
 @hookimpl
 def qframe_families() -> list[Family]:
-    """Editing by instruction. Its components are those of plugin `qwen`, by name."""
+    """Editing by instruction, of one picture or from several. The components are those of plugin `qwen`, by name."""
     return [
         Family(
             "qwen-edit",
@@ -23,5 +23,20 @@ def qframe_families() -> list[Family]:
             data="shapes",
             weights_licence="Apache-2.0",
             summary="pictures changed by an instruction",
-        )
+        ),
+        Family(
+            "qwen-edit-plus",
+            encoder="qwen2.5-vl",
+            denoiser="qwen-image",
+            codec="qwen-vae",
+            schedule="flow-match",
+            sampler="euler",
+            recipe="qframe_qwen_edit.plus:EditPlusRecipe",
+            settings="qframe_qwen_edit.options:EditPlusSettings",
+            options={"encoder": {"options": {"template": "edit-plus"}}},
+            model="shapes",
+            data="shapes",
+            weights_licence="Apache-2.0",
+            summary="pictures made from one or more references by an instruction",
+        ),
     ]

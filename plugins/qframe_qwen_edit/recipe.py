@@ -10,18 +10,15 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import attrs
-import torch
 from PIL import Image
-from torch import Tensor
 
 from qframe.checkpoint import Checkpoint
 from qframe.conditioning import encode_prompts, forward_options
 from qframe.errors import ConfigError, DataError
 from qframe.geometry import Size
 from qframe.guidance import norm_rescaled_guidance
-from qframe.interfaces import LatentCodec, Parts, Recipe
-from qframe.packing import pack_pictures
-from qframe.pictures import fit, to_pixels
+from qframe.interfaces import Parts, Recipe
+from qframe.pictures import fit
 from qframe.planning import (
     UNCONDITIONAL,
     broadcast,
@@ -30,14 +27,12 @@ from qframe.planning import (
     decoder,
     fitting_geometry,
     initial_noise,
-    repeat_each,
     target_grid,
     with_defaults,
 )
 from qframe.request_pictures import PictureLike, as_pictures, one_size, open_pictures, output_sizes, split_by_size
 from qframe.types import (
     ExampleInputs,
-    PackedSequence,
     PixelInput,
     Plan,
     Record,
@@ -46,6 +41,7 @@ from qframe.types import (
     grid_length,
 )
 from qframe_qwen_edit.options import EditSettings
+from qframe_qwen_edit.references import reference_tokens
 
 # diffusers: QwenImageEditPipeline.__call__ and calculate_dimensions in pipeline_qwenimage_edit.py.
 PUBLISHED = {
@@ -119,7 +115,7 @@ class EditRecipe(Recipe):
         start = initial_noise(given, grid, parts, like=guided.cond.embeds)
         return Plan(
             start=start,
-            references=_references(images, given, parts),
+            references=reference_tokens([(image,) for image in images], given, parts),
             cond=guided.cond,
             uncond=guided.uncond,
             guide=guided.guide,
@@ -158,20 +154,3 @@ def _edit(request: Request) -> EditRequest:
 
 def _per_prompt(images: Sequence[Image.Image], request: EditRequest) -> list[tuple[Image.Image, ...]]:
     return list(broadcast([(image,) for image in images] or [()], request.prompt_count, "image"))
-
-
-def _references(images: Sequence[Image.Image], request: EditRequest, parts: Parts) -> PackedSequence | None:
-    """The codec's latents of the pictures, one per picture made; a picture for all prompts is encoded once."""
-    if not images:
-        return None
-    latents = _encoded(images, parts.codec)
-    each = repeat_each(broadcast(latents, request.prompt_count, "image"), request.num_images_per_prompt)
-    return pack_pictures([(one,) for one in each], parts.denoiser_spec.patch)
-
-
-def _encoded(images: Sequence[Image.Image], codec: LatentCodec) -> list[Tensor]:
-    """Latents [Z, h, w] of each picture, the mode of the posterior; pictures of one size go together."""
-    pixels = [to_pixels(image) for image in images]
-    if len({image.size for image in images}) == 1:
-        return list(codec.encode(torch.stack(pixels)))
-    return [codec.encode(one[None])[0] for one in pixels]

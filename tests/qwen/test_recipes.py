@@ -269,6 +269,7 @@ BAD = {
     "array": (EditRequest(prompt="a", image=np.zeros((4, 4, 7))), "got shape"),
     "range": (EditRequest(prompt="a", image=np.full((96, 96, 3), 3.0)), r"in \[0, 1\]"),
     "type": (EditRequest(prompt="a", image=[{"a": 1}]), "dict is no picture"),  # type: ignore[list-item]
+    "number": (EditRequest(prompt="a", image=3), "int is no picture"),
 }  # fmt: skip
 
 

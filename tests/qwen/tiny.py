@@ -11,6 +11,7 @@ from diffusers import (
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
     QwenImageEditPipeline,
+    QwenImageEditPlusPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
@@ -35,10 +36,11 @@ SCHEDULER = {
     "use_dynamic_shifting": True,
 }
 AREA = 96 * 96
+ENCODER_AREA = 64 * 64
 MULTIPLE = 32
 
 
-def tiny_qwen_checkpoint(folder: Path, *, seed: int = 0, z_dim: int = 4) -> Checkpoint:
+def tiny_qwen_checkpoint(folder: Path, *, seed: int = 0, z_dim: int = 4, zero_cond_t: bool = False) -> Checkpoint:
     """Weights drawn from `seed`; the transformer's matrices so large that a prompt moves the latents by about 1."""
     torch.manual_seed(seed)
     vae = AutoencoderKLQwenImage(
@@ -57,6 +59,7 @@ def tiny_qwen_checkpoint(folder: Path, *, seed: int = 0, z_dim: int = 4) -> Chec
         num_attention_heads=2,
         joint_attention_dim=text.WIDTH,
         axes_dims_rope=(4, 6, 6),
+        zero_cond_t=zero_cond_t,
     )
     enlarge(transformer)
     tokenizer = text.new_tokenizer()
@@ -70,6 +73,7 @@ def tiny_qwen_checkpoint(folder: Path, *, seed: int = 0, z_dim: int = 4) -> Chec
     text.new_image_processor().save_pretrained(folder / "processor")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "QwenImageEditPipeline"}))
     recipe = {"min_area": AREA, "max_area": AREA, "multiple": MULTIPLE, "side": 64}
+    recipe |= {"encoder_min_area": ENCODER_AREA, "encoder_max_area": ENCODER_AREA}
     (folder / "qframe.json").write_text(json.dumps({"recipe": recipe}))
     return Checkpoint.open(folder)
 
@@ -108,11 +112,19 @@ def upstream_text_to_image(checkpoint: Checkpoint) -> Any:
 
 
 def upstream_edit(checkpoint: Checkpoint) -> Any:
+    return _with_pictures(QwenImageEditPipeline, checkpoint)
+
+
+def upstream_edit_plus(checkpoint: Checkpoint) -> Any:
+    return _with_pictures(QwenImageEditPlusPipeline, checkpoint)
+
+
+def _with_pictures(pipeline_class: Any, checkpoint: Checkpoint) -> Any:
     parts = upstream_text_to_image(checkpoint).components
     processor = PictureProcessor(
         Qwen2VLImageProcessorPil.from_pretrained(checkpoint.folder / "processor"), parts["tokenizer"]
     )
-    pipeline = QwenImageEditPipeline(**parts, processor=processor)
+    pipeline = pipeline_class(**parts, processor=processor)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

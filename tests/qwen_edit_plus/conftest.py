@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+
+from qframe.checkpoint import Checkpoint
+from qframe.interfaces import Parts
+from qframe_qwen.options import QwenVLOptions
+from tests.qwen import tiny
+from tests.qwen.conftest import load_parts
+
+
+@attrs.frozen(eq=False)
+class Oracle:
+    """A tiny checkpoint, our parts of it with diffusers' positions, and diffusers' pipeline."""
+
+    checkpoint: Checkpoint
+    parts: Parts
+    pipeline: Any
+
+
+@pytest.fixture(scope="session", params=[False, True], ids=["2509", "2511"])
+def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
+    """As the two published checkpoints: the second with `zero_cond_t`."""
+    folder = tmp_path_factory.mktemp("tiny-edit-plus")
+    checkpoint = tiny.tiny_qwen_checkpoint(folder, zero_cond_t=request.param)
+    parts = load_parts(checkpoint, QwenVLOptions(template="edit-plus", positions="upstream"))
+    return Oracle(checkpoint, parts, tiny.upstream_edit_plus(checkpoint))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny"), zero_cond_t=True)
+
+
+@pytest.fixture(scope="session")
+def parts(checkpoint: Checkpoint) -> Parts:
+    return load_parts(checkpoint, QwenVLOptions(template="edit-plus"))
