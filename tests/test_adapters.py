@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from qframe.adapters import (
     LoraLayer,
     add_lora,
+    add_updates,
     load_lora,
     lora_layers,
     merge_lora,
@@ -22,7 +23,7 @@ from qframe.adapters import (
     resolve_targets,
     save_lora,
 )
-from qframe.errors import CheckpointError, ConfigError
+from qframe.errors import CheckpointError, ConfigError, NumericsError
 from qframe.schema import LoraConfig
 
 PRESETS = {"default": ("to_q",), "both": ("to_q", "to_k")}
@@ -45,9 +46,17 @@ def network() -> nn.Sequential:
     return nn.Sequential(*(Block() for _ in range(12)))
 
 
-def trained(network: nn.Module, *, rank: int = 3, alpha: float = 7.5, targets: tuple[str, ...] = ("both",)) -> None:
+def trained(
+    network: nn.Module,
+    *,
+    rank: int = 3,
+    alpha: float = 7.5,
+    targets: tuple[str, ...] = ("both",),
+    dora: bool = False,
+) -> None:
     """An adapter whose update is not zero."""
-    parameters = add_lora(network, LoraConfig(rank=rank, alpha=alpha, targets=targets), PRESETS, seed=0)
+    config = LoraConfig(rank=rank, alpha=alpha, targets=targets, dora=dora)
+    parameters = add_lora(network, config, PRESETS, seed=0)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in parameters.values():
@@ -66,6 +75,46 @@ def test_a_new_adapter_changes_nothing_and_only_it_is_trained(network: nn.Sequen
     assert torch.equal(network(INPUT), before)
     assert all("lora_" in name for name in parameters)
     assert {name for name, p in network.named_parameters() if p.requires_grad} == set(parameters)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_new_dora_changes_nothing_and_its_magnitudes_are_trained(network: nn.Sequential, dtype: torch.dtype) -> None:
+    network.to(dtype)
+    before = network(INPUT.to(dtype))
+    parameters = add_lora(network, LoraConfig(rank=2, dora=True), PRESETS, seed=0)
+    assert torch.equal(network(INPUT.to(dtype)), before)
+    magnitudes = {name: p for name, p in parameters.items() if "magnitude" in name}
+    assert {name.partition(".lora_")[0] for name in magnitudes} == {f"{i}.to_q" for i in range(12)}
+    assert {p.dtype for p in parameters.values()} == {torch.float32}
+    network(INPUT.to(dtype)).float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in magnitudes.values())
+
+
+def test_dora_is_its_formula(network: nn.Sequential) -> None:
+    """W' = m (W + s BA) / |W + s BA|, the length of every row: arXiv 2402.09353, eq. 5."""
+    trained(network, targets=("0.to_q",), dora=True)
+    layer = lora_layers(network)["0.to_q"]
+    assert layer.magnitude is not None
+    linear = network[0].to_q.base_layer  # type: ignore[union-attr]
+    moved = linear.weight + layer.alpha / layer.rank * layer.up @ layer.down
+    weight = layer.magnitude[:, None] * nn.functional.normalize(moved, dim=1)
+    torch.testing.assert_close(network[0].to_q(INPUT), nn.functional.linear(INPUT, weight, linear.bias))
+    torch.testing.assert_close(linear.weight + layer.update(linear.weight), weight)
+
+
+def test_rslora_is_the_equal_alpha(network: nn.Sequential, tmp_path: Path) -> None:
+    """Held against peft, which divides by the root of the rank; every reader of the file divides by the rank."""
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import inject_adapter_in_model
+
+    theirs = fresh(network)
+    inject_adapter_in_model(PeftLoraConfig(r=8, lora_alpha=6, use_rslora=True, target_modules=["to_q"]), theirs)
+    config = LoraConfig(rank=8, alpha=6.0, rslora=True)
+    add_lora(network, config, PRESETS, seed=0)
+    scale = network[0].to_q.scaling["default"]  # type: ignore[union-attr]
+    assert scale == pytest.approx(theirs[0].to_q.scaling["default"], rel=1e-12)  # type: ignore[union-attr]
+    save_lora(tmp_path / "a", lora_layers(network))
+    assert read_lora(tmp_path / "a")["0.to_q"].alpha / 8 == pytest.approx(scale, rel=1e-7)
 
 
 def test_the_seed_decides_the_first_weights_and_leaves_the_global_generator_alone(network: nn.Sequential) -> None:
@@ -273,10 +322,84 @@ def test_merging_keeps_the_output_and_leaves_a_plain_network(network: nn.Sequent
     assert network.state_dict().keys() == nn.Sequential(*(Block() for _ in range(12))).state_dict().keys()
 
 
+def test_dora_on_quantised_weights_is_refused_before_anything_changes(tmp_path: Path) -> None:
+    class Quantised(nn.Parameter):
+        """As quanto's: another class in the place of the weight."""
+
+    plain = nn.Sequential(Block())
+    trained(plain, targets=("0.to_q",), dora=True)
+    save_lora(tmp_path / "a", lora_layers(plain))
+    network = nn.Sequential(Block())
+    network[0].to_q.weight = Quantised(torch.randn(6, 8))  # type: ignore[union-attr]
+    names = network.state_dict().keys()
+    with pytest.raises(ConfigError, match=r"0\.to_q: its weight is quantised \(Quantised\)"):
+        add_lora(network, LoraConfig(dora=True), PRESETS, seed=0)
+    with pytest.raises(ConfigError, match=r"0\.to_q: its weight is quantised \(Quantised\)"):
+        load_lora(network, tmp_path / "a")
+    assert network.state_dict().keys() == names
+
+
+@pytest.mark.parametrize(("first", "second"), [(True, False), (False, True), (True, True)])
+def test_dora_beside_another_adapter_is_refused_and_merged_in_any_order(
+    network: nn.Sequential, tmp_path: Path, first: bool, second: bool
+) -> None:
+    """Peft would multiply what one does with the other, and merge them to something else again."""
+    for name, dora in (("a", first), ("b", second)):
+        own = fresh(network)
+        trained(own, targets=("0.to_q",), rank=2 if name == "a" else 3, dora=dora)
+        save_lora(tmp_path / name, lora_layers(own))
+    copy = fresh(network)
+    load_lora(copy, tmp_path / "a", adapter="a")
+    with pytest.raises(ConfigError, match=r"0\.to_q carries an adapter already, and DoRA cannot be one of several"):
+        load_lora(copy, tmp_path / "b", adapter="b")
+    one, two = (read_lora(tmp_path / name) for name in ("a", "b"))
+    forth, back = fresh(network), fresh(network)
+    add_updates(forth, [(one, 1.0), (two, 0.5)])
+    add_updates(back, [(two, 0.5), (one, 1.0)])
+    assert torch.equal(forth[0].to_q.weight, back[0].to_q.weight)
+    plain = network[0].to_q.weight
+    expected = plain + one["0.to_q"].update(plain) + two["0.to_q"].update(plain, 0.5)
+    torch.testing.assert_close(forth[0].to_q.weight, expected)
+
+
+def test_merging_rounds_once(network: nn.Sequential) -> None:
+    """Many small updates of a bfloat16 weight, each below its last bit, arrive together."""
+    weight = network[0].to_q.weight
+    layer = LoraLayer(torch.ones(1, 8), torch.full((6, 1), 2.0**-12), 1.0)
+    with torch.no_grad():
+        weight.fill_(1.0)
+    network.to(torch.bfloat16)
+    add_updates(network, [({"0.to_q": layer}, 1.0)] * 64)
+    assert torch.equal(network[0].to_q.weight, torch.full_like(weight, 1.0 + 2.0**-6, dtype=torch.bfloat16))
+
+
+def test_a_merge_that_would_not_stay_finite_is_refused(network: nn.Sequential) -> None:
+    layer = LoraLayer(torch.full((1, 8), 1e38), torch.full((6, 1), 1e38), 1.0)
+    with pytest.raises(NumericsError, match=r"0\.to_q: merged, its weight would not be finite"):
+        add_updates(network, [({"0.to_q": layer}, 1.0)])
+
+
 def test_a_target_that_matches_nothing_is_named(network: nn.Sequential) -> None:
     with pytest.raises(ConfigError, match="'to_v' matches no linear layer") as caught:
         add_lora(network, LoraConfig(targets=("to_v",)), PRESETS, seed=0)
     assert "Presets: both, default" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [
+        ("1?.to_q", ["10.to_q", "11.to_q"]),
+        ("[02].to_*", ["0.to_q", "0.to_k", "2.to_q", "2.to_k"]),
+        ("1.*", ["1.to_q", "1.to_k"]),
+    ],
+)
+def test_a_target_may_have_wildcards(network: nn.Sequential, target: str, names: list[str]) -> None:
+    assert resolve_targets(network, (target,), PRESETS) == names
+
+
+def test_a_wildcard_that_matches_nothing_is_named(network: nn.Sequential) -> None:
+    with pytest.raises(ConfigError, match=r"'9\?\.to_q' matches no linear layer"):
+        resolve_targets(network, ("9?.to_q",), PRESETS)
 
 
 def test_a_target_matches_whole_names_only(network: nn.Sequential) -> None:

@@ -187,7 +187,9 @@ def refuse(file: Path, problems: list[str], *, hint: str | None = None) -> None:
 
 def _printable(text: str) -> str:
     """Of a file's own words, what a terminal may be shown."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST_LINE])
+    if len(text) > _LONGEST_LINE:
+        text = f"{text[: _LONGEST_LINE // 2]}...{text[-_LONGEST_LINE // 2 :]}"
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @attrs.frozen

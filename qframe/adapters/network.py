@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qframe.adapters.files import read_lora
 from qframe.adapters.layer import LoraLayer
@@ -66,6 +66,7 @@ def add_lora(
             "Merge it into them (merge_lora), or load the network anew.",
         )
     names = resolve_targets(module, config.targets, presets)
+    lengths = {name: _row_lengths(module, name) for name in names} if config.dora else {}
     module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every other device for good
@@ -82,7 +83,25 @@ def add_lora(
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
         parameter.data = parameter.data.float()  # peft gave it the base's dtype; bfloat16 rounds small updates away
+    for name, length in lengths.items():
+        module.get_parameter(f"{name}.lora_magnitude_vector.default.weight").data = length
     return trained
+
+
+def _row_lengths(module: nn.Module, name: str) -> Tensor:
+    """[out], in float32: peft would round them to the dtype of the weight."""
+    weight = _plain_weight(name, _linears(module)[name], "DoRA needs the exact lengths of its rows")
+    lengths: Tensor = torch.linalg.norm(weight.detach().float(), dim=1)
+    return lengths
+
+
+def _plain_weight(name: str, linear: nn.Linear, otherwise: str) -> nn.Parameter:
+    if type(linear.weight) is not nn.Parameter:
+        raise ConfigError(
+            f"{name}: its weight is quantised ({type(linear.weight).__name__}), and {otherwise}",
+            "Load the denoiser without denoiser.quantise for that.",
+        )
+    return linear.weight
 
 
 def trained_alpha(config: LoraConfig) -> float:
@@ -114,13 +133,14 @@ def load_lora(module: nn.Module, file: Path, weight: float = 1.0, *, adapter: st
     """Put the adapter of a file on `module`, scaled by `weight`, beside those it carries already.
 
     CheckpointError names layers that the network does not have and shapes that do not fit: nothing is loaded in
-    part.
+    part. ConfigError: a layer would carry DoRA and another adapter, which peft multiplies with each other.
     """
     from peft import LoraConfig as PeftLoraConfig
     from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraLayer as PeftLayer
 
     layers = read_fitting(module, file)
+    _check_dora(module, file, layers)
     # peft compares every layer with every pattern, half a minute for the layers of Qwen-Image: exceptions only.
     rank = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
     alpha = Counter(layer.alpha for layer in layers.values()).most_common(1)[0][0]
@@ -144,6 +164,21 @@ def load_lora(module: nn.Module, file: Path, weight: float = 1.0, *, adapter: st
                 _fill(part, adapter, layers[name])
             part.set_adapter(list(part.lora_A))
     module.requires_grad_(False)
+
+
+def _check_dora(module: nn.Module, file: Path, layers: Mapping[str, LoraLayer]) -> None:
+    from peft.tuners.lora import LoraLayer as PeftLayer
+
+    linears = _linears(module)
+    for name, layer in layers.items():
+        if layer.magnitude is not None:
+            _plain_weight(name, linears[name], "DoRA needs the exact lengths of its rows")
+        part = module.get_submodule(name)
+        if isinstance(part, PeftLayer) and (layer.magnitude is not None or len(part.lora_magnitude_vector)):
+            raise ConfigError(
+                f"LoRA file {file}: {name} carries an adapter already, and DoRA cannot be one of several",
+                "Merge them into the model instead (qframe lora merge): there updates add up in any order.",
+            )
 
 
 @torch.no_grad()
@@ -219,15 +254,8 @@ def add_updates(module: nn.Module, loras: Sequence[tuple[Mapping[str, LoraLayer]
     """
     linears = _linears(module)
     changed = [name for name in linears if any(name in layers for layers, _ in loras)]
-    for name in changed:
-        if type(linears[name].weight) is not nn.Parameter:
-            raise ConfigError(
-                f"{name}: its weight is quantised ({type(linears[name].weight).__name__}), and nothing can be added to "
-                "it exactly",
-                "Save the LoRA, and merge it into a denoiser that is loaded without denoiser.quantise.",
-            )
-    for name in changed:
-        weight = linears[name].weight
+    weights = {name: _plain_weight(name, linears[name], "nothing can be added to it exactly") for name in changed}
+    for name, weight in weights.items():
         updates = [layers[name].update(weight, strength) for layers, strength in loras if name in layers]
         merged = (weight.float() + torch.stack(updates).sum(0)).to(weight.dtype)
         if not bool(torch.isfinite(merged).all()):
