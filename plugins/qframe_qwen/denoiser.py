@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import attrs
 import torch
@@ -22,18 +22,13 @@ from qframe.errors import CheckpointError, DataError
 from qframe.interfaces import Denoiser, DenoiserSpec
 from qframe.packing import pad
 from qframe.types import PLAIN, Conditioning, ForwardOptions, Grid, PackedSequence, Velocity
-from qframe_qwen.loading import component_config, load_weights
+from qframe_qwen.loading import component_config, load_weights, outline_of
 from qframe_qwen.spaces import TEXT_SPACE, latent_space
 
 _CLASS = "QwenImageTransformer2DModel"
 _FOLDER = "transformer"
 _SPACES = "qframe.json"
 _ROTARY_ROWS = 4096  # QwenEmbedRope.__init__ in diffusers' transformer_qwenimage.py
-_UNSUPPORTED = {
-    "guidance_embeds": "diffusers cannot run it either",
-    "use_additional_t_cond": "it belongs to Qwen-Image-Layered",
-    "use_layer3d_rope": "it belongs to Qwen-Image-Layered",
-}
 
 _ATTENTION = (
     "attn.to_q",
@@ -77,8 +72,21 @@ class _Group:
 
 
 class StockDenoiser(Denoiser):
-    """diffusers' QwenImageTransformer2DModel behind the ragged interface."""
+    """diffusers' QwenImageTransformer2DModel behind the ragged interface.
 
+    refused: flags of a configuration that its network does not run, and why. A denoiser that reads the same checkpoints
+    into another network overrides this and `network_class`.
+    """
+
+    refused: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "guidance_embeds": "diffusers cannot run it either; denoiser 'qwen-per-sample-rope' does",
+            "use_additional_t_cond": "it belongs to Qwen-Image-Layered",
+            "use_layer3d_rope": "it belongs to Qwen-Image-Layered",
+        }
+    )
+    group_offload: ClassVar[Literal["block_level", "leaf_level"]] = "block_level"
+    entered_by_forward: ClassVar[bool] = True
     lora_presets: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         {
             "default": _ATTENTION,
@@ -95,11 +103,11 @@ class StockDenoiser(Denoiser):
     @classmethod
     def describe(cls, checkpoint: Checkpoint, options: Any) -> DenoiserSpec:
         config = component_config(checkpoint, _FOLDER, _CLASS)
-        for flag, reason in _UNSUPPORTED.items():
+        for flag, reason in cls.refused.items():
             if config.get(flag):
                 raise CheckpointError(
                     f"model {checkpoint.name!r}: {_FOLDER}/config.json sets {flag}, "
-                    f"which denoiser 'qwen-image' does not run: {reason}",
+                    f"which this denoiser does not run: {reason}",
                     "Use a checkpoint without it, or a denoiser made for it.",
                 )
         spaces = _spaces(checkpoint)
@@ -110,15 +118,26 @@ class StockDenoiser(Denoiser):
             patch=_whole(checkpoint, config, "patch_size", 2),
             text_width=_whole(checkpoint, config, "joint_attention_dim", 3584),
             references=True,
+            guidance=bool(config.get("guidance_embeds")),
         )
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+    def network_class(cls) -> Any:
+        """What the weights are read into: `from_pretrained` as diffusers' models have it."""
         from diffusers import QwenImageTransformer2DModel
 
+        return QwenImageTransformer2DModel
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
         cls.describe(checkpoint, options)
-        module = load_weights(QwenImageTransformer2DModel, checkpoint, _FOLDER, device=device, dtype=dtype)
+        module = load_weights(cls.network_class(), checkpoint, _FOLDER, device=device, dtype=dtype)
         return cls(module, _spaces(checkpoint))
+
+    @classmethod
+    def outline(cls, checkpoint: Checkpoint, options: Any, *, dtype: torch.dtype) -> Self:
+        cls.describe(checkpoint, options)
+        return cls(outline_of(cls.network_class(), checkpoint.config(_FOLDER), dtype), _spaces(checkpoint))
 
     @classmethod
     def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:

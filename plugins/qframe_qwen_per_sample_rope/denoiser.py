@@ -1,14 +1,16 @@
-"""Component `qwen-per-sample-rope`: the layers of denoiser `qwen-image`, run by the per-sample-RoPE transformer.
+"""Component `qwen-per-sample-rope`: the checkpoints of denoiser `qwen-image`, run by the per-sample-RoPE transformer.
 
 Checkpoint, names of spaces, LoRA presets and files are those of the registered `qwen-image`, asked by that name: what
-that plugin learns to read or to refuse holds here too.
+that plugin learns to read or to refuse holds here too. Only the network is another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -21,6 +23,10 @@ from qframe.types import PLAIN, Conditioning, ForwardOptions, Grid, PackedSequen
 from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
 
 _STOCK = "qwen-image"
+_LAYERED = (
+    "the network does, but it belongs to Qwen-Image-Layered, and no family gives what it wants: "
+    "layers, and a condition per sample"
+)
 
 Grids = tuple[tuple[Grid, ...], ...]
 
@@ -30,25 +36,30 @@ class PerSampleRopeDenoiser(Denoiser):
 
     module: PerSampleRopeTransformer
 
-    def __init__(self, stock: Denoiser) -> None:
-        """Takes over the layers of `stock`, which afterwards holds this network (and saves it)."""
-        self.lora_presets = stock.lora_presets  # type: ignore[misc]  # known only once the other plugin is loaded
-        self.module = PerSampleRopeTransformer.adopt(stock.module)
-        stock.module = self.module
-        self._stock = stock
+    def __init__(self, reader: Denoiser) -> None:
+        """reader: the denoiser `qwen-image` around a PerSampleRopeTransformer, which it has read and will save."""
+        assert isinstance(reader.module, PerSampleRopeTransformer)
+        self.lora_presets = reader.lora_presets  # type: ignore[misc]  # known only once the other plugin is loaded
+        self.module = reader.module
+        self._reader = reader
 
     @classmethod
     def describe(cls, checkpoint: Checkpoint, options: Any) -> DenoiserSpec:
-        spec: DenoiserSpec = _stock_class().describe(checkpoint, options)
+        spec: DenoiserSpec = _reader().describe(checkpoint, options)
         return spec
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
-        return cls(_stock_class().load(checkpoint, options, device=device, dtype=dtype))
+        return cls(_reader().load(checkpoint, options, device=device, dtype=dtype))
+
+    @classmethod
+    def outline(cls, checkpoint: Checkpoint, options: Any, *, dtype: torch.dtype) -> Self | None:
+        reader = _reader().outline(checkpoint, options, dtype=dtype)
+        return None if reader is None else cls(reader)
 
     @classmethod
     def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
-        return _stock_class().fingerprint(checkpoint, options)
+        return _reader().fingerprint(checkpoint, options)
 
     def velocity(
         self,
@@ -102,13 +113,25 @@ class PerSampleRopeDenoiser(Denoiser):
 
     def save(self, folder: Path) -> None:
         """Write `folder`/transformer in the diffusers layout: what denoiser `qwen-image` would write."""
-        self._stock.save(folder)
+        self._reader.save(folder)
 
 
-def _stock_class() -> type[Denoiser]:
+@functools.cache
+def _reader() -> type[Denoiser]:
+    """The registered `qwen-image`, reading its checkpoints into this network."""
     registry = load_registry()
-    found: type[Denoiser] = registry.resolve(registry.component("denoiser", _STOCK))
-    return found
+    stock: Any = registry.resolve(registry.component("denoiser", _STOCK))
+
+    class Reader(stock):  # known by its name alone
+        refused: ClassVar[Mapping[str, str]] = MappingProxyType(
+            {"use_additional_t_cond": _LAYERED, "use_layer3d_rope": _LAYERED}
+        )
+
+        @classmethod
+        def network_class(cls) -> Any:
+            return PerSampleRopeTransformer
+
+    return Reader
 
 
 def _check(grids: Grids, cond: Conditioning, references: PackedSequence | None) -> None:

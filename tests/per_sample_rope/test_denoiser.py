@@ -156,7 +156,7 @@ def test_a_lora_trained_here_is_read_there(checkpoint: Checkpoint, tmp_path: Pat
         assert_same(denoiser.velocity(*mixed_batch()), after)
 
 
-@pytest.mark.parametrize("flag", ["guidance_embeds", "use_additional_t_cond", "use_layer3d_rope"])
+@pytest.mark.parametrize("flag", ["use_additional_t_cond", "use_layer3d_rope"])
 def test_flags_that_no_recipe_serves_are_refused(checkpoint: Checkpoint, tmp_path: Path, flag: str) -> None:
     with pytest.raises(CheckpointError, match=flag):
         PerSampleRopeDenoiser.describe(changed(checkpoint, tmp_path, "transformer", **{flag: True}), None)

@@ -1,0 +1,117 @@
+"""Guidance-distilled checkpoints, from the file to the picture. Diffusers has the flag and cannot run it.
+
+The oracle is made by hand: diffusers' network and pipeline, with the embedding of the scale added to that of time.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import qframe
+from qframe.checkpoint import Checkpoint
+from qframe.errors import CheckpointError, ConfigError
+from qframe.types import ForwardOptions
+from qframe_qwen.denoiser import StockDenoiser
+from qframe_qwen_per_sample_rope.denoiser import PerSampleRopeDenoiser
+from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
+from tests.per_sample_rope.oracle import assert_same, relative_error
+from tests.per_sample_rope.test_denoiser import CPU, NAME, mixed_batch
+from tests.qwen import tiny
+
+REQUEST: dict[str, Any] = {
+    "prompt": "a large red circle",
+    "height": 64,
+    "width": 96,
+    "num_inference_steps": 3,
+    "output_type": "latent",
+}
+
+
+@pytest.fixture(scope="module")
+def distilled(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The tiny checkpoint with a network that takes the scale: the same weights, and an embedding of its own."""
+    folder = tmp_path_factory.mktemp("distilled") / "model"
+    shutil.copytree(checkpoint.folder, folder)
+    stock = StockDenoiser.load(checkpoint, None, device=CPU, dtype=torch.float32).module
+    torch.manual_seed(5)
+    network = PerSampleRopeTransformer(
+        **{name: value for name, value in stock.config.items() if not name.startswith("_")} | {"guidance_embeds": True}
+    )
+    tiny.enlarge(network, 3)
+    report = network.load_state_dict(stock.state_dict(), strict=False)
+    assert len(report.missing_keys) == 4
+    assert all("guidance_embedder" in name for name in report.missing_keys)
+    shutil.rmtree(folder / "transformer")
+    network.save_pretrained(folder / "transformer")
+    return Checkpoint.open(folder)
+
+
+def by_hand(distilled: Checkpoint, pipeline: Any, scale: float) -> Any:
+    """Diffusers' pipeline, the embedding of `scale` added to that of time inside its network."""
+    source = PerSampleRopeDenoiser.load(distilled, None, device=CPU, dtype=torch.float32).module.time_text_embed
+    added = source.guidance_embedder(source.time_proj(torch.tensor([scale])))
+    pipeline.transformer.time_text_embed.register_forward_hook(lambda module, given, embedded: embedded + added)
+    return pipeline
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.5])
+@torch.no_grad()
+def test_pictures_are_those_of_the_scale(checkpoint: Checkpoint, distilled: Checkpoint, scale: float) -> None:
+    """E14, A1: from the checkpoint to the latents."""
+    own = qframe.load("qwen-image", model=distilled.folder, device="cpu", components={"denoiser": NAME})
+    assert own.parts.denoiser_spec.guidance
+    found = own(**REQUEST, guidance_scale=scale, seed=0).images
+    upstream = tiny.upstream_text_to_image(checkpoint)
+    plain = upstream(**REQUEST, generator=torch.Generator().manual_seed(0)).images
+    wanted = by_hand(distilled, upstream, scale)(**REQUEST, generator=torch.Generator().manual_seed(0)).images
+    assert_same(torch.as_tensor(found[0]), wanted[0], 1e-4)
+    assert relative_error(wanted[0], plain[0]) > 0.01
+
+
+@torch.no_grad()
+def test_the_scale_reaches_every_sample_of_a_mixed_batch(distilled: Checkpoint) -> None:
+    denoiser = PerSampleRopeDenoiser.load(distilled, None, device=CPU, dtype=torch.float32)
+    x, _, cond, references = mixed_batch()
+    forward = ForwardOptions(guidance=3.5)
+    sigma = torch.tensor(0.4)
+    whole = denoiser.velocity(x, sigma.expand(3), cond, references, forward=forward)
+    assert_same(denoiser.bind(cond, references, x.grids, forward=forward)(x.tokens, sigma), whole, 1e-6)
+    other = denoiser.velocity(x, sigma.expand(3), cond, references, forward=ForwardOptions(guidance=1.0))
+    for one, changed in zip(whole.split(x.lengths), other.split(x.lengths), strict=True):
+        assert relative_error(changed, one) > 1e-3
+
+
+def test_a_missing_scale_is_refused_before_anything_runs(distilled: Checkpoint) -> None:
+    own = qframe.load("qwen-image", model=distilled.folder, device="cpu", components={"denoiser": NAME})
+    with pytest.raises(ConfigError, match="guidance_scale is needed"):
+        own(**REQUEST, seed=0)
+
+
+def test_the_stock_denoiser_says_which_one_takes_it(distilled: Checkpoint) -> None:
+    with pytest.raises(CheckpointError, match=r"guidance_embeds.*'qwen-per-sample-rope' does"):
+        StockDenoiser.describe(distilled, None)
+
+
+def test_a_checkpoint_without_the_layer_is_refused(
+    checkpoint: Checkpoint, distilled: Checkpoint, tmp_path: Path
+) -> None:
+    """The flag without its weights: they would be random."""
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint.folder, folder)
+    shutil.copy(distilled.folder / "transformer/config.json", folder / "transformer/config.json")
+    with pytest.raises(CheckpointError, match=r"lacks 4 weights.*guidance_embedder"):
+        PerSampleRopeDenoiser.load(Checkpoint.open(folder), None, device=CPU, dtype=torch.float32)
+
+
+def test_what_it_saves_it_loads(distilled: Checkpoint, tmp_path: Path) -> None:
+    PerSampleRopeDenoiser.load(distilled, None, device=CPU, dtype=torch.float32).save(tmp_path)
+    saved = Checkpoint.open(tmp_path)
+    assert PerSampleRopeDenoiser.describe(saved, None).guidance
+    again = PerSampleRopeDenoiser.load(saved, None, device=CPU, dtype=torch.float32).module.state_dict()
+    before = PerSampleRopeDenoiser.load(distilled, None, device=CPU, dtype=torch.float32).module.state_dict()
+    assert all(torch.equal(again[name], before[name]) for name in before)
