@@ -14,11 +14,14 @@ Heads = tuple[Tensor, Tensor, Tensor]
 
 def attend(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor, Tensor]:
     """What each token of both streams [M, H, d] and [N, H, d] gathers from its own sample's text and pictures."""
-    if len(layout.groups) > 1 and _has_ragged_kernel(text[2]):
+    if _has_ragged_kernel(text[2]) and (torch.compiler.is_compiling() or len(layout.groups) > 1):
         return _attend_ragged(text, image, layout)
-    return _attend_in_groups(text, image, layout)
+    found: tuple[Tensor, Tensor] = _attend_in_groups(text, image, layout)
+    return found
 
 
+# Not compiled: the numbers of this mixture of lengths would be written into the program.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend_in_groups(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor, Tensor]:
     """Samples of equal lengths as one dense batch each: slices of the sorted streams, so only the join copies."""
     text_rows = [group.count * group.text for group in layout.groups]
@@ -40,26 +43,30 @@ def _attend_in_groups(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor
 
 
 def _has_ragged_kernel(x: Tensor) -> bool:
-    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
+    """Whether flash attention for sequences of different lengths takes values [N, H, d] like these.
+
+    Its conditions (aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_varlen_fwd): half precision,
+    heads of a multiple of 8 channels, at most 256, and Ampere or newer.
+    """
+    return (
+        x.is_cuda
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and x.shape[-1] % 8 == 0
+        and x.shape[-1] <= 256
+        and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    )
 
 
 def _attend_ragged(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor, Tensor]:
     """All samples in one call of the flash kernel for sequences of different lengths."""
     from torch.nn.attention.varlen import varlen_attn
 
-    lengths = list(zip(layout.text_lengths, layout.image_lengths, strict=True))
-    longest = max(map(sum, lengths))
     query, key, value = (
-        _interleaved(t, i, layout).to(text[2].dtype)  # autocast leaves normalised queries in float32
+        torch.cat([t, i])[layout.joined].to(text[2].dtype)  # autocast leaves normalised queries in float32
         for t, i in zip(text, image, strict=True)
     )
-    gathered = varlen_attn(query, key, value, layout.ends, layout.ends, longest, longest)
+    gathered = varlen_attn(query, key, value, layout.ends, layout.ends, layout.longest, layout.longest)
     assert isinstance(gathered, Tensor)
-    parts = gathered.split([length for pair in lengths for length in pair])
-    return torch.cat(parts[0::2]), torch.cat(parts[1::2])
-
-
-def _interleaved(text: Tensor, image: Tensor, layout: Layout) -> Tensor:
-    """Per sample the rows of its text and then those of its pictures."""
-    texts, images = text.split(list(layout.text_lengths)), image.split(list(layout.image_lengths))
-    return torch.cat([part for pair in zip(texts, images, strict=True) for part in pair])
+    apart = gathered[layout.parted]
+    rows = text[2].shape[0]
+    return apart[:rows], apart[rows:]

@@ -39,13 +39,13 @@ class JointAttention(nn.Module):
         """Pictures [N, D] and text [M, D] to what is added to each."""
         found_text, found_image = attend(
             (
-                rotate(self.norm_added_q(self._heads(self.add_q_proj(text))), layout.text_turns),
-                rotate(self.norm_added_k(self._heads(self.add_k_proj(text))), layout.text_turns),
+                rotate(self.norm_added_q(self._heads(self.add_q_proj(text))), layout.text.turns),
+                rotate(self.norm_added_k(self._heads(self.add_k_proj(text))), layout.text.turns),
                 self._heads(self.add_v_proj(text)),
             ),
             (
-                rotate(self.norm_q(self._heads(self.to_q(image))), layout.image_turns),
-                rotate(self.norm_k(self._heads(self.to_k(image))), layout.image_turns),
+                rotate(self.norm_q(self._heads(self.to_q(image))), layout.image.turns),
+                rotate(self.norm_k(self._heads(self.to_k(image))), layout.image.turns),
                 self._heads(self.to_v(image)),
             ),
             layout,
@@ -75,10 +75,7 @@ class PerSampleRopeBlock(nn.Module):
     def forward(self, image: Tensor, text: Tensor, time: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Pictures [N, D], text [M, D] -> the same; time [B, D], or [2 B, D] where rows of references follow time 0."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.img_mod(time).chunk(6, dim=-1)
-        text_time = time[: layout.batch_size]
-        text_shift1, text_scale1, text_gate1, text_shift2, text_scale2, text_gate2 = self.txt_mod(text_time).chunk(
-            6, dim=-1
-        )
+        text_shift1, text_scale1, text_gate1, text_shift2, text_scale2, text_gate2 = self.txt_mod(time).chunk(6, dim=-1)
         image_change, text_change = self.attn(
             modulate(self.img_norm1(image), shift1, scale1, layout.image),
             modulate(self.txt_norm1(text), text_shift1, text_scale1, layout.text),

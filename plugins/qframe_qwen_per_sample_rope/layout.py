@@ -42,32 +42,50 @@ class Group:
 
 
 @attrs.frozen(eq=False, kw_only=True)
+class Stream:
+    """One stream of a batch, pictures or text, samples sorted.
+
+    lengths: rows of each sample. runs: samples of one length. turns [N, 1, d / 2, 2]: rotary positions, as cosine and
+    sine. owner [N] int64: for each row its row of the modulation [B or 2 B, D]; says the same as `runs`, in a form
+    whose size alone changes from batch to batch, which is what a compiled block wants.
+    """
+
+    lengths: tuple[int, ...]
+    runs: tuple[Run, ...]
+    turns: Tensor
+    owner: Tensor
+
+    @property
+    def whole(self) -> Stream:
+        """The same with every row at its sample's own time."""
+        if all(run.target == run.length for run in self.runs):
+            return self
+        runs = tuple(attrs.evolve(run, target=run.length) for run in self.runs)
+        return attrs.evolve(self, runs=runs, owner=self.owner % len(self.lengths))
+
+
+@attrs.frozen(eq=False, kw_only=True)
 class Layout:
     """A batch as the blocks see it: samples sorted, so that equal ones are neighbours and slices are views.
 
-    order: the caller's number of each sample; everything else here is in this order. image, text: the runs of both
-    streams. groups: for attention. ends [B + 1] int32: where each sample's text and pictures end, taken together.
-    image_turns [N, 1, d / 2] and text_turns [M, 1, d / 2]: rotary positions.
+    order: the caller's number of each sample; everything else here is in this order. groups: for attention. The rest is
+    for the kernel that takes all samples as one row of sequences, each its text and then its pictures: ends [B + 1]
+    int32, where they end; longest, the length of the longest; joined [M + N] int64, which row of text and pictures
+    (one after the other) each of its places takes; parted [M + N], the way back.
     """
 
     order: tuple[int, ...]
-    image_lengths: tuple[int, ...]
-    text_lengths: tuple[int, ...]
-    image: tuple[Run, ...]
-    text: tuple[Run, ...]
+    image: Stream
+    text: Stream
     groups: tuple[Group, ...]
     ends: Tensor
-    image_turns: Tensor
-    text_turns: Tensor
+    longest: int
+    joined: Tensor
+    parted: Tensor
 
     @property
     def batch_size(self) -> int:
         return len(self.order)
-
-    @property
-    def image_whole(self) -> tuple[Run, ...]:
-        """The runs of the pictures with every row at its sample's own time."""
-        return tuple(attrs.evolve(run, target=run.length) for run in self.image)
 
     def sort(self, rows: Tensor, lengths: Sequence[int]) -> Tensor:
         """The caller's rows [N, ...] in this order; `lengths` are those of this order."""
@@ -127,16 +145,16 @@ def make_layout(
     image_lengths = tuple(images[sample] for sample in order)
     ordered_text = tuple(text_lengths[sample] for sample in order)
     both = list(zip(ordered_text, image_lengths, strict=True))
+    joined = _joined_rows(ordered_text, image_lengths)
     return Layout(
         order=order,
-        image_lengths=image_lengths,
-        text_lengths=ordered_text,
-        image=_runs(image_lengths, [targets[sample] for sample in order]),
-        text=_runs(ordered_text, ordered_text),
+        image=_stream(image_lengths, [targets[sample] for sample in order], image_turns),
+        text=_stream(ordered_text, ordered_text, text_turns),
         groups=tuple(Group(count, *lengths) for lengths, _, count in _neighbours(both)),
         ends=torch.tensor([0, *itertools.accumulate(map(sum, both))], dtype=torch.int32, device=device),
-        image_turns=torch.cat(image_turns)[:, None],
-        text_turns=torch.cat(text_turns)[:, None],
+        longest=max(map(sum, both)),
+        joined=joined.to(device),
+        parted=joined.argsort().to(device),
     )
 
 
@@ -149,35 +167,39 @@ def check_rows(what: str, lengths: Sequence[int], rows: int) -> None:
             raise ValueError(f"sample {sample}: its {what} tokens end at {end}, the tensor holds {rows}")
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor, runs: Sequence[Run]) -> Tensor:
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, stream: Stream) -> Tensor:
     """The sum x [N, D] (1 + scale) + shift, each token with its sample's row of shift and scale [B or 2 B, D]."""
 
     def piece(rows: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         return torch.addcmul(shift, rows, 1 + scale)
 
-    return _per_sample(piece, runs, (x,), (shift, scale))
+    return _per_sample(piece, stream, (x,), (shift, scale))
 
 
-def add_gated(x: Tensor, change: Tensor, gate: Tensor, runs: Sequence[Run]) -> Tensor:
+def add_gated(x: Tensor, change: Tensor, gate: Tensor, stream: Stream) -> Tensor:
     """The sum x [N, D] + gate change, each token with its sample's row of gate [B or 2 B, D]."""
 
     def piece(x: Tensor, change: Tensor, gate: Tensor) -> Tensor:
         return torch.addcmul(x, change, gate)
 
-    return _per_sample(piece, runs, (x, change), (gate,))
+    return _per_sample(piece, stream, (x, change), (gate,))
 
 
 def _per_sample(
-    piece: Callable[..., Tensor], runs: Sequence[Run], streams: Sequence[Tensor], values: Sequence[Tensor]
+    piece: Callable[..., Tensor], stream: Stream, rows: Sequence[Tensor], values: Sequence[Tensor]
 ) -> Tensor:
-    """Applies `piece` to [count, rows, D] of the streams and [count, 1, D] of the samples' values, run by run.
+    """Applies `piece` to [count, length, D] of the rows and [count, 1, D] of the samples' values, run by run.
 
-    Values stay one row per sample: repeated over tokens they would cost as much memory as the streams themselves.
+    Values stay one row per sample: repeated over tokens they would cost as much memory as the streams themselves. A
+    compiler fuses the repetition away, and must not see runs: it would compile anew for every mixture of lengths.
     """
-    batch = sum(run.count for run in runs)
+    if torch.compiler.is_compiling():
+        return piece(*rows, *(value[stream.owner] for value in values))
+    batch = len(stream.lengths)
+    sizes = [run.rows for run in stream.runs]
     found = []
-    for run, *rows in zip(runs, *(x.split([run.rows for run in runs]) for x in streams), strict=True):
-        dense = [part.unflatten(0, (run.count, run.length)) for part in rows]
+    for run, *own_rows in zip(stream.runs, *(x.split(sizes) for x in rows), strict=True):
+        dense = [part.unflatten(0, (run.count, run.length)) for part in own_rows]
         own = slice(run.first, run.first + run.count)
         spans = [(slice(0, run.target), own)]
         if run.target < run.length:
@@ -198,8 +220,23 @@ def _reorder(rows: Tensor, lengths: Sequence[int], order: Sequence[int]) -> Tens
     return torch.cat([parts[sample] for sample in order])
 
 
-def _runs(lengths: Sequence[int], targets: Sequence[int]) -> tuple[Run, ...]:
-    return tuple(Run(first, count, *both) for both, first, count in _neighbours(zip(lengths, targets, strict=True)))
+def _stream(lengths: tuple[int, ...], targets: Sequence[int], turns: Sequence[Tensor]) -> Stream:
+    runs = tuple(Run(first, count, *both) for both, first, count in _neighbours(zip(lengths, targets, strict=True)))
+    places = torch.tensor([[sample, len(lengths) + sample] for sample in range(len(lengths))]).flatten()
+    rows = torch.tensor([[target, length - target] for length, target in zip(lengths, targets, strict=True)]).flatten()
+    joined = torch.cat(list(turns))
+    return Stream(
+        lengths=lengths,
+        runs=runs,
+        turns=torch.view_as_real(joined)[:, None],
+        owner=places.repeat_interleave(rows).to(joined.device),
+    )
+
+
+def _joined_rows(text: Sequence[int], image: Sequence[int]) -> Tensor:
+    """Rows of both streams, one after the other, in the order of samples: its text, its pictures, the next one's."""
+    rows = torch.arange(sum(text) + sum(image)).split([*text, *image])
+    return torch.cat([part for pair in zip(rows[: len(text)], rows[len(text) :], strict=True) for part in pair])
 
 
 def _neighbours(keys: Iterable[tuple[int, int]]) -> list[tuple[tuple[int, int], int, int]]:

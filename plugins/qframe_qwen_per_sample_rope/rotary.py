@@ -63,9 +63,14 @@ def text_start(grids: Sequence[Grid], *, layered: bool = False) -> int:
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Heads [N, H, d] turned by [N, 1, d / 2], in float32; each pair of neighbouring channels is a complex number."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+    """Heads [N, H, d] turned by [N, 1, d / 2, 2], in float32: pairs of neighbouring channels are complex numbers."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # compilers fuse real products, and leave complex ones alone
+        (real, imaginary), (cosine, sine) = pairs.unbind(-1), turns.unbind(-1)
+        turned = torch.stack([real * cosine - imaginary * sine, real * sine + imaginary * cosine], dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns))
+    return turned.flatten(-2).to(x.dtype)
 
 
 @functools.lru_cache(maxsize=8)

@@ -19,6 +19,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import AdaLayerNormContinuous, RMSNorm
 from diffusers.utils import apply_lora_scale
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from qframe_qwen_per_sample_rope.block import PerSampleRopeBlock
@@ -106,6 +107,8 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         found.train(stock.training)
         return found
 
+    # Offloaded weights come before any of the ways in: the device of a layout is theirs.
+    @apply_forward_hook  # type: ignore[untyped-decorator]
     def layout(
         self, grids: Grids, text_lengths: Sequence[int], *, text_positions: Sequence[Tensor] | None = None
     ) -> Layout:
@@ -120,6 +123,7 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
             text_positions=text_positions,
         )
 
+    @apply_forward_hook  # type: ignore[untyped-decorator]
     def project_text(self, text: Tensor) -> Tensor:
         """Text [M, D] to the stream's width: independent of sigma, so once per sampling run is enough."""
         return self.txt_in(self.txt_norm(text))  # type: ignore[no-any-return]
@@ -145,7 +149,10 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         _refuse(attention_kwargs)
         layout = self.layout(grids, text_lengths)
         projected = self.project_text(text)
-        return self.predict(tokens, projected, timestep, layout, guidance=guidance, additional_t_cond=additional_t_cond)
+        predicted: Tensor = self.predict(
+            tokens, projected, timestep, layout, guidance=guidance, additional_t_cond=additional_t_cond
+        )
+        return predicted
 
     @apply_lora_scale("attention_kwargs")  # type: ignore[untyped-decorator]
     def forward(
@@ -200,6 +207,7 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         output = image.put(predicted)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
+    @apply_forward_hook  # type: ignore[untyped-decorator]
     def predict(
         self,
         tokens: Tensor,
@@ -211,7 +219,7 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         additional_t_cond: Tensor | None = None,
     ) -> Tensor:
         """Velocity [N, C] of tokens [N, C] given projected text [M, width]: the implementation behind both entries."""
-        image_lengths, text_lengths = layout.image_lengths, layout.text_lengths
+        image_lengths, text_lengths = layout.image.lengths, layout.text.lengths
         check_rows("picture", layout.unsorted(image_lengths), tokens.shape[0])
         check_rows("text", layout.unsorted(text_lengths), projected_text.shape[0])
         image = self.img_in(layout.sort(tokens, image_lengths))
@@ -224,8 +232,7 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
                 image, text = block(image, text, time, layout)
         own_time = time[: layout.batch_size]
         scale, shift = self.norm_out.linear(self.norm_out.silu(own_time).to(image.dtype)).chunk(2, dim=-1)
-        whole = layout.image_whole
-        output = self.proj_out(modulate(self.norm_out.norm(image), shift, scale, whole))
+        output = self.proj_out(modulate(self.norm_out.norm(image), shift, scale, layout.image.whole))
         return layout.unsort(output, image_lengths)
 
     def enable_gradient_checkpointing(

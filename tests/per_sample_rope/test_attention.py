@@ -35,7 +35,7 @@ def by_mask(text: Any, image: Any, layout: Any) -> tuple[Tensor, Tensor]:
     owner = torch.cat(
         [
             torch.arange(layout.batch_size).repeat_interleave(torch.tensor(lengths))
-            for lengths in (layout.text_lengths, layout.image_lengths)
+            for lengths in (layout.text.lengths, layout.image.lengths)
         ]
     )
     query, key, value = (torch.cat([t, i]).transpose(0, 1) for t, i in zip(text, image, strict=True))
@@ -64,7 +64,7 @@ def test_attention_is_block_diagonal(ragged: bool, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(attention, "_has_ragged_kernel", lambda x: ragged)
     monkeypatch.setattr(varlen, "varlen_attn", varlen_by_loop)
     layout = make_layout(GRIDS, TEXTS, axes=(4, 6, 6), device=torch.device("cpu"))
-    text, image = heads(sum(TEXTS), 0), heads(sum(layout.image_lengths), 1)
+    text, image = heads(sum(TEXTS), 0), heads(sum(layout.image.lengths), 1)
     for found, wanted in zip(attention.attend(text, image, layout), by_mask(text, image, layout), strict=True):
         assert_same(found, wanted, 1e-6)
 

@@ -20,13 +20,13 @@ def layout(**more: Any) -> Layout:
 def test_equal_samples_are_neighbours() -> None:
     found = layout()
     assert found.order == (1, 5, 4, 0, 2, 3)
-    assert found.image == (Run(0, 1, 9, 9), Run(1, 1, 16, 16), Run(2, 1, 27, 27), Run(3, 3, 28, 28))
-    assert found.text == (Run(0, 1, 9, 9), Run(1, 1, 1, 1), Run(2, 1, 3, 3), Run(3, 2, 5, 5), Run(5, 1, 8, 8))
+    assert found.image.runs == (Run(0, 1, 9, 9), Run(1, 1, 16, 16), Run(2, 1, 27, 27), Run(3, 3, 28, 28))
+    assert found.text.runs == (Run(0, 1, 9, 9), Run(1, 1, 1, 1), Run(2, 1, 3, 3), Run(3, 2, 5, 5), Run(5, 1, 8, 8))
     assert found.groups == (Group(1, 9, 9), Group(1, 1, 16), Group(1, 3, 27), Group(2, 5, 28), Group(1, 8, 28))
 
 
 def test_rows_of_references_are_known_where_they_are_modulated_apart() -> None:
-    assert layout(zero_cond_t=True).image == (
+    assert layout(zero_cond_t=True).image.runs == (
         Run(0, 1, 9, 9),
         Run(1, 1, 16, 16),
         Run(2, 1, 27, 16),
@@ -36,27 +36,27 @@ def test_rows_of_references_are_known_where_they_are_modulated_apart() -> None:
 
 def test_sorting_is_undone() -> None:
     found = layout()
-    rows = torch.arange(sum(found.image_lengths))[:, None]
-    moved = found.sort(rows, found.image_lengths)
+    rows = torch.arange(sum(found.image.lengths))[:, None]
+    moved = found.sort(rows, found.image.lengths)
     assert not torch.equal(moved, rows)
-    assert torch.equal(found.unsort(moved, found.image_lengths), rows)
-    assert found.unsorted(found.text_lengths) == list(TEXTS)
+    assert torch.equal(found.unsort(moved, found.image.lengths), rows)
+    assert found.unsorted(found.text.lengths) == list(TEXTS)
 
 
 def test_a_batch_in_order_is_not_copied() -> None:
     found = make_layout([GRIDS[0]] * 3, [5] * 3, axes=(4, 6, 6), device=CPU)
-    rows = torch.zeros(sum(found.image_lengths), 1)
-    assert found.sort(rows, found.image_lengths) is rows
-    assert found.unsort(rows, found.image_lengths) is rows
+    rows = torch.zeros(sum(found.image.lengths), 1)
+    assert found.sort(rows, found.image.lengths) is rows
+    assert found.unsort(rows, found.image.lengths) is rows
     assert found.groups == (Group(3, 5, 28),)
 
 
 @pytest.mark.parametrize("zero_cond_t", [False, True])
 def test_modulation_by_runs_equals_modulation_by_tokens(zero_cond_t: bool) -> None:
     found = layout(zero_cond_t=zero_cond_t)
-    rows = sum(found.image_lengths)
+    rows = sum(found.image.lengths)
     owner = []
-    for sample, run in enumerate(own for own in found.image for _ in range(own.count)):
+    for sample, run in enumerate(own for own in found.image.runs for _ in range(own.count)):
         owner += [sample] * run.target + [6 + sample] * (run.length - run.target)
     x, change = torch.randn(2, rows, 8)
     shift, scale = torch.randn(2, 12 if zero_cond_t else 6, 8)
@@ -67,7 +67,7 @@ def test_modulation_by_runs_equals_modulation_by_tokens(zero_cond_t: bool) -> No
 def test_modulation_keeps_no_copy_per_token() -> None:
     """Kept for the backward pass: rows of the streams, and one row per sample, not one per token."""
     found = layout()
-    x = torch.randn(sum(found.image_lengths), 8, requires_grad=True)
+    x = torch.randn(sum(found.image.lengths), 8, requires_grad=True)
     shift, scale = torch.randn(2, 6, 8)
     kept: list[torch.Tensor] = []
 
