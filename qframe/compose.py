@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import attrs
 import torch
 
+from qframe import placement
 from qframe.checkpoint import Checkpoint
 from qframe.errors import CheckpointError, CompositionError, ConfigError, PluginError, bullet_list
 from qframe.hookspecs import Component, Family
@@ -128,25 +130,71 @@ class Composition:
         return {**named, **quantised, "dtype": str(self.dtype(role)).removeprefix("torch.")}
 
     def device(self, role: str) -> torch.device:
-        """Where a component runs. ConfigError if this machine has no such device."""
+        """Where a component computes: on its own device, else one of `devices`, else `device`.
+
+        ConfigError if this machine has no such device.
+        """
         own = _section(self.config, role).device
-        return find_device(*((f"{role}.device", own) if own is not None else ("device", self.config.device)))
+        if own is not None:
+            return find_device(f"{role}.device", own)
+        if role in self._spread:
+            return self._spread[role]
+        return find_device("device", self.config.device)
+
+    @functools.cached_property
+    def outlines(self) -> Mapping[str, Any]:
+        """Encoder, denoiser and codec on the meta device, as far as their shapes can be told without weights."""
+        found = {}
+        for role in placement.ORDER:
+            dtype = self.dtype(role) if not self.config.devices else self._dtype(role, self._listed[0])
+            outline = self.classes[role].outline(self.checkpoint(role), self.options(role), dtype=dtype)
+            if outline is not None:
+                found[role] = outline
+        return found
+
+    def weights(self, role: str) -> int | None:
+        """Bytes of a component's weights once loaded, quantised where they will be; None where it cannot be told."""
+        outline = self.outlines.get(role)
+        return None if outline is None else placement.network_bytes(outline.network, self.quantisers.get(role))
+
+    @functools.cached_property
+    def _listed(self) -> tuple[torch.device, ...]:
+        return tuple(find_device("devices", name) for name in self.config.devices)
+
+    @functools.cached_property
+    def _spread(self) -> Mapping[str, torch.device]:
+        """The components that `devices` has to place."""
+        if not self._listed:
+            return {}
+        rooms = {device: placement.room_on(device).free for device in self._listed}
+        sizes = {}
+        for role in placement.ORDER:
+            own, size = _section(self.config, role).device, self.weights(role) or 0
+            if own is None:
+                sizes[role] = size
+            elif (device := find_device(f"{role}.device", own)) in rooms:
+                rooms[device] -= size
+        return placement.assign(sizes, rooms)
 
     def dtype(self, role: str) -> torch.dtype:
         """The dtype of a component's weights."""
+        return self._dtype(role, self.device(role))
+
+    def _dtype(self, role: str, device: torch.device) -> torch.dtype:
         name = _section(self.config, role).dtype or self.config.dtype
         if name == "auto":
-            return torch.float32 if self.device(role).type == "cpu" else torch.bfloat16
+            return torch.float32 if device.type == "cpu" else torch.bfloat16
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
-    def load(self, *roles: Literal["encoder", "codec", "denoiser"] | str) -> Parts:
+    def load(self, *roles: Literal["encoder", "codec", "denoiser"] | str, offloaded: bool = False) -> Parts:
         """The parts, of encoder, codec and denoiser only those named; schedule and sampler always.
 
-        Sets torch's number of CPU threads, where the configuration does.
+        Sets torch's number of CPU threads, where the configuration does. offloaded: weights stay on the CPU, and
+        `placement.place` has the next word.
         """
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
-        loaded = {f"loaded_{role}": self._load(role) for role in roles}
+        loaded = {f"loaded_{role}": self._load(role, offloaded=offloaded) for role in roles}
         options = self.options("sampler")
         sampler = self.classes["sampler"]
         return Parts(
@@ -157,10 +205,10 @@ class Composition:
             **loaded,
         )
 
-    def _load(self, role: str) -> Any:
-        device, quantiser = self.device(role), self.quantisers.get(role)
+    def _load(self, role: str, *, offloaded: bool = False) -> Any:
+        device, quantiser = placement.CPU if offloaded else self.device(role), self.quantisers.get(role)
         # What is to be quantised never lies on the device whole: that is what it would not fit on.
-        first = device if quantiser is None else torch.device("cpu")
+        first = device if quantiser is None else placement.CPU
         part = self.classes[role].load(self.checkpoint(role), self.options(role), device=first, dtype=self.dtype(role))
         if quantiser is not None:
             if part.network is None:
@@ -200,6 +248,8 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
             "denoiser.quantise: quantised weights are frozen, and train.mode = 'full' trains them",
             "Train a LoRA (train.mode = 'lora'), or leave denoiser.quantise out.",
         )
+    if config.offload == "group":
+        placement.check_groups(list(quantisers))
     recipe = recipe_class(family, registry)(config.recipe, checkpoints["model"])
     rows = _rows(specs["encoder"], specs["codec"], specs["denoiser"], recipe, config.compose.allow)
     title = ", ".join(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import attrs
 import torch
@@ -81,9 +81,13 @@ class Loadable(ABC):
     """A part that comes out of a checkpoint.
 
     `options` is an instance of the class its Component declares, or None if it declares none. placed_on: where it
-    computes while its weights rest elsewhere; placement sets it.
+    computes while its weights rest elsewhere; placement sets it. group_offload: what moves at a time when its weights
+    are offloaded in groups; block_level needs repeated blocks in a child of the network, and a run that enters the
+    network by `forward`. entered_by_forward: it does; else the next group cannot be fetched ahead.
     """
 
+    group_offload: ClassVar[Literal["block_level", "leaf_level"]] = "leaf_level"
+    entered_by_forward: ClassVar[bool] = False
     placed_on: torch.device | None = None
 
     @property

@@ -21,8 +21,9 @@ from qframe.conditioning import encode_padded
 from qframe.config import load_config
 from qframe.errors import ConfigError
 from qframe.guidance import guided_velocity, joined_velocity
-from qframe.interfaces import Denoiser, OnStep, Parts, Sampler
+from qframe.interfaces import Denoiser, Loadable, OnStep, Parts, Sampler
 from qframe.pictures import from_pixels
+from qframe.placement import ORDER, Offload, Placement, place
 from qframe.planning import check_fields, check_prompts, picture_count
 from qframe.progress import SILENT, Progress
 from qframe.types import Conditioning, PackedSequence, Plan, Request, Velocity
@@ -133,7 +134,8 @@ class Pipeline:
 
     _callback_tensor_inputs = TENSORS
 
-    def __init__(self, composition: Composition, parts: Parts) -> None:
+    def __init__(self, composition: Composition, parts: Parts, placement: Placement | None = None) -> None:
+        """placement: of parts whose weights rest elsewhere than where they compute."""
         self.composition = composition
         self.recipe = composition.recipe
         self.parts = parts
@@ -143,6 +145,7 @@ class Pipeline:
         self._num_timesteps = 0
         self._current_timestep: Tensor | None = None
         self._current_pictures: tuple[int, ...] = ()
+        self.placement = placement or Placement()
 
     @overload
     def __call__(self, *, return_dict: Literal[True] = True, **arguments: Any) -> PipelineOutput: ...
@@ -237,11 +240,12 @@ class Pipeline:
         self._interrupt = False
         self._guidance_scale, self._attention_kwargs = request.guidance_scale, request.attention_kwargs or {}
         found: dict[int, Tensor] = {}
-        for places, part in self.recipe.split(request):
-            plan = self.recipe.plan(part, self.parts)
-            tokens = self._sample(plan, places, watch)
-            rows = list(tokens.split(plan.start.lengths)) if output_type == "latent" else plan.decode(tokens)
-            found.update(zip(places, rows, strict=True))
+        with self.placement.freed():
+            for places, part in self.recipe.split(request):
+                plan = self.recipe.plan(part, self.parts)
+                tokens = self._sample(plan, places, watch)
+                rows = list(tokens.split(plan.start.lengths)) if output_type == "latent" else plan.decode(tokens)
+                found.update(zip(places, rows, strict=True))
         return _as_output([found[place] for place in sorted(found)], output_type)
 
     def _sample(self, plan: Plan, places: tuple[int, ...], watch: _Watch) -> Tensor:
@@ -312,6 +316,8 @@ def load(
     *,
     model: str | Path | None = None,
     device: str | None = None,
+    devices: Sequence[str] | Mapping[str, str] | None = None,
+    offload: Offload | None = None,
     dtype: Literal["auto", "float32", "bfloat16"] | None = None,
     lora: str | Path | Mapping[str | Path, float] | Sequence[str | Path] | None = None,
     components: Mapping[str, str] | None = None,
@@ -320,22 +326,30 @@ def load(
 ) -> Pipeline:
     """The pipeline of a family, its weights loaded.
 
-    model: a folder in the diffusers layout, a hub id or a bundled name; by default the family's own. lora: files to
-    put on the denoiser, with weights if a mapping. components: registered names by role, e.g. {"sampler": "heun"}.
+    model: a folder in the diffusers layout, a hub id or a bundled name; by default the family's own. devices: names to
+    spread the components over, or by role, e.g. {"encoder": "cuda:1"}. offload: "model" keeps on the device only the
+    network that computes, "group" only a block of it. lora: files to put on the denoiser, with weights if a mapping.
+    components: registered names by role, e.g. {"sampler": "heun"}.
     config: a TOML file under all of these. overrides: "key=value", as with `--set`.
     """
+    by_role = devices if isinstance(devices, Mapping) else {}
+    chosen = components or {}
     values: dict[str, Any] = {
         "model": str(model) if model is not None else None,
         "device": device,
+        "devices": None if devices is None or by_role else list(devices),
+        "offload": offload,
         "dtype": dtype,
-        **{role: {"use": name} for role, name in (components or {}).items()},
+        **{role: {"use": chosen.get(role), "device": by_role.get(role)} for role in (*chosen, *by_role)},
     }
     composition = compose(load_config(config, family=family, values=values, overrides=overrides))
     log.info("weights of %s, licence %s", composition.model_name, composition.licence)
-    pipeline = Pipeline(composition, composition.load("encoder", "codec", "denoiser"))
-    for place, (file, weight) in enumerate(_loras(lora).items()):
-        load_lora(pipeline.parts.denoiser.module, file, weight, adapter=f"lora_{place}")
-    return pipeline
+    moved = composition.config.offload
+    parts = composition.load(*ORDER, offloaded=moved != "none")
+    for number, (file, weight) in enumerate(_loras(lora).items()):
+        load_lora(parts.denoiser.module, file, weight, adapter=f"lora_{number}")
+    loaded: dict[str, Loadable] = {"encoder": parts.encoder, "denoiser": parts.denoiser, "codec": parts.codec}
+    return Pipeline(composition, parts, place(loaded, {role: composition.device(role) for role in ORDER}, moved))
 
 
 def _loras(lora: str | Path | Mapping[str | Path, float] | Sequence[str | Path] | None) -> dict[Path, float]:

@@ -188,6 +188,14 @@ class Config:
     dtype: Literal["auto", "float32", "bfloat16"] = attrs.field(
         default="auto", metadata={"help": "dtype of frozen weights; auto: bfloat16 on an accelerator, else float32"}
     )
+    devices: tuple[str, ...] = attrs.field(
+        default=(),
+        metadata={"help": "components are spread over these by size, unless they have a device of their own"},
+    )
+    offload: Literal["none", "model", "group"] = attrs.field(
+        default="none",
+        metadata={"help": "sampling: weights rest on the CPU until their network, or their block of it, has its turn"},
+    )
     threads: int | None = attrs.field(
         default=None, validator=optional(ge(1)), metadata={"help": "CPU threads of torch; by default its own choice"}
     )

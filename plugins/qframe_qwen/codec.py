@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qframe.checkpoint import Checkpoint
 from qframe.interfaces import CodecSpec, LatentCodec
-from qframe_qwen.loading import component_config, load_weights
+from qframe_qwen.loading import component_config, load_weights, outline_of
 from qframe_qwen.spaces import PUBLISHED_MEAN, latent_space
 
 _CLASS = "AutoencoderKLQwenImage"
@@ -43,6 +43,12 @@ class QwenCodec(LatentCodec):
 
         component_config(checkpoint, _FOLDER, _CLASS)
         return cls(load_weights(AutoencoderKLQwenImage, checkpoint, _FOLDER, device=device, dtype=dtype))
+
+    @classmethod
+    def outline(cls, checkpoint: Checkpoint, options: Any, *, dtype: torch.dtype) -> Self:
+        from diffusers import AutoencoderKLQwenImage
+
+        return cls(outline_of(AutoencoderKLQwenImage, component_config(checkpoint, _FOLDER, _CLASS), dtype))
 
     @classmethod
     def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:

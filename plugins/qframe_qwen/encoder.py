@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import attrs
 import torch
@@ -54,6 +54,8 @@ class QwenVLEncoder(Encoder):
     them (diffusers #14194). Nothing here needs torchvision.
     """
 
+    entered_by_forward: ClassVar[bool] = True
+
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any | None, options: QwenVLOptions) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -92,6 +94,16 @@ class QwenVLEncoder(Encoder):
         # The head is not needed for hidden states, and its logits would be the largest tensor of the run.
         model = load_weights(Qwen2_5_VLForConditionalGeneration, checkpoint, _FOLDER, device=device, dtype=dtype).model
         return cls(model, tokenizer, _image_processor(checkpoint) if spec.pictures else None, options)
+
+    @classmethod
+    def outline(cls, checkpoint: Checkpoint, options: Any, *, dtype: torch.dtype) -> Self:
+        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen2Tokenizer
+
+        config = Qwen2_5_VLConfig.from_dict(component_config(checkpoint, _FOLDER, _CLASS))
+        tokenizer = Qwen2Tokenizer.from_pretrained(checkpoint.folder / "tokenizer", local_files_only=True)
+        with torch.device("meta"):
+            model = Qwen2_5_VLModel(config)
+        return cls(model.to(dtype).eval().requires_grad_(False), tokenizer, None, options or QwenVLOptions())
 
     @classmethod
     def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,6 +70,13 @@ def load_weights(cls: Any, checkpoint: Checkpoint, subfolder: str, *, device: to
             "The configuration and the weights do not belong together; download the checkpoint again.",
         )
     return module.to(device).eval().requires_grad_(False)
+
+
+def outline_of(cls: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """The network of diffusers' class `cls` on the meta device: shapes without weights."""
+    with torch.device("meta"):
+        network = cls.from_config(dict(config))
+    return network.to(dtype).eval().requires_grad_(False)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -76,6 +77,16 @@ def _finite(ctx: click.Context, parameter: click.Parameter, value: float | None)
 @click.option("--seed", type=int, callback=_seed, default=0, show_default=True, help="Picture i takes seed + i.")
 @click.option("--num-images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures per prompt.")
 @click.option("--lora", metavar="FILE[:WEIGHT]", multiple=True, help="Put a LoRA on the denoiser. Repeatable.")
+@click.option(
+    "--offload",
+    type=click.Choice(["none", "model", "group"]),
+    help="Keep on the device only the network that computes, or only a block of it [default: none].",
+)
+@click.option(
+    "--devices",
+    metavar="NAMES",
+    help="cuda:0,cuda:1 to spread the components over; or by name, encoder=cuda:1,denoiser=cuda:0.",
+)
 @click.option("--output", metavar="FILE", required=True, help="PNG, JPEG or WebP; several pictures are numbered.")
 @click.option("--overwrite", is_flag=True, help="Replace pictures that exist.")
 @options(CONFIG, SET)
@@ -90,6 +101,8 @@ def sample(
     seed: int,
     num_images: int,
     lora: tuple[str, ...],
+    offload: str | None,
+    devices: str | None,
     output: str,
     overwrite: bool,
     config_file: str | None,
@@ -108,6 +121,7 @@ def sample(
     asked = {name: value for name, value in request.items() if value not in (None, ())}
     asked |= _size(size) | _guidance(guidance, negative_prompt)
     asked |= {} if steps is None else {"num_inference_steps": steps}
+    overrides = (*_placement(offload, devices), *overrides)
     config = resolve(family, config_file, overrides, model=model).config
     announce(config, data=False)
 
@@ -152,6 +166,21 @@ def save_picture(file: Path, picture: Image.Image) -> None:
     picture.save(data, format=_FORMATS[file.suffix.lower()], quality=95)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_file(file, data.getvalue())
+
+
+def _placement(offload: str | None, devices: str | None) -> list[str]:
+    """The keys that --offload and --devices set. ConfigError names a component that has no device to choose."""
+    found = [] if offload is None else [f"offload={offload}"]
+    listed = []
+    for name in filter(None, (devices or "").replace(" ", "").split(",")):
+        role, sign, device = name.rpartition("=")
+        if not sign:
+            listed.append(device)
+        elif role in ("encoder", "denoiser", "codec"):
+            found.append(f"{role}.device={device}")
+        else:
+            raise ConfigError(f"--devices {name}: no component {role!r}", "Known: encoder, denoiser, codec.")
+    return [*found, f"devices={json.dumps(listed)}"] if listed else found
 
 
 def _lora(text: str) -> tuple[Path, float]:

@@ -12,7 +12,8 @@ from qframe.train.state import read_about
 
 _FREE = (
     "output",
-    "device",
+    "device",  # and devices
+    "offload",
     "threads",
     "cache.",
     "sample.",

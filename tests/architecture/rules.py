@@ -18,8 +18,22 @@ Modules = Mapping[str, Module]
 LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"__main__"}),),
     (frozenset({"cli"}), frozenset({"testing"})),
-    (frozenset({"train", "pipeline", "cache", "data", "adapters"}),),
-    (frozenset({"compose", "planning", "conditioning", "callbacks", "starts", "request_pictures", "mixing", "encoding"}),),
+    (frozenset({"train", "pipeline", "verify", "cache", "data", "adapters"}),),
+    (
+        frozenset(
+            {
+                "compose",
+                "placement",
+                "planning",
+                "conditioning",
+                "callbacks",
+                "starts",
+                "request_pictures",
+                "mixing",
+                "encoding",
+            }
+        ),
+    ),
     (
         frozenset({"plugins", "config", "schema", "strict", "hookspecs", "samplers_plugin"}),
         frozenset({"interfaces", "samplers"}),
@@ -48,7 +62,7 @@ TORCH_FREE = (
 )
 UPSTREAM = frozenset({"diffusers", "optimum", "peft", "transformers"})
 HEAVY = UPSTREAM | {"PIL", "accelerate", "datasets", "huggingface_hub", "numpy", "safetensors", "tokenizers", "torch"}
-UPSTREAM_ALLOWED = ("qframe.adapters",)
+UPSTREAM_ALLOWED = ("qframe.adapters", "qframe.placement")
 
 PICKLING = frozenset({"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"})
 PICKLING_CALLS = frozenset({"torch.save", "torch.load", "numpy.load", "np.load", "pandas.read_pickle"})
