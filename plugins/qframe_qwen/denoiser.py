@@ -140,13 +140,6 @@ class StockDenoiser(Denoiser):
         return cls(outline_of(cls.network_class(), checkpoint.config(_FOLDER), dtype), _spaces(checkpoint))
 
     @classmethod
-    def outline(cls, checkpoint: Checkpoint, options: Any, *, dtype: torch.dtype) -> Self:
-        from diffusers import QwenImageTransformer2DModel
-
-        cls.describe(checkpoint, options)
-        return cls(outline_of(QwenImageTransformer2DModel, checkpoint.config(_FOLDER), dtype), _spaces(checkpoint))
-
-    @classmethod
     def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
         return checkpoint.digest(_FOLDER)
 

@@ -58,11 +58,6 @@ class PerSampleRopeDenoiser(Denoiser):
         return None if reader is None else cls(reader)
 
     @classmethod
-    def outline(cls, checkpoint: Checkpoint, options: Any, *, dtype: torch.dtype) -> Self | None:
-        stock = _stock_class().outline(checkpoint, options, dtype=dtype)
-        return None if stock is None else cls(stock)
-
-    @classmethod
     def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
         return _reader().fingerprint(checkpoint, options)
 
