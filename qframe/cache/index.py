@@ -14,7 +14,7 @@ from qframe.cache.keys import Stamp
 from qframe.cache.shards import Entry, StoredTensor
 from qframe.errors import CacheError, ResourceError
 
-_VERSION = 1
+_VERSION = 2
 _BUSY_SECONDS = 120.0
 _CHUNK = 500  # SQLite takes at least 999 parameters in a statement
 _TABLES = """
@@ -23,6 +23,7 @@ CREATE TABLE entries (key BLOB PRIMARY KEY, shard INTEGER NOT NULL, tensors TEXT
 CREATE TABLE digests (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+_BY_SHARD = "CREATE INDEX entries_by_shard ON entries (shard)"
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 
 
@@ -117,6 +118,12 @@ class Index:
             )
             return [_unpack(key.hex(), shard, tensors) for key, tensors in rows]
 
+    def keys_of(self, shard: str) -> set[str]:
+        """The keys that are looked for in a shard."""
+        with self._database() as db:
+            rows = db.execute("SELECT key FROM entries WHERE shard = (SELECT id FROM shards WHERE name = ?)", (shard,))
+            return {row[0].hex() for row in rows}
+
     def count(self) -> int:
         with self._database() as db:
             return int(db.execute("SELECT count(*) FROM entries").fetchone()[0])
@@ -173,7 +180,7 @@ class Index:
         db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level="IMMEDIATE")
         db.execute("PRAGMA synchronous = NORMAL")
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
+        if version < _VERSION:
             self._create(db)
         elif version != _VERSION:
             db.close()
@@ -185,10 +192,13 @@ class Index:
     def _create(db: sqlite3.Connection) -> None:
         # Two processes may start at once: the second finds the tables there.
         db.execute("BEGIN IMMEDIATE")
-        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
             for statement in _TABLES.split(";"):
                 db.execute(statement)
-            db.execute(f"PRAGMA user_version = {_VERSION}")
+        if version < 2:
+            db.execute(_BY_SHARD)  # version 1 looked through all entries for those of a shard
+        db.execute(f"PRAGMA user_version = {_VERSION}")
         db.execute("COMMIT")
 
 

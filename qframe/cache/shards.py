@@ -54,11 +54,24 @@ class Entry:
     shard: str
     tensors: tuple[StoredTensor, ...]
 
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.end - tensor.begin for tensor in self.tensors)
+
+
+@attrs.frozen
+class Header:
+    """What a shard says of itself. about: per key, in JSON, what the entry was made of; older caches may lack it."""
+
+    entries: tuple[Entry, ...]
+    about: Mapping[str, str]
+
 
 def make_shard(values: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, str]) -> tuple[str, bytes]:
     """(file name, content) of a shard with these tensors by key and name.
 
-    about: per key, in JSON, what it was made of; kept for people, not for finding.
+    about: per key, in JSON, what it was made of; nothing is found by it, but `qframe cache explain` compares it.
     """
     tensors = {f"{key}/{name}": tensor for key, named in values.items() for name, tensor in named.items()}
     checksums = {
@@ -77,8 +90,8 @@ def make_shard(values: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, s
     return xxhash.xxh3_128(data[:size]).hexdigest() + SUFFIX, data
 
 
-def read_header(path: Path) -> tuple[list[Entry], dict[str, str]]:
-    """The entries of a shard, and what each was made of. ValueError says what is damaged."""
+def read_header(path: Path) -> Header:
+    """ValueError says how the header is damaged."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(8)
@@ -94,9 +107,7 @@ def read_header(path: Path) -> tuple[list[Entry], dict[str, str]]:
         raise ValueError(f"not a shard of this version of qframe ({error!r})") from error
 
 
-def _parse(
-    header: dict[str, Any], shard: str, *, data_begin: int, file_size: int
-) -> tuple[list[Entry], dict[str, str]]:
+def _parse(header: dict[str, Any], shard: str, *, data_begin: int, file_size: int) -> Header:
     metadata = json.loads(header.pop("__metadata__")[_METADATA])
     if metadata["format"] != _FORMAT:
         raise ValueError(f"its format is {metadata['format']!r}, expected {_FORMAT!r}")
@@ -111,7 +122,8 @@ def _parse(
         end = max(end, end_)
     if end != file_size:
         raise ValueError(f"{file_size} bytes, written with {end}")
-    return [Entry(key, shard, tuple(tensors)) for key, tensors in found.items()], metadata["about"]
+    entries = tuple(Entry(key, shard, tuple(tensors)) for key, tensors in found.items())
+    return Header(entries, metadata.get("about", {}))
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

@@ -8,7 +8,8 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, TypeVar
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from qframe.cache.index import Index, IndexDamagedError
 from qframe.cache.keys import Stamp
-from qframe.cache.shards import SUFFIX, Entry, make_shard, read_header, read_tensor, storable
+from qframe.cache.shards import SUFFIX, Entry, Header, make_shard, read_header, read_tensor, storable
+from qframe.cache.users import FolderUsers
 from qframe.errors import CacheError, QframeError
 from qframe.progress import SILENT, Progress
 from qframe.storage import clear_leftovers, require_space, write_file
@@ -87,6 +89,7 @@ class Cache:
         self._verified: set[str] = set()
         self._recent: dict[str, Entry] = {}
         self._lock = threading.Lock()
+        self._users = FolderUsers(folder / ".users", timeout=_LOCK_SECONDS)
         self._file_lock = filelock.FileLock(folder / ".lock", timeout=_LOCK_SECONDS)
         self._ask(lambda index: self._find_shards())
 
@@ -110,6 +113,7 @@ class Cache:
             self.flush()
         finally:
             self._index.close()
+            self._users.close()
             with self._lock:
                 self._open.clear()
 
@@ -170,7 +174,7 @@ class Cache:
         name, data = make_shard(values, about)
         require_space(self._shards, len(data))
         write_file(self._shards / name, data)
-        entries, _ = read_header(self._shards / name)
+        entries = read_header(self._shards / name).entries
         self._ask(lambda index: index.add(name, entries))
         return name
 
@@ -291,35 +295,66 @@ class Cache:
     def repair(self, damages: Iterable[Damage]) -> None:
         """Take out what `verify` found; what is whole stays. The next build encodes what is missing then."""
         damages = list(damages)
-        with self._exclusive():
-            for shard in {damage.shard for damage in damages}:
-                self._rewrite(shard, {d.key for d in damages if d.shard == shard and d.key is not None})
+        for shard in {damage.shard for damage in damages}:
+            self.rewrite(shard, {d.key for d in damages if d.shard == shard and d.key is not None})
 
-    def _rewrite(self, shard: str, without: set[str]) -> None:
-        """Put a new shard with the whole entries of `shard`, save `without`, in its place."""
+    def rewrite(self, shard: str, without: Collection[str]) -> None:
+        """Put a new shard in the place of `shard`: with its whole entries, but neither those of `without` nor copies
+        of what lies elsewhere. A process killed in between leaves the old shard, the new one, or both.
+        """
+        with self._exclusive():
+            self._rewrite(shard, without)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Inside, no other process has this cache open. CacheError if one has."""
+        return self._users.alone()
+
+    def headers(self) -> Iterator[tuple[str, Header | None]]:
+        """Every shard with its header, one at a time; None for one that cannot be read."""
+        for shard in sorted(self._ask(Index.shards)):
+            try:
+                yield shard, read_header(self._shards / shard)
+            except FileNotFoundError:
+                continue  # rewritten by another process meanwhile
+            except (ValueError, OSError):
+                yield shard, None
+
+    def keys_of(self, shard: str) -> set[str]:
+        """The keys that are looked for in a shard."""
+        return self._ask(lambda index: index.keys_of(shard))
+
+    def file_of(self, shard: str) -> Path:
+        return self._shards / shard
+
+    def _rewrite(self, shard: str, without: Collection[str]) -> None:
+        path = self._shards / shard
         kept: dict[str, dict[str, Tensor]] = {}
         for entry in self._ask(lambda index: index.entries_of(shard)):
             if entry.key not in without:
                 self._verified.discard(entry.key)
                 with contextlib.suppress(DamagedEntryError):  # damaged as well: it goes with the others
                     kept[entry.key] = self._read(entry)
-        about: dict[str, str] = {}
+        about: Mapping[str, str] = {}
         with contextlib.suppress(ValueError, OSError):
-            about = read_header(self._shards / shard)[1]
+            about = read_header(path).about
         new = None
-        entries: list[Entry] = []
+        entries: tuple[Entry, ...] = ()
         if kept:
             new, data = make_shard(kept, {key: text for key, text in about.items() if key in kept})
             require_space(self._shards, len(data))
             write_file(self._shards / new, data)
-            entries, _ = read_header(self._shards / new)
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(
+                    self._shards / new, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns)
+                )  # entries keep their age
+            entries = read_header(self._shards / new).entries
         self._ask(lambda index: index.replace(shard, new, entries))
-        self._verified -= without
+        self._verified -= set(without)
         self._recent = {}
         with self._lock:
             self._open.pop(shard, None)
         if new != shard:
-            (self._shards / shard).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
     # -- digests of the data set's files ------------------------------------------------------------------------
 
@@ -356,8 +391,7 @@ class Cache:
                 present = {item.name for item in listing if item.name.endswith(SUFFIX) and item.name[0] != "."}
             for name in sorted(present - known.keys()):
                 try:
-                    entries, _ = read_header(self._shards / name)
-                    self._index.add(name, entries)
+                    self._index.add(name, read_header(self._shards / name).entries)
                 except FileNotFoundError:
                     continue
                 except (ValueError, OSError) as error:

@@ -97,12 +97,12 @@ def test_equal_keys_are_stored_once(tmp_path: Path) -> None:
     cache.put(key(4), value(4))
     cache.put(key(4), value(4))
     cache.flush()
-    assert sum(len(read_header(path)[0]) for path in shards(tmp_path)) == 4
+    assert sum(len(read_header(path).entries) for path in shards(tmp_path)) == 4
 
 
 def test_a_shard_is_sealed_at_its_size(tmp_path: Path) -> None:
     filled(tmp_path, 12, shard_bytes=700)
-    sizes = [sum(t.end - t.begin for e in read_header(path)[0] for t in e.tensors) for path in shards(tmp_path)]
+    sizes = [sum(t.end - t.begin for e in read_header(path).entries for t in e.tensors) for path in shards(tmp_path)]
     assert len(sizes) > 3
     assert max(sizes) <= 700
 
@@ -111,7 +111,7 @@ def test_entries_that_are_put_together_share_a_shard(tmp_path: Path) -> None:
     with Cache(tmp_path, shard_bytes=2000) as cache:
         for start in range(0, 12, 4):
             cache.put_all({key(number): value(number) for number in range(start, start + 4)})
-    groups = [sorted(int(entry.key, 16) // 4 for entry in read_header(path)[0]) for path in shards(tmp_path)]
+    groups = [sorted(int(entry.key, 16) // 4 for entry in read_header(path).entries) for path in shards(tmp_path)]
     assert all(min(group) == max(group) for group in groups)
 
 
@@ -129,7 +129,7 @@ def test_shards_are_plain_safetensors_that_anyone_can_read(tmp_path: Path) -> No
 
 def test_a_shard_says_what_its_entries_were_made_of(tmp_path: Path) -> None:
     filled(tmp_path, 2)
-    assert read_header(shards(tmp_path)[0])[1] == {key(0): '{"number":0}', key(1): '{"number":1}'}
+    assert read_header(shards(tmp_path)[0]).about == {key(0): '{"number":0}', key(1): '{"number":1}'}
 
 
 def test_the_same_entries_make_the_same_file(tmp_path: Path) -> None:

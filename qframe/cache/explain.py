@@ -1,0 +1,175 @@
+"""Why an entry is missing: which part of its key differs from the nearest entry that is stored."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from qframe.cache.keys import KeyMaker, example_parts, key_of
+from qframe.cache.store import Cache
+from qframe.progress import SILENT, Progress
+from qframe.types import ExampleInputs
+
+_CONTENT = 1000
+"""What a different caption or picture weighs against a different setting: the nearest entry is of the same content."""
+_LONGEST = 60
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SEEN = re.compile(r"pictures\.\d+\.sha256")
+_LABELS = {"prompt": "caption", "recipe.0": "recipe", "recipe.1": "recipe version"}
+_NOT_KEPT = "written before fields were kept"
+
+Fields = dict[str, Any]
+"""What a key is made of, flat: {"pictures.0.geometry.max_area": 1048576, ...}."""
+
+
+@attrs.frozen
+class PartReport:
+    """One part of a sample: "target", "reference 1", "caption", "empty prompt", "weight map".
+
+    differences: if it is missing, how the nearest stored entry differs; empty if none of its kind is stored.
+    """
+
+    part: str
+    key: str
+    stored: bool
+    differences: tuple[str, ...] = ()
+
+
+def explain(
+    cache: Cache, samples: Sequence[ExampleInputs], maker: KeyMaker, progress: Progress = SILENT
+) -> list[list[PartReport]]:
+    """Per sample, what of it is stored, and how what is missing differs from what is there.
+
+    Where something is missing the headers of all shards are read; no tensor is.
+    """
+    parts = [{name: (key_of(made_of), made_of) for name, made_of in example_parts(s, maker).items()} for s in samples]
+    missing = set(cache.missing(key for named in parts for key, _ in named.values()))
+    searches = {key: _Search(made_of) for named in parts for key, made_of in named.values() if key in missing}
+    if searches:
+        _search(cache, list(searches.values()), progress)
+    return [
+        [
+            PartReport(name, key, key not in missing, searches[key].differences() if key in missing else ())
+            for name, (key, _) in named.items()
+        ]
+        for named in parts
+    ]
+
+
+def _search(cache: Cache, searches: Sequence[_Search], progress: Progress) -> None:
+    with progress.stage("comparing with what is stored", cache.stats().shards) as stage:
+        for shard, header in cache.headers():
+            live = cache.keys_of(shard)
+            for entry in () if header is None else header.entries:
+                if entry.key in live:
+                    found = read_fields(header.about.get(entry.key) if header else None)
+                    for search in searches:
+                        search.compare(found)
+            stage.advance(1)
+
+
+def read_fields(about: str | None) -> Fields | None:
+    """The fields of a stored entry; None if they were not kept, or mean nothing to this version."""
+    try:
+        value = json.loads(about or "null")
+    except ValueError:
+        return None
+    return dict(_flat(value)) if isinstance(value, dict) and "kind" in value else None
+
+
+@attrs.define(eq=False)
+class _Search:
+    """The nearest stored entry to one that is missing."""
+
+    made_of: Mapping[str, Any]
+    wanted: Fields = attrs.field(init=False)
+    nearest: Fields | None = attrs.field(default=None, init=False)
+    rank: tuple[int, int] | None = attrs.field(default=None, init=False)
+    without_fields: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        # By way of JSON, as the stored ones came.
+        self.wanted = dict(_flat(json.loads(json.dumps(self.made_of))))
+
+    def compare(self, found: Fields | None) -> None:
+        if found is None:
+            self.without_fields = True
+            return
+        if found["kind"] != self.wanted["kind"]:
+            return
+        distance = sum(_CONTENT if _is_content(name) else 1 for name in _differing(self.wanted, found))
+        # Of several captions for the same pictures, the one that was edited begins alike.
+        alike = _common_start(str(self.wanted.get("prompt", "")), str(found.get("prompt", "")))
+        rank = (distance, -alike)
+        if self.rank is None or rank < self.rank:
+            self.rank, self.nearest = rank, found
+
+    def differences(self) -> tuple[str, ...]:
+        if self.nearest is None:
+            return (_NOT_KEPT,) if self.without_fields else ()
+        found, wanted = self.nearest, self.wanted
+        return tuple(dict.fromkeys(_said(name, found, wanted) for name in _differing(wanted, found)))
+
+
+def _common_start(one: str, two: str) -> int:
+    """How many characters two texts begin with alike."""
+    pairs = enumerate(zip(one, two, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(two)))
+
+
+def _is_content(name: str) -> bool:
+    """Whether a field holds what a data set says, and not how it is encoded."""
+    return name == "prompt" or name.endswith("sha256")
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for inner, item in items:
+            yield from _flat(item, f"{name}.{inner}" if name else str(inner))
+    else:
+        yield name, value
+
+
+def _differing(wanted: Fields, found: Fields) -> list[str]:
+    return [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+
+
+def _said(name: str, found: Fields, wanted: Fields) -> str:
+    """One difference as people say it: from what is stored to what is wanted."""
+    old, new = found.get(name), wanted.get(name)
+    head, _, rest = name.partition(".")
+    if head in ("encoder", "codec") and head in found:
+        return f"{head}: {_NOT_KEPT}"
+    if head == "pictures" and (old is None or new is None):
+        counts = [sum(bool(_SEEN.fullmatch(field)) for field in fields) for fields in (found, wanted)]
+        return f"pictures that the encoder sees {counts[0]} -> {counts[1]}"
+    label = _LABELS.get(name) or (_picture_label(name) if head in ("picture", "pictures") else f"{head} {rest}".strip())
+    if any(value is not None and _DIGEST.fullmatch(str(value)) for value in (old, new)):
+        return f"{label} changed"
+    return f"{label} {_shown(old)} -> {_shown(new)}"
+
+
+def _picture_label(name: str) -> str:
+    """What a field of the one picture (picture.X) or of one of several (pictures.N.X) is called."""
+    head, _, rest = name.partition(".")
+    owner = ""
+    if head == "pictures":
+        number, _, rest = rest.partition(".")
+        owner = f" of picture {int(number) + 1}"
+    if rest.startswith("geometry."):
+        return f"geometry{owner + ':' if owner else ''} {rest.removeprefix('geometry.')}"
+    return f"{'bytes' if rest == 'sha256' else rest}{owner or ' of the picture'}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = str(value)
+    if len(text) > _LONGEST:
+        text = text[: _LONGEST - 3] + "..."
+    return repr(text) if isinstance(value, str) and not re.fullmatch(r"[\w.:-]+", text) else text

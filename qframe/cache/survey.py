@@ -1,0 +1,90 @@
+"""What a cache holds, counted from the headers of its shards: no tensor is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+import attrs
+
+from qframe.cache.explain import read_fields
+from qframe.cache.store import Cache
+from qframe.progress import SILENT, Progress
+
+WITHOUT_FIELDS = "unknown (written before fields were kept)"
+
+
+@attrs.frozen
+class Amount:
+    """Entries, and the bytes of their tensors."""
+
+    entries: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.entries + other.entries, self.bytes + other.bytes)
+
+
+@attrs.frozen(kw_only=True)
+class Survey:
+    """What a cache holds.
+
+    kinds: by "latents", "text", "weight". orphaned: copies of entries that lie elsewhere too, as two builders of the
+    same entry make them. damaged_shards, damaged_bytes: shards whose header cannot be read; whether tensors are whole
+    only `Cache.verify` tells. oldest, newest: when the first and the last shard was written, in seconds since 1970.
+    """
+
+    kinds: Mapping[str, Amount]
+    shards: int
+    bytes: int
+    orphaned: Amount
+    damaged_shards: int
+    damaged_bytes: int
+    oldest: float | None
+    newest: float | None
+
+    @property
+    def entries(self) -> int:
+        return sum(amount.entries for amount in self.kinds.values())
+
+
+def survey(cache: Cache, progress: Progress = SILENT) -> Survey:
+    """Read the headers of all shards."""
+    kinds: dict[str, Amount] = {}
+    orphaned = Amount()
+    sizes: list[int] = []
+    times: list[float] = []
+    damaged: list[int] = []
+    with progress.stage("reading headers", cache.stats().shards) as stage:
+        for shard, header in cache.headers():
+            stage.advance(1)
+            with suppress(FileNotFoundError):
+                found = cache.file_of(shard).stat()
+                sizes.append(found.st_size)
+                times.append(found.st_mtime)
+                if header is None:
+                    damaged.append(found.st_size)
+            live = cache.keys_of(shard)
+            for entry in () if header is None else header.entries:
+                one = Amount(1, entry.size)
+                if entry.key in live:
+                    kind = kind_of(header.about.get(entry.key) if header else None)
+                    kinds[kind] = kinds.get(kind, Amount()) + one
+                else:
+                    orphaned += one
+    return Survey(
+        kinds=dict(sorted(kinds.items())),
+        shards=len(sizes),
+        bytes=sum(sizes),
+        orphaned=orphaned,
+        damaged_shards=len(damaged),
+        damaged_bytes=sum(damaged),
+        oldest=min(times, default=None),
+        newest=max(times, default=None),
+    )
+
+
+def kind_of(about: str | None) -> str:
+    """The kind of a stored entry."""
+    fields = read_fields(about)
+    return WITHOUT_FIELDS if fields is None else str(fields["kind"])

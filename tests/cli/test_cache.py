@@ -1,0 +1,99 @@
+"""build, verify, explain, stats and prune, on a random model and the embedded data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Outcome, Run
+
+SMALL = ("--set", "data.options.count=4", "--set", "data.options.validation=0")
+
+
+@pytest.fixture
+def cache(run: Run, tiny_model: Path) -> object:
+    """`cache("build", ...)`: `qframe cache build` for qwen-edit on the tiny model."""
+
+    def call(command: str, *arguments: object) -> Outcome:
+        return run("cache", command, *arguments, "--family", "qwen-edit", "--model", tiny_model, *SMALL)
+
+    return call
+
+
+def test_shares_are_built_one_by_one_until_nothing_is_missing(cache: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = ("--set", "cache.batch_size=1")
+    first = cache("build", "--shard", "2/2", *small)
+    assert first.out.splitlines()[-1].startswith("share 2/2 is ready; ")
+    assert first.out.splitlines()[-1].endswith("entries of other shares are still missing")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cache("build", *small).out.splitlines()[-1] == "4 examples are ready"
+    monkeypatch.undo()
+    wrong = cache("build", "--shard", "3/2")
+    assert (wrong.code, "'3/2' is not a share" in wrong.err) == (2, True)
+
+
+def test_explain_tells_what_is_stored_and_what_differs(cache: Run) -> None:
+    assert cache("explain", "x").code == 3, "there is no cache yet"
+    assert cache("build").code == 0
+    unknown = cache("explain", "nobody")
+    assert unknown.code == 3
+    assert "no record is called nobody" in unknown.err
+    sample = unknown.err.splitlines()[-1].removeprefix("Ids of this data set are like ").split(", ")[0]
+    stored = cache("explain", sample)
+    assert stored.code == 0, stored.err
+    assert "missing" not in stored.out
+    positions = cache("explain", sample, "--set", "encoder.options.positions=upstream")
+    lines = [line.split(maxsplit=2) for line in positions.out.splitlines() if line.startswith("  ")]
+    told = {line[0]: line for line in lines}
+    assert told["target"][1] == "stored"
+    assert told["caption"][1] == "missing"
+    assert told["caption"][2].endswith("encoder positions mrope -> upstream")
+    dtype = cache("explain", sample, "--set", "codec.dtype=bfloat16")
+    assert "codec dtype float32 -> bfloat16" in dtype.out
+
+
+def test_stats_count_the_cache_and_what_a_data_set_needs_of_it(cache: Run, run: Run) -> None:
+    assert cache("build").code == 0
+    found = json.loads(run("cache", "stats", "--json").out)
+    assert found["entries"] == sum(kind["entries"] for kind in found["kinds"].values()) > 8
+    assert found["bytes"] == sum(path.stat().st_size for path in Path("runs/cache/shards").iterdir())
+    assert "wanted" not in found
+    wanted = json.loads(cache("stats", "--json").out)["wanted"]
+    assert (wanted["examples"], wanted["parts"], wanted["missing"]) == (4, 16, 0)
+    assert wanted["entries"] + wanted["shared"] == wanted["parts"]
+    table = cache("stats", "--set", "encoder.options.positions=upstream").out
+    assert "  missing     4" in table
+    alone = run("cache", "stats", "--set", "train.max_steps=2")
+    assert (alone.code, "--family" in alone.err) == (2, True)
+
+
+def test_prune_says_what_would_go_and_does_it_on_demand(cache: Run, run: Run) -> None:
+    assert cache("build").code == 0
+    other = ("--set", "encoder.options.positions=upstream")
+    assert cache("build", *other).code == 0
+    assert cache("prune").out.splitlines()[-1].endswith("4 entries would go; --yes does it")
+    assert cache("prune", "--older-than", 1).out.splitlines()[-1] == "there is nothing to take out"
+    assert cache("stats", *other).out.count("  missing     0") == 1
+    done = cache("prune", "--yes")
+    assert done.out.splitlines()[-1].endswith("4 entries are gone"), done.err
+    assert "  missing     0" in cache("stats").out
+    assert "  missing     4" in cache("stats", *other).out
+    assert run("cache", "verify").code == 0
+    nothing = run("cache", "prune")
+    assert (nothing.code, "nothing says what is to stay" in nothing.err) == (2, True)
+
+
+def test_prune_keeps_what_any_of_several_configurations_needs(cache: Run, run: Run, tiny_model: Path) -> None:
+    shared = 'family = "qwen-edit"\noutput = "runs/x"\n[data.options]\ncount = 4\nvalidation = 0\n'
+    for name, positions in (("a", "mrope"), ("b", "upstream")):
+        Path(f"{name}.toml").write_text(
+            f'model = "{tiny_model}"\n{shared}[encoder.options]\npositions = "{positions}"\n'
+        )
+        built = run("cache", "build", "--config", f"{name}.toml")
+        assert built.code == 0, built.err
+    both = run("cache", "prune", "--config", "a.toml", "--config", "b.toml")
+    assert both.out.splitlines()[-1] == "there is nothing to take out", both.err
+    assert "4 entries would go" in run("cache", "prune", "--config", "b.toml").out
