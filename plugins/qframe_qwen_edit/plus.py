@@ -19,7 +19,7 @@ from qframe.conditioning import encode_prompts, forward_options
 from qframe.errors import ConfigError, DataError
 from qframe.guidance import norm_rescaled_guidance
 from qframe.interfaces import Parts, Recipe
-from qframe.pictures import fit
+from qframe.pictures import fit, picture_size
 from qframe.planning import (
     UNCONDITIONAL,
     broadcast,
@@ -112,8 +112,10 @@ class EditPlusRecipe(Recipe):
         )
 
     def request_for(self, record: Record) -> EditPlusRequest:
+        """Of the target's size, which need not be that of the last reference."""
         self._check_references(record)
-        return EditPlusRequest(prompt=record.prompt, image=record.references)
+        height, width = self.geometry.fit(*picture_size(record.target))
+        return EditPlusRequest(prompt=record.prompt, image=record.references, height=height, width=width)
 
     def split(self, request: Request) -> list[tuple[tuple[int, ...], Request]]:
         """One part per size of the last references, unless the request names the size."""

@@ -8,6 +8,7 @@ import pytest
 from qframe.checkpoint import Checkpoint
 from qframe.interfaces import Parts
 from qframe_qwen.options import QwenVLOptions
+from tests.cli.conftest import run as run  # the fixture
 from tests.qwen import tiny
 from tests.qwen.conftest import load_parts
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -82,8 +84,14 @@ def test_every_reference_goes_into_encoder_and_codec_each_in_its_geometry(recipe
         assert {one.geometry for one in text.pictures} == {recipe.encoder_geometry}
 
 
-def test_a_records_request_shows_its_references(recipe: EditPlusRecipe) -> None:
-    assert recipe.request_for(record(B, C)).image == ((B, C),)
+def test_a_records_request_asks_for_its_target_and_its_size(recipe: EditPlusRecipe) -> None:
+    """The last reference would decide the size otherwise, and the result could not be compared with the target."""
+    file = io.BytesIO()
+    WIDE.save(file, "PNG")
+    asked = recipe.request_for(attrs.evolve(record(B, C), target=Picture("wide.png", file.getvalue())))
+    assert asked.image == ((B, C),)
+    assert asked.prompt == ("make it blue",)
+    assert (asked.height, asked.width) == (64, 128)
 
 
 @pytest.mark.parametrize("count", [0, 9])
