@@ -7,6 +7,7 @@ import click
 from qframe.cli.cache import cache
 from qframe.cli.compose import compose
 from qframe.cli.config import config
+from qframe.cli.data import data
 from qframe.cli.demo import demo
 from qframe.cli.plugins import plugins
 from qframe.cli.sample import sample
@@ -35,5 +36,5 @@ def app(debug: bool) -> None:
     """
 
 
-for command in (train, sample, compose, config, plugins, cache, demo):
+for command in (train, sample, compose, config, data, plugins, cache, demo):
     app.add_command(command)

@@ -6,14 +6,16 @@ import hashlib
 import os
 import stat
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from qframe.data.options import SourceOptions
 from qframe.errors import DataError, bullet_list
-from qframe.interfaces import RecordSource
-from qframe.types import Record
+from qframe.interfaces import Problem, RecordSource, Survey
+from qframe.types import Picture, Record
 
 _SHOWN = 20
 _LARGEST_CAPTION = 1_000_000
@@ -23,21 +25,31 @@ class Problems:
     """What is wrong with a data set, gathered so that it is all told at once."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
-        self._count = 0
+        self.found: list[Problem] = []
+        self.unusable: set[str] = set()
 
-    def add(self, where: str, what: str) -> None:
-        self._count += 1
-        if len(self._lines) < _SHOWN:
-            self._lines.append(f"{where}: {what}")
+    @contextmanager
+    def about(self, record: str) -> Iterator[None]:
+        """What is added inside keeps the record of this id from being used."""
+        before = len(self.found)
+        yield
+        if len(self.found) > before:
+            self.unusable.add(record)
+
+    def add(self, where: str, what: str, picture: Picture | None = None) -> None:
+        self.found.append(Problem(where, what, picture))
 
     def raise_any(self, name: str, hint: str) -> None:
         """DataError with the first of them and their number, if there are any."""
-        if not self._count:
+        count = len(self.found)
+        if not count:
             return
-        more = [f"... and {self._count - _SHOWN} more"] if self._count > _SHOWN else []
-        plural = "problem" if self._count == 1 else "problems"
-        raise DataError(f"{name}: {self._count} {plural}\n{bullet_list([*self._lines, *more])}", hint)
+        lines = [f"{problem.origin}: {problem.message}" for problem in self.found[:_SHOWN]]
+        if count > _SHOWN:
+            lines.append(f"... and {count - _SHOWN} more")
+            hint += " `qframe data check` shows all of them."
+        plural = "problem" if count == 1 else "problems"
+        raise DataError(f"{name}: {count} {plural}\n{bullet_list(lines)}", hint)
 
 
 class Root:
@@ -78,6 +90,7 @@ class FileSource(RecordSource):
     """A source of records that lie in files: listed once, some of them kept for validation."""
 
     name: str
+    rules: ClassVar[str] = "Fields and paths are explained in docs/reference/data-formats.md."
 
     def __init__(self, options: SourceOptions | None, path: Path | None) -> None:
         super().__init__(options, path)
@@ -92,8 +105,8 @@ class FileSource(RecordSource):
         """The settings when the user gives none."""
 
     @abstractmethod
-    def read(self) -> list[Record]:
-        """All records. DataError names every file or row that cannot be used."""
+    def read(self, problems: Problems) -> list[Record]:
+        """All records; files and rows that cannot be used go to `problems`. DataError if there is nothing to read."""
 
     def records(self) -> Sequence[Record]:
         """All records but those kept for validation."""
@@ -103,9 +116,18 @@ class FileSource(RecordSource):
         """As many as the option says; which ones depends on their ids alone, not on order or on a seed."""
         return [record for record in self._all if record.id in self._kept]
 
+    def survey(self) -> Survey:
+        """See `RecordSource.survey`."""
+        problems = Problems()
+        records = self.read(problems)
+        return Survey(records=records, problems=problems.found, unusable=frozenset(problems.unusable))
+
     @cached_property
     def _all(self) -> list[Record]:
-        return self.read()
+        problems = Problems()
+        records = self.read(problems)
+        problems.raise_any(str(self.path), self.rules)
+        return records
 
     @cached_property
     def _kept(self) -> frozenset[str]:

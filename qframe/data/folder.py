@@ -38,24 +38,26 @@ class FolderSource(FileSource):
     """Targets NAME.png with captions NAME.txt, references NAME_ref.png or control/NAME.png, weights NAME_weight.png."""
 
     name = "folder"
+    rules = "The naming rules are in docs/reference/data-formats.md."
     settings: FolderOptions
 
     @staticmethod
     def default_options() -> FolderOptions:
         return FolderOptions()
 
-    def read(self) -> list[Record]:
+    def read(self, problems: Problems) -> list[Record]:
         """See `FileSource.read`; sorted by name."""
         if not self.path.is_dir():
             raise DataError(f"data.path: {self.path} is not a folder", "Give a folder, or choose data.use.")
-        problems = Problems()
         found = self._gather(problems)
         root = Root(self.path, allow_outside=self.settings.allow_outside)
-        records = [
-            record for name in sorted(found) if (record := self._record(name, found[name], root, problems)) is not None
-        ]
-        problems.raise_any(str(self.path), "The naming rules are in docs/reference/data-formats.md.")
-        if not records:
+        records = []
+        for name in sorted(found):
+            with problems.about(name):
+                record = self._record(name, found[name], root, problems)
+            if record is not None:
+                records.append(record)
+        if not records and not problems.found:
             raise DataError(
                 f"{self.path}: no pictures found", f"Targets are files with the suffix {', '.join(PICTURES)}."
             )
@@ -103,16 +105,17 @@ class FolderSource(FileSource):
         references = _ordered(name, files.references, problems)
         if len(files.weights) > 1:
             problems.add(files.weights[1], f"a second weight map beside {files.weights[0]}")
-        for path in [target, *references, *files.weights]:
+        pictures = {path: Picture(path, self.path / path) for path in [target, *references, *files.weights]}
+        for path, picture in pictures.items():
             if (problem := root.problem(self.path / path)) is not None:
-                problems.add(path, problem)
+                problems.add(path, problem, picture)
         return Record(
             id=name,
             origin=target,
             prompt=prompt,
-            target=self._picture(target),
-            references=tuple(self._picture(path) for path in references),
-            weight=self._picture(files.weights[0]) if files.weights else None,
+            target=pictures[target],
+            references=tuple(pictures[path] for path in references),
+            weight=pictures[files.weights[0]] if files.weights else None,
         )
 
     def _prompt(self, target: str, captions: Sequence[str], root: Root, problems: Problems) -> str:
@@ -134,9 +137,6 @@ class FolderSource(FileSource):
         elif (problem := text_problem(text)) is not None:
             problems.add(captions[0] if captions else "data.options.prompt", problem)
         return text
-
-    def _picture(self, path: str) -> Picture:
-        return Picture(path, self.path / path)
 
 
 def _sort(path: PurePosixPath, found: dict[str, _Files], problems: Problems) -> None:

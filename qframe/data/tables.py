@@ -46,28 +46,29 @@ class TableSource(FileSource):
     def rows(self, problems: Problems) -> Iterator[_Row]:
         """The rows that can be read; the others go to `problems`."""
 
-    def read(self) -> list[Record]:
+    def read(self, problems: Problems) -> list[Record]:
         """See `FileSource.read`; in the order of the rows."""
         if not self.path.is_file():
             raise DataError(f"data.path: {self.path} is not a file", f"Source {self.name!r} reads one file.")
-        problems = Problems()
         root = Root(self.path.parent, allow_outside=self.settings.allow_outside)
         records: dict[str, Record] = {}
         for row in self.rows(problems):
-            record = self._record(row, root, problems)
-            if record is None:
-                continue
-            if record.id in records:
-                problems.add(record.origin, f"its id {record.id!r} is also that of {records[record.id].origin}")
-            records[record.id] = record
-        problems.raise_any(str(self.path), "Fields and paths are explained in docs/reference/data-formats.md.")
-        if not records:
+            with problems.about(self._id(row)):
+                record = self._record(row, root, problems)
+                if record is not None and record.id in records:
+                    problems.add(record.origin, f"its id {record.id!r} is also that of {records[record.id].origin}")
+            if record is not None:
+                records[record.id] = record
+        if not records and not problems.found:
             raise DataError(f"{self.path}: there are no rows", "Each row is one record.")
         return list(records.values())
 
     def where(self, number: int) -> str:
         """How messages name a row."""
         return f"{self.path.name}, row {number}"
+
+    def _id(self, row: _Row) -> str:
+        return row.values.get("id") or f"{self.path.stem}-{row.number}"
 
     def _record(self, row: _Row, root: Root, problems: Problems) -> Record | None:
         where = self.where(row.number)
@@ -79,7 +80,7 @@ class TableSource(FileSource):
             problems.add(where, "there is no target")
             return None
         return Record(
-            id=values.get("id") or f"{self.path.stem}-{row.number}",
+            id=self._id(row),
             origin=where,
             prompt=prompt,
             target=self._picture(values["target"], f"{where}, target", root, problems),
@@ -95,9 +96,10 @@ class TableSource(FileSource):
 
     def _picture(self, text: str, where: str, root: Root, problems: Problems) -> Picture:
         path = root.folder / text
+        picture = Picture(f"{where} ({text})", path)
         if (problem := root.problem(path)) is not None:
-            problems.add(where, f"{text!r}: {problem}")
-        return Picture(f"{where} ({text})", path)
+            problems.add(where, f"{text!r}: {problem}", picture)
+        return picture
 
 
 class JsonlSource(TableSource):

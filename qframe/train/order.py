@@ -54,14 +54,17 @@ class SizedExamples(Protocol):
 
 def sample_sizes(examples: SizedExamples, patch: int) -> list[SampleSize]:
     """The size of every example, in order. patch: `DenoiserSpec.patch`."""
-    grids: dict[Shape, tuple[Grid, ...]] = {}  # a million examples have a few dozen shapes
-    found = []
-    for index in range(len(examples)):
-        shape = examples.shape(index)
-        if shape not in grids:
-            grids[shape] = tuple((1, height // patch, width // patch) for height, width in (shape[0], *shape[1]))
-        found.append(SampleSize(grids[shape], examples.text_length(index)))
-    return found
+    return [sample_size(examples.shape(index), examples.text_length(index), patch) for index in range(len(examples))]
+
+
+def sample_size(shape: Shape, text: int, patch: int) -> SampleSize:
+    """The size of an example with these latent sides, and a prompt of `text` tokens."""
+    return SampleSize(_grids(shape, patch), text)
+
+
+@lru_cache(maxsize=4096)  # a million examples have a few dozen shapes
+def _grids(shape: Shape, patch: int) -> tuple[Grid, ...]:
+    return tuple((1, height // patch, width // patch) for height, width in (shape[0], *shape[1]))
 
 
 @attrs.frozen

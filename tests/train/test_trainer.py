@@ -214,6 +214,8 @@ def test_nothing_is_overwritten_and_runs_are_numbered(
     ("override", "message"),
     [
         ("train.batch_size=3", "train.batch_size: was 2, is 3"),
+        ("train.batching=fixed", "train.batching: was 'bucketed', is 'fixed'"),
+        ("train.tokens_per_batch=900", "train.tokens_per_batch: was None, is 900"),
         ("train.seed=7", "train.seed: was 0, is 7"),
         ("lora.rank=8", "lora.rank: was 4, is 8"),
         ("data.options.count=6", "data.options.count"),
