@@ -80,10 +80,19 @@ class _Transformed(Recipe):
 
 
 def _joined(recipe: type[Request], transform: type[Request]) -> type[Request]:
-    """A subclass of the recipe's request with what the transform's has beside."""
+    """A subclass of the recipe's request with what the transform's has beside.
+
+    PluginError if both have a field of one name that means different things: its converters differ.
+    """
     if recipe is Request:
         return transform
-    known = {field.name for field in attrs.fields(recipe)}
+    known = {field.name: field for field in attrs.fields(recipe)}
+    for field in attrs.fields(transform):
+        if field.name in known and known[field.name].converter != field.converter:
+            raise PluginError(
+                f"{recipe.__name__} and {transform.__name__} both take {field.name!r}, and read it differently",
+                "A transform works on recipes that take what it takes in the same form, or under another name.",
+            )
     added = {
         field.name: attrs.field(
             default=field.default,

@@ -146,6 +146,20 @@ def test_a_mixed_request_has_the_fields_of_both_and_those_of_the_recipe_win() ->
         request.blur = ()
 
 
+def test_a_field_that_both_read_differently_is_named() -> None:
+    """One picture per prompt, and a set of them per prompt, must not be taken for each other."""
+
+    @attrs.frozen(eq=False, kw_only=True)
+    class ListRequest(Request):
+        image: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+
+    class ListRecipe(SomeRecipe):
+        request_type: ClassVar[type[Request]] = ListRequest
+
+    with pytest.raises(PluginError, match="ListRequest and BlurRequest both take 'image', and read it differently"):
+        transformed(ListRecipe, Blur)
+
+
 def test_a_recipe_that_adds_no_fields_takes_the_request_of_the_transform() -> None:
     plain = type("Plain", (SomeRecipe,), {"request_type": Request})
     assert transformed(plain, Blur).request_type is BlurRequest

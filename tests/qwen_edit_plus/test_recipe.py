@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from qframe.checkpoint import Checkpoint
-from qframe.errors import ConfigError, DataError
+from qframe.compose import recipe_class
+from qframe.errors import ConfigError, DataError, PluginError
 from qframe.geometry import Geometry
 from qframe.interfaces import Parts
 from qframe.packing import unpack_pictures
 from qframe.pictures import fit, to_pixels
 from qframe.planning import UNCONDITIONAL
+from qframe.plugins import load_registry
 from qframe.types import Picture, Record, Request
 from qframe_qwen_edit.options import EditPlusSettings
 from qframe_qwen_edit.plus import EditPlusRecipe, EditPlusRequest
@@ -257,3 +259,12 @@ def test_a_named_size_needs_no_split(recipe: EditPlusRecipe, parts: Parts) -> No
 def test_another_familys_request_is_a_bug(recipe: EditPlusRecipe, parts: Parts) -> None:
     with pytest.raises(TypeError, match="EditPlusRequest"):
         recipe.plan(Request(prompt="a"), parts)
+
+
+@pytest.mark.parametrize("transform", ["keep-unmasked", "image-to-image"])
+def test_transforms_that_start_from_one_picture_are_refused(transform: str) -> None:
+    """They would take a set of references for a picture."""
+    registry = load_registry()
+    family = attrs.evolve(registry.family("qwen-edit-plus"), transforms=(transform,))
+    with pytest.raises(PluginError, match="both take 'image', and read it differently"):
+        recipe_class(family, registry)
