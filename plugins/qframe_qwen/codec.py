@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from qframe.checkpoint import Checkpoint
 from qframe.interfaces import CodecSpec, LatentCodec
 from qframe_qwen.loading import component_config, load_weights, outline_of
+from qframe_qwen.options import QwenCodecOptions
 from qframe_qwen.spaces import PUBLISHED_MEAN, latent_space
 
 _CLASS = "AutoencoderKLQwenImage"
@@ -42,7 +43,13 @@ class QwenCodec(LatentCodec):
         from diffusers import AutoencoderKLQwenImage
 
         component_config(checkpoint, _FOLDER, _CLASS)
-        return cls(load_weights(AutoencoderKLQwenImage, checkpoint, _FOLDER, device=device, dtype=dtype))
+        vae = load_weights(AutoencoderKLQwenImage, checkpoint, _FOLDER, device=device, dtype=dtype)
+        options = options or QwenCodecOptions()
+        if options.tiling:
+            vae.enable_tiling()
+        if options.slicing:
+            vae.enable_slicing()
+        return cls(vae)
 
     @classmethod
     def outline(cls, checkpoint: Checkpoint, options: Any, *, dtype: torch.dtype) -> Self:
@@ -52,11 +59,12 @@ class QwenCodec(LatentCodec):
 
     @classmethod
     def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
-        return checkpoint.digest(_FOLDER)
+        return " ".join(cls.ingredients(checkpoint, options).values())
 
     @classmethod
     def ingredients(cls, checkpoint: Checkpoint, options: Any) -> dict[str, str]:
-        return {"weights": cls.fingerprint(checkpoint, options)}
+        weights = {"weights": checkpoint.digest(_FOLDER)}
+        return {**weights, "tiling": "true"} if options is not None and options.tiling else weights
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from qframe.checkpoint import Checkpoint
-from qframe.errors import CheckpointError, DataError
+from qframe.errors import CheckpointError, ConfigError, DataError
 from qframe.interfaces import Denoiser, DenoiserSpec
 from qframe.packing import pad
 from qframe.types import PLAIN, Conditioning, ForwardOptions, Grid, PackedSequence, Velocity
 from qframe_qwen.loading import component_config, load_weights, outline_of
+from qframe_qwen.options import QwenDenoiserOptions
 from qframe_qwen.spaces import TEXT_SPACE, latent_space
 
 _CLASS = "QwenImageTransformer2DModel"
@@ -132,6 +133,11 @@ class StockDenoiser(Denoiser):
     def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
         cls.describe(checkpoint, options)
         module = load_weights(cls.network_class(), checkpoint, _FOLDER, device=device, dtype=dtype)
+        options = options or QwenDenoiserOptions()
+        if options.attention_backend is not None:
+            _use_attention(module, options.attention_backend)
+        if options.compile:
+            module.compile_repeated_blocks()
         return cls(module, _spaces(checkpoint))
 
     @classmethod
@@ -231,6 +237,22 @@ class StockDenoiser(Denoiser):
                 return_dict=False,
             )[0]
         return predicted[:, : group.length]
+
+
+def _use_attention(module: Any, name: str) -> None:
+    """Attention of this network by a kernel of diffusers. ConfigError if there is none, or it would be downloaded."""
+    from diffusers.models.attention_dispatch import attention_backend
+
+    if name.endswith("_hub"):
+        raise ConfigError(
+            f"denoiser.options.attention_backend: {name!r} is code that diffusers downloads and runs",
+            "Install the kernel's package, and use the backend without '_hub'.",
+        )
+    try:
+        with attention_backend():  # upstream sets it for every network of the process, too: that ends here
+            module.set_attention_backend(name)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"denoiser.options.attention_backend: {name!r} cannot be used here: {error}") from error
 
 
 def cached_as(module: Any, context: str | None) -> AbstractContextManager[None]:

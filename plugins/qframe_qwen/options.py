@@ -40,6 +40,32 @@ class QwenVLOptions:
 
 
 @attrs.frozen(kw_only=True)
+class QwenCodecOptions:
+    """Settings of the codec `qwen-vae`."""
+
+    tiling: bool = attrs.field(
+        default=False,
+        metadata={"help": "pictures above 256 pixels are coded in overlapping tiles: less memory, small differences"},
+    )
+    slicing: bool = attrs.field(
+        default=False, metadata={"help": "the pictures of a batch are coded one at a time: less memory"}
+    )
+
+
+@attrs.frozen(kw_only=True)
+class QwenDenoiserOptions:
+    """Settings of the denoiser `qwen-image`."""
+
+    attention_backend: str | None = attrs.field(
+        default=None,
+        metadata={"help": "diffusers' name of an installed attention kernel; most take prompts of one length only"},
+    )
+    compile: bool = attrs.field(
+        default=False, metadata={"help": "torch.compile of the repeated block: minutes at first, faster steps then"}
+    )
+
+
+@attrs.frozen(kw_only=True)
 class TextToImageSettings(GeometrySettings):
     """Settings of the recipe of `qwen-image`. Published: areas of 1048576 pixels, multiples of 32, side 1024.
 

@@ -20,9 +20,16 @@ def qframe_components() -> list[Component]:
             "denoiser",
             "qwen-image",
             "qframe_qwen.denoiser:StockDenoiser",
+            options="qframe_qwen.options:QwenDenoiserOptions",
             summary="diffusers' Qwen-Image transformer, right for any batch",
         ),
-        Component("codec", "qwen-vae", "qframe_qwen.codec:QwenCodec", summary="the autoencoder of Qwen-Image"),
+        Component(
+            "codec",
+            "qwen-vae",
+            "qframe_qwen.codec:QwenCodec",
+            options="qframe_qwen.options:QwenCodecOptions",
+            summary="the autoencoder of Qwen-Image",
+        ),
         Component(
             "schedule",
             "flow-match",

@@ -50,7 +50,10 @@ class PerSampleRopeDenoiser(Denoiser):
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
-        return cls(_reader().load(checkpoint, options, device=device, dtype=dtype))
+        found = cls(_reader().load(checkpoint, None, device=device, dtype=dtype))
+        if options is not None and options.compile:
+            found.module.compile_repeated_blocks()
+        return found
 
     @classmethod
     def outline(cls, checkpoint: Checkpoint, options: Any, *, dtype: torch.dtype) -> Self | None:

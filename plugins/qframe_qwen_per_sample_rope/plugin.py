@@ -13,6 +13,7 @@ def qframe_components() -> list[Component]:
             "denoiser",
             "qwen-per-sample-rope",
             "qframe_qwen_per_sample_rope.denoiser:PerSampleRopeDenoiser",
+            options="qframe_qwen_per_sample_rope.options:PerSampleRopeOptions",
             summary="the Qwen-Image transformer in one pass over any mixture of shapes, without padding",
         )
     ]
