@@ -105,6 +105,16 @@ def test_the_python_of_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.Mon
     assert Path("mine.safetensors").exists()
 
 
+def test_the_python_of_the_page_on_calls_runs() -> None:
+    page = DOCS / "reference" / "pipeline.md"
+    names: dict[str, Any] = {}
+    for text in blocks(page, "python"):
+        exec(compile(text, str(page), "exec"), names)
+    assert names["result"].images[0].size == (64, 64)
+    assert names["pipe"].interrupt
+    assert names["pipe"].parts.denoiser.module.is_cache_enabled
+
+
 def block(first_line: str) -> str:
     """The fenced block of the guide that begins with this comment."""
     (found,) = (

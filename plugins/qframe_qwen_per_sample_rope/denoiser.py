@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qframe.checkpoint import Checkpoint
+from qframe.errors import ConfigError
 from qframe.interfaces import Denoiser, DenoiserSpec
 from qframe.packing import interleave
 from qframe.plugins import load_registry
@@ -84,7 +85,7 @@ class PerSampleRopeDenoiser(Denoiser):
             grids=sequence.grids,
             text_lengths=cond.lengths,
             guidance=_guidance(forward, len(x.grids), like),
-            attention_kwargs=None if forward.attention_kwargs is None else dict(forward.attention_kwargs),
+            attention_kwargs=_attention_kwargs(forward),
         )
         return _targets(predicted, sequence.lengths, x.lengths).to(x.tokens)
 
@@ -96,7 +97,7 @@ class PerSampleRopeDenoiser(Denoiser):
         *,
         forward: ForwardOptions = PLAIN,
     ) -> Velocity:
-        if forward.attention_kwargs:  # a LoRA scale holds for the text's projection too, which below is done once
+        if _attention_kwargs(forward):  # a LoRA scale holds for the text's projection too, which below is done once
             return super().bind(cond, references, grids, forward=forward)
         _check(grids, cond, references)
         like = self.like()
@@ -175,3 +176,17 @@ def _time(sigma: Tensor, like: Tensor) -> Tensor:
 def _guidance(forward: ForwardOptions, batch_size: int, like: Tensor) -> Tensor | None:
     """The guidance scale of every sample, for a guidance-distilled network."""
     return None if forward.guidance is None else torch.full((batch_size,), forward.guidance, device=like.device)
+
+
+def _attention_kwargs(forward: ForwardOptions) -> dict[str, Any] | None:
+    """What the network takes of a run's attention_kwargs. ConfigError for anything but "scale"."""
+    given = forward.attention_kwargs
+    if given is None:
+        return None
+    unknown = sorted(set(given) - {"scale"})
+    if unknown:
+        raise ConfigError(
+            f"attention_kwargs: denoiser 'qwen-per-sample-rope' takes 'scale' alone, not {', '.join(unknown)}",
+            "Leave them out, or use denoiser 'qwen-image'.",
+        )
+    return dict(given)
