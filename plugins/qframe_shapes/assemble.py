@@ -31,7 +31,10 @@ MODEL_INDEX = {
     "vae": ["diffusers", "AutoencoderKLQwenImage"],
 }
 
-QFRAME_SETTINGS = {"recipe": {"min_area": text.MIN_PIXELS, "max_area": text.MAX_PIXELS, "multiple": 16, "side": 64}}
+_AREAS = {"min_area": text.MIN_PIXELS, "max_area": text.MAX_PIXELS}
+QFRAME_SETTINGS = {
+    "recipe": {**_AREAS, **{f"encoder_{name}": area for name, area in _AREAS.items()}, "multiple": 16, "side": 64}
+}
 
 
 def new_transformer(seed: int) -> QwenImageTransformer2DModel:
