@@ -7,6 +7,7 @@ Imports neither torch nor Pillow: sizes are plain integers.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import attrs
 from attrs.validators import ge, optional
@@ -22,12 +23,17 @@ def _positive(instance: object, attribute: attrs.Attribute[int], value: int) -> 
         raise ValueError(f"{attribute.name} must be at least 1, got {value}")
 
 
+def _ascending(areas: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted(set(areas)))
+
+
 @attrs.frozen
 class Geometry:
     """How pictures are brought to a size that a model can take.
 
     The aspect ratio is kept up to rounding; the area is kept where it lies in [min_area, max_area] (square
     pixels) and brought to the nearest bound otherwise; sides are rounded to multiples of `multiple` pixels.
+    areas: if there are any, each picture is brought to the nearest of them (in ratio) instead.
     min_area == max_area gives diffusers' `calculate_dimensions(area, ratio)` of the Qwen edit pipelines.
     Nothing is cropped: the picture is stretched by less than half a multiple, with the Lanczos filter.
     """
@@ -35,8 +41,11 @@ class Geometry:
     min_area: int = attrs.field(validator=_positive)
     max_area: int = attrs.field(validator=_positive)
     multiple: int = attrs.field(default=32, validator=_positive)
+    areas: tuple[int, ...] = attrs.field(default=(), converter=_ascending)
 
     def __attrs_post_init__(self) -> None:
+        if any(area < 1 for area in self.areas):
+            raise ValueError(f"areas must be at least 1, got {self.areas}")
         if self.min_area > self.max_area:
             raise ValueError(f"min_area {self.min_area} is larger than max_area {self.max_area}")
 
@@ -44,7 +53,7 @@ class Geometry:
         """The size a picture of `height` x `width` is resized to. DataError if a side would vanish."""
         if height < 1 or width < 1:
             raise DataError(f"a picture of {width} x {height} pixels has no area")
-        area = min(max(height * width, self.min_area), self.max_area)
+        area = self._area(height * width)
         # Width first and height from it, as diffusers does: the order decides how a tie rounds.
         ratio = width / height
         new_width = math.sqrt(area * ratio)
@@ -57,6 +66,11 @@ class Geometry:
                 "Crop the picture to a less extreme aspect ratio.",
             )
         return fitted
+
+    def _area(self, own: int) -> int:
+        if self.areas:
+            return min(self.areas, key=lambda area: max(area / own, own / area))
+        return min(max(own, self.min_area), self.max_area)
 
     def _round(self, side: float) -> int:
         return round(side / self.multiple) * self.multiple
@@ -75,6 +89,10 @@ class GeometrySettings:
         default=None,
         validator=optional(ge(1)),
         metadata={"help": "pictures of more pixels are reduced to it"},
+    )
+    areas: tuple[int, ...] | None = attrs.field(
+        default=None,
+        metadata={"help": "in place of both: each picture is brought to the nearest of these areas, in pixels"},
     )
     multiple: int | None = attrs.field(
         default=None,

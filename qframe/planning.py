@@ -60,15 +60,18 @@ def with_defaults(settings: Any, checkpoint: Checkpoint, published: Mapping[str,
 
 
 def fitting_geometry(settings: Any, prefix: str = "") -> Geometry:
-    """The geometry of settings with min_area, max_area (after `prefix`, where there are several) and multiple.
+    """The geometry of settings with min_area, max_area (after `prefix`, where there are several), areas and multiple.
 
     ConfigError if the areas contradict each other.
     """
     least, most = (f"{prefix}{name}" for name in ("min_area", "max_area"))
     try:
-        return Geometry(getattr(settings, least), getattr(settings, most), settings.multiple)
+        areas = () if prefix else settings.areas or ()
+        return Geometry(getattr(settings, least), getattr(settings, most), settings.multiple, areas)
     except ValueError as error:
-        raise ConfigError(f"recipe: {error}", f"Set recipe.{least} and recipe.{most} together.") from error
+        raise ConfigError(
+            f"recipe: {error}", f"Set recipe.{least} and recipe.{most} together, or recipe.areas in their place."
+        ) from error
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------

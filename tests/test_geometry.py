@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,6 +45,25 @@ def test_a_fixed_area_is_diffusers_calculate_dimensions(
     theirs = calculate_dimensions(area, width / height)
     assume(min(theirs[:2]) > 0)
     assert Geometry(area, area).fit(height, width) == (theirs[1], theirs[0])
+
+
+AREAS = (256 * 256, 512 * 512, 1024 * 1024)
+
+
+@given(sides, sides)
+def test_each_picture_goes_to_the_nearest_of_several_areas(height: int, width: int) -> None:
+    assume(max(height, width) < 8 * min(height, width))
+    fitted = Geometry(1, 1, 32, AREAS).fit(height, width)
+    candidates = [Geometry(area, area, 32).fit(height, width) for area in AREAS]
+    assert fitted in candidates
+    apart = [abs(math.log(area / (height * width))) for area in AREAS]
+    assert fitted == candidates[apart.index(min(apart))]
+
+
+def test_areas_may_come_in_any_order_and_must_be_positive() -> None:
+    assert Geometry(1, 1, 32, (9, 4, 9)) == Geometry(1, 1, 32, (4, 9))
+    with pytest.raises(ValueError, match="areas must be at least 1"):
+        Geometry(1, 1, 32, (0, 4))
 
 
 @given(sides, sides, st.integers(1, 2**20), st.integers(1, 2**20), st.sampled_from([1, 8, 16, 32]))

@@ -49,9 +49,7 @@ def check(run: Run, tiny_model: Path) -> CheckRun:
     sizes = ("--set", "recipe.min_area=2304", "--set", "recipe.max_area=9216", "--set", "recipe.multiple=16")
 
     def call(*arguments: object) -> Outcome:
-        return run(
-            "data", "check", "--family", "qwen-edit", "--model", tiny_model, "--data", "set", *sizes, *arguments
-        )
+        return run("data", "check", "--family", "qwen-edit", "--model", tiny_model, "--data", "set", *sizes, *arguments)
 
     return call
 

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import qframe
+from qframe.data.options import FolderOptions
 from qframe.errors import CheckpointError, ConfigError, DataError
 from qframe.plugins import load_registry
 from qframe.schema import Config
@@ -333,6 +334,24 @@ def test_sizes_that_the_model_cannot_take_are_refused_before_anything_is_encoded
     monkeypatch.setattr(trainer, "load", lambda *roles: pytest.fail("a part was loaded"))
     with pytest.raises(ConfigError, match=r"multiples of 8 pixels, codec and denoiser take multiples of 16"):
         trainer.cache()
+
+
+def test_training_and_sampling_bring_pictures_to_the_same_areas(config: Callable[..., Config], tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, size in (("small", (56, 56)), ("large", (300, 150))):
+        tiny.picture(0, *size).save(folder / f"{name}.png")
+        tiny.picture(1, *size).save(folder / f"{name}_ref.png")
+        (folder / f"{name}.txt").write_text(PROMPT)
+    base = config("run", "recipe.areas=[4096, 18432]", "train.max_steps=1", "sample.count=0")
+    data = attrs.evolve(base.data, use="folder", path=str(folder), options=FolderOptions())
+    trainer = Trainer(attrs.evolve(base, data=data))
+    examples = trainer.cache()
+    sides = {trainer.records[index].id: examples.shape(index) for index in range(2)}
+    assert sides == {"small": ((8, 8), ((8, 8),)), "large": ((12, 24), ((12, 24),))}
+    image = Image.open(folder / "large_ref.png")
+    sampled = trainer.predict(prompt=PROMPT, image=image, num_inference_steps=1).images[0]
+    assert sampled.size == (24 * 8, 12 * 8)
 
 
 def test_changed_pictures_are_seen_when_resuming(config: Callable[..., Config], tmp_path: Path) -> None:
