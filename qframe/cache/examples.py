@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -103,6 +104,12 @@ class CachedExamples(Sequence[Example]):
             unconditional=None if keys.unconditional is None else _conditioning(next(parts)),
             weight=None if keys.weight is None else next(parts)[_WEIGHT],
         )
+
+    def extents(self, index: int) -> list[tuple[Path, int, int]]:
+        """(file, begin, end) of every stretch of bytes that an example is read from."""
+        keys = entries_of(self._keys[index])
+        found = self._cache.locate(keys)
+        return [(self._cache.file_of(found[key].shard), t.begin, t.end) for key in keys for t in found[key].tensors]
 
     def shape(self, index: int) -> Shape:
         """Latent sides (h, w) of the target and of each reference; no tensor is read.

@@ -1,0 +1,1 @@
+"""Programs that measure, each with a short form as a slow test."""
