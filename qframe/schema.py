@@ -58,6 +58,10 @@ class CacheConfig:
     batch_size: int = attrs.field(default=8, validator=ge(1), metadata={"help": "inputs of one shape encoded at once"})
 
 
+LoraLayout = Literal["diffusers", "comfyui", "kohya"]
+"""Layouts of LoRA files. diffusers: alpha in the metadata; comfyui, kohya: beside each layer; kohya: "_" for "."."""
+
+
 @attrs.frozen(kw_only=True)
 class LoraConfig:
     """The adapter that is trained in mode "lora"."""

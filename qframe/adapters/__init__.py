@@ -1,9 +1,9 @@
 """LoRA adapters: put on a network, written for other programs, read from them, merged."""
 
-from qframe.adapters.files import read_lora, save_lora
+from qframe.adapters.files import METADATA_OF_LAYOUTS, read_lora, save_lora
 from qframe.adapters.header import StoredLayer, StoredLora, StoredTensor, describe_lora
 from qframe.adapters.layer import LoraLayer
-from qframe.adapters.layouts import LAYOUTS, Layout
+from qframe.adapters.merged import outlined, write_merged
 from qframe.adapters.network import (
     add_lora,
     add_updates,
@@ -17,8 +17,7 @@ from qframe.adapters.network import (
 )
 
 __all__ = [
-    "LAYOUTS",
-    "Layout",
+    "METADATA_OF_LAYOUTS",
     "LoraLayer",
     "StoredLayer",
     "StoredLora",
@@ -30,9 +29,11 @@ __all__ = [
     "load_lora",
     "lora_layers",
     "merge_lora",
+    "outlined",
     "read_fitting",
     "read_lora",
     "resolve_targets",
     "save_lora",
     "trained_alpha",
+    "write_merged",
 ]

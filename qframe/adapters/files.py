@@ -16,19 +16,23 @@ from torch import Tensor
 
 from qframe.adapters.header import METADATA_KEY, StoredLora, open_lora, refuse, stored_lora
 from qframe.adapters.layer import LoraLayer
-from qframe.adapters.layouts import Layout, by_flat_name, flattened, tensor_name
+from qframe.adapters.layouts import by_flat_name, flattened, tensor_name
 from qframe.errors import CheckpointError, ConfigError, QframeError
+from qframe.schema import LoraLayout
 from qframe.storage import write_file
 
 NAMES_KEY = "qframe_layers"
 """Where a file with flattened names keeps the full ones."""
+
+METADATA_OF_LAYOUTS = frozenset({"format", METADATA_KEY, NAMES_KEY})
+"""Metadata that belongs to a layout, and not to what the file holds."""
 
 
 def save_lora(
     file: Path,
     layers: Mapping[str, LoraLayer],
     *,
-    layout: Layout = "diffusers",
+    layout: LoraLayout = "diffusers",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write `layers` as the programs that read `layout` expect them, scale included. Atomic.
@@ -70,7 +74,7 @@ def save_lora(
     write_file(file, save(tensors, metadata=header), check=check)
 
 
-def _scale_metadata(file: Path, layout: Layout, layers: Mapping[str, LoraLayer]) -> dict[str, str]:
+def _scale_metadata(file: Path, layout: LoraLayout, layers: Mapping[str, LoraLayer]) -> dict[str, str]:
     if layout == "diffusers":
         return {METADATA_KEY: json.dumps(_peft_metadata(layers), sort_keys=True)}
     if layout == "comfyui":

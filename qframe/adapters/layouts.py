@@ -1,20 +1,17 @@
 """What LoRA files call their tensors: the layouts of other programs, as names alone. Reads nothing.
 
-`Layout` lists those that are written. More are read: peft's own names and bare ones, and flattened names under
+`LoraLayout` lists those that are written. More are read: peft's own names and bare ones, and flattened names under
 other prefixes than kohya's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import attrs
 
-Layout = Literal["diffusers", "comfyui", "kohya"]
-"""diffusers: alpha in the metadata. comfyui, kohya: alpha beside each layer. kohya: names with "_" for "."."""
-
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+from qframe.schema import LoraLayout
 
 Style = Literal["diffusers", "comfyui", "kohya", "peft", "bare"]
 Part = Literal["down", "up", "alpha", "magnitude"]
@@ -41,7 +38,7 @@ _ENDINGS: tuple[tuple[str, Part], ...] = (
     (".lora_magnitude_vector.weight", "magnitude"),
     (".lora_magnitude_vector.default.weight", "magnitude"),
 )
-_WRITTEN: Mapping[Layout, tuple[str, Mapping[Part, str]]] = {
+_WRITTEN: Mapping[LoraLayout, tuple[str, Mapping[Part, str]]] = {
     "diffusers": (
         "transformer.",
         {"down": ".lora_A.weight", "up": ".lora_B.weight", "magnitude": ".lora_magnitude_vector"},
@@ -79,7 +76,7 @@ def parse_name(key: str) -> TensorName | None:
     return None
 
 
-def tensor_name(layout: Layout, layer: str, part: Part) -> str | None:
+def tensor_name(layout: LoraLayout, layer: str, part: Part) -> str | None:
     """What `layout` calls a part of a layer; None where it has no place for it."""
     prefix, endings = _WRITTEN[layout]
     ending = endings.get(part)

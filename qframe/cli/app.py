@@ -9,6 +9,7 @@ from qframe.cli.compose import compose
 from qframe.cli.config import config
 from qframe.cli.data import data
 from qframe.cli.demo import demo
+from qframe.cli.lora import lora
 from qframe.cli.plugins import plugins
 from qframe.cli.sample import sample
 from qframe.cli.shared import examples
@@ -36,5 +37,5 @@ def app(debug: bool) -> None:
     """
 
 
-for command in (train, sample, compose, config, data, plugins, cache, demo):
+for command in (train, sample, compose, config, data, plugins, cache, demo, lora):
     app.add_command(command)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, announce, examples, options, resolve
+from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, announce, examples, options, resolve, weighted_file
 from qframe.errors import CheckpointError, ConfigError
 from qframe.plugins import load_registry
 
@@ -114,7 +114,7 @@ def sample(
     With --family, --help shows that family's own options too (--image, --mask, ...).
     """
     files = output_files(Path(output), len(prompt) * num_images, overwrite=overwrite)
-    loras: dict[str | Path, float] = dict(map(_lora, lora))
+    loras: dict[str | Path, float] = dict(map(weighted_file, lora))
     for file in loras:
         if not Path(file).is_file():
             raise CheckpointError(f"--lora {file}: there is no such file", "Give a .safetensors file.")
@@ -181,19 +181,6 @@ def _placement(offload: str | None, devices: str | None) -> list[str]:
         else:
             raise ConfigError(f"--devices {name}: no component {role!r}", "Known: encoder, denoiser, codec.")
     return [*found, f"devices={json.dumps(listed)}"] if listed else found
-
-
-def _lora(text: str) -> tuple[Path, float]:
-    file, colon, weight = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return Path(text), 1.0
-    try:
-        number = float(weight)
-    except ValueError:
-        return Path(text), 1.0
-    if not math.isfinite(number):
-        raise ConfigError(f"--lora {text}: the weight must be a finite number")
-    return Path(file), number
 
 
 def _size(size: str | None) -> dict[str, int]:

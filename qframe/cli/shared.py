@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from qframe.errors import ConfigError
 
 if TYPE_CHECKING:
     from qframe.config import Resolved
@@ -67,6 +71,20 @@ def resolve(
     for key in resolved.dropped:
         click.echo(f"note: {key} of family {resolved.config.family!r} is for a component that is not in use", err=True)
     return resolved
+
+
+def weighted_file(text: str) -> tuple[Path, float]:
+    """The file and the weight of FILE[:WEIGHT], as --lora takes it. ConfigError if the weight is not finite."""
+    file, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        number = float(weight)
+    except ValueError:
+        return Path(text), 1.0
+    if not math.isfinite(number):
+        raise ConfigError(f"--lora {text}: the weight must be a finite number")
+    return Path(file), number
 
 
 def embedded_line(config: Config, plugins: Registry, *, data: bool) -> str | None:

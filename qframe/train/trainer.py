@@ -132,6 +132,12 @@ class Trainer:
             progress=self.progress,
         )
 
+    def _check_targets(self) -> None:
+        # Of the denoiser's outline: told only once it is loaded, a misspelt target would cost the encoding before it.
+        outline = adapters.outlined(self.composition) if self.config.train.mode == "lora" else None
+        if outline is not None:
+            adapters.resolve_targets(outline.module, self.config.lora.targets, outline.lora_presets)
+
     def _check_sizes(self) -> None:
         # Of one record: a recipe has one geometry for all. Only some pictures would show the mistake, and late.
         inputs = self.composition.recipe.inputs(self.records[0])
@@ -200,6 +206,7 @@ class Trainer:
             run.rewind(0)  # what a run left here that ended before its first checkpoint
         self.registry.hook.qframe_run_start(run=run)
 
+        self._check_targets()
         examples = self.cache()
         data = examples.digest()
         if checkpoint is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,8 +12,6 @@ from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
 from torch import Tensor, nn
 
 from qframe.adapters import (
-    LAYOUTS,
-    Layout,
     add_lora,
     load_lora,
     lora_layers,
@@ -21,10 +19,11 @@ from qframe.adapters import (
     read_lora,
     save_lora,
 )
-from qframe.schema import LoraConfig
+from qframe.schema import LoraConfig, LoraLayout
 from qframe_qwen.denoiser import StockDenoiser
 from tests.qwen.tiny import enlarge
 
+LAYOUTS = get_args(LoraLayout)
 PRESETS = StockDenoiser.lora_presets
 RANK = 4
 
@@ -60,7 +59,7 @@ def velocity(network: nn.Module) -> Tensor:
     return found
 
 
-def trained(network: nn.Module, file: Path, layout: Layout = "diffusers", **settings: Any) -> nn.Module:
+def trained(network: nn.Module, file: Path, layout: LoraLayout = "diffusers", **settings: Any) -> nn.Module:
     """A copy of `network` with an adapter whose update matters, which is saved."""
     own = copy.deepcopy(network)
     parameters = add_lora(own, LoraConfig(rank=RANK, **{"targets": ("all-linear",), **settings}), PRESETS, seed=0)
@@ -92,7 +91,7 @@ def in_qframe(network: nn.Module, file: Path, weight: float = 1.0) -> nn.Module:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("targets", ["all-linear", "default"])
 def test_diffusers_computes_the_same_to_the_bit(
-    transformer: nn.Module, tmp_path: Path, layout: Layout, targets: str
+    transformer: nn.Module, tmp_path: Path, layout: LoraLayout, targets: str
 ) -> None:
     """Alpha = 2 rank: where diffusers multiplies it into the matrices, that is exact."""
     own = trained(transformer, tmp_path / "a.safetensors", layout, alpha=2.0 * RANK, targets=(targets,))
@@ -103,7 +102,7 @@ def test_diffusers_computes_the_same_to_the_bit(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_diffusers_computes_the_same_at_any_alpha(transformer: nn.Module, tmp_path: Path, layout: Layout) -> None:
+def test_diffusers_computes_the_same_at_any_alpha(transformer: nn.Module, tmp_path: Path, layout: LoraLayout) -> None:
     """Scale 2.6. In the layouts with alpha beside the layers diffusers rounds scale * down once more, per element: a
     relative change of 2^-24 in every weight, and so about that times a small factor in the result.
     """

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import qframe
+from qframe.adapters import describe_lora
 from qframe.data.options import FolderOptions
 from qframe.errors import CheckpointError, ConfigError, DataError
 from qframe.plugins import load_registry
@@ -137,6 +138,23 @@ def test_an_interrupted_run_resumes_bit_identical(config: Callable[..., Config],
     assert len(result.before) == len(result.after)
     lines = [json.loads(line)["step"] for line in (tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()]
     assert lines == [1, 2, 3, 4]
+
+
+def test_dora_and_rslora_train_and_resume_bit_identical(config: Callable[..., Config], tmp_path: Path) -> None:
+    quiet = ("data.options.validation=0", "sample.count=0", "train.ema_decay=0.5")
+    kind = ("lora.dora=true", "lora.rslora=true", "lora.dropout=0.1")
+    Trainer(config("run", *quiet, *kind, "train.max_steps=2")).fit()
+    Trainer(config("run", *quiet, *kind)).fit(resume="latest")
+    Trainer(config("whole", *quiet, *kind)).fit()
+    found = weights(tmp_path / "whole")
+    assert same(weights(tmp_path / "run"), found)
+    first, last = (
+        load_file(tmp_path / "whole" / "checkpoints" / f"step-{step:08d}" / "weights.safetensors") for step in (2, 4)
+    )
+    magnitudes = [name for name in first if "lora_magnitude_vector" in name]
+    assert len(magnitudes) == sum("lora_magnitude_vector" in name for name in found) > 0
+    assert any(not torch.equal(first[name], last[name]) for name in magnitudes)
+    assert {layer.scale for layer in describe_lora(tmp_path / "whole" / "lora.safetensors").layers} == {10.0 / 2}
 
 
 def test_a_full_fine_tuning_writes_a_denoiser_that_loads(config: Callable[..., Config], model: Path) -> None:
@@ -325,6 +343,16 @@ def test_bad_input_is_named_before_any_work(config: Callable[..., Config], tmp_p
     with pytest.raises(ConfigError, match=r"lora\.targets: 'attn.to_z' matches no linear layer"):
         Trainer(config("run", "lora.targets=['attn.to_z']")).fit()
     assert not (tmp_path / "run" / "lora.safetensors").exists()
+
+
+def test_a_wrong_target_is_refused_before_anything_is_loaded_or_encoded(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(config("run", "lora.targets=['attn.to_z']"))
+    monkeypatch.setattr(trainer, "load", lambda *roles: pytest.fail("a part was loaded"))
+    with pytest.raises(ConfigError, match=r"lora\.targets: 'attn.to_z' matches no linear layer"):
+        trainer.fit()
+    assert not (tmp_path / "cache").exists()
 
 
 def test_sizes_that_the_model_cannot_take_are_refused_before_anything_is_encoded(

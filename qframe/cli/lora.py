@@ -1,0 +1,209 @@
+"""`qframe lora`: LoRA files described, brought into the layouts of other programs, merged into a model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from qframe.cli.shared import (
+    CONFIG,
+    FAMILY,
+    MODEL,
+    SET,
+    announce,
+    examples,
+    options,
+    registry,
+    resolve,
+    weighted_file,
+)
+from qframe.errors import CheckpointError, ConfigError, QframeError
+from qframe.schema import LoraLayout
+
+if TYPE_CHECKING:
+    from qframe.adapters import StoredLora
+    from qframe.compose import Composition
+
+
+@click.group()
+def lora() -> None:
+    """LoRA files: what they hold, other programs' layouts, merging them into a model."""
+
+
+@lora.command(epilog=examples("qframe lora info lora.safetensors", "qframe lora info lora.safetensors --json"))
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Everything, every layer included, as JSON.")
+def info(file: Path, as_json: bool) -> None:
+    """What FILE holds: layout, ranks, scales, layers, dtype, where it comes from. Reads no matrix."""
+    from qframe.adapters import describe_lora
+
+    stored = describe_lora(file)
+    if as_json:
+        click.echo(json.dumps(_as_json(stored), indent=1))
+        return
+    dtypes = sorted({tensor.dtype for layer in stored.layers for tensor in layer.parts.values()})
+    rows = {
+        "layout": ", ".join(stored.styles) + (" (DoRA)" if stored.dora else ""),
+        "layers": len(stored.layers),
+        "rank": _several(layer.rank for layer in stored.layers),
+        "alpha": _several(layer.alpha for layer in stored.layers),
+        "scale": _several(layer.scale for layer in stored.layers),
+        "dtype": ", ".join(dtypes),
+        "size": f"{stored.size / 1e6:.1f} MB",
+        "base model": stored.metadata.get("base_model", "not said"),
+        "licence": stored.metadata.get("weights_licence", "not said"),
+    }
+    click.echo(f"{file}")
+    for name, value in rows.items():
+        click.echo(f"  {name:<11}{_printable(str(value))}")
+    click.echo("  targets")
+    for target, count in _targets(stored).items():
+        click.echo(f"    {count:>4} x {_printable(target)}")
+
+
+@lora.command(
+    epilog=examples(
+        "qframe lora convert lora.safetensors --to comfyui --output lora-comfyui.safetensors",
+        "qframe lora convert kohya.safetensors --to diffusers --model DIR --output lora.safetensors",
+    )
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--to", "layout", type=click.Choice(get_args(LoraLayout)), required=True, help="The program that will read it."
+)
+@click.option("--output", metavar="FILE", type=click.Path(path_type=Path), required=True, help="Must not exist.")
+@options(FAMILY, MODEL, CONFIG, SET)
+def convert(
+    file: Path,
+    layout: LoraLayout,
+    output: Path,
+    family: str | None,
+    model: str | None,
+    config_file: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Write FILE in another layout: the same matrices, and the same scale wherever that layout keeps it.
+
+    Only files of kohya's kind, which spell names without dots, need --model (or --family) to be understood.
+    """
+    from qframe.adapters import METADATA_OF_LAYOUTS, describe_lora, layer_names, outlined, read_lora, save_lora
+
+    if output.exists():
+        raise CheckpointError(f"{output}: exists already, and nothing is overwritten", "Give another --output.")
+    names = None
+    if (family, model, config_file) != (None, None, None):
+        composition = _composition(family, model, config_file, overrides)
+        outline = outlined(composition) or composition.load("denoiser").denoiser
+        names = layer_names(outline.module)
+    layers = read_lora(file, names=names)
+    metadata = {key: text for key, text in describe_lora(file).metadata.items() if key not in METADATA_OF_LAYOUTS}
+    save_lora(output, layers, layout=layout, metadata=metadata)
+    click.echo(f"wrote {output}")
+
+
+@lora.command(
+    epilog=examples(
+        "qframe lora merge --model DIR --lora a.safetensors --output merged",
+        "qframe lora merge --model DIR --lora a.safetensors:0.8 --lora b.safetensors:0.5 --output merged",
+        "qframe sample --family qwen-edit --model DIR --set denoiser.model=merged ...",
+    )
+)
+@options(FAMILY, MODEL)
+@click.option(
+    "--lora", "loras", metavar="FILE[:WEIGHT]", multiple=True, required=True, help="What to merge. Repeatable."
+)
+@click.option("--output", metavar="DIR", type=click.Path(path_type=Path), required=True, help="Must not exist.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16"]), help="Of the weights written [default: the model's own]."
+)
+@options(CONFIG, SET)
+def merge(
+    family: str | None,
+    model: str | None,
+    loras: tuple[str, ...],
+    output: Path,
+    dtype: str | None,
+    config_file: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Write the denoiser of a model with LoRAs added into its weights, as a folder of its own."""
+    composition = _composition(family, model, config_file, overrides)
+    announce(composition.config, data=False)
+
+    import torch
+
+    from qframe.adapters import write_merged
+
+    chosen = None if dtype is None else {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    write_merged(composition, [weighted_file(text) for text in loras], output, dtype=chosen)
+    click.echo(f"wrote {output}; use it with --set denoiser.model={output}")
+
+
+def _composition(
+    family: str | None, model: str | None, config_file: str | None, overrides: Sequence[str]
+) -> Composition:
+    """What the options mean; without a family, what any family makes of the model, if they agree on its denoiser."""
+    from qframe.compose import compose
+
+    if family is not None or config_file is not None or model is None:
+        return compose(resolve(family, config_file, overrides, model=model).config)
+    fitting: dict[str, Composition] = {}
+    refusals: dict[str, QframeError] = {}
+    for candidate in registry().families():
+        try:
+            config = resolve(candidate.name, None, overrides, model=model).config
+            fitting.setdefault(config.denoiser.use, compose(config))
+        except QframeError as error:
+            refusals[candidate.name] = error
+    if not fitting:
+        name, refusal = next(iter(refusals.items()))
+        raise ConfigError(f"model {model!r} fits no family; {name}: {refusal.message}", refusal.hint)
+    if len(fitting) > 1:
+        raise ConfigError(f"model {model!r} fits several denoisers: {', '.join(sorted(fitting))}", "Give --family.")
+    return next(iter(fitting.values()))
+
+
+def _as_json(stored: StoredLora) -> dict[str, Any]:
+    return {
+        "file": str(stored.file),
+        "size": stored.size,
+        "layouts": list(stored.styles),
+        "dora": stored.dora,
+        "base_model": stored.metadata.get("base_model"),
+        "weights_licence": stored.metadata.get("weights_licence"),
+        "targets": _targets(stored),
+        "layers": [
+            {
+                "name": layer.name,
+                "rank": layer.rank,
+                "alpha": layer.alpha,
+                "scale": layer.scale,
+                "in": layer.features[0],
+                "out": layer.features[1],
+                "dtype": layer.parts["down"].dtype,
+            }
+            for layer in stored.layers
+        ],
+        "metadata": dict(stored.metadata),
+    }
+
+
+def _targets(stored: StoredLora) -> dict[str, int]:
+    """How many layers have each name, blocks of one kind taken together."""
+    return dict(Counter(re.sub(r"(?<=blocks[._])\d+(?=[._])", "*", layer.name) for layer in stored.layers))
+
+
+def _several(values: Any) -> str:
+    """Equal values once, others from the least to the largest."""
+    distinct = sorted(set(values))
+    return f"{distinct[0]:g}" if len(distinct) == 1 else f"{distinct[0]:g} to {distinct[-1]:g}"
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
