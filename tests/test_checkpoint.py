@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import attrs
 import huggingface_hub
 import pytest
 import torch
@@ -14,6 +16,7 @@ from safetensors.torch import save_file
 
 from qframe.checkpoint import Checkpoint
 from qframe.errors import CheckpointError, UntrustedError
+from qframe.progress import SilentProgress
 
 
 @pytest.fixture
@@ -83,6 +86,33 @@ def test_the_digest_changes_with_content_and_names_and_nothing_else(folder: Path
     assert changed != first
     (folder / "vae" / "weights.safetensors").rename(folder / "vae" / "renamed.safetensors")
     assert checkpoint.digest("vae") != changed
+
+
+def test_reading_large_weights_for_a_digest_is_told_in_megabytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int, list[int]]] = []
+
+    class Heard(SilentProgress):
+        @contextmanager
+        def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Heard]:
+            told.append((name, total, []))
+            yield self
+
+        def advance(self, count: int = 1, **metrics: float) -> None:
+            told[-1][2].append(count)
+
+    (folder / "vae" / "more.safetensors").write_bytes(bytes(25_500_000))
+    silent = Checkpoint.open(folder)
+    plain = silent.digest("vae")
+    checkpoint = attrs.evolve(silent, progress=Heard())
+    assert checkpoint.digest("vae") == plain
+    assert told == [], "what is read in no time is not worth telling"
+    monkeypatch.setattr("qframe.checkpoint._WORTH_TELLING", 1_000_000)
+    assert checkpoint.digest("vae") == plain
+    ((name, total, steps),) = told
+    assert name == "fingerprinting vae (MB)"
+    assert total == sum(steps) == 25
+    assert len(steps) > 2
+    assert checkpoint == silent, "who listens is no part of what it is"
 
 
 def test_from_the_hub_weights_are_fetched_when_a_component_is_loaded(

@@ -419,6 +419,11 @@ def test_fingerprint_and_licence_are_those_declared() -> None:
     assert composition.licence == "Apache-2.0"
 
 
+def test_ingredients_are_the_fingerprint_where_a_component_names_no_more_and_the_dtype() -> None:
+    assert composed().ingredients("codec") == {"fingerprint": "FakeCodec bundled None", "dtype": "float32"}
+    assert composed("codec.dtype=bfloat16").ingredients("codec")["dtype"] == "bfloat16"
+
+
 # Devices
 
 

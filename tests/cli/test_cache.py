@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -97,3 +98,62 @@ def test_prune_keeps_what_any_of_several_configurations_needs(cache: Run, run: R
     both = run("cache", "prune", "--config", "a.toml", "--config", "b.toml")
     assert both.out.splitlines()[-1] == "there is nothing to take out", both.err
     assert "4 entries would go" in run("cache", "prune", "--config", "b.toml").out
+
+
+@pytest.mark.parametrize(
+    ("change", "missing", "said"),
+    [
+        ("encoder.options.positions=upstream", {"caption"}, "encoder positions mrope -> upstream"),
+        ("encoder.options.max_length=77", {"caption"}, "encoder max_length None -> 77"),
+        ("encoder.dtype=bfloat16", {"caption"}, "encoder dtype float32 -> bfloat16"),
+        ("transformers", {"caption"}, "encoder transformers"),
+        ("codec.dtype=bfloat16", {"target", "reference", "weight"}, "codec dtype float32 -> bfloat16"),
+        ("train.learning_rate=0.5", set(), ""),
+        ("denoiser.dtype=bfloat16", set(), ""),
+    ],
+)
+def test_a_change_of_the_encoder_costs_text_one_of_the_codec_latents_and_others_nothing(
+    cache: Run, change: str, missing: set[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cache("build").code == 0
+    sample = (
+        cache("explain", "nobody").err.splitlines()[-1].removeprefix("Ids of this data set are like ").split(", ")[0]
+    )
+    if change == "transformers":
+        monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0")
+        changed = cache("explain", sample)
+    else:
+        changed = cache("explain", sample, "--set", change)
+    assert changed.code == 0, changed.err
+    lines = [line.split() for line in changed.out.splitlines() if line.startswith("  ")]
+    assert {line[0] for line in lines if "missing" in line} == missing
+    assert said in changed.out
+
+
+def test_encoder_and_codec_are_loaded_on_devices_of_their_own_and_the_denoiser_not_at_all(
+    cache: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qframe_qwen.codec import QwenCodec
+    from qframe_qwen.denoiser import StockDenoiser
+    from qframe_qwen.encoder import QwenVLEncoder
+
+    devices: dict[str, str] = {}
+
+    def watch(kind: type, name: str) -> None:
+        load = kind.load  # type: ignore[attr-defined]
+
+        def watched(*arguments: object, device: object, **options: object) -> object:
+            devices[name] = str(device)
+            return load(*arguments, device=device, **options)
+
+        monkeypatch.setattr(kind, "load", watched)
+
+    watch(QwenCodec, "codec")
+    watch(QwenVLEncoder, "encoder")
+    watch(StockDenoiser, "denoiser")
+    built = cache("build", "--set", "device=cpu", "--set", "encoder.device=cpu:0")
+    assert built.code == 0, built.err
+    assert devices == {"codec": "cpu", "encoder": "cpu:0"}
+    devices.clear()
+    assert cache("build").code == 0
+    assert devices == {}, "everything is there: nothing is loaded"

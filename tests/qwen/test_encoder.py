@@ -251,3 +251,15 @@ def test_fingerprint_holds_everything_the_result_depends_on(
     monkeypatch.setattr(metadata, "version", lambda name: "5.999")
     fingerprints.append(QwenVLEncoder.fingerprint(checkpoint, None))
     assert len(set(fingerprints)) == 5
+
+
+def test_ingredients_name_what_the_fingerprint_is_made_of(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    plain = QwenVLEncoder.ingredients(checkpoint, None)
+    assert {"weights", "tokenizer", "processor", "transformers", "positions", "template"} <= plain.keys()
+
+    def changed(other: Checkpoint, options: QwenVLOptions | None = None) -> set[str]:
+        return {name for name, value in QwenVLEncoder.ingredients(other, options).items() if value != plain[name]}
+
+    assert changed(checkpoint) == set()
+    assert changed(checkpoint, QwenVLOptions(positions="upstream")) == {"positions"}
+    assert changed(without_processor(checkpoint, tmp_path)) == {"processor"}
