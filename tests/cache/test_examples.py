@@ -102,6 +102,14 @@ def test_a_known_data_set_is_opened_without_opening_a_picture(tmp_path: Path, mo
     assert equal(examples[4], before)
 
 
+def test_one_call_encodes_and_keeps_one_example(tmp_path: Path) -> None:
+    one = build(tmp_path, [RECORDS[4]])
+    assert len(one) == 1
+    loader = Loader()
+    assert equal(build(tmp_path, [RECORDS[4]], loader)[0], one[0])
+    assert loader.asked == []
+
+
 def test_equal_parts_are_encoded_once(tmp_path: Path) -> None:
     loader = Loader()
     build(tmp_path, loader=loader)

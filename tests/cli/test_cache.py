@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.cli.conftest import Outcome, Run
 
@@ -130,9 +131,9 @@ def test_a_change_of_the_encoder_costs_text_one_of_the_codec_latents_and_others_
     assert said in changed.out
 
 
-def test_encoder_and_codec_are_loaded_on_devices_of_their_own_and_the_denoiser_not_at_all(
-    cache: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """By role, the device of what was loaded."""
     from qframe_qwen.codec import QwenCodec
     from qframe_qwen.denoiser import StockDenoiser
     from qframe_qwen.encoder import QwenVLEncoder
@@ -151,9 +152,27 @@ def test_encoder_and_codec_are_loaded_on_devices_of_their_own_and_the_denoiser_n
     watch(QwenCodec, "codec")
     watch(QwenVLEncoder, "encoder")
     watch(StockDenoiser, "denoiser")
+    return devices
+
+
+def test_encoder_and_codec_are_loaded_on_devices_of_their_own_and_the_denoiser_not_at_all(
+    cache: Run, loads: dict[str, str]
+) -> None:
     built = cache("build", "--set", "device=cpu", "--set", "encoder.device=cpu:0")
     assert built.code == 0, built.err
-    assert devices == {"codec": "cpu", "encoder": "cpu:0"}
-    devices.clear()
+    assert loads == {"codec": "cpu", "encoder": "cpu:0"}
+    loads.clear()
     assert cache("build").code == 0
-    assert devices == {}, "everything is there: nothing is loaded"
+    assert loads == {}, "everything is there: nothing is loaded"
+
+
+def test_training_from_a_cache_opens_no_picture_and_loads_neither_encoder_nor_codec(
+    cache: Run, run: Run, tiny_model: Path, loads: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cache("build", "--output", "runs/a").code == 0
+    loads.clear()
+    monkeypatch.setattr(Image, "open", lambda *a, **k: pytest.fail("a picture was opened"))
+    steps = ("--set", "train.max_steps=2", "--set", "sample.count=0")
+    trained = run("train", "--family", "qwen-edit", "--model", tiny_model, "--output", "runs/a", *SMALL, *steps)
+    assert trained.code == 0, trained.err
+    assert set(loads) == {"denoiser"}
