@@ -244,7 +244,9 @@ class Pipeline:
             for places, part in self.recipe.split(request):
                 plan = self.recipe.plan(part, self.parts)
                 tokens = self._sample(plan, places, watch)
-                rows = list(tokens.split(plan.start.lengths)) if output_type == "latent" else plan.decode(tokens)
+                decode, lengths = plan.decode, plan.start.lengths
+                del plan  # decoding takes the most memory, and needs nothing of it
+                rows = list(tokens.split(lengths)) if output_type == "latent" else decode(tokens)
                 found.update(zip(places, rows, strict=True))
         return _as_output([found[place] for place in sorted(found)], output_type)
 

@@ -249,8 +249,10 @@ def _latent_shapes(count: int, grid: Grid, parts: Parts) -> tuple[tuple[int, ...
 def decoder(codec: LatentCodec, start: PackedSequence, patch: int) -> Callable[[Tensor], list[Tensor]]:
     """The `decode` of a plan: final tokens [N, C] to one picture [C, H, W] in [-1, 1] per sample."""
 
+    grids = start.grids  # not `start`: its noise is of no use any more when this runs
+
     def decode(tokens: Tensor) -> list[Tensor]:
-        latents = [latents for (latents,) in unpack_pictures(start.with_tokens(tokens), patch)]
+        latents = [latents for (latents,) in unpack_pictures(PackedSequence(tokens, grids), patch)]
         if len({tuple(one.shape) for one in latents}) == 1:
             return list(codec.decode(torch.stack(latents)))
         return [codec.decode(one[None])[0] for one in latents]

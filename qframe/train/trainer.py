@@ -132,9 +132,16 @@ class Trainer:
             progress=self.progress,
         )
 
-    def _check_targets(self) -> None:
+    def _check_lora(self) -> None:
         # Of the denoiser's outline: told only once it is loaded, a misspelt target would cost the encoding before it.
-        outline = adapters.outlined(self.composition) if self.config.train.mode == "lora" else None
+        if self.config.train.mode != "lora":
+            return
+        if self.config.lora.dora and "denoiser" in self.composition.quantisers:
+            raise ConfigError(
+                "lora.dora: the denoiser is quantised, and DoRA needs the exact lengths of its rows",
+                "Set lora.dora to false, or leave denoiser.quantise out.",
+            )
+        outline = adapters.outlined(self.composition)
         if outline is not None:
             adapters.resolve_targets(outline.module, self.config.lora.targets, outline.lora_presets)
 
@@ -206,7 +213,7 @@ class Trainer:
             run.rewind(0)  # what a run left here that ended before its first checkpoint
         self.registry.hook.qframe_run_start(run=run)
 
-        self._check_targets()
+        self._check_lora()
         examples = self.cache()
         data = examples.digest()
         if checkpoint is not None:
@@ -307,7 +314,12 @@ class Trainer:
         pictures: list[Image.Image | None] = [None] * len(plans)
         with torch.inference_mode(), self.averaged(), self.progress.stage(title, len(plans)) as bar:
             for group in group_plans(plans, self.config.sample.batch_size):
-                made = run_plan(join_plans([plans[i] for i in group]), parts.denoiser, parts.sampler)
+                made = run_plan(
+                    join_plans([plans[i] for i in group]),
+                    parts.denoiser,
+                    parts.sampler,
+                    guidance_batching=self.config.sample.guidance_batching,
+                )
                 for index, picture in zip(group, made, strict=True):
                     pictures[index] = from_pixels(picture)
                 bar.advance(len(group))
