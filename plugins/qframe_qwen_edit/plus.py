@@ -120,9 +120,9 @@ class EditPlusRecipe(Recipe):
     def split(self, request: Request) -> list[tuple[tuple[int, ...], Request]]:
         """One part per size of the last references, unless the request names the size."""
         given = _plus(request)
-        sets = self._opened(given)
-        if len(sets) == 1 or (given.height and given.width):
+        if not given.image or len(given.image) == 1 or (given.height and given.width):
             return super().split(given)
+        sets = self._opened(given)
         return split_by_size(given, output_sizes(given, _last(sets), self.geometry), image=sets)
 
     def shown(self, request: Request) -> list[tuple[Image.Image, ...]]:

@@ -19,6 +19,8 @@ from tests.qwen.test_encoder import PROMPTS, recorded_positions
 from tests.qwen_edit_plus.conftest import Oracle
 
 SIZES = [(64, 64), (96, 48), (48, 80)]
+one_oracle = pytest.mark.parametrize("oracle", [False], indirect=True, ids=["any"])
+"""Both checkpoints have the same encoder."""
 
 
 class TestEditPlusEncoder(EncoderContract):
@@ -43,6 +45,7 @@ def processed(pipeline: Any, prompt: str, images: list[Image.Image]) -> Any:
     )  # fmt: skip
 
 
+@one_oracle
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_conditioning_equals_the_pipelines_with_its_positions(oracle: Oracle, prompt: str, count: int) -> None:
@@ -60,6 +63,7 @@ def test_tokens_number_the_pictures(parts: Parts) -> None:
     assert "user\nPicture 1: <|vision_start|><|image_pad|><|vision_end|>Picture 2: " in tokenizer.decode(wanted)
 
 
+@one_oracle
 def test_image_positions_are_those_of_qwen2_5_vls_definition(
     oracle: Oracle, parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +107,7 @@ def test_image_positions_by_hand(parts: Parts, monkeypatch: pytest.MonkeyPatch) 
     assert positions[:, start + 18].tolist() == [second + 6] * 3
 
 
+@one_oracle
 def test_the_upstream_switch_changes_the_conditioning(oracle: Oracle, parts: Parts) -> None:
     right, upstream = (one.encoder.encode(["blue"], [pictures(2)]).embeds for one in (parts, oracle.parts))
     assert ((right - upstream).norm() / right.norm()).item() > 0.05
