@@ -72,14 +72,15 @@ class QwenCodec(LatentCodec):
         posterior = self.vae.encode(frames).latent_dist
         latents = posterior.mode() if generator is None else posterior.sample(generator)
         mean, std = self._normalisation(latents)
-        normalised: Tensor = ((latents - mean) / std)[:, :, 0]
-        return normalised
+        # To the bit as diffusers: its edit pipelines, which take the mode, divide; those that sample multiply.
+        normalised: Tensor = (latents - mean) / std if generator is None else (latents - mean) * (1.0 / std)
+        return normalised[:, :, 0]
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         frames = latents[:, :, None].to(self.execution_device, self.vae.dtype)  # [B, Z, 1, h, w]
         mean, std = self._normalisation(frames)
-        pixels: Tensor = self.vae.decode(frames * std + mean, return_dict=False)[0][:, :, 0]
+        pixels: Tensor = self.vae.decode(frames / (1.0 / std) + mean, return_dict=False)[0][:, :, 0]  # as diffusers
         return pixels.clamp(-1, 1)
 
     def _normalisation(self, latents: Tensor) -> tuple[Tensor, Tensor]:
