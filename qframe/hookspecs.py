@@ -26,7 +26,18 @@ PROJECT = "qframe"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
-Kind = Literal["encoder", "denoiser", "codec", "schedule", "sampler", "quantiser", "transform", "source", "model"]
+Kind = Literal[
+    "encoder",
+    "denoiser",
+    "codec",
+    "schedule",
+    "sampler",
+    "quantiser",
+    "transform",
+    "source",
+    "model",
+    "oracle",
+]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
@@ -72,6 +83,7 @@ class Family:
     registered names of what the recipe's plans pass through, the first one first. options: defaults laid under the
     user's configuration, as nested tables with the same keys, e.g. {"encoder": {"options": {"template": "edit"}}}.
     model, data: registered names used when the user gives none. weights_licence: SPDX id of the published weights.
+    oracle: registered name of what `qframe verify` holds the family against.
     """
 
     name: str = attrs.field(kw_only=False)
@@ -86,6 +98,7 @@ class Family:
     options: Mapping[str, Any] = attrs.field(factory=dict)
     model: str | None = None
     data: str | None = None
+    oracle: str | None = None
     weights_licence: str
     summary: str
 

@@ -42,6 +42,25 @@ def qframe_components() -> list[Component]:
             "qframe_qwen.image_to_image:ImageToImage",
             summary="a run that starts from a picture where one is given",
         ),
+        Component(
+            "oracle",
+            "diffusers-qwen-image",
+            "qframe_qwen.oracles:TextToImage",
+            summary="diffusers' QwenImagePipeline and QwenImageImg2ImgPipeline",
+        ),
+        Component(
+            "oracle", "diffusers-qwen-inpaint", "qframe_qwen.oracles:Inpaint", summary="QwenImageInpaintPipeline"
+        ),
+        Component("oracle", "diffusers-qwen-edit", "qframe_qwen.oracles:Edit", summary="QwenImageEditPipeline"),
+        Component(
+            "oracle", "diffusers-qwen-edit-plus", "qframe_qwen.oracles:EditPlus", summary="QwenImageEditPlusPipeline"
+        ),
+        Component(
+            "oracle",
+            "diffusers-qwen-edit-inpaint",
+            "qframe_qwen.oracles:EditInpaint",
+            summary="QwenImageEditInpaintPipeline, with the reference that edits have here",
+        ),
     ]
 
 
@@ -65,6 +84,7 @@ def qframe_families() -> list[Family]:
             },
             model="shapes",
             data="shapes",
+            oracle="diffusers-qwen-image",
             weights_licence="Apache-2.0",
             summary="pictures from prompts, or from a prompt and a picture to start from",
         )

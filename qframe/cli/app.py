@@ -14,6 +14,7 @@ from qframe.cli.plugins import plugins
 from qframe.cli.sample import sample
 from qframe.cli.shared import examples
 from qframe.cli.train import train
+from qframe.cli.verify import verify
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -37,5 +38,5 @@ def app(debug: bool) -> None:
     """
 
 
-for command in (train, sample, compose, config, data, plugins, cache, demo, lora):
+for command in (train, sample, compose, config, data, plugins, cache, demo, verify, lora):
     app.add_command(command)

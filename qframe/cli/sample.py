@@ -119,19 +119,23 @@ def sample(
         if not Path(file).is_file():
             raise CheckpointError(f"--lora {file}: there is no such file", "Give a .safetensors file.")
     asked = {name: value for name, value in request.items() if value not in (None, ())}
-    asked |= _size(size) | _guidance(guidance, negative_prompt)
+    asked |= size_of(size) | _guidance(guidance, negative_prompt)
     asked |= {} if steps is None else {"num_inference_steps": steps}
     overrides = (*_placement(offload, devices), *overrides)
     config = resolve(family, config_file, overrides, model=model).config
     announce(config, data=False)
 
+    from qframe.cli.memory import foretold
     from qframe.cli.progress import terminal_progress
+    from qframe.compose import compose
     from qframe.pipeline import load
+    from qframe.preflight import forecast_sampling
 
-    pipe = load(config.family, model=model, lora=loras, config=config_file, overrides=overrides)
-    result = pipe(
-        prompt=list(prompt), num_images_per_prompt=num_images, seed=seed, progress=terminal_progress(), **asked
-    )
+    with foretold(forecast_sampling(compose(config))):
+        pipe = load(config.family, model=model, lora=loras, config=config_file, overrides=overrides)
+        result = pipe(
+            prompt=list(prompt), num_images_per_prompt=num_images, seed=seed, progress=terminal_progress(), **asked
+        )
     for file, picture in zip(files, cast("Sequence[Image.Image]", result.images), strict=True):
         save_picture(file, picture)
         click.echo(f"wrote {file}")
@@ -183,7 +187,7 @@ def _placement(offload: str | None, devices: str | None) -> list[str]:
     return [*found, f"devices={json.dumps(listed)}"] if listed else found
 
 
-def _size(size: str | None) -> dict[str, int]:
+def size_of(size: str | None) -> dict[str, int]:
     if size is None:
         return {}
     match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", size)
