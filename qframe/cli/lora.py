@@ -97,7 +97,7 @@ def convert(
     if output.exists():
         raise CheckpointError(f"{output}: exists already, and nothing is overwritten", "Give another --output.")
     names = None
-    if (family, model, config_file) != (None, None, None):
+    if any((family, model, config_file, overrides)):
         composition = _composition(family, model, config_file, overrides)
         outline = outlined(composition) or composition.load("denoiser").denoiser
         names = layer_names(outline.module)

@@ -82,6 +82,25 @@ def test_names_of_tensors_are_those_that_other_programs_look_for(tmp_path: Path)
         }
 
 
+@pytest.mark.parametrize(("layout", "down", "up"), [("comfyui", "lora_A", "lora_B"), ("kohya", "lora_down", "lora_up")])
+def test_a_program_that_adds_alpha_over_rank_adds_the_same(
+    tmp_path: Path, layout: LoraLayout, down: str, up: str
+) -> None:
+    """By the rule of ComfyUI and kohya's programs, from the tensors as they lie in the file."""
+    save_lora(tmp_path / "a", layers(), layout=layout)
+    tensors = load_file(tmp_path / "a")
+    weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(5))
+    found = {}
+    for key in [key for key in tensors if key.endswith(".alpha")]:
+        first, second = (tensors[key.replace("alpha", f"{half}.weight")] for half in (down, up))
+        found[key.removesuffix(".alpha")] = tensors[key].item() / first.shape[0] * (second @ first)
+    wanted = {name if layout == "comfyui" else name.replace(".", "_"): one for name, one in layers().items()}
+    prefix = {"comfyui": "diffusion_model.", "kohya": "lora_unet_"}[layout]
+    assert found.keys() == {prefix + name for name in wanted}
+    for name, one in wanted.items():
+        torch.testing.assert_close(found[prefix + name], one.update(weight))
+
+
 def test_alpha_is_written_in_one_place_only(tmp_path: Path) -> None:
     """Diffusers multiplies by both: the scale of a file that has it twice would be its square."""
     for layout in LAYOUTS:

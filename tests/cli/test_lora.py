@@ -133,6 +133,9 @@ def test_flattened_names_are_told_by_a_model(
     assert outcome.code == 0, outcome.err
     read = read_lora(Path("b"))
     assert all(read[name].equals(layers[name]) for name in layers)
+    outcome = run("lora", "convert", "kohya", "--to", "diffusers", "--output", "c", "--set", "denoiser.model=elsewhere")
+    assert outcome.code == 2  # half of a choice is not ignored
+    assert "no family is chosen" in outcome.err
 
 
 def test_merging_writes_a_denoiser_that_qframe_and_diffusers_read(

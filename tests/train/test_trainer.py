@@ -345,12 +345,23 @@ def test_bad_input_is_named_before_any_work(config: Callable[..., Config], tmp_p
     assert not (tmp_path / "run" / "lora.safetensors").exists()
 
 
-def test_a_wrong_target_is_refused_before_anything_is_loaded_or_encoded(
-    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["lora.targets=['attn.to_z']"], r"lora\.targets: 'attn.to_z' matches no linear layer"),
+        (["lora.dora=true", "denoiser.quantise.use=quanto"], r"lora\.dora: the denoiser is quantised"),
+    ],
+)
+def test_a_lora_that_cannot_be_is_refused_before_anything_is_loaded_or_encoded(
+    config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    message: str,
 ) -> None:
-    trainer = Trainer(config("run", "lora.targets=['attn.to_z']"))
+    trainer = Trainer(config("run", *overrides))
     monkeypatch.setattr(trainer, "load", lambda *roles: pytest.fail("a part was loaded"))
-    with pytest.raises(ConfigError, match=r"lora\.targets: 'attn.to_z' matches no linear layer"):
+    with pytest.raises(ConfigError, match=message):
         trainer.fit()
     assert not (tmp_path / "cache").exists()
 
