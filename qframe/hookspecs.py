@@ -37,6 +37,7 @@ Kind = Literal[
     "source",
     "model",
     "oracle",
+    "benchmark",
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
 
@@ -57,7 +58,8 @@ class Component:
 
     kind: what it is. name: what users write in `use = "..."`. target: "module:Class" implementing the interface
     of that kind in `qframe.interfaces`; for kind "model" a "module:function" returning the folder of a
-    checkpoint that ships with the plugin. options: "module:Class", a torch-free attrs class of its settings.
+    checkpoint that ships with the plugin; for kind "benchmark" a click command, run by `qframe bench NAME`. options:
+    "module:Class", a torch-free attrs class of its settings.
     defaults: of kind "model" alone, configuration that suits this checkpoint, as nested tables; it is laid over the
     family's and under the user's wherever this checkpoint is the model.
     """

@@ -13,6 +13,7 @@ from qframe_qwen_per_sample_rope.rotary import rotate
 
 _EPS = 1e-6  # QwenImageTransformerBlock.__init__ in diffusers' transformer_qwenimage.py
 _LARGEST_HALF = 65504  # the largest finite float16
+_HALVED_FROM = 512  # rows; with fewer, two products cost more than the memory is worth
 
 
 class JointAttention(nn.Module):
@@ -83,10 +84,22 @@ class PerSampleRopeBlock(nn.Module):
         )
         image = add_gated(image, image_change, gate1, layout.image)
         text = add_gated(text, text_change, text_gate1, layout.text)
-        image_change = self.img_mlp(modulate(self.img_norm2(image), shift2, scale2, layout.image))
+        image_change = _in_halves(self.img_mlp, modulate(self.img_norm2(image), shift2, scale2, layout.image))
         text_change = self.txt_mlp(modulate(self.txt_norm2(text), text_shift2, text_scale2, layout.text))
         image = add_gated(image, image_change, gate2, layout.image)
         text = add_gated(text, text_change, text_gate2, layout.text)
         if image.dtype == torch.float16:
             return image.clip(-_LARGEST_HALF, _LARGEST_HALF), text.clip(-_LARGEST_HALF, _LARGEST_HALF)
         return image, text
+
+
+def _in_halves(perceptron: nn.Module, rows: Tensor) -> Tensor:
+    """The perceptron of rows [N, D], many of them in two parts.
+
+    Memory peaks where its activation, four times as wide as the stream, goes backward. Diffusers goes through a mixed
+    batch shape by shape there; all shapes at once would need more than it, half of them at a time need less.
+    """
+    if torch.compiler.is_compiling() or rows.shape[0] < _HALVED_FROM:
+        whole: Tensor = perceptron(rows)
+        return whole
+    return torch.cat([perceptron(half) for half in rows.chunk(2)])

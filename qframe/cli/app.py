@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from qframe.cli.bench import bench
 from qframe.cli.cache import cache
 from qframe.cli.compose import compose
 from qframe.cli.config import config
@@ -38,5 +39,5 @@ def app(debug: bool) -> None:
     """
 
 
-for command in (train, sample, compose, config, data, plugins, cache, demo, verify, lora):
+for command in (train, sample, compose, config, data, plugins, cache, demo, verify, lora, bench):
     app.add_command(command)

@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
         frozenset({"plugins", "config", "schema", "strict", "hookspecs", "samplers_plugin"}),
         frozenset({"interfaces", "samplers"}),
     ),
-    (frozenset({"packing", "flow", "guidance", "plan_batches", "pictures", "contact_sheet"}),),
+    (frozenset({"packing", "flow", "guidance", "plan_batches", "pictures", "contact_sheet", "benchmark"}),),
     (frozenset({"types"}),),
     (frozenset({"geometry"}), frozenset({"checkpoint", "storage"})),
     (frozenset({"errors", "progress"}),),

@@ -1,0 +1,71 @@
+"""The command and its options. torch is imported when it runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import attrs
+import click
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What is measured. width is that of the stream, in heads of `head`; text_width that of the prompts."""
+
+    s: tuple[int, ...]
+    width: int
+    head: int
+    layers: int
+    text_width: int
+    repeats: int
+    device: str
+    dtype: str
+    gradient_checkpointing: bool
+    profile: bool
+
+
+_FULL = {"width": 3072, "head": 128, "layers": 60, "text_width": 3584}
+"""transformer/config.json of Qwen/Qwen-Image."""
+_QUICK: dict[str, Any] = {"s": (8,), "width": 128}
+
+
+def _sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", value):
+        raise click.BadParameter(f"expected numbers with commas between, e.g. 8,16, got {value!r}")
+    return tuple(map(int, value.split(",")))
+
+
+@click.command()
+@click.option("--s", default="8,16", show_default=True, callback=_sizes, help="Sides of the small pictures, in tokens.")
+@click.option("--width", type=click.IntRange(min=64), default=256, show_default=True, help="Of the stream.")
+@click.option("--head", type=click.IntRange(min=16), default=64, show_default=True, help="Channels of a head.")
+@click.option("--layers", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--text-width", type=click.IntRange(min=1), default=256, show_default=True, help="Of the prompts.")
+@click.option("--full", is_flag=True, help="The published size: 60 layers, width 3072 (40 GB in bfloat16).")
+@click.option("--quick", is_flag=True, help="Small: s = 8, width 128.")
+@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each contestant.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--gradient-checkpointing", is_flag=True, help="In every contestant.")
+@click.option("--profile", is_flag=True, help="Also operations per second and time by component.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def transformer(full: bool, quick: bool, as_json: bool, **options: Any) -> None:
+    """Packed batches of mixed shapes against diffusers, forward and backward with a LoRA.
+
+    Two samples have two pictures of s x s tokens, two have two of 2s x 2s; prompts are of 77 tokens, or mixed. Weights
+    are random. Contestants take turns; on a CPU the time of this process counts. Then batches of equally many tokens
+    in 1, 2, 4, 8 and 16 different shapes.
+    """
+    settings = Settings(**options | (_FULL if full else {}) | (_QUICK if quick else {}))
+    if settings.width % settings.head or settings.head % 16:
+        raise click.BadParameter(
+            f"width {settings.width} must be a multiple of head {settings.head}, and head one of 16"
+        )
+    from qframe.compose import find_device
+    from qframe_qwen_per_sample_rope.bench.tables import as_text, run
+
+    find_device("--device", settings.device)
+    found = run(settings)
+    click.echo(json.dumps(attrs.asdict(found), indent=2) if as_json else as_text(found))

@@ -1,0 +1,104 @@
+"""How near the packed pass comes to what the machine can do, and where its time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import attrs
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from qframe.benchmark import matmul_ceiling, measure, table
+from qframe.types import Grid
+from qframe_qwen_per_sample_rope.bench.command import Settings
+from qframe_qwen_per_sample_rope.bench.contestants import networks, random_batch, run_packed
+from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
+
+_CEILING_SIDE = {"cpu": 1024}
+_META = torch.device("meta")
+# Of names of operations and kernels, the first that is found decides.
+_COMPONENTS = {
+    "attention": ("attention", "flash", "fmha", "softmax", "bmm"),
+    "linear layers": ("mm", "gemm", "cutlass", "nvjet"),
+    "copies": ("copy", "cat", "index", "memcpy", "memset"),
+}
+_REST = "norms, modulation, rotation"
+
+
+@attrs.frozen(kw_only=True)
+class Profile:
+    """One forward and backward pass. operations: multiplications and additions of all products of matrices."""
+
+    operations: int
+    seconds: float
+    ceiling: float
+    components: dict[str, float]
+
+    @property
+    def share(self) -> float:
+        """Of the ceiling."""
+        return self.operations / self.seconds / self.ceiling
+
+    def as_text(self) -> str:
+        """Rates, then a row per component."""
+        whole = sum(self.components.values())
+        rows = [[name, f"{seconds:.3f} s", f"{seconds / whole:.0%}"] for name, seconds in self.components.items()]
+        return (
+            f"{self.operations / 1e12:.3f} TFLOP in {self.seconds:.3f} s: {self.operations / self.seconds / 1e12:.3f} "
+            f"TFLOP/s, {self.share:.0%} of the {self.ceiling / 1e12:.3f} that one large product reaches\n"
+            f"{table(['component', 'time', 'share'], rows)}"
+        )
+
+
+def profiled(
+    settings: Settings, network: PerSampleRopeTransformer, grids: Sequence[tuple[Grid, ...]], texts: Sequence[int]
+) -> Profile:
+    """The packed pass over these samples."""
+    device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
+    run = partial(run_packed, network, random_batch(settings, grids, texts))
+    seconds = measure({"packed": run}, repeats=settings.repeats, device=device)["packed"].seconds
+    return Profile(
+        operations=operations(settings, grids, texts),
+        seconds=seconds,
+        ceiling=matmul_ceiling(device, dtype, side=_CEILING_SIDE.get(device.type, 8192)),
+        components=components(run, device),
+    )
+
+
+def operations(settings: Settings, grids: Sequence[tuple[Grid, ...]], texts: Sequence[int]) -> int:
+    """Of one forward and backward pass, counted while it runs on the meta device: shapes without numbers.
+
+    What a kernel or gradient checkpointing computes a second time is not counted.
+    """
+    plain = attrs.evolve(settings, gradient_checkpointing=False)
+    _, network = networks(plain, _META)
+    batch = random_batch(plain, grids, texts, _META)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run_packed(network, batch)
+    found: int = counter.get_total_flops()
+    return found
+
+
+def components(run: partial[None], device: torch.device) -> dict[str, float]:
+    """Seconds of each component in one pass: of kernels on CUDA, of operations on a CPU."""
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
+        run()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    found = dict.fromkeys([*_COMPONENTS, _REST], 0.0)
+    for event in profiler.key_averages():
+        if on_gpu and event.device_type.name != "CUDA":
+            continue
+        microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        found[component_of(event.key)] += microseconds / 1e6
+    return found
+
+
+def component_of(operation: str) -> str:
+    """Which component an operation or a kernel belongs to, by its name."""
+    name = operation.lower()
+    return next((part for part, words in _COMPONENTS.items() if any(word in name for word in words)), _REST)

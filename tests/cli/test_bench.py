@@ -1,0 +1,93 @@
+"""`qframe bench`: benchmarks of plugins by name, none imported before it is asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from qframe.cli import bench as bench_module
+from qframe.hookspecs import Component, hookimpl
+from qframe.plugins import Candidate, Registry, load_registry
+from tests.cli.conftest import Run
+
+
+@hookimpl
+def qframe_components() -> list[Component]:
+    """One benchmark that works, one that is no command, one that is not there."""
+    return [
+        Component("benchmark", "hello", f"{__name__}:hello", summary="says how often"),
+        Component("benchmark", "broken", f"{__name__}:load_registry"),
+        Component("benchmark", "absent", "no.such.module:run"),
+    ]
+
+
+@click.command()
+@click.option("--times", default=1)
+def hello(times: int) -> None:
+    click.echo("hello " * times)
+
+
+@pytest.fixture
+def offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Registry([Candidate("acme", "acme 1.0", __name__, lambda: sys.modules[__name__])])
+    monkeypatch.setattr(bench_module, "registry", lambda: found)
+
+
+@pytest.mark.usefixtures("offered")
+def test_a_benchmark_of_a_plugin_gets_its_own_options(run: Run) -> None:
+    outcome = run("bench", "hello", "--times", "3")
+    assert (outcome.code, outcome.out.split()) == (0, ["hello"] * 3)
+
+
+@pytest.mark.usefixtures("offered")
+def test_they_are_listed_with_what_they_measure_and_none_is_imported(run: Run) -> None:
+    outcome = run("bench", "--help")
+    assert outcome.code == 0
+    assert "hello   says how often" in outcome.out
+    assert "absent" in outcome.out
+
+
+@pytest.mark.usefixtures("offered")
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("hallo", 2, "no benchmark 'hallo'; did you mean 'hello'?"),
+        ("broken", 7, "is no click command"),
+        ("absent", 7, "no.such.module:run cannot be used"),
+    ],
+)
+def test_what_cannot_run_is_named(run: Run, name: str, code: int, message: str) -> None:
+    outcome = run("bench", name)
+    assert outcome.code == code
+    assert message in outcome.err
+
+
+def test_help_of_the_bundled_benchmark_imports_no_torch() -> None:
+    script = (
+        "import sys; from qframe.cli import main; code = main(['bench', 'transformer', '--help']); "
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--gradient-checkpointing" in done.stdout
+
+
+def test_reference_names_every_option_of_the_bundled_benchmarks() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    registry = load_registry()
+    for component in registry.components("benchmark"):
+        assert f"`{component.name}`" in page
+        for parameter in registry.resolve(component).params:
+            assert any(f"`{option}" in page for option in parameter.opts), (component.name, parameter.name)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--s", "8,,16"], ["--s", "0"], ["--width", "96", "--head", "64"], ["--repeats", "0"], ["--device", "tpu"]],
+)
+def test_wrong_options_of_the_transformer_benchmark_end_with_2(run: Run, arguments: list[str]) -> None:
+    assert run("bench", "transformer", *arguments).code == 2
