@@ -45,7 +45,7 @@ class DataConfig:
     """The data set: a registered source, or a path."""
 
     use: str | None = attrs.field(default=None, metadata={"help": "registered source; 'folder' when path is given"})
-    path: str | None = attrs.field(default=None, metadata={"help": "folder of pictures, or a .jsonl or .csv file"})
+    path: str | None = attrs.field(default=None, metadata={"help": "folder of pictures, .jsonl, .csv or .parquet file"})
     options: Any = attrs.field(default=None, metadata={"help": "settings that the source declares"})
 
 

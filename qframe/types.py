@@ -132,18 +132,21 @@ class Conditioning:
 
 @attrs.frozen(eq=False)
 class Picture:
-    """A picture that has not been opened: its bytes, or where they lie.
+    """A picture that has not been opened: its bytes, where they lie, or what reads them.
 
-    origin: what messages call it, e.g. "train/0001.png" or "row 12, column control".
+    origin: what messages call it, e.g. "train/0001.png" or "row 12, column control". A source that reads raises
+    DataError.
     """
 
     origin: str
-    source: Path | bytes
+    source: Path | bytes | Callable[[], bytes]
 
     def read(self) -> bytes:
         """The encoded bytes. DataError if the file cannot be read."""
         if isinstance(self.source, bytes):
             return self.source
+        if not isinstance(self.source, Path):
+            return self.source()
         try:
             return self.source.read_bytes()
         except OSError as error:

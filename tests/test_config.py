@@ -74,6 +74,7 @@ def make_registry() -> Registry:
         Component("source", "built-in", "a:B", options=f"{HERE}:OtherOptions"),
         Component("source", "folder", "a:B"),
         Component("source", "jsonl", "a:B"),
+        Component("source", "parquet", "a:B"),
     ]
     family = Family(
         "edit",
@@ -197,6 +198,7 @@ def test_recipe_settings_become_what_the_family_declares() -> None:
 def test_data_path_chooses_the_source_by_suffix() -> None:
     assert load(data={"path": "pictures"}).data.use == "folder"
     assert load(data={"path": "rows.jsonl"}).data.use == "jsonl"
+    assert load(data={"path": "rows.parquet"}).data.use == "parquet"
     assert load("data.use=built-in", data={"path": "pictures"}).data.use == "built-in"
 
 

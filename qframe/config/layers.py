@@ -14,7 +14,7 @@ from qframe.plugins import Registry
 from qframe.schema import ROLES
 
 DEEPEST = 32
-SOURCES = {".jsonl": "jsonl", ".csv": "csv"}
+SOURCES = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 """The source that reads `data.path`, unless another is named: by the path's suffix, else "folder"."""
 
 Key = tuple[str, ...]

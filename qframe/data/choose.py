@@ -21,7 +21,9 @@ def open_source(config: Config, registry: Registry) -> RecordSource:
         )
     path = None if config.data.path is None else Path(config.data.path).expanduser()
     if path is not None and not path.exists():
-        raise DataError(f"data.path: {path} does not exist", "Give a folder of pictures, or a .jsonl or .csv file.")
+        raise DataError(
+            f"data.path: {path} does not exist", "Give a folder of pictures, or a .jsonl, .csv or .parquet file."
+        )
     component = registry.component("source", config.data.use)
     source = registry.resolve(component)(config.data.options, path)
     if not isinstance(source, RecordSource):

@@ -18,9 +18,9 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _UNREADABLE = (".avif", ".heic", ".heif", ".jxl", ".svg", ".psd", ".cr2", ".nef", ".dng")
 _CAPTION = ".txt"
 _REFERENCE = re.compile(r"(?P<name>.+)_ref(?P<number>[1-9]\d*)?")
-_WEIGHT = re.compile(r"(?P<name>.+)_weight")
+_WEIGHT = re.compile(r"(?P<name>.+)_(?:weight|mask)")
 _CONTROL_FOLDER = re.compile(r"control(?P<number>[1-9]\d*)?")
-_WEIGHT_FOLDER = "weight"
+_WEIGHT_FOLDERS = ("weight", "mask")
 _NO_CAPTIONS = {"readme", "license", "licence", "notice"}
 
 
@@ -35,7 +35,7 @@ class _Files:
 
 
 class FolderSource(FileSource):
-    """Targets NAME.png with captions NAME.txt, references NAME_ref.png or control/NAME.png, weights NAME_weight.png."""
+    """Targets NAME.png with captions NAME.txt, references NAME_ref.png or control/NAME.png, masks NAME_mask.png."""
 
     name = "folder"
     rules = "The naming rules are in docs/reference/data-formats.md."
@@ -156,7 +156,7 @@ def _sort(path: PurePosixPath, found: dict[str, _Files], problems: Problems) -> 
         top = path.parts[0] if len(path.parts) > 1 else ""
         if control := _CONTROL_FOLDER.fullmatch(top):
             of(bare.relative_to(top)).references.append((int(control["number"] or 0), text))
-        elif top == _WEIGHT_FOLDER:
+        elif top in _WEIGHT_FOLDERS:
             of(bare.relative_to(top)).weights.append(text)
         elif reference := _REFERENCE.fullmatch(bare.name):
             of(bare.with_name(reference["name"])).references.append((int(reference["number"] or 0), text))

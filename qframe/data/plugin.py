@@ -32,4 +32,18 @@ def qframe_components() -> list[Component]:
             options=_TABLE,
             summary="a table with a header: target, prompt, reference, weight",
         ),
+        Component(
+            "source",
+            "parquet",
+            "qframe.data.parquet:ParquetSource",
+            options="qframe.data.options:ColumnOptions",
+            summary="Parquet files with pictures as bytes or paths (extra: parquet)",
+        ),
+        Component(
+            "source",
+            "datasets",
+            "qframe.data.hub:DatasetsSource",
+            options="qframe.data.options:DatasetsOptions",
+            summary="a data set of Hugging Face's library, on disk or from the hub (extra: datasets)",
+        ),
     ]

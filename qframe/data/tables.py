@@ -20,8 +20,8 @@ from qframe.types import Picture, Record
 
 _LONGEST_LINE = 1_000_000
 _LARGEST_CSV = 512_000_000
-_KEYS = ("target", "prompt", "references", "control", "weight", "id", "group")
-_COLUMNS = ("target", "prompt", "reference", "control", "weight", "id", "group")
+_KEYS = ("target", "prompt", "references", "control", "weight", "mask", "id", "group")
+_COLUMNS = ("target", "prompt", "reference", "control", "weight", "mask", "id", "group")
 _NUMBERED = re.compile(r"(?:reference|control)[1-9]\d*")
 
 
@@ -88,11 +88,15 @@ class TableSource(FileSource):
                 self._picture(path, f"{where}, reference {number}", root, problems)
                 for number, path in enumerate(values.get("references", ()), 1)
             ),
-            weight=self._picture(values["weight"], f"{where}, weight", root, problems)
-            if values.get("weight")
-            else None,
+            weight=self._weight(values, where, root, problems),
             group=values.get("group") or "",
         )
+
+    def _weight(self, values: Mapping[str, Any], where: str, root: Root, problems: Problems) -> Picture | None:
+        given = [key for key in ("weight", "mask") if values.get(key)]
+        if len(given) > 1:
+            problems.add(where, "has both 'weight' and 'mask', which mean the same")
+        return self._picture(values[given[0]], f"{where}, {given[0]}", root, problems) if given else None
 
     def _picture(self, text: str, where: str, root: Root, problems: Problems) -> Picture:
         path = root.folder / text

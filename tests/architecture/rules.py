@@ -284,14 +284,20 @@ def requirement_name(requirement: str) -> str:
 
 
 def undeclared_dependencies(modules: Modules, pyproject: Path) -> list[str]:
-    """Imports of distributions that pyproject.toml does not name, and which come only by accident."""
-    declared = {requirement_name(r) for r in tomllib.loads(pyproject.read_text())["project"]["dependencies"]}
+    """Imports of distributions that pyproject.toml does not name, and which come only by accident.
+
+    An extra may be imported too, where it is needed: inside a function.
+    """
+    project = tomllib.loads(pyproject.read_text())["project"]
+    declared = {requirement_name(r) for r in project["dependencies"]}
+    extras = {requirement_name(r) for several in project.get("optional-dependencies", {}).values() for r in several}
     found = []
     for module in modules.values():
         for item in module.imports:
             top = item.target.partition(".")[0]
             if top in sys.stdlib_module_names or top.startswith("qframe"):
                 continue
-            if requirement_name(DISTRIBUTION_OF.get(top, top)) not in declared:
+            name = requirement_name(DISTRIBUTION_OF.get(top, top))
+            if name not in declared and not (item.lazy and name in extras):
                 found.append(f"{module.at(item.line)} imports {top}, which pyproject.toml does not name")
     return found

@@ -83,6 +83,7 @@ VIOLATIONS: list[tuple[Rule, dict[str, str], str]] = [
         "qframe_x.a defines no B",
     ),
     (undeclared_dependencies, {"qframe/cache.py": "import pandas"}, "imports pandas"),
+    (undeclared_dependencies, {"qframe/cache.py": "import pyarrow"}, "imports pyarrow"),  # an extra is not always there
 ]
 
 # What looks like a violation and is none.
@@ -93,6 +94,7 @@ ALLOWED: list[dict[str, str]] = [
     {"qframe/cache.py": '"""."""\nimport torch, qframe.data.geometry\nfrom safetensors.torch import save_file'},
     {"qframe/samplers.py": '"""."""\nfrom qframe.interfaces import Sampler\nfrom qframe.types import Plan'},
     {"qframe/adapters.py": '"""."""\nimport peft'},
+    {"qframe/data/a.py": '"""."""\ndef f():\n    import pyarrow.parquet'},
     {"qframe_x/a.py": '"""."""\nimport torch, diffusers\nfrom qframe import Family\nimport qframe_x.b\nmodel.print()'},
     {
         "qframe_x/plugin.py": '"""."""\nComponent("codec", "x", "qframe_x.a:B", summary="colour: red")',

@@ -54,6 +54,14 @@ def test_references_lie_beside_the_target(tmp_path: Path) -> None:
     assert references(many)[9] == "b_ref10.png"
 
 
+def test_a_mask_is_a_weight_by_another_name(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", "a.txt", "a_mask.png", "b.png", "b.txt", "mask/b.png")
+    weights = [record.weight for record in read(tmp_path)]
+    assert [weight and weight.origin for weight in weights] == ["a_mask.png", "mask/b.png"]
+    write(tmp_path, "a_weight.png")
+    assert "a second weight map beside" in problems(tmp_path)
+
+
 def test_or_in_folders_of_their_own(tmp_path: Path) -> None:
     write(tmp_path, "a.png", "a.txt", "in/b.png", "in/b.txt", "control/a.jpg", "control1/in/b.png", "control2/in/b.png")
     one, two = read(tmp_path)

@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from qframe.data.folder import FolderSource
-from qframe.data.options import FolderOptions, TableOptions
+from qframe.data.options import ColumnOptions, DatasetsOptions, FolderOptions, SourceOptions, TableOptions
 from qframe.data.tables import CsvSource, JsonlSource
 from qframe.pictures import FORMATS
 from qframe.types import Record
@@ -57,8 +57,8 @@ def test_the_tables_of_the_page_are_read(
     assert names(records[-1]) == ("boat.png", ["dog.png", "sea.png"], None)
 
 
-@pytest.mark.parametrize("options", [FolderOptions, TableOptions])
-def test_every_option_is_on_the_page_with_its_default(options: type[FolderOptions] | type[TableOptions]) -> None:
+@pytest.mark.parametrize("options", [FolderOptions, TableOptions, ColumnOptions, DatasetsOptions])
+def test_every_option_is_on_the_page_with_its_default(options: type[SourceOptions]) -> None:
     for field in attrs.fields(options):
         default = str(field.default).lower()
         assert f"| `{field.name}` | {default} |" in PAGE

@@ -41,6 +41,24 @@ def csv(root: Path, text: str | bytes, **options: object) -> list[Record]:
     return list(source(root, text, ".csv", **options).records())
 
 
+@pytest.mark.parametrize(
+    ("text", "suffix"),
+    [
+        ('{"target": "a.png", "prompt": "x", "mask": "w.png"}', ".jsonl"),
+        ("target,prompt,mask\na.png,x,w.png\n", ".csv"),
+    ],
+)
+def test_a_mask_is_a_weight_by_another_name(root: Path, text: str, suffix: str) -> None:
+    (record,) = source(root, text, suffix).records()
+    assert record.weight is not None
+    assert record.weight.source == root / "w.png"
+
+
+def test_mask_and_weight_together_are_refused(root: Path) -> None:
+    text = '{"target": "a.png", "prompt": "x", "mask": "w.png", "weight": "w.png"}'
+    assert "row 1: has both 'weight' and 'mask'" in problems(root, text, ".jsonl")
+
+
 def problems(root: Path, text: str | bytes, suffix: str, **options: object) -> str:
     with pytest.raises(DataError) as caught:
         source(root, text, suffix, **options).records()

@@ -1,0 +1,220 @@
+"""Records from columns of Arrow tables. Pictures stay where they are until they are asked for.
+
+Rows are counted from 0. pyarrow is an optional extra, imported by the sources that need it.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import attrs
+
+from qframe.data.files import FileSource, Problems, Root, text_problem
+from qframe.data.options import ColumnOptions
+from qframe.errors import DataError
+from qframe.types import Picture, Record
+
+_TEXTS = ("prompt", "id", "group")
+_PICTURES = ("target", "weight", "mask")
+_LISTS = ("references", "control")
+_NUMBERED = re.compile(r"(?:reference|control)[1-9]\d*|reference")
+
+
+class Rows(Protocol):
+    """A table that may be larger than memory."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Its columns."""
+
+    def tables(self, columns: Sequence[str]) -> Iterator[Any]:
+        """All rows of some columns, in order, as one `pyarrow.Table` after another."""
+
+    def cell(self, row: int, column: str) -> Any:
+        """One value, as Python has it."""
+
+
+class ColumnSource(FileSource):
+    """A record per row; which column is what, its name or `data.options.columns` says."""
+
+    settings: ColumnOptions
+
+    @staticmethod
+    def default_options() -> ColumnOptions:
+        return ColumnOptions()
+
+    @abstractmethod
+    def open_rows(self) -> Rows:
+        """The table. DataError if it cannot be opened."""
+
+    @property
+    @abstractmethod
+    def root(self) -> Path:
+        """The folder that paths in cells are relative to, and must stay in."""
+
+    def read(self, problems: Problems) -> list[Record]:
+        """See `FileSource.read`; in the order of the rows."""
+        rows = self.open_rows()
+        columns = self._columns(rows.names)
+        root = Root(self.root, allow_outside=self.settings.allow_outside)
+        records: dict[str, Record] = {}
+        row = 0
+        for table in rows.tables(list(columns.values())):
+            found = {key: _listed(table.column(name), key) for key, name in columns.items()}
+            for place in range(table.num_rows):
+                values = {key: listed[place] for key, listed in found.items()}
+                id_ = values.get("id") or f"{self.path.stem}-{row}"
+                with problems.about(id_):
+                    record = _Row(self, rows, columns, root, row).record(id_, values, problems)
+                    if record is not None and id_ in records:
+                        problems.add(record.origin, f"its id {id_!r} is also that of {records[id_].origin}")
+                if record is not None:
+                    records[id_] = record
+                row += 1
+        if not records and not problems.found:
+            raise DataError(f"{self.path}: there are no rows", "Each row is one record.")
+        return list(records.values())
+
+    def where(self, row: int) -> str:
+        """How messages name a row."""
+        return f"{self.path.name}, row {row}"
+
+    def _columns(self, names: Sequence[str]) -> dict[str, str]:
+        """The column of each key that there is. DataError if one is meant that there is not."""
+        given = self.settings.columns or {}
+        wrong = [key for key in given if key not in (*_TEXTS, *_PICTURES, *_LISTS) and not _NUMBERED.fullmatch(key)]
+        missing = [name for name in given.values() if name not in names]
+        here = f"The columns are: {', '.join(names)}."
+        if wrong:
+            raise DataError(f"data.options.columns: unknown key {wrong[0]!r}", "See docs/reference/data-formats.md.")
+        if missing:
+            raise DataError(f"{self.path}: there is no column {missing[0]!r}, which data.options.columns names", here)
+        taken = set(given.values())
+        known = (*_TEXTS, *_PICTURES, *_LISTS)
+        own = {name: name for name in names if name not in taken and (name in known or _NUMBERED.fullmatch(name))}
+        found = own | dict(given)
+        if "target" not in found:
+            raise DataError(
+                f"{self.path}: there is no column 'target'", f"{here} Say which: data.options.columns.target = 'NAME'."
+            )
+        for one, other in (("weight", "mask"), ("references", "control")):
+            if one in found and other in found:
+                raise DataError(f"{self.path}: has both {one!r} and {other!r}, which mean the same", "Leave one out.")
+        return found
+
+
+@attrs.frozen(eq=False)
+class _Row:
+    """Where a record is made from."""
+
+    source: ColumnSource
+    rows: Rows
+    columns: dict[str, str]
+    root: Root
+    number: int
+
+    def record(self, id_: str, values: dict[str, Any], problems: Problems) -> Record | None:
+        where = self.source.where(self.number)
+        prompt = (values.get("prompt") or self.source.settings.prompt or "").strip()
+        if (problem := text_problem(prompt)) is not None:
+            problems.add(where, f"{problem}; write one, or set data.options.prompt for rows that have none")
+        if not values["target"]:
+            problems.add(where, "there is no target")
+            return None
+        lists = [key for key in _LISTS if key in values]
+        numbered = sorted((key for key in values if _NUMBERED.fullmatch(key)), key=_number)
+        weights = [self._picture(key, values[key], problems) for key in ("weight", "mask") if values.get(key)]
+        return Record(
+            id=id_,
+            origin=where,
+            prompt=prompt,
+            target=self._picture("target", values["target"], problems),
+            references=tuple(
+                self._picture(key, one, problems, place if isinstance(values[key], list) else None)
+                for key in (*lists, *numbered)
+                for place, one in enumerate(values[key] if isinstance(values[key], list) else [values[key]])
+                if one
+            ),
+            weight=weights[0] if weights else None,
+            group=values.get("group") or "",
+        )
+
+    def _picture(self, key: str, value: str | bool, problems: Problems, place: int | None = None) -> Picture:
+        origin = f"{self.source.where(self.number)}, {self.columns[key]}"
+        origin += "" if place is None else f" {place + 1}"
+        if not isinstance(value, str):
+            return Picture(origin, _Cell(self.rows, self.root, self.number, self.columns[key], place, origin))
+        path = self.root.folder / value
+        picture = Picture(f"{origin} ({value})", path)
+        if (problem := self.root.problem(path)) is not None:
+            problems.add(origin, f"{value!r}: {problem}", picture)
+        return picture
+
+
+@attrs.frozen(eq=False)
+class _Cell:
+    """Reads the bytes of one picture. place: in the list that the cell holds, if it holds one."""
+
+    rows: Rows
+    root: Root
+    row: int
+    column: str
+    place: int | None
+    origin: str
+
+    def __call__(self) -> bytes:
+        value = self.rows.cell(self.row, self.column)
+        if self.place is not None:
+            value = value[self.place]
+        if isinstance(value, dict):  # what Hugging Face's Image feature stores
+            if value.get("bytes") is None and value.get("path"):
+                return self._file(value["path"])
+            value = value.get("bytes")
+        if not isinstance(value, bytes):
+            raise DataError(f"{self.origin}: holds no picture", "Fill the cell, or leave the row out.")
+        return value
+
+    def _file(self, name: str) -> bytes:
+        path = self.root.folder / name
+        if (problem := self.root.problem(path)) is not None:
+            raise DataError(
+                f"{self.origin}: {name!r}: {problem}", "Store the pictures themselves, or correct the path."
+            )
+        return path.read_bytes()
+
+
+def _listed(column: Any, key: str) -> list[Any]:
+    """Per row a text, or for pictures: a path, True where bytes are, a list of these; None where there is nothing."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.cast(kind.value_type)
+        kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return list(column.to_pylist())
+    if key in _TEXTS:
+        if key == "id" and pa.types.is_integer(kind):
+            return [None if value is None else str(value) for value in column.to_pylist()]
+        raise DataError(f"column for {key!r} holds {kind}, expected text", "Name another: data.options.columns.")
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return [True if there else None for there in column.is_valid().to_pylist()]
+    if pa.types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}:
+        return [True if there else None for there in column.is_valid().to_pylist()]
+    if key in _LISTS and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        if pa.types.is_string(kind.value_type):
+            return [values or [] for values in column.to_pylist()]
+        return [[True] * (length or 0) for length in pc.list_value_length(column).to_pylist()]
+    raise DataError(
+        f"column for {key!r} holds {kind}, expected pictures: bytes, paths, or a struct of bytes and path",
+        "Name another: data.options.columns.",
+    )
+
+
+def _number(key: str) -> int:
+    return int(re.sub(r"\D", "", key) or 0)
