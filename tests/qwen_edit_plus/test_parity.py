@@ -12,8 +12,10 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 from PIL import Image
 
 from qframe.pipeline import run_plan
+from qframe_qwen.options import QwenVLOptions
 from qframe_qwen_edit.plus import PUBLISHED, EditPlusRecipe, EditPlusRequest
 from tests.qwen import tiny
+from tests.qwen.conftest import load_parts
 from tests.qwen.test_parity import PROMPTS, assert_every_step_agrees, our_steps, seeded, upstream_steps
 from tests.qwen_edit_plus.conftest import Oracle
 
@@ -79,6 +81,19 @@ def test_edit_plus_equals_diffusers_everywhere(
 
 def test_another_size_equals_diffusers(oracle: Oracle) -> None:
     assert_equal_to_diffusers(oracle, arguments(2, 4.0, 4, height=48, width=80))
+
+
+def test_bfloat16_equals_diffusers_to_the_bit(oracle: Oracle) -> None:
+    """The same roundings in the same order, in encoder, codec and denoiser."""
+    parts = load_parts(oracle.checkpoint, QwenVLOptions(template="edit-plus", positions="upstream"))
+    for module in (parts.encoder.model, parts.denoiser.module, parts.codec.vae):  # type: ignore[attr-defined]
+        module.to(torch.bfloat16)
+    given = arguments(2, 4.0, 4, "wide")
+    pipeline = tiny.upstream_edit_plus(oracle.checkpoint).to(torch.bfloat16)
+    wanted = upstream_steps(pipeline, **given, generator=seeded())
+    found = our_steps(EditPlusRecipe(None, oracle.checkpoint), EditPlusRequest(**given, generator=seeded()), parts)
+    assert found[0].dtype == torch.bfloat16
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
 def test_decoded_pictures_equal_diffusers(oracle: Oracle) -> None:
