@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qframe.adapters import load_lora
+from qframe.adapters import check_files, load_lora
 from qframe.callbacks import TENSORS, Steer, StepCallback, StepState, check_callback, replaced, tensors_of
 from qframe.compose import Composition, compose
 from qframe.conditioning import encode_padded
@@ -345,10 +345,13 @@ def load(
         **{role: {"use": chosen.get(role), "device": by_role.get(role)} for role in (*chosen, *by_role)},
     }
     composition = compose(load_config(config, family=family, values=values, overrides=overrides))
+    loras = _loras(lora)
+    if loras:
+        check_files(composition, loras)  # a wrong file is told before minutes of loading
     log.info("weights of %s, licence %s", composition.model_name, composition.licence)
     moved = composition.config.offload
     parts = composition.load(*ORDER, offloaded=moved != "none")
-    for number, (file, weight) in enumerate(_loras(lora).items()):
+    for number, (file, weight) in enumerate(loras.items()):
         load_lora(parts.denoiser.module, file, weight, adapter=f"lora_{number}")
     loaded: dict[str, Loadable] = {"encoder": parts.encoder, "denoiser": parts.denoiser, "codec": parts.codec}
     return Pipeline(composition, parts, place(loaded, {role: composition.device(role) for role in ORDER}, moved))

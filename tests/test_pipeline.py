@@ -15,7 +15,8 @@ from torch import Tensor
 import qframe
 from qframe.adapters import LoraLayer, save_lora
 from qframe.checkpoint import Checkpoint
-from qframe.errors import ConfigError
+from qframe.compose import Composition
+from qframe.errors import CheckpointError, ConfigError
 from qframe.pipeline import Pipeline, PipelineOutput, run_plan, sample_plan
 from qframe_qwen_edit.recipe import EditRequest
 from tests.qwen import tiny
@@ -138,6 +139,15 @@ def test_settings_come_through_overrides(checkpoint: Checkpoint) -> None:
     )
     (image,) = pipe(prompt="a", image=tiny.picture(0, 96, 96), **FAST).images
     assert image.size == (64, 64)  # type: ignore[union-attr]
+
+
+def test_a_lora_that_does_not_fit_is_refused_before_the_weights_are_read(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Composition, "load", lambda *_, **__: pytest.fail("a part was loaded"))
+    save_lora(tmp_path / "a", {"blocks.0.to_q": LoraLayer(torch.randn(2, 32), torch.randn(32, 2), 2.0)})
+    with pytest.raises(CheckpointError, match="to_q: the network has no such linear layer"):
+        qframe.load("qwen-edit", model=checkpoint.folder, device="cpu", lora=tmp_path / "a")
 
 
 def test_lora_files_change_the_result_by_their_weight(checkpoint: Checkpoint, pipe: Pipeline, tmp_path: Path) -> None:

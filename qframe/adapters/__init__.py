@@ -3,7 +3,7 @@
 from qframe.adapters.files import METADATA_OF_LAYOUTS, read_lora, save_lora
 from qframe.adapters.header import StoredLayer, StoredLora, StoredTensor, describe_lora
 from qframe.adapters.layer import LoraLayer
-from qframe.adapters.merged import outlined, write_merged
+from qframe.adapters.merged import check_files, outlined, write_merged
 from qframe.adapters.network import (
     add_lora,
     add_updates,
@@ -24,6 +24,7 @@ __all__ = [
     "StoredTensor",
     "add_lora",
     "add_updates",
+    "check_files",
     "describe_lora",
     "layer_names",
     "load_lora",

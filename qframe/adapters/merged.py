@@ -1,9 +1,9 @@
-"""A denoiser with LoRAs merged into it, as a folder of its own."""
+"""LoRAs and the denoiser of a composition: whether they fit, told early; and merged, as a folder of its own."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +27,15 @@ def outlined(composition: Composition) -> Denoiser | None:
     return found
 
 
+def check_files(composition: Composition, files: Iterable[Path]) -> Denoiser | None:
+    """CheckpointError names what of `files` does not fit the denoiser, before its weights are read; the outline."""
+    outline = outlined(composition)
+    if outline is not None:
+        for file in files:
+            read_fitting(outline.module, file)
+    return outline
+
+
 def write_merged(
     composition: Composition,
     loras: Sequence[tuple[Path, float]],
@@ -42,10 +51,8 @@ def write_merged(
     """
     if target.exists():
         raise CheckpointError(f"{target}: exists already, and nothing is overwritten", "Give another --output.")
-    outline = outlined(composition)
+    outline = check_files(composition, [file for file, _ in loras])
     if outline is not None:
-        for file, _ in loras:
-            read_fitting(outline.module, file)
         dtype = dtype or stored_dtype(composition, layer_names(outline.module))
     if dtype is None:
         raise ConfigError(

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import qframe
@@ -159,6 +161,40 @@ def test_merging_writes_a_denoiser_that_qframe_and_diffusers_read(
     assert verify_folder(Path("merged")) == []
     about = json.loads(Path("merged/about.json").read_text())
     assert [(one["lora"], one["weight"]) for one in about["merged"]] == [("a.safetensors", 0.5), ("b.safetensors", 1.0)]
+
+
+def test_every_layout_and_the_merged_model_give_the_same_picture(run: Run, file: Path, tiny_model: Path) -> None:
+    sample = (
+        "sample",
+        "--family",
+        "qwen-image",
+        "--model",
+        tiny_model,
+        "--prompt",
+        "a",
+        "--steps",
+        2,
+        "--size",
+        "64x32",
+    )
+    for layout in ("comfyui", "kohya"):
+        run("lora", "convert", file, "--to", layout, "--output", layout)
+    run("lora", "merge", "--model", tiny_model, "--lora", "kohya", "--output", "merged")
+    ways = {
+        "plain": (),
+        "diffusers": ("--lora", file),
+        "comfyui": ("--lora", "comfyui"),
+        "kohya": ("--lora", "kohya"),
+        "merged": ("--set", "denoiser.model=merged"),
+    }
+    for name, way in ways.items():
+        outcome = run("sample", *what, *way, "--output", f"{name}.png")
+        assert outcome.code == 0, outcome.err
+    found = {name: np.asarray(Image.open(f"{name}.png"), dtype=int) for name in ways}
+    assert abs(found["diffusers"] - found["plain"]).max() > 8
+    assert np.array_equal(found["comfyui"], found["diffusers"])
+    assert np.array_equal(found["kohya"], found["diffusers"])
+    assert abs(found["merged"] - found["diffusers"]).max() <= 1
 
 
 def test_merging_keeps_the_dtype_of_the_checkpoint(run: Run, file: Path, tiny_model: Path) -> None:
