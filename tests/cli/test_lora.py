@@ -164,19 +164,7 @@ def test_merging_writes_a_denoiser_that_qframe_and_diffusers_read(
 
 
 def test_every_layout_and_the_merged_model_give_the_same_picture(run: Run, file: Path, tiny_model: Path) -> None:
-    sample = (
-        "sample",
-        "--family",
-        "qwen-image",
-        "--model",
-        tiny_model,
-        "--prompt",
-        "a",
-        "--steps",
-        2,
-        "--size",
-        "64x32",
-    )
+    what = ("--family", "qwen-image", "--model", tiny_model, "--prompt", "a", "--steps", 2, "--size", "64x32")
     for layout in ("comfyui", "kohya"):
         run("lora", "convert", file, "--to", layout, "--output", layout)
     run("lora", "merge", "--model", tiny_model, "--lora", "kohya", "--output", "merged")
