@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from qframe.cache.keys import PictureDigests
 from qframe.data.columns import ColumnSource
 from qframe.data.hub import DatasetsSource
 from qframe.data.options import ColumnOptions, DatasetsOptions
 from qframe.data.parquet import ParquetRows, ParquetSource
 from qframe.errors import ConfigError, DataError, QframeError
 from qframe.pictures import open_picture
-from qframe.types import Record
+from qframe.types import Picture, Record
 
 
 def png(shade: int) -> bytes:
@@ -222,3 +223,12 @@ def test_a_missing_extra_says_how_to_install_it(
         made.records()
     assert isinstance(caught.value, ConfigError)
     assert "pip install 'qframe[" in str(caught.value)
+
+
+def test_what_parquet_holds_is_cached_like_files(tmp_path: Path) -> None:
+    """Equal bytes have equal keys, wherever they lie."""
+    records = parquet(tmp_path, {"target": [stored(1), stored(2)], "prompt": ["a", "b"]}).records()
+    for number, record in enumerate(records, 1):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+        assert record.target.digest() == Picture("file", tmp_path / f"{number}.png").digest()
+        assert PictureDigests()(record.target) == record.target.digest()
