@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 
+from qframe.digests import FileDigests
 from qframe.errors import CheckpointError, UntrustedError
 from qframe.progress import SILENT, Progress
 
@@ -32,13 +33,14 @@ class Checkpoint:
 
     name: what the user called it, for messages. folder: where it lies. remote: it came from the hub, so weights are
     downloaded, component by component, when they are first asked for. progress: hears how far the reading of
-    large weights for a digest is.
+    large weights for a digest is. digests: of files that were read before.
     """
 
     name: str
     folder: Path
     remote: bool = False
     progress: Progress = attrs.field(default=SILENT, eq=False, repr=False)
+    digests: FileDigests | None = attrs.field(default=None, eq=False, repr=False)
 
     @classmethod
     def open(cls, name: str | Path) -> Checkpoint:
@@ -131,10 +133,14 @@ class Checkpoint:
             found = [p for p in (self.folder / subfolder).rglob("*") if p.is_file() and not p.name.startswith(".")]
             files += sorted(found, key=lambda p: p.relative_to(self.folder).as_posix())
         files = [file for file in files if file.suffix in _FINGERPRINTED]
+        digests = self.digests or FileDigests()
+        unread = [file for file in files if digests.recall(file) is None]
+        with self._telling(unread, subfolders) as told:
+            for file in unread:
+                digests.remember(file, _file_digest(file, told))
         total = hashlib.sha256()
-        with self._telling(files, subfolders) as told:
-            for file in files:
-                total.update(f"{file.relative_to(self.folder).as_posix()} {_file_digest(file, told)}\n".encode())
+        for file in files:
+            total.update(f"{file.relative_to(self.folder).as_posix()} {digests.recall(file)}\n".encode())
         return total.hexdigest()
 
     @contextlib.contextmanager

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ import torch
 
 from qframe import placement
 from qframe.checkpoint import Checkpoint
+from qframe.digests import FileDigests
 from qframe.errors import CheckpointError, CompositionError, ConfigError, PluginError, bullet_list
 from qframe.hookspecs import Component, Family
 from qframe.interfaces import (
@@ -118,12 +120,12 @@ class Composition:
         encoder: type[Encoder] = self.classes["encoder"]
         return encoder.token_counter(self.checkpoint("encoder"), self.options("encoder"))
 
-    def ingredients(self, role: str, progress: Progress = SILENT) -> dict[str, str]:
+    def ingredients(self, role: str, progress: Progress = SILENT, digests: FileDigests | None = None) -> dict[str, str]:
         """What a component's output depends on, by name, the dtype it computes in among them: the cache's keys hold it.
 
-        progress: hears of large weights that are read.
+        progress: hears of large weights that are read. digests: of files that were read before.
         """
-        checkpoint = attrs.evolve(self.checkpoint(role), progress=progress)
+        checkpoint = attrs.evolve(self.checkpoint(role), progress=progress, digests=digests)
         named = self.classes[role].ingredients(checkpoint, self.options(role))
         quantiser = self.quantisers.get(role)
         quantised = {} if quantiser is None else {"quantised": quantiser.fingerprint()}
@@ -291,14 +293,19 @@ def recipe_class(family: Family, registry: Registry) -> type[Recipe]:
 
 
 def find_device(key: str, name: str) -> torch.device:
-    """The device of a configuration key; "auto" is cuda, else mps, else cpu. ConfigError says what there is."""
+    """The device of a configuration key; "auto" is cuda (under torchrun one of its own), else mps, else cpu.
+
+    ConfigError says what there is.
+    """
     available = ["cpu"]
     if torch.backends.mps.is_available():
         available.insert(0, "mps")
     if torch.cuda.is_available():
         available = [*(f"cuda:{index}" for index in range(torch.cuda.device_count())), *available]
     if name == "auto":
-        return torch.device(available[0])
+        # The processes of torchrun on one machine take a GPU each.
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device(available[local % torch.cuda.device_count() if torch.cuda.is_available() else 0])
     try:
         device = torch.device(name)
     except RuntimeError as error:

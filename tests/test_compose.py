@@ -427,6 +427,18 @@ def test_ingredients_are_the_fingerprint_where_a_component_names_no_more_and_the
 # Devices
 
 
+def test_auto_is_a_gpu_of_its_own_for_each_process_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = []
+    for rank in ("0", "1", "2"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        found.append(str(find_device("device", "auto")))
+    assert found == ["cuda:0", "cuda:1", "cuda:0"]
+    monkeypatch.delenv("LOCAL_RANK")
+    assert str(find_device("device", "auto")) == "cuda:0"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_name_parses_everywhere_and_fails_where_it_is_used() -> None:
     composition = composed("denoiser.device=cuda:3")

@@ -9,6 +9,7 @@ from qframe.cache.keys import Ingredients, PictureDigests
 from qframe.cache.plan import CachePlan
 from qframe.cache.store import Cache
 from qframe.compose import Composition
+from qframe.digests import DigestStore, FileDigests
 from qframe.progress import SILENT, Progress
 from qframe.schema import Config
 from qframe.types import Record
@@ -24,9 +25,16 @@ def cache_folder(config: Config) -> Path:
     return Path("runs") / "cache" if config.output is None else Path(config.output).expanduser().parent / "cache"
 
 
-def made_by(composition: Composition, progress: Progress = SILENT) -> dict[str, Ingredients]:
-    """The ingredients of the encoder and the codec, whose weights are read for it."""
-    return {role: composition.ingredients(role, progress) for role in ("encoder", "codec")}
+def made_by(
+    composition: Composition, store: DigestStore | None = None, progress: Progress = SILENT
+) -> dict[str, Ingredients]:
+    """The ingredients of the encoder and the codec. Weights are read, unless the store remembers their digests."""
+    digests = FileDigests(store)
+    found: dict[str, Ingredients] = {
+        role: composition.ingredients(role, progress, digests) for role in ("encoder", "codec")
+    }
+    digests.save()
+    return found
 
 
 def configured_plan(
@@ -37,6 +45,6 @@ def configured_plan(
     unconditional: bool,
     progress: Progress = SILENT,
 ) -> CachePlan:
-    """The entries that a configuration's records need, not read yet. `cache` remembers the pictures' digests."""
-    makers = made_by(composition, progress)
+    """The entries that a configuration's records need, not read yet. `cache` remembers the files' digests."""
+    makers = made_by(composition, cache, progress)
     return CachePlan(records, composition.recipe, makers, PictureDigests(cache), unconditional)

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from qframe.cache.keys import Stamp
 from qframe.cache.shards import Entry, StoredTensor
+from qframe.digests import Stamp
 from qframe.errors import CacheError, ResourceError
 
 _VERSION = 2

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 
+from qframe.digests import DigestStore, FileDigests
 from qframe.geometry import Geometry
 from qframe.interfaces import Recipe
 from qframe.pictures import POLICY
@@ -26,35 +25,16 @@ from qframe.types import ExampleInputs, Picture, PixelInput, TextInput
 SCHEMA = 1
 """Raised when the same inputs are encoded in another way than before (batching apart)."""
 
-_SETTLED = 2.0
-"""Seconds after which a file's time stamp surely changes with its content (coarser clocks than this are rare)."""
-
-Stamp = tuple[int, int, int, int]
-"""Size, modification time, change time (ns) and inode of a file: equal ones mean the same content."""
-
-
 Ingredients = Mapping[str, str]
 """What a component's output depends on, by name: see `Loadable.ingredients`."""
-
-
-class DigestStore(Protocol):
-    """Keeps digests of files between runs, so that a large data set need not be read to find its entries."""
-
-    def recall_digest(self, path: str, stamp: Stamp) -> str | None:
-        """The digest of a file, if it still has this stamp."""
-
-    def remember_digests(self, rows: Sequence[tuple[str, Stamp, str]]) -> None:
-        """Keep digests of files as they are now."""
 
 
 class PictureDigests:
     """sha256 of pictures' bytes, each computed once: by identity, and for files by path and stamp."""
 
     def __init__(self, store: DigestStore | None = None) -> None:
-        self._store = store
+        self._files = FileDigests(store)
         self._seen: weakref.WeakKeyDictionary[Picture, str] = weakref.WeakKeyDictionary()
-        self._files: dict[str, str] = {}
-        self._new: list[tuple[str, Stamp, str]] = []
 
     def __call__(self, picture: Picture) -> str:
         """The digest. DataError if the picture cannot be read."""
@@ -66,31 +46,14 @@ class PictureDigests:
 
     def save(self) -> None:
         """Hand what was computed to the store."""
-        if self._store is not None and self._new:
-            self._store.remember_digests(self._new)
-            self._new = []
+        self._files.save()
 
     def _of_file(self, picture: Picture, source: Path) -> str:
-        path = os.path.abspath(source)
-        if path in self._files:
-            return self._files[path]
-        stamp = _stamp(path)
-        digest = None if stamp is None or self._store is None else self._store.recall_digest(path, stamp)
+        digest = self._files.recall(source)
         if digest is None:
             digest = picture.digest()
-            # A file written just now could change again without a change of its stamp.
-            if stamp is not None and time.time_ns() - max(stamp[1], stamp[2]) > _SETTLED * 1e9:
-                self._new.append((path, stamp, digest))
-        self._files[path] = digest
+            self._files.remember(source, digest)
         return digest
-
-
-def _stamp(path: str) -> Stamp | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None  # reading it says what is wrong
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 @attrs.frozen

@@ -120,12 +120,13 @@ class Trainer:
                 unconditional=drops,
                 counter=composition.token_counter(),
             )
+        cache = Cache(folder or cache_folder(self.config))
         return build_cache(
             self.records,
             composition.recipe,
             self.load,
-            Cache(folder or cache_folder(self.config)),
-            made_by(composition, self.progress),
+            cache,
+            made_by(composition, cache, self.progress),
             batch_size=self.config.cache.batch_size,
             unconditional=drops,
             share=share,

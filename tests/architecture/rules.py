@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
     ),
     (frozenset({"packing", "flow", "guidance", "plan_batches", "pictures", "contact_sheet", "benchmark"}),),
     (frozenset({"types"}),),
-    (frozenset({"geometry"}), frozenset({"checkpoint", "storage"})),
+    (frozenset({"geometry"}), frozenset({"checkpoint", "digests", "storage"})),
     (frozenset({"errors", "progress"}),),
 )
 
@@ -51,6 +51,7 @@ TORCH_FREE = (
     "qframe.checkpoint",
     "qframe.cli",
     "qframe.config",
+    "qframe.digests",
     "qframe.errors",
     "qframe.geometry",
     "qframe.hookspecs",

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tests.cli.conftest import Outcome, Run
 
@@ -166,12 +165,15 @@ def test_encoder_and_codec_are_loaded_on_devices_of_their_own_and_the_denoiser_n
     assert loads == {}, "everything is there: nothing is loaded"
 
 
-def test_training_from_a_cache_opens_no_picture_and_loads_neither_encoder_nor_codec(
+def test_training_from_a_cache_encodes_no_picture_and_loads_neither_encoder_nor_codec(
     cache: Run, run: Run, tiny_model: Path, loads: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cache("build", "--output", "runs/a").code == 0
     loads.clear()
-    monkeypatch.setattr(Image, "open", lambda *a, **k: pytest.fail("a picture was opened"))
+    for opener in ("open_fitted", "open_weight"):
+        monkeypatch.setattr(
+            f"qframe.encoding.{opener}", lambda *a, **k: pytest.fail("a picture was opened to encode it")
+        )
     steps = ("--set", "train.max_steps=2", "--set", "sample.count=0")
     trained = run("train", "--family", "qwen-edit", "--model", tiny_model, "--output", "runs/a", *SMALL, *steps)
     assert trained.code == 0, trained.err
