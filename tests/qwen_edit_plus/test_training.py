@@ -24,10 +24,12 @@ from tests.qwen_edit_plus.conftest import Oracle
 
 SIZES = [(64, 64), (96, 48), (40, 90)]
 COUNTS = [1, 3, 2, 1, 2]
+# Four records to train on and four to a batch: each step sees one, two and three references.
 OVERRIDES = [
     text
     for override in (
-        "train.max_steps=3", "train.batch_size=3", "train.precision=float32", "train.caption_dropout=0.5",
+        "train.max_steps=3", "train.batch_size=4", "train.batching=fixed", "train.precision=float32",
+        "train.caption_dropout=0.5",
         "data.options.validation=1", "sample.num_inference_steps=2", "train.learning_rate=0.1",
     )
     for text in ("--set", override)
