@@ -149,10 +149,14 @@ class Composition:
         found = {}
         for role in placement.ORDER:
             dtype = self.dtype(role) if not self.config.devices else self._dtype(role, self._listed[0])
-            outline = self.classes[role].outline(self.checkpoint(role), self.options(role), dtype=dtype)
+            outline = self.outline(role, dtype)
             if outline is not None:
                 found[role] = outline
         return found
+
+    def outline(self, role: str, dtype: torch.dtype) -> Any:
+        """A component of its own on the meta device, to try things on; None where its shapes cannot be told."""
+        return self.classes[role].outline(self.checkpoint(role), self.options(role), dtype=dtype)
 
     def weights(self, role: str) -> int | None:
         """Bytes of a component's weights once loaded, quantised where they will be; None where it cannot be told."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import nn
 
 from qframe.checkpoint import Checkpoint
 from qframe.errors import CheckpointError
@@ -76,7 +77,8 @@ def outline_of(cls: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """The network of diffusers' class `cls` on the meta device: shapes without weights."""
     with torch.device("meta"):
         network = cls.from_config(dict(config))
-    return network.to(dtype).eval().requires_grad_(False)
+    nn.Module.to(network, dtype)  # diffusers' own warns of modules to keep in float32, of which there are none
+    return network.eval().requires_grad_(False)
 
 
 @contextmanager

@@ -14,7 +14,10 @@ from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, embedded_line, example
     )
 )
 @options(FAMILY, MODEL, CONFIG, SET)
-def compose(family: str | None, model: str | None, config_file: str | None, overrides: tuple[str, ...]) -> None:
+@click.option("--memory", is_flag=True, help="Also what sampling would load and need, and whether it fits.")
+def compose(
+    family: str | None, model: str | None, config_file: str | None, overrides: tuple[str, ...], memory: bool
+) -> None:
     """Check that the components fit each other. Reads no weight."""
     from qframe.compose import compose as check
     from qframe.plugins import load_registry
@@ -30,3 +33,7 @@ def compose(family: str | None, model: str | None, config_file: str | None, over
         origin = composition.checkpoint(role).name if role in composition.checkpoints else "no checkpoint"
         click.echo(f"  {role:<9} {getattr(config, role).use}, {origin}")
     click.echo(licence_line(composition.model_name, composition.family))
+    if memory:
+        from qframe.preflight import forecast_sampling
+
+        click.echo("\n".join(forecast_sampling(composition).table()))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     flag_value="latest",
     help="Go on from a checkpoint of the run: the newest whole one, or this one.",
 )
+@click.option("--dry-run", is_flag=True, help="Say what would be loaded and whether it fits; load and train nothing.")
 def train(
     family: str | None,
     model: str | None,
@@ -38,6 +39,7 @@ def train(
     config_file: str | None,
     overrides: tuple[str, ...],
     resume: str | None,
+    dry_run: bool,
 ) -> None:
     """Train a LoRA, or with train.mode=full the whole denoiser.
 
@@ -46,6 +48,9 @@ def train(
     """
     config = resolve(family, config_file, overrides, model=model, data=data, output=output).config
     announce(config, data=True)
+    if dry_run:
+        rehearse(config)
+        return
     result = fit(config, resume)
     click.echo(f"weights   {result.weights}")
     if result.sheet:
@@ -54,7 +59,23 @@ def train(
 
 def fit(config: Config, resume: str | None = None) -> FitResult:
     """Run the trainer of a configuration in this terminal."""
+    from qframe.cli.memory import foretold
     from qframe.cli.progress import terminal_progress
+    from qframe.preflight import forecast_training
     from qframe.train.trainer import Trainer
 
-    return Trainer(config, progress=terminal_progress()).fit(resume)
+    trainer = Trainer(config, progress=terminal_progress())
+    with foretold(forecast_training(trainer.composition, trainer.records)):
+        return trainer.fit(resume)
+
+
+def rehearse(config: Config) -> None:
+    """Say what a run would load, and whether it fits."""
+    from qframe.encoding import fitted_size
+    from qframe.preflight import forecast_training
+    from qframe.train.trainer import Trainer
+
+    trainer = Trainer(config)
+    forecast = forecast_training(trainer.composition, trainer.records, fitted_size)
+    click.echo("\n".join(forecast.table()))
+    forecast.check()
