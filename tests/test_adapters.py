@@ -112,9 +112,9 @@ def test_rslora_is_the_equal_alpha(network: nn.Sequential, tmp_path: Path) -> No
     config = LoraConfig(rank=8, alpha=6.0, rslora=True)
     add_lora(network, config, PRESETS, seed=0)
     scale = network[0].to_q.scaling["default"]  # type: ignore[union-attr]
-    assert scale == pytest.approx(theirs[0].to_q.scaling["default"], rel=1e-12)  # type: ignore[union-attr]
+    assert scale == pytest.approx(theirs[0].to_q.scaling["default"], rel=1e-7)  # type: ignore[union-attr]
     save_lora(tmp_path / "a", lora_layers(network))
-    assert read_lora(tmp_path / "a")["0.to_q"].alpha / 8 == pytest.approx(scale, rel=1e-7)
+    assert read_lora(tmp_path / "a")["0.to_q"].alpha / 8 == scale
 
 
 def test_the_seed_decides_the_first_weights_and_leaves_the_global_generator_alone(network: nn.Sequential) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 from safetensors import SafetensorError, safe_open
 
+from qframe.adapters.layer import as_float32
 from qframe.adapters.layouts import Part, TensorName, parse_name
 from qframe.errors import CheckpointError, UntrustedError, bullet_list
 
@@ -169,7 +169,7 @@ def _wrong_parts(layer: str, parts: Mapping[Part, StoredTensor]) -> str | None:
 
 
 def _wrong_alpha(layer: str, alpha: float) -> str | None:
-    rounded = float(torch.tensor(alpha, dtype=torch.float32))
+    rounded = as_float32(alpha)
     if not math.isfinite(rounded):
         return f"{layer}: its alpha is {alpha}"
     if rounded == 0.0:

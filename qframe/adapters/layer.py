@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 
-def _as_float32(value: float) -> float:
+def as_float32(value: float) -> float:
+    """The nearest number that a float32 tensor holds."""
     return float(torch.tensor(value, dtype=torch.float32))
 
 
@@ -21,7 +22,7 @@ class LoraLayer:
 
     down: Tensor
     up: Tensor
-    alpha: float = attrs.field(converter=_as_float32)
+    alpha: float = attrs.field(converter=as_float32)
     magnitude: Tensor | None = None
 
     @property

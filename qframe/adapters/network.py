@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qframe.adapters.files import read_lora
-from qframe.adapters.layer import LoraLayer
+from qframe.adapters.layer import LoraLayer, as_float32
 from qframe.errors import CheckpointError, ConfigError, NumericsError, bullet_list
 from qframe.schema import LoraConfig
 
@@ -66,7 +66,8 @@ def add_lora(
             "Merge it into them (merge_lora), or load the network anew.",
         )
     names = resolve_targets(module, config.targets, presets)
-    lengths = {name: _row_lengths(module, name) for name in names} if config.dora else {}
+    linears = _linears(module)
+    lengths = {name: _row_lengths(name, linears[name]) for name in names} if config.dora else {}
     module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every other device for good
@@ -88,9 +89,9 @@ def add_lora(
     return trained
 
 
-def _row_lengths(module: nn.Module, name: str) -> Tensor:
+def _row_lengths(name: str, linear: nn.Linear) -> Tensor:
     """[out], in float32: peft would round them to the dtype of the weight."""
-    weight = _plain_weight(name, _linears(module)[name], "DoRA needs the exact lengths of its rows")
+    weight = _plain_weight(name, linear, "DoRA needs the exact lengths of its rows")
     lengths: Tensor = torch.linalg.norm(weight.detach().float(), dim=1)
     return lengths
 
@@ -107,10 +108,10 @@ def _plain_weight(name: str, linear: nn.Linear, otherwise: str) -> nn.Parameter:
 def trained_alpha(config: LoraConfig) -> float:
     """Alpha as every reader understands it: the update is scaled by it over the rank.
 
-    rsLoRA (arXiv 2312.03732, eq. 8) divides by the root of the rank instead; the equal alpha is larger by that root.
+    rsLoRA (arXiv 2312.03732) divides by the root of the rank instead; the equal alpha is larger by that root.
     """
     alpha = float(config.rank if config.alpha is None else config.alpha)
-    return alpha * math.sqrt(config.rank) if config.rslora else alpha
+    return as_float32(alpha * math.sqrt(config.rank) if config.rslora else alpha)
 
 
 def lora_layers(module: nn.Module, *, adapter: str = "default") -> dict[str, LoraLayer]:

@@ -62,7 +62,7 @@ def velocity(network: nn.Module) -> Tensor:
 def trained(network: nn.Module, file: Path, layout: LoraLayout = "diffusers", **settings: Any) -> nn.Module:
     """A copy of `network` with an adapter whose update matters, which is saved."""
     own = copy.deepcopy(network)
-    parameters = add_lora(own, LoraConfig(rank=RANK, **{"targets": ("all-linear",), **settings}), PRESETS, seed=0)
+    parameters = add_lora(own, LoraConfig(**{"rank": RANK, "targets": ("all-linear",), **settings}), PRESETS, seed=0)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -99,6 +99,12 @@ def test_diffusers_computes_the_same_to_the_bit(
     assert torch.equal(ours, velocity(own))
     assert torch.equal(ours, velocity(in_diffusers(transformer, tmp_path / "a.safetensors")))
     assert (ours - velocity(transformer)).abs().max() > 0.1
+
+
+def test_rslora_is_the_same_in_diffusers_to_the_bit(transformer: nn.Module, tmp_path: Path) -> None:
+    """The root of 8 has no end: the scale that was trained with is the one that the file holds."""
+    own = trained(transformer, tmp_path / "a.safetensors", rank=8, alpha=6.0, rslora=True)
+    assert torch.equal(velocity(own), velocity(in_diffusers(transformer, tmp_path / "a.safetensors")))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
