@@ -201,39 +201,42 @@ class _Checker:
     def judge(self, place: int, seen: _Seen) -> None:
         record = seen.record
         pictures = [record.target, *record.references, *([record.weight] if record.weight else [])]
-        if seen.inputs is not None and all(id(picture) in seen.looks for picture in pictures):
-            size = self._size(seen, seen.inputs)
-            self._compare(seen, seen.inputs)
+        inputs = seen.inputs
+        readable = all(id(picture) in seen.looks for picture in pictures)
+        if inputs is not None and readable and self._fits(seen, inputs):
+            self._compare(seen, inputs)
+            text = self._text(seen, inputs)
             wrong = record.id in self._unusable or any(finding.severity == "error" for finding in seen.findings)
-            if size is not None and not wrong:
+            if text is not None and not wrong:
+                shape = latent_shape(inputs, seen.fitted, self._compression)
                 self.whole.append(place)
-                self.sizes.append(size)
-                self.shapes[seen.fitted(seen.inputs.target)] += 1
+                self.sizes.append(sample_size(shape, text, self._patch))
+                self.shapes[seen.fitted(inputs.target)] += 1
         self._find_duplicates(seen)
         self.findings += seen.findings
 
-    def _size(self, seen: _Seen, inputs: ExampleInputs) -> SampleSize | None:
-        """How large the example will be; None, with a finding, if it cannot be made."""
-        for pixel in (inputs.target, *inputs.references):
+    def _fits(self, seen: _Seen, inputs: ExampleInputs) -> bool:
+        """Whether every picture has a size in its geometry; a finding for each that has none."""
+        before = len(seen.findings)
+        for pixel in (inputs.target, *inputs.references, *([inputs.weight] if inputs.weight else [])):
             try:
                 seen.fitted(pixel)
             except DataError as error:
                 seen.findings.append(Finding("error", "size", pixel.picture.origin, error.message))
-                return None
+        return len(seen.findings) == before
+
+    def _text(self, seen: _Seen, inputs: ExampleInputs) -> int | None:
+        """How many text tokens there will be; None, with a finding, if the encoder refuses the prompt."""
         try:
-            text = text_tokens(inputs, seen.fitted, self._count)
+            return text_tokens(inputs, seen.fitted, self._count)
         except DataError as error:
             seen.findings.append(Finding("error", "prompt", seen.record.origin, error.message))
             return None
-        return sample_size(latent_shape(inputs, seen.fitted, self._compression), text, self._patch)
 
     def _compare(self, seen: _Seen, inputs: ExampleInputs) -> None:
         """Sizes of a record's pictures among each other, and before and after geometry."""
         record, looks = seen.record, seen.looks
-        try:
-            target = seen.fitted(inputs.target)
-        except DataError:
-            return  # `_size` said so
+        target = seen.fitted(inputs.target)
         given = looks[id(record.target)].size
         if target[0] * target[1] > _ENLARGED * given[0] * given[1]:
             message = f"{_named(given)} pixels are enlarged to {_named(target)}"

@@ -100,8 +100,13 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "no such file",
     ),
     "sliver": (
-        lambda f: (paint(f / "good1.png", 7, (1200, 4)), paint(f / "good1_ref.png", 8, (1200, 4))),
+        lambda f: paint(f / "good1.png", 7, (1200, 4)),
         "error    size          good1.png",
+        "is too narrow",
+    ),
+    "sliver of a mask": (
+        lambda f: Image.new("L", (1200, 4), 255).save(f / "good1_weight.png"),
+        "error    size          good1_weight.png",
         "is too narrow",
     ),
     "black mask": (
@@ -166,6 +171,13 @@ def test_all_faults_stand_in_one_table(folder: Path, check: CheckRun) -> None:
     assert [line.split()[0] for line in lines if line.startswith(("error", "warning"))] == ["error"] * 4 + ["warning"]
     assert "7 of 11 records can be used" in outcome.out
     assert "error: 4 errors and 1 warning in 11 records; 7 can be used" in outcome.err
+
+
+def test_several_faults_of_one_record_are_all_told(folder: Path, check: CheckRun) -> None:
+    for fault in ("black mask", "special token", "another aspect ratio"):
+        FAULTS[fault][0](folder)
+    found = json.loads(check("--json").out)["findings"]
+    assert [finding["kind"] for finding in found] == ["mask", "prompt", "aspect ratio"]
 
 
 def test_warnings_are_errors_if_one_says_so(folder: Path, check: CheckRun) -> None:
