@@ -51,9 +51,10 @@ def parse(arguments: list[str]) -> None:
     rest = list(arguments)
     while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
         name = rest.pop(0)
-        if name not in command.commands:
+        found = command.get_command(click.Context(command), name)
+        if found is None:
             raise click.UsageError(f"no such command {name!r}")
-        command = command.commands[name]
+        command = found
     with contextlib.suppress(click.exceptions.Exit):  # --help
         command.make_context("qframe", rest)
 

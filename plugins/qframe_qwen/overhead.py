@@ -1,0 +1,161 @@
+"""What a sampling run takes beside its forward passes, and against diffusers' pipeline on the same networks.
+
+Encoder, codec and schedule are the embedded model's; the transformer is random and wide, so that it takes most of
+the time, as a published one does. Contestants take turns in one process: see `qframe.benchmark`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+from diffusers import QwenImageEditPipeline, QwenImagePipeline, QwenImageTransformer2DModel
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
+from PIL import Image
+from torch import Tensor, nn
+
+from qframe.benchmark import Contestant, Measured, Ratio, measure, table
+from qframe.compose import compose
+from qframe.config import load_config
+from qframe.interfaces import Parts
+from qframe.pipeline import GuidanceBatching, Pipeline, sample_plan
+from qframe.verify import replaced
+from qframe_qwen.bench import Settings
+from qframe_qwen.denoiser import StockDenoiser
+from qframe_qwen.oracles import build, picture_processor
+
+HEAD = 64
+ROTARY = (16, 24, 24)
+
+
+@attrs.frozen(kw_only=True)
+class Found:
+    """What was measured of whom, and what it means."""
+
+    measured: Mapping[str, Measured]
+    ratios: tuple[Ratio, ...]
+
+    def __str__(self) -> str:
+        rows = [(name, f"{one.seconds:.3f}", f"{one.peak_bytes / 2**20:.1f}") for name, one in self.measured.items()]
+        return table(("", "seconds", "peak MiB"), rows) + "\n\n" + "\n".join(map(str, self.ratios))
+
+
+def compare(settings: Settings) -> Found:
+    """Measure all contestants, and compare."""
+    measured = measure(contestants(settings), repeats=settings.repeats, device=torch.device(settings.device))
+    loop, call, theirs = measured["loop"], measured["call"], measured["diffusers"]
+    ratios = [
+        Ratio(name="loop / its forward passes alone: time", value=loop.seconds / measured["passes"].seconds, most=1.03),
+        Ratio(name="call / diffusers' pipeline: time", value=call.seconds / theirs.seconds, most=1.0),
+        Ratio(name="call / diffusers' pipeline: memory", value=call.peak_bytes / theirs.peak_bytes, most=1.0),
+    ]
+    if "joined" in measured:
+        joined = measured["joined"]
+        ratios += [
+            Ratio(name="guidance joined / apart: time", value=joined.seconds / loop.seconds),
+            Ratio(name="guidance joined / apart: memory", value=joined.peak_bytes / loop.peak_bytes),
+        ]
+    return Found(measured=measured, ratios=tuple(ratios))
+
+
+def contestants(settings: Settings) -> dict[str, Contestant]:
+    """passes: the forward passes of a run alone, with its inputs. loop: the run, planned already. joined: the same with
+    both prompts in one pass. call: from prompt to pixels. diffusers: the same by its pipeline.
+    """
+    pipe = pipeline(settings)
+    module, arguments = pipe.parts.denoiser.module, request(settings)
+    plan = pipe.recipe.plan(pipe.recipe.request_type(**arguments, generator=_seeded()), pipe.parts)
+
+    @torch.no_grad()
+    def loop(batching: GuidanceBatching = "apart") -> Tensor:
+        return sample_plan(plan, pipe.parts.denoiser, pipe.parts.sampler, guidance_batching=batching)
+
+    inputs = _inputs(module, loop)
+
+    @torch.no_grad()
+    def passes() -> None:
+        for given in inputs:
+            module(**given)
+
+    upstream = _upstream(settings, pipe.parts)
+
+    def theirs() -> Any:
+        sizes = lambda area, ratio: (settings.size, settings.size, None)  # noqa: E731 (one size: no area to fit)
+        with replaced(pipeline_qwenimage_edit, "calculate_dimensions", sizes):
+            return upstream(**arguments, generator=_seeded(), output_type="pt").images
+
+    found: dict[str, Contestant] = {
+        "passes": passes,
+        "loop": loop,
+        "call": lambda: pipe(**arguments, generator=_seeded(), output_type="pt").images,
+        "diffusers": theirs,
+    }
+    return found | ({"joined": lambda: loop("joined")} if plan.guide is not None else {})
+
+
+def pipeline(settings: Settings) -> Pipeline:
+    """A family on the embedded model, with a random transformer of the size that is asked for."""
+    area = settings.size**2
+    overrides = [
+        f"device={settings.device}",
+        f"dtype={settings.dtype}",
+        f"recipe.min_area={area}",
+        f"recipe.max_area={area}",
+    ]
+    if settings.family == "qwen-edit":
+        overrides.append("encoder.options.positions=upstream")
+    composition = compose(load_config(None, family=settings.family, overrides=overrides))
+    parts = composition.load("encoder", "codec")
+    module = transformer(settings, parts).to(torch.device(settings.device), getattr(torch, settings.dtype))
+    return Pipeline(composition, attrs.evolve(parts, loaded_denoiser=StockDenoiser(module)))
+
+
+def transformer(settings: Settings, parts: Parts) -> nn.Module:
+    """The stock transformer for the embedded model's spaces, its weights drawn from seed 0."""
+    torch.manual_seed(0)
+    spec = parts.denoiser_spec
+    network: nn.Module = QwenImageTransformer2DModel(
+        in_channels=spec.token_channels,
+        out_channels=parts.codec_spec.channels,
+        num_layers=settings.layers,
+        attention_head_dim=HEAD,
+        num_attention_heads=settings.width // HEAD,
+        joint_attention_dim=spec.text_width,
+        axes_dims_rope=ROTARY,
+    )
+    return network.eval().requires_grad_(False)
+
+
+def request(settings: Settings) -> dict[str, Any]:
+    """What both sides are asked for, generators apart."""
+    asked: dict[str, Any] = {
+        "prompt": "a large red circle at the left of a small blue square",
+        "negative_prompt": "blurry" if settings.guidance else None,
+        "true_cfg_scale": 4.0 if settings.guidance else 1.0,
+        "num_inference_steps": settings.steps,
+        "height": settings.size,
+        "width": settings.size,
+    }
+    return asked | (
+        {"image": Image.effect_noise((settings.size,) * 2, 64).convert("RGB")} if settings.family == "qwen-edit" else {}
+    )
+
+
+def _upstream(settings: Settings, parts: Parts) -> Any:
+    if settings.family == "qwen-edit":
+        return build(QwenImageEditPipeline, parts, picture_processor(parts))
+    return build(QwenImagePipeline, parts)
+
+
+def _inputs(module: nn.Module, loop: Contestant) -> list[dict[str, Any]]:
+    """What every forward pass of a run is given."""
+    found: list[dict[str, Any]] = []
+    with module.register_forward_pre_hook(lambda module, args, kwargs: found.append(kwargs), with_kwargs=True):
+        loop()
+    return found
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
