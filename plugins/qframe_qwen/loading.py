@@ -83,13 +83,15 @@ def outline_of(cls: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Inside, transformers draws no progress bars of its own among ours."""
-    from transformers.utils import logging
+    """Inside, diffusers and transformers draw no progress bars of their own among ours."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = [logging for logging in (of_diffusers, of_transformers) if logging.is_progress_bar_enabled()]
+    for logging in shown:
+        logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        for logging in shown:
             logging.enable_progress_bar()

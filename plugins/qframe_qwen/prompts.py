@@ -113,13 +113,16 @@ def tokenize(
 
 
 def _ids(tokenizer: Any, template: str, prompt: str = "") -> list[int]:
-    """Ids of a template, cut at its own special tokens; the text between is never searched for any."""
+    """Ids of a template, cut at its own special tokens; the text between is never searched for any.
+
+    Quietly: how long a prompt may be is decided in `tokenize`, not by the length that a tokenizer's files name.
+    """
     ids: list[int] = []
     for piece in filter(None, _SPECIAL.split(template)):
         if _SPECIAL.fullmatch(piece):
             ids.append(tokenizer.convert_tokens_to_ids(piece))
         elif text := piece.replace("{}", prompt):
-            ids.extend(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+            ids.extend(tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids)
     return ids
 
 
