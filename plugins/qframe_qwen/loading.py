@@ -51,7 +51,11 @@ def load_weights(cls: Any, checkpoint: Checkpoint, subfolder: str, *, device: to
             )
     except torch.OutOfMemoryError:
         raise
+    except ImportError as error:
+        raise _lacking(checkpoint, subfolder, error) from error
     except (SafetensorError, StrictDataclassError, RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
+        if "GPU" in str(error):  # diffusers' quantisers, where there is none
+            raise _lacking(checkpoint, subfolder, error) from error
         raise CheckpointError(
             f"model {checkpoint.name!r}: {subfolder} cannot be loaded from its config.json and weights: {error}",
             "Download the checkpoint again.",
@@ -79,6 +83,16 @@ def outline_of(cls: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
         network = cls.from_config(dict(config))
     nn.Module.to(network, dtype)  # diffusers' own warns of modules to keep in float32, of which there are none
     return network.eval().requires_grad_(False)
+
+
+def _lacking(checkpoint: Checkpoint, subfolder: str, error: Exception) -> CheckpointError:
+    """What to say of weights that this machine has no library or no device for: quantised ones."""
+    method = checkpoint.read_json(f"{subfolder}/config.json").get("quantization_config", {}).get("quant_method", "none")
+    return CheckpointError(
+        f"model {checkpoint.name!r}: {subfolder} (quantised: {method}) cannot be loaded on this machine: {error}",
+        "4-bit checkpoints of bitsandbytes need a CUDA device and `pip install qframe[bitsandbytes]`. "
+        "A checkpoint that is not quantised runs anywhere; denoiser.quantise makes its weights small as well.",
+    )
 
 
 @contextmanager

@@ -103,7 +103,7 @@ class PerSampleRopeDenoiser(Denoiser):
         like = self.like()
         guidance = _guidance(forward, len(grids), like)
         all_grids = grids if references is None else _both(grids, references.grids)
-        layout = self.module.layout(all_grids, cond.lengths)
+        layout = self.module.layout(all_grids, cond.lengths, device=like.device)
         text = self.module.project_text(cond.embeds.to(like))
         given = None if references is None else references.with_tokens(references.tokens.detach().to(like))
 

@@ -107,22 +107,26 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         found.train(stock.training)
         return found
 
-    # Offloaded weights come before any of the ways in: the device of a layout is theirs.
-    @apply_forward_hook  # type: ignore[untyped-decorator]
     def layout(
-        self, grids: Grids, text_lengths: Sequence[int], *, text_positions: Sequence[Tensor] | None = None
+        self,
+        grids: Grids,
+        text_lengths: Sequence[int],
+        *,
+        device: torch.device,
+        text_positions: Sequence[Tensor] | None = None,
     ) -> Layout:
-        """What of a batch does not change between steps: see `make_layout`."""
+        """What of a batch does not change between steps, on the device of its tokens: see `make_layout`."""
         return make_layout(
             grids,
             text_lengths,
             axes=tuple(self.config.axes_dims_rope),
-            device=self.device,
+            device=device,
             zero_cond_t=self.config.zero_cond_t,
             layered=self.config.use_layer3d_rope,
             text_positions=text_positions,
         )
 
+    # Offloaded weights come before any of the ways in, not only before `forward`.
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def project_text(self, text: Tensor) -> Tensor:
         """Text [M, D] to the stream's width: independent of sigma, so once per sampling run is enough."""
@@ -147,7 +151,7 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         {"scale": s}, for LoRA. ValueError names the sample whose lengths do not fit, and both numbers.
         """
         _refuse(attention_kwargs)
-        layout = self.layout(grids, text_lengths)
+        layout = self.layout(grids, text_lengths, device=tokens.device)
         projected = self.project_text(text)
         predicted: Tensor = self.predict(
             tokens, projected, timestep, layout, guidance=guidance, additional_t_cond=additional_t_cond
@@ -200,7 +204,7 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
             image.take(hidden_states),
             self.project_text(text.take(encoder_hidden_states)),
             timestep,
-            self.layout(grids, text.lengths, text_positions=text.positions()),
+            self.layout(grids, text.lengths, device=hidden_states.device, text_positions=text.positions()),
             guidance=guidance,
             additional_t_cond=additional_t_cond,
         )

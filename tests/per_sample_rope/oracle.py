@@ -122,8 +122,8 @@ def pad_samples(batch: Sequence[Sample], filling: float = 0.0, *, extra: int = 0
     """The batch padded to its longest sample (and `extra` rows more) with `filling`."""
     rows = max(len(sample.tokens) for sample in batch) + extra
     columns = max(len(sample.text) for sample in batch) + extra
-    hidden = torch.full((len(batch), rows, CHANNELS), filling)
-    text = torch.full((len(batch), columns, WIDTH), filling)
+    hidden = torch.full((len(batch), rows, batch[0].tokens.shape[1]), filling)
+    text = torch.full((len(batch), columns, batch[0].text.shape[1]), filling)
     image_mask, text_mask = torch.zeros(len(batch), rows).bool(), torch.zeros(len(batch), columns).bool()
     for i, sample in enumerate(batch):
         hidden[i, : len(sample.tokens)] = sample.tokens

@@ -61,6 +61,21 @@ def test_flags_are_read_from_the_file_and_kept(tmp_path: Path, flag: str) -> Non
     assert QwenImageTransformer2DModel.from_pretrained(tmp_path / "own").config[flag] is True
 
 
+@SIZES
+def test_a_hub_id_is_loaded_from_the_cache_of_the_hub(stock: Any, tmp_path: Path, shard: str) -> None:
+    """E16: what a download left behind; a whole pipeline's repository, of which the transformer is one folder."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--someone--tiny-qwen"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    stock.save_pretrained(repository / "snapshots" / commit / "transformer", max_shard_size=shard)
+    own = Own.from_pretrained("someone/tiny-qwen", subfolder="transformer", cache_dir=tmp_path, local_files_only=True)
+    assert isinstance(own, Own)
+    assert_same(packed(own, samples()), one_by_one(stock, samples()), 1e-6)
+    with pytest.raises(OSError, match="someone/another"):
+        Own.from_pretrained("someone/another", subfolder="transformer", cache_dir=tmp_path, local_files_only=True)
+
+
 def test_loading_in_bfloat16(stock: Any, tmp_path: Path) -> None:
     """E18, E19."""
     stock.save_pretrained(tmp_path)
