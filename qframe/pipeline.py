@@ -223,7 +223,8 @@ class Pipeline:
         """
         asked = self._request({"prompt": prompt, **request}, None)
         check_fields(asked)
-        return encode_padded(self.parts.encoder, asked, self.recipe.shown(asked))
+        with self.placement.freed():
+            return encode_padded(self.parts.encoder, asked, self.recipe.shown(asked))
 
     @torch.no_grad()
     def run(

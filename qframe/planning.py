@@ -84,8 +84,14 @@ def check_fields(request: Request) -> None:
         wrong = [text for text in value if not isinstance(text, str)]
         if wrong:
             raise ConfigError(f"{name} must be text, got {type(wrong[0]).__name__}")
-    if not math.isfinite(request.true_cfg_scale):
-        raise ConfigError(f"true_cfg_scale must be a finite number, got {request.true_cfg_scale}")
+    scales = {name: getattr(request, name) for name in ("true_cfg_scale", "guidance_scale")}
+    if request.attention_kwargs is not None:
+        if not isinstance(request.attention_kwargs, Mapping):
+            raise ConfigError(f"attention_kwargs must be a mapping, got {type(request.attention_kwargs).__name__}")
+        scales["attention_kwargs: scale"] = request.attention_kwargs.get("scale")
+    for name, scale in scales.items():
+        if scale is not None and not math.isfinite(scale):
+            raise ConfigError(f"{name} must be a finite number, got {scale}")
     for name in ("num_inference_steps", "num_images_per_prompt"):
         if getattr(request, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(request, name)}")
@@ -111,6 +117,10 @@ def check_prompts(request: Request) -> None:
             given, lacking = (f"{name}_mask", name) if embeds is None else (name, f"{name}_mask")
             raise ConfigError(
                 f"{given} is given without {lacking}", f"Give both: {name} [B, T, D], {name}_mask [B, T]."
+            )
+        if embeds is not None and not (isinstance(embeds, Tensor) and isinstance(mask, Tensor)):
+            raise ConfigError(
+                f"{name} and its mask must be tensors, got {type(embeds).__name__}, {type(mask).__name__}"
             )
         if embeds is not None and (embeds.ndim != 3 or tuple(mask.shape) != tuple(embeds.shape[:2])):
             raise ConfigError(
@@ -248,7 +258,6 @@ def _latent_shapes(count: int, grid: Grid, parts: Parts) -> tuple[tuple[int, ...
 
 def decoder(codec: LatentCodec, start: PackedSequence, patch: int) -> Callable[[Tensor], list[Tensor]]:
     """The `decode` of a plan: final tokens [N, C] to one picture [C, H, W] in [-1, 1] per sample."""
-
     grids = start.grids  # not `start`: its noise is of no use any more when this runs
 
     def decode(tokens: Tensor) -> list[Tensor]:
