@@ -50,7 +50,7 @@ _SMALL, _AREA = 384 * 384, 1024 * 1024
 _UPSTREAM_POSITIONS = "encoder.options.positions=upstream"
 
 
-class _PictureProcessor(Qwen2VLProcessor):
+class PictureProcessor(Qwen2VLProcessor):
     """Qwen2VLProcessor without its video processor, which needs torchvision."""
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
@@ -201,7 +201,7 @@ def picture_processor(parts: Parts) -> Any:
     encoder = parts.encoder
     if not isinstance(encoder, QwenVLEncoder) or encoder.image_processor is None:
         raise ConfigError("the encoder looks at no pictures", "Use a checkpoint with a folder 'processor'.")
-    return _PictureProcessor(encoder.image_processor, encoder.tokenizer)
+    return PictureProcessor(encoder.image_processor, encoder.tokenizer)
 
 
 def _stock(parts: Parts) -> bool:

@@ -195,7 +195,7 @@ def our_trace(request: Request, parts: Parts, recipe: Recipe, oracle: Oracle) ->
     steps, norms = Steps(), Norms()
 
     def encoding(latents: Tensor, pixels: Tensor, **_: Any) -> None:
-        encoded.extend(map(Encoded, pixels, latents))
+        encoded.extend(map(Encoded, pixels.to(latents), latents))  # a codec rounds to its dtype first
 
     with listening(parts.codec, "encode", encoding), listening(parts.codec, "decode", lambda x, _: decoded.extend(x)):
         plan = recipe.plan(request, parts)

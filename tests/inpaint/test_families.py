@@ -16,8 +16,8 @@ from qframe.packing import pack_latents
 from qframe.pipeline import Pipeline
 from qframe.plugins import load_registry
 from qframe_qwen_inpaint import blending, crop, masks, transform
-from tests.inpaint.runs import SIZES, asked, pictures
-from tests.inpaint.runs import masks as mask_pictures
+from tests.parity import SIZES, asked, pictures
+from tests.parity import masks as mask_pictures
 from tests.qwen import tiny
 
 MIXED = {"qwen-inpaint": "qwen-image", "qwen-edit-inpaint": "qwen-edit"}

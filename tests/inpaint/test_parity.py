@@ -1,59 +1,41 @@
-"""Against diffusers' inpainting and image-to-image pipelines, on the same weights, in float32, at every step."""
+"""Inpainting and image to image against diffusers' pipelines, on the same weights, at every stage of a run."""
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import QwenImageInpaintPipeline
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_inpaint
 from PIL import Image, ImageDraw
 
 from qframe.checkpoint import Checkpoint
 from qframe.interfaces import Parts, Recipe
 from qframe.pictures import from_pixels
 from qframe.pipeline import run_plan
-from qframe.starts import source_tokens
+from qframe.starts import first_step, source_tokens
 from qframe.types import Request
+from qframe.verify import EXACT
+from qframe_qwen.oracles import EditInpaint, Inpaint, TextToImage
 from qframe_qwen.recipe import TextToImageRecipe
 from qframe_qwen_inpaint.blending import keep_unmasked
-from tests.inpaint.runs import (
+from tests.parity import (
+    CASES_BEGUN,
     SIZES,
     asked,
     assert_every_step_agrees,
+    assert_same,
     masks,
     our_steps,
     pictures,
     request_for,
     seeded,
+    seeded_each,
     steps_of,
     upstream_steps,
 )
 from tests.qwen import tiny
 from tests.qwen.conftest import load_parts
-
-# Shape, batch, strength, guidance, steps. Every value meets every other in the slow tests, most of them here.
-SOME = [
-    ("square", 1, 0.3, 4.0, 4),
-    ("square", 1, 0.6, None, 20),
-    ("square", 3, 1.0, 4.0, 4),
-    ("wide", 1, 0.6, 4.0, 4),
-    ("wide", 3, 0.3, None, 20),
-    ("wide", 1, 1.0, None, 4),
-    ("tall", 3, 0.6, 4.0, 4),
-    ("tall", 1, 1.0, 4.0, 4),
-    ("tall", 1, 0.3, 4.0, 20),
-]
-ALL = [
-    pytest.param(*case, marks=pytest.mark.slow)
-    for case in product(SIZES, (1, 3), (0.3, 0.6, 1.0), (None, 4.0), (4, 20))
-    if case not in SOME
-]
-CASES = pytest.mark.parametrize(("shape", "batch", "strength", "guidance", "steps"), SOME + ALL)
 
 
 def arguments_of(shape: str, batch: int, strength: float, guidance: float | None, steps: int) -> dict[str, Any]:
@@ -63,61 +45,50 @@ def arguments_of(shape: str, batch: int, strength: float, guidance: float | None
     return asked(batch, guidance=guidance, steps=steps, strength=strength, image=images, height=height, width=width)
 
 
-@CASES
+@CASES_BEGUN
 def test_image_to_image_equals_diffusers(
-    image_to_image: Recipe,
-    parts: Parts,
-    image_to_image_pipeline: Any,
-    shape: str,
-    batch: int,
-    strength: float,
-    guidance: float | None,
-    steps: int,
+    image_to_image: Recipe, parts: Parts, shape: str, batch: int, strength: float, scale: float | None, steps: int
 ) -> None:
-    arguments = arguments_of(shape, batch, strength, guidance, steps)
-    wanted = upstream_steps(image_to_image_pipeline, arguments, generator=seeded())
-    assert_every_step_agrees(our_steps(image_to_image, arguments, parts, generator=seeded()), wanted)
+    arguments = arguments_of(shape, batch, strength, scale, steps)
+    ran = assert_same(image_to_image, arguments, parts, TextToImage()).steps
+    assert len(ran) == steps - first_step(steps, strength)
 
 
-@CASES
+@CASES_BEGUN
 @pytest.mark.parametrize("kind", ["random", "full"])
 def test_inpainting_equals_diffusers(
     inpaint: Recipe,
     parts: Parts,
-    inpaint_pipeline: Any,
     kind: str,
     shape: str,
     batch: int,
     strength: float,
-    guidance: float | None,
+    scale: float | None,
     steps: int,
 ) -> None:
-    arguments = arguments_of(shape, batch, strength, guidance, steps)
+    arguments = arguments_of(shape, batch, strength, scale, steps)
     arguments["mask_image"] = masks(kind, batch, (SIZES[shape][0] + 6, SIZES[shape][1] + 10))
-    wanted = upstream_steps(inpaint_pipeline, arguments, generator=seeded())
-    assert_every_step_agrees(our_steps(inpaint, arguments, parts, generator=seeded()), wanted)
+    assert_same(inpaint, arguments, parts, Inpaint())
 
 
-@CASES
+@CASES_BEGUN
 def test_blending_by_an_empty_mask_equals_diffusers(
     checkpoint: Checkpoint,
     parts: Parts,
-    inpaint_pipeline: Any,
+    inpaint: Recipe,
     shape: str,
     batch: int,
     strength: float,
-    guidance: float | None,
+    scale: float | None,
     steps: int,
 ) -> None:
     """A request with a black mask is refused, but the function on plans takes one."""
-    arguments = arguments_of(shape, batch, strength, guidance, steps)
-    wanted = upstream_steps(
-        inpaint_pipeline, arguments, mask_image=masks("empty", batch, SIZES[shape]), generator=seeded()
-    )
-    generator = seeded()
+    arguments = arguments_of(shape, batch, strength, scale, steps)
+    asked_upstream = request_for(inpaint, arguments, mask_image=masks("empty", batch, SIZES[shape]), generator=seeded())
+    wanted = [step.tokens for step in Inpaint().trace(asked_upstream, parts, inpaint).steps]
     images = [image.resize(SIZES[shape][::-1], Image.Resampling.LANCZOS) for image in arguments["image"]]
     common = {name: value for name, value in arguments.items() if name not in ("image", "strength")}
-    request = Request(**common, generator=generator)
+    request = Request(**common, generator=seeded())
     with torch.no_grad():
         original = source_tokens(images, request, parts)
         plan = TextToImageRecipe(None, checkpoint).plan(request, parts)
@@ -125,23 +96,37 @@ def test_blending_by_an_empty_mask_equals_diffusers(
     assert_every_step_agrees(found, wanted)
 
 
-def test_a_generator_per_picture_and_custom_sigmas_equal_diffusers(
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("family", ["image_to_image", "inpaint", "edit_inpaint"])
+def test_one_step_is_finite(request: pytest.FixtureRequest, parts: Parts, family: str) -> None:
+    arguments = arguments_of("square", 1, 1.0, 4.0, 1)
+    arguments |= {} if family == "image_to_image" else {"mask_image": masks("random", 1, (70, 74))}
+    recipe = request.getfixturevalue(family)
+    (found,) = our_steps(recipe, request_for(recipe, arguments, generator=seeded()), parts)
+    assert found.isfinite().all()
+
+
+def test_networks_that_diffusers_loaded_itself_give_the_same(
     inpaint: Recipe, parts: Parts, inpaint_pipeline: Any
 ) -> None:
+    """The oracles here run with networks that we loaded; this one does not."""
+    arguments = arguments_of("wide", 3, 0.6, 4.0, 4) | {"mask_image": masks("random", 3, (38, 106))}
+    wanted = upstream_steps(inpaint_pipeline, **arguments, generator=seeded())
+    found = our_steps(inpaint, request_for(inpaint, arguments, generator=seeded()), parts)
+    assert_every_step_agrees(found, wanted)
+
+
+def test_a_generator_per_picture_and_custom_sigmas_equal_diffusers(inpaint: Recipe, parts: Parts) -> None:
     arguments = arguments_of("square", 3, 0.7, 4.0, 4) | {"sigmas": [1.0, 0.7, 0.4, 0.2]}
     arguments["mask_image"] = masks("random", 3, (64, 64))
-    wanted = upstream_steps(inpaint_pipeline, arguments, generator=[seeded(i) for i in range(3)])
-    assert_every_step_agrees(our_steps(inpaint, arguments, parts, generator=[seeded(i) for i in range(3)]), wanted)
+    assert_same(inpaint, arguments, parts, Inpaint(), generator=seeded_each(3))
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_one_picture_and_mask_serve_all_prompts_as_in_diffusers(
-    inpaint: Recipe, parts: Parts, inpaint_pipeline: Any, batch: int
-) -> None:
+def test_one_picture_and_mask_serve_all_prompts_as_in_diffusers(inpaint: Recipe, parts: Parts, batch: int) -> None:
     arguments = arguments_of("square", batch, 0.6, None, 4)
     arguments |= {"image": arguments["image"][0], "mask_image": masks("random", 1, (64, 64))[0]}
-    wanted = upstream_steps(inpaint_pipeline, arguments, generator=seeded())
-    assert_every_step_agrees(our_steps(inpaint, arguments, parts, generator=seeded()), wanted)
+    assert_same(inpaint, arguments, parts, Inpaint())
 
 
 def test_generators_are_left_as_diffusers_leaves_them(inpaint: Recipe, parts: Parts, inpaint_pipeline: Any) -> None:
@@ -149,8 +134,8 @@ def test_generators_are_left_as_diffusers_leaves_them(inpaint: Recipe, parts: Pa
     arguments = arguments_of("square", 1, 0.6, None, 2) | {"mask_image": masks("random", 1, (64, 64))}
     ours, theirs = seeded(), seeded()
     for _ in range(2):
-        wanted = upstream_steps(inpaint_pipeline, arguments, generator=theirs)
-        assert_every_step_agrees(our_steps(inpaint, arguments, parts, generator=ours), wanted)
+        wanted = upstream_steps(inpaint_pipeline, **arguments, generator=theirs)
+        assert_every_step_agrees(our_steps(inpaint, request_for(inpaint, arguments, generator=ours), parts), wanted)
     assert torch.equal(ours.get_state(), theirs.get_state())
 
 
@@ -159,30 +144,19 @@ def test_torchs_own_generator_gives_what_it_gives_diffusers(
 ) -> None:
     arguments = arguments_of("square", 1, 0.6, None, 2) | {"mask_image": masks("random", 1, (64, 64))}
     torch.manual_seed(5)
-    wanted = upstream_steps(inpaint_pipeline, arguments)
+    wanted = upstream_steps(inpaint_pipeline, **arguments)
     torch.manual_seed(5)
-    assert_every_step_agrees(our_steps(inpaint, arguments, parts), wanted)
+    assert_every_step_agrees(our_steps(inpaint, request_for(inpaint, arguments), parts), wanted)
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 def test_bfloat16_equals_diffusers_to_the_bit(checkpoint: Checkpoint, inpaint: Recipe, strength: float) -> None:
-    """Noising and blending in the order and dtype of diffusers.
-
-    With powers of two for the latents' deviations: diffusers multiplies by their rounded inverse, not in every
-    pipeline, and the codec here divides, as its edit pipeline does.
-    """
+    """Encoding, noising and blending in the order and dtype of diffusers."""
     loaded = load_parts(checkpoint)
-    upstream = QwenImageInpaintPipeline(**tiny.upstream_text_to_image(checkpoint).components).to(torch.bfloat16)
-    upstream.set_progress_bar_config(disable=True)
     for module in (loaded.denoiser.module, loaded.encoder.model, loaded.codec.vae):  # type: ignore[attr-defined]
         module.to(torch.bfloat16)
-    for vae in (loaded.codec.vae, upstream.vae):  # type: ignore[attr-defined]
-        vae.register_to_config(latents_std=[0.5, 1.0, 1.0, 2.0])
     arguments = arguments_of("square", 1, strength, 4.0, 4) | {"mask_image": masks("random", 1, (64, 64))}
-    wanted = upstream_steps(upstream, arguments, generator=seeded())
-    found = our_steps(inpaint, arguments, loaded, generator=seeded())
-    assert found[0].dtype == torch.bfloat16
-    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    assert assert_same(inpaint, arguments, loaded, Inpaint(), tolerance=EXACT).start.dtype == torch.bfloat16
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
@@ -262,41 +236,29 @@ def test_decoded_picture_equals_diffusers(inpaint: Recipe, parts: Parts, inpaint
 # -- mixed with editing -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("strength", "guidance", "steps"), [(0.3, 4.0, 20), (0.6, None, 4), (1.0, 4.0, 4)])
-@pytest.mark.parametrize("asked_size", [(96, 96), (64, 128), (160, 64)])
+@CASES_BEGUN
+@pytest.mark.parametrize("kind", ["random", "full"])
 def test_editing_inside_a_mask_equals_diffusers(
     edit_inpaint: Recipe,
     upstream_parts: Parts,
-    edit_inpaint_pipeline: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    asked_size: tuple[int, int],
+    kind: str,
+    shape: str,
+    batch: int,
     strength: float,
-    guidance: float | None,
+    scale: float | None,
     steps: int,
 ) -> None:
     """The edit recipe through `keep-unmasked` is diffusers' QwenImageEditInpaintPipeline, but for the reference.
 
-    There that is a sample of the codec's posterior, here as in every edit the mode. So both take the mode, drawing
-    what they would have drawn.
+    There that is a sample of the codec's posterior, here as in every edit the mode, which the oracle shows it too.
     """
-    real = pipeline_qwenimage_edit_inpaint.calculate_dimensions
-    monkeypatch.setattr(
-        pipeline_qwenimage_edit_inpaint, "calculate_dimensions", lambda area, ratio: real(tiny.AREA, ratio)
-    )
-    sample = DiagonalGaussianDistribution.sample
-
-    def mode(self: Any, generator: Any = None) -> Any:
-        sample(self, generator)
-        return self.mode()
-
-    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", mode)
+    size = {"square": (70, 70), "wide": (40, 90), "tall": (160, 64)}[shape]
     arguments = asked(
-        1,
-        guidance=guidance,
+        batch,
+        guidance=scale,
         steps=steps,
         strength=strength,
-        image=pictures(1, asked_size)[0],
-        mask_image=masks("random", 1, asked_size)[0],
+        image=pictures(batch, size),
+        mask_image=masks(kind, batch, size),
     )
-    wanted = upstream_steps(edit_inpaint_pipeline, arguments, generator=seeded())
-    assert_every_step_agrees(our_steps(edit_inpaint, arguments, upstream_parts, generator=seeded()), wanted)
+    assert_same(edit_inpaint, arguments, upstream_parts, EditInpaint(), generator=seeded_each(batch))

@@ -27,7 +27,7 @@ from qframe_qwen_inpaint.blending import keep_unmasked
 from qframe_qwen_inpaint.crop import crop_box, fit_inside, put_back
 from qframe_qwen_inpaint.masks import latent_mask
 from qframe_qwen_inpaint.transform import InpaintRequest
-from tests.inpaint.runs import pictures, plain, seeded, steps_of
+from tests.parity import pictures, plain, seeded, steps_of
 from tests.qwen import tiny
 
 SQUARE = tiny.picture(0, 96, 96)

@@ -17,10 +17,11 @@ from diffusers import (
 )
 from PIL import Image
 from torch import nn
-from transformers import Qwen2Tokenizer, Qwen2VLProcessor
+from transformers import Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from qframe.checkpoint import Checkpoint
+from qframe_qwen.oracles import PictureProcessor
 from qframe_shapes import text
 
 # scheduler/scheduler_config.json of Qwen/Qwen-Image.
@@ -84,16 +85,6 @@ def enlarge(module: nn.Module, factor: float = 5.0) -> None:
         for parameter in module.parameters():
             if parameter.ndim >= 2:
                 parameter.mul_(factor)
-
-
-class PictureProcessor(Qwen2VLProcessor):
-    """Qwen2VLProcessor without its video processor, which needs torchvision."""
-
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
-        super(Qwen2VLProcessor, self).__init__(image_processor, tokenizer, chat_template=chat_template)
 
 
 def upstream_text_to_image(checkpoint: Checkpoint) -> Any:

@@ -14,9 +14,9 @@ from PIL import Image
 from qframe.pipeline import run_plan
 from qframe_qwen.options import QwenVLOptions
 from qframe_qwen_edit.plus import PUBLISHED, EditPlusRecipe, EditPlusRequest
+from tests.parity import PROMPTS, assert_every_step_agrees, our_steps, seeded, upstream_steps
 from tests.qwen import tiny
 from tests.qwen.conftest import load_parts
-from tests.qwen.test_parity import PROMPTS, assert_every_step_agrees, our_steps, seeded, upstream_steps
 from tests.qwen_edit_plus.conftest import Oracle
 
 # Widths and heights. The last picture decides the size of the result.

@@ -1,11 +1,13 @@
-"""Runs of ours and of diffusers, latents after every step, and the pictures and masks they are given."""
+"""Runs of ours and of diffusers on one tiny checkpoint: what they are given, and whether they agree at every stage."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import attrs
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -14,11 +16,45 @@ from qframe.interfaces import Parts, Recipe
 from qframe.mixing import as_request
 from qframe.pipeline import sample_plan
 from qframe.types import Plan, Request
+from qframe.verify import Oracle, Tolerance, Trace, compare, traces
 from tests.qwen import tiny
 
 PROMPTS = ["make the circle blue", "remove it", "a very large red square at the top left of the picture"]
 NEGATIVES = [" ", "blurry, bad quality", ""]
 SIZES = {"square": (64, 64), "wide": (32, 96), "tall": (96, 32)}
+SCALES = (None, 1.5, 4.0, 7.5)
+STRENGTHS = (0.3, 0.6, 1.0)
+PARITY = Tolerance(1e-4, 1e-5)
+
+# Of each matrix the quick tests have a few cases, in which every value meets most others; the slow ones have the rest:
+# every combination in 4 steps, and every size and guidance in 20.
+_SOME = [
+    ("square", 1, 1.5, 4), ("square", 3, 4.0, 4), ("square", 1, None, 20), ("wide", 1, 4.0, 4), ("wide", 3, 7.5, 4),
+    ("tall", 1, 7.5, 4), ("tall", 3, None, 4), ("tall", 1, 4.0, 20),
+]  # fmt: skip
+_SOME_BEGUN = [
+    ("square", 1, 0.3, 4.0, 4), ("square", 1, 0.6, None, 20), ("square", 3, 1.0, 7.5, 4), ("wide", 1, 0.6, 1.5, 4),
+    ("wide", 3, 0.3, None, 20), ("wide", 1, 1.0, None, 4), ("tall", 3, 0.6, 4.0, 4), ("tall", 1, 1.0, 1.5, 4),
+    ("tall", 1, 0.3, 7.5, 20),
+]  # fmt: skip
+
+
+def _matrix(some: list[Any], everything: list[Any]) -> list[Any]:
+    slow = [pytest.param(*case, marks=pytest.mark.slow) for case in everything if case not in some]
+    return [*some, *slow]
+
+
+CASES = pytest.mark.parametrize(
+    ("shape", "batch", "scale", "steps"),
+    _matrix(_SOME, [*product(SIZES, (1, 3), SCALES, (4,)), *product(SIZES, (1,), SCALES, (20,))]),
+)
+CASES_BEGUN = pytest.mark.parametrize(
+    ("shape", "batch", "strength", "scale", "steps"),
+    _matrix(
+        _SOME_BEGUN,
+        [*product(SIZES, (1, 3), STRENGTHS, SCALES, (4,)), *product(SIZES, (1,), (0.6,), SCALES, (20,))],
+    ),
+)
 
 
 def asked(batch: int, *, guidance: float | None, steps: int, **more: Any) -> dict[str, Any]:
@@ -34,6 +70,11 @@ def asked(batch: int, *, guidance: float | None, steps: int, **more: Any) -> dic
 
 def seeded(seed: int = 7) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def seeded_each(batch: int) -> list[torch.Generator]:
+    """One per picture. With them diffusers' edit pipelines encode pictures one by one, as we do, not all at once."""
+    return [seeded(i) for i in range(batch)]
 
 
 def pictures(batch: int, size: tuple[int, int]) -> list[Image.Image]:
@@ -56,6 +97,29 @@ def plain(request: Request, **changes: Any) -> Request:
     return as_request(Request, request, **changes)
 
 
+# -- stage by stage ---------------------------------------------------------------------------------------------------
+
+
+def assert_same(
+    recipe: Recipe,
+    arguments: dict[str, Any],
+    parts: Parts,
+    oracle: Oracle,
+    *,
+    generator: Any = None,
+    tolerance: Tolerance = PARITY,
+) -> Trace:
+    """Every stage of a run agrees with diffusers'. Gives ours."""
+    request = request_for(recipe, arguments, generator=generator or seeded())
+    ours, theirs = traces(request, parts, recipe, oracle)
+    misses = [row for row in compare(ours, theirs, tolerance=tolerance) if not row.equal]
+    assert not misses, "\n".join(map(str, misses))
+    return ours
+
+
+# -- latents alone, against pipelines that diffusers itself loaded ----------------------------------------------------
+
+
 @torch.no_grad()
 def steps_of(plan: Plan, parts: Parts) -> list[Tensor]:
     """Tokens [N, C] after every step of a plan."""
@@ -71,11 +135,11 @@ def steps_of(plan: Plan, parts: Parts) -> list[Tensor]:
 
 
 @torch.no_grad()
-def our_steps(recipe: Recipe, arguments: dict[str, Any], parts: Parts, **more: Any) -> list[Tensor]:
-    return steps_of(recipe.plan(request_for(recipe, arguments, **more), parts), parts)
+def our_steps(recipe: Recipe, request: Request, parts: Parts) -> list[Tensor]:
+    return steps_of(recipe.plan(request, parts), parts)
 
 
-def upstream_steps(pipeline: Any, arguments: dict[str, Any], **more: Any) -> list[Tensor]:
+def upstream_steps(pipeline: Any, **arguments: Any) -> list[Tensor]:
     """Latents [N, C] after every step, as diffusers has them."""
     steps: list[Tensor] = []
 
@@ -83,7 +147,7 @@ def upstream_steps(pipeline: Any, arguments: dict[str, Any], **more: Any) -> lis
         steps.append(state["latents"].flatten(0, 1).clone())
         return {}
 
-    pipeline(**arguments, **more, output_type="latent", callback_on_step_end=keep)
+    pipeline(**arguments, output_type="latent", callback_on_step_end=keep)
     return steps
 
 
