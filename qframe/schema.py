@@ -144,6 +144,13 @@ class TrainConfig:
         validator=and_(ge(0.0), lt(1.0)),
         metadata={"help": "how often the empty prompt (with the same pictures) replaces the caption"},
     )
+    guidance_scale: float = attrs.field(
+        default=1.0,
+        validator=ge(0.0),
+        metadata={
+            "help": "what a guidance-distilled network is given in training; 1 is what the data themselves follow"
+        },
+    )
     gradient_checkpointing: bool = attrs.field(
         default=False, metadata={"help": "recompute activations: less memory, more time"}
     )
@@ -160,6 +167,9 @@ class SampleConfig:
 
     num_inference_steps: int = attrs.field(default=20, validator=ge(1), metadata={"help": "sampling steps"})
     true_cfg_scale: float = attrs.field(default=4.0, validator=ge(0.0), metadata={"help": "guidance scale; 1 is off"})
+    guidance_scale: float = attrs.field(
+        default=4.0, validator=ge(0.0), metadata={"help": "scale that a guidance-distilled network is given"}
+    )
     negative_prompt: str | None = attrs.field(default=None, metadata={"help": "guidance needs one, ' ' will do"})
     seed: int = attrs.field(default=0, validator=ge(0), metadata={"help": "seed of the initial noise"})
     batch_size: int = attrs.field(default=1, validator=ge(1), metadata={"help": "pictures of one size sampled at once"})

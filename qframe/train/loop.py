@@ -23,7 +23,7 @@ from qframe.train.order import BatchOrder
 from qframe.train.signals import Stopped, StopSignals
 from qframe.train.state import TrainingState
 from qframe.train.streams import derived_seed
-from qframe.types import Example
+from qframe.types import PLAIN, Example, ForwardOptions
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +37,16 @@ _VALID = ("target_tokens", "reference_tokens", "text_tokens")
 class TrainingJob:
     """What does not change while a run goes on.
 
-    patch: of the denoiser, for packing. save: publishes a checkpoint of the state as it stands.
-    observe: called after every step with its number (from 1) and metrics.
+    patch: of the denoiser, for packing. forward: what every forward pass is given beside its batch.
+    save: publishes a checkpoint of the state as it stands. observe: called after every step with its number (from 1)
+    and metrics.
     """
 
     config: TrainConfig
     denoiser: Denoiser
     schedule: Schedule
     patch: int
+    forward: ForwardOptions = PLAIN
     examples: Sequence[Example]
     order: BatchOrder
     device: torch.device
@@ -155,7 +157,7 @@ def _forward(job: TrainingJob, batch: TrainingBatch, samples: int, *, seed: int)
     torch.manual_seed(seed)  # dropout inside the network draws from the global generator
     mixed = torch.autocast(job.device.type, dtype=torch.bfloat16, enabled=job.config.precision == "bfloat16")
     with mixed:
-        predicted = job.denoiser.velocity(batch.noisy, batch.sigma, batch.cond, batch.references)
+        predicted = job.denoiser.velocity(batch.noisy, batch.sigma, batch.cond, batch.references, forward=job.forward)
     return flow_loss(predicted, batch, samples)
 
 

@@ -24,6 +24,7 @@ from qframe.errors import ConfigError, DataError
 from qframe.interfaces import Denoiser, Parts, RecordSource
 from qframe.pictures import from_pixels
 from qframe.pipeline import Pipeline, run_plan
+from qframe.placement import Placement, rest_codec
 from qframe.plan_batches import group_plans, join_plans
 from qframe.plugins import Registry, load_registry
 from qframe.progress import SILENT, Progress
@@ -37,7 +38,7 @@ from qframe.train.run import Run
 from qframe.train.state import TrainingState, find_checkpoint, read_about, restore, save_checkpoint
 from qframe.train.streams import derived_seed
 from qframe.train.validation import GroupResult, Validation, result_lines
-from qframe.types import Plan, Record
+from qframe.types import ForwardOptions, Plan, Record
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -72,6 +73,7 @@ class Trainer:
             raise DataError("the data set has no records", "Check data.path, or data.use and its options.")
         self.state: TrainingState | None = None
         self._parts: dict[str, Any] = {}
+        self._codec = Placement()
         self._loaded_loras = self._merged_at = 0
 
     # -- parts ------------------------------------------------------------------------------------------------
@@ -82,6 +84,8 @@ class Trainer:
         parts = self.composition.load(*missing)
         for role in missing:
             self._parts[role] = getattr(parts, role)
+        if "codec" in missing:
+            self._codec = rest_codec(parts.codec, self.composition.device("codec"), live=not self.config.cache.enabled)
         return attrs.evolve(parts, **{f"loaded_{role}": part for role, part in self._parts.items()})
 
     def release(self, *roles: str) -> None:
@@ -224,6 +228,7 @@ class Trainer:
         plans = self._plans(records)
         if self.config.cache.enabled:
             self.release("encoder")
+        self._codec.free()
         state = self.prepare()
         if checkpoint is not None:
             restore(checkpoint, state)
@@ -261,6 +266,7 @@ class Trainer:
             denoiser=parts.denoiser,
             schedule=parts.schedule,
             patch=parts.denoiser_spec.patch,
+            forward=ForwardOptions(guidance=train.guidance_scale if parts.denoiser_spec.guidance else None),
             examples=examples,
             order=make_order(sizes, train, lambda index: self.records[index].id),
             device=self.composition.device("denoiser"),
@@ -302,6 +308,7 @@ class Trainer:
                     num_inference_steps=sample.num_inference_steps,
                     true_cfg_scale=scale,
                     negative_prompt=sample.negative_prompt,
+                    guidance_scale=sample.guidance_scale if parts.denoiser_spec.guidance else None,
                     generator=torch.Generator().manual_seed(derived_seed(sample.seed, "sample", index)),
                 )
                 plans.append(recipe.plan(request, parts))
@@ -313,7 +320,8 @@ class Trainer:
         parts = self.load("denoiser")
         parts.denoiser.module.eval()
         pictures: list[Image.Image | None] = [None] * len(plans)
-        with torch.inference_mode(), self.averaged(), self.progress.stage(title, len(plans)) as bar:
+        stage = self.progress.stage(title, len(plans))
+        with self._codec.freed(), torch.inference_mode(), self.averaged(), stage as bar:
             for group in group_plans(plans, self.config.sample.batch_size):
                 made = run_plan(
                     join_plans([plans[i] for i in group]),
@@ -330,7 +338,7 @@ class Trainer:
         """Sample with the weights as they stand: the arguments and the result of `qframe.load(...)(...)`."""
         pipe = Pipeline(self.composition, self.load("encoder", "codec", "denoiser"))
         pipe.parts.denoiser.module.eval()
-        with self.averaged():
+        with self._codec.freed(), self.averaged():
             return pipe(**request)
 
     @contextlib.contextmanager

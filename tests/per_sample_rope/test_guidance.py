@@ -5,6 +5,7 @@ The oracle is made by hand: diffusers' network and pipeline, with the embedding 
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import torch
 import qframe
 from qframe.checkpoint import Checkpoint
 from qframe.errors import CheckpointError, ConfigError
+from qframe.train.trainer import Trainer
 from qframe.types import ForwardOptions
 from qframe_qwen.denoiser import StockDenoiser
 from qframe_qwen_per_sample_rope.denoiser import PerSampleRopeDenoiser
-from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
+from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer, TimeEmbedding
 from tests.per_sample_rope.oracle import assert_same, relative_error
 from tests.per_sample_rope.test_denoiser import CPU, NAME, mixed_batch
 from tests.qwen import tiny
@@ -115,3 +117,40 @@ def test_what_it_saves_it_loads(distilled: Checkpoint, tmp_path: Path) -> None:
     again = PerSampleRopeDenoiser.load(saved, None, device=CPU, dtype=torch.float32).module.state_dict()
     before = PerSampleRopeDenoiser.load(distilled, None, device=CPU, dtype=torch.float32).module.state_dict()
     assert all(torch.equal(again[name], before[name]) for name in before)
+
+
+def test_training_gives_the_network_its_scale(
+    distilled: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 unless configured: the data follow the distribution that no guidance has sharpened. Samples have their own."""
+    (distilled.folder / "qframe.json").write_text(
+        json.dumps({"recipe": {"min_area": 48 * 48, "max_area": 96 * 96, "multiple": 16, "side": 64}})
+    )
+    seen: list[tuple[bool, float]] = []
+    embed = TimeEmbedding.forward
+
+    def record(self: Any, timestep: Any, guidance: torch.Tensor, *rest: Any) -> Any:
+        seen.append((torch.is_grad_enabled(), float(guidance.unique())))
+        return embed(self, timestep, guidance, *rest)
+
+    monkeypatch.setattr(TimeEmbedding, "forward", record)
+    for name, overrides, trained in (("a", [], 1.0), ("b", ["train.guidance_scale=2.5"], 2.5)):
+        seen.clear()
+        config = qframe.load_config(
+            family="qwen-edit",
+            values={"model": str(distilled.folder), "output": str(tmp_path / name)},
+            overrides=[
+                f'denoiser.use="{NAME}"',
+                "train.max_steps=2",
+                "train.precision=float32",
+                "sample.num_inference_steps=2",
+                "sample.count=1",
+                "data.options.count=2",
+                "data.options.validation=0",
+                "device=cpu",
+                *overrides,
+            ],
+        )
+        Trainer(config).fit()
+        assert {scale for training, scale in seen if training} == {trained}
+        assert {scale for training, scale in seen if not training} == {4.0}
