@@ -61,10 +61,12 @@ def build_cache(
     plan.read(progress, share)
     missing = set(cache.missing(plan.every_key()))
     builder = _Builder(plan, cache, missing, batch_size, share, progress)
-    builder.encode_pixels(parts_loader)
-    builder.encode_weights(parts_loader)
-    builder.encode_texts(parts_loader)
-    cache.flush()
+    try:
+        builder.encode_pixels(parts_loader)
+        builder.encode_weights(parts_loader)
+        builder.encode_texts(parts_loader)
+    finally:
+        cache.flush()  # a build that is stopped keeps what it has encoded
     return CachedExamples(cache, plan.ids, plan.keys)
 
 

@@ -66,19 +66,19 @@ def _search(cache: Cache, searches: Sequence[_Search], progress: Progress) -> No
             live = cache.keys_of(shard)
             for entry in () if header is None else header.entries:
                 if entry.key in live:
-                    found = read_fields(header.about.get(entry.key) if header else None)
+                    found = parts_of(header.about.get(entry.key) if header else None)
                     for search in searches:
                         search.compare(found)
             stage.advance(1)
 
 
-def read_fields(about: str | None) -> Fields | None:
-    """The fields of a stored entry; None if they were not kept, or mean nothing to this version."""
+def parts_of(about: str | None) -> dict[str, Any] | None:
+    """What a stored entry was made of; None if that was not kept, or means nothing to this version."""
     try:
         value = json.loads(about or "null")
     except ValueError:
         return None
-    return dict(_flat(value)) if isinstance(value, dict) and "kind" in value else None
+    return value if isinstance(value, dict) and "kind" in value else None
 
 
 @attrs.define(eq=False)
@@ -95,12 +95,13 @@ class _Search:
         # By way of JSON, as the stored ones came.
         self.wanted = dict(_flat(json.loads(json.dumps(self.made_of))))
 
-    def compare(self, found: Fields | None) -> None:
-        if found is None:
+    def compare(self, made_of: Mapping[str, Any] | None) -> None:
+        if made_of is None:
             self.without_fields = True
             return
-        if found["kind"] != self.wanted["kind"]:
+        if made_of["kind"] != self.made_of["kind"]:
             return
+        found = dict(_flat(made_of))
         distance = sum(_CONTENT if _is_content(name) else 1 for name in _differing(self.wanted, found))
         # Of several captions for the same pictures, the one that was edited begins alike.
         alike = _common_start(str(self.wanted.get("prompt", "")), str(found.get("prompt", "")))

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import attrs
 
-from qframe.cache.explain import read_fields
+from qframe.cache.explain import parts_of
 from qframe.cache.store import Cache
 from qframe.progress import SILENT, Progress
 
@@ -86,5 +86,5 @@ def survey(cache: Cache, progress: Progress = SILENT) -> Survey:
 
 def kind_of(about: str | None) -> str:
     """The kind of a stored entry."""
-    fields = read_fields(about)
-    return WITHOUT_FIELDS if fields is None else str(fields["kind"])
+    parts = parts_of(about)
+    return WITHOUT_FIELDS if parts is None else str(parts["kind"])

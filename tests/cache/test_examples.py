@@ -208,6 +208,25 @@ def test_a_picture_that_cannot_be_used_is_named_and_what_was_encoded_stays(tmp_p
         build(tmp_path, [*RECORDS[:22], broken])
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, DataError])
+def test_a_build_that_is_stopped_keeps_all_it_has_encoded(tmp_path: Path, stop: type[BaseException]) -> None:
+    loader = Loader()
+    encode = loader.encoder.encode
+
+    def stopping(prompts: list[str], pictures: object) -> Conditioning:
+        if len(loader.encoder.prompts) > 12:
+            raise stop("now")
+        return encode(prompts, pictures)
+
+    loader.encoder.encode = stopping  # type: ignore[method-assign]
+    with pytest.raises(stop):
+        build(tmp_path, loader=loader)
+    again = Loader()
+    build(tmp_path, loader=again)
+    assert again.codec.batches == []
+    assert len(again.encoder.prompts) == 28 - 12, "one window of four batches was encoded whole"
+
+
 def test_latents_that_are_not_finite_are_not_cached(tmp_path: Path) -> None:
     loader = Loader()
     loader.codec.encode = lambda pixels, generator=None: torch.full((len(pixels), 4, 2, 2), torch.nan)  # type: ignore[method-assign]

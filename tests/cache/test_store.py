@@ -216,7 +216,9 @@ def flip(path: Path, bit: int) -> bytes:
     return before
 
 
-@pytest.mark.parametrize(("index", "flips"), [("kept", 300), ("lost", 40)])
+@pytest.mark.parametrize(
+    ("index", "flips"), [("kept", 300), ("lost", 40), pytest.param("kept", 10_000, marks=pytest.mark.slow)]
+)
 def test_every_flipped_bit_is_found_and_costs_no_other_entry(tmp_path: Path, index: str, flips: int) -> None:
     filled(tmp_path, 4).close()
     (path,) = shards(tmp_path)
@@ -241,7 +243,10 @@ def test_every_flipped_bit_is_found_and_costs_no_other_entry(tmp_path: Path, ind
             Cache(tmp_path).close()
 
 
-@pytest.mark.parametrize(("index", "step"), [("kept", 7), ("lost", 101)])
+@pytest.mark.parametrize(
+    ("index", "step"),
+    [("kept", 7), ("lost", 101)] + [pytest.param(index, 1, marks=pytest.mark.slow) for index in ("kept", "lost")],
+)
 def test_a_shard_cut_anywhere_is_found(tmp_path: Path, index: str, step: int) -> None:
     filled(tmp_path, 3).close()
     (path,) = shards(tmp_path)
