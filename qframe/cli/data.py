@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, examples, options, registry, resolve
+from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, examples, options, resolve
 from qframe.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -62,10 +62,11 @@ def check(
     from qframe.data.check import check_data
     from qframe.data.choose import open_source
     from qframe.data.preview import preview_sheet
+    from qframe.plugins import load_registry
     from qframe.progress import SILENT
     from qframe.storage import write_file
 
-    plugins = registry()
+    plugins = load_registry()
     composition = compose(config, plugins)
     source = open_source(config, plugins)
     progress = SILENT if as_json else terminal_progress()

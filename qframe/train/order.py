@@ -154,8 +154,12 @@ class BucketedOrder(FixedOrder):
     over of all shapes is put together into mixed ones. So a small bucket loses nothing, and every batch has one size.
     """
 
-    SORTED_TOGETHER: ClassVar[int] = 16
-    """Batches' worth of examples that are sorted by length: more pad less, fewer are more random."""
+    SORTED_TOGETHER: ClassVar[int] = 4
+    """Batches' worth of examples that are sorted by length: more pad less, fewer are more random.
+
+    At 4, about a quarter of the padding of a bucket that is not sorted is left: of edits at 1024 x 1024 with prompts
+    of 20 to 500 tokens, 1 % of what is computed. 16 would save another 0.7 %, and put captions of one kind together.
+    """
 
     def __init__(self, sizes: Sequence[SampleSize], seed: int, batch_size: int) -> None:
         super().__init__(sizes, seed, batch_size)
