@@ -25,6 +25,7 @@ _FINGERPRINTED = {".json", ".txt", ".safetensors", ".jinja", ".model"}
 _MEGABYTE = 1_000_000
 _WORTH_TELLING = 500 * _MEGABYTE  # read in a second or so from most disks
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_CODE = (".py", ".pyc", ".so")
 
 
 @attrs.frozen
@@ -94,8 +95,12 @@ class Checkpoint:
         return value
 
     def check_shards(self, subfolder: str) -> None:
-        """CheckpointError names the shards that an index calls for and that are not there. Reads no weight."""
+        """CheckpointError names the shards that an index calls for and that are not there. Reads no weight.
+
+        UntrustedError names code or pickled weights that lie there, or beside `model_index.json`.
+        """
         folder = self.folder / subfolder
+        self._refuse_code(folder)
         there = {file.name for file in folder.glob("*.safetensors")}
         for index in sorted(folder.glob("*.safetensors.index.json")):
             named = set(self.read_json(f"{subfolder}/{index.name}").get("weight_map", {}).values())
@@ -110,20 +115,29 @@ class Checkpoint:
     def weight_files(self, subfolder: str) -> list[Path]:
         """The safetensors files of a component, sorted; every shard that an index names must be there.
 
-        CheckpointError if there are none or a shard is missing, UntrustedError if only pickled weights exist.
+        CheckpointError if there are none or a shard is missing, UntrustedError as `check_shards`.
         """
         folder = self.folder / subfolder
         self._fetch(subfolder)
         self.check_shards(subfolder)
         files = sorted(folder.glob("*.safetensors"))
         if not files:
-            if any(file.suffix in _PICKLES for file in folder.glob("*")):
-                raise UntrustedError(
-                    f"model {self.name!r}: {subfolder} holds only pickled weights, which can run code when opened",
-                    "Use a safetensors version of the checkpoint.",
-                )
-            raise CheckpointError(f"model {self.name!r}: {subfolder} holds no safetensors weights")
+            raise CheckpointError(
+                f"model {self.name!r}: {subfolder} holds no safetensors weights",
+                "Use a safetensors version of the checkpoint.",
+            )
         return files
+
+    def _refuse_code(self, folder: Path) -> None:
+        """Nothing of it would be run. But what brings it is no plain checkpoint, and other programs may run it."""
+        for place in (self.folder, folder):
+            found = sorted(file.name for file in place.glob("*") if file.suffix in (*_CODE, *_PICKLES))
+            if found:
+                raise UntrustedError(
+                    f"model {self.name!r}: {place} holds code or pickled weights, which can run when they are opened: "
+                    + ", ".join(found[:5]),
+                    "Use a version of the checkpoint with safetensors alone, or remove these files if you trust it.",
+                )
 
     def digest(self, *subfolders: str) -> str:
         """sha256 over the names and bytes of every JSON, text and weight file in `subfolders`."""

@@ -68,11 +68,22 @@ def test_code_and_pickles_are_refused(folder: Path) -> None:
     with pytest.raises(UntrustedError, match="auto_map"):
         checkpoint.config("vae")
     (folder / "vae" / "weights.safetensors").rename(folder / "vae" / "weights.bin")
-    with pytest.raises(UntrustedError, match="only pickled weights"):
+    with pytest.raises(UntrustedError, match=r"vae holds code or pickled weights.*: weights\.bin"):
         checkpoint.weight_files("vae")
     (folder / "vae" / "weights.bin").unlink()
     with pytest.raises(CheckpointError, match="no safetensors weights"):
         checkpoint.weight_files("vae")
+
+
+@pytest.mark.parametrize("name", ["modeling.py", "pytorch_model.bin", "optimizer.pt", "kernels.so", "model.ckpt"])
+@pytest.mark.parametrize("place", ["vae", "."])
+def test_code_and_pickles_beside_safetensors_are_refused_by_name(folder: Path, place: str, name: str) -> None:
+    (folder / place / name).write_bytes(b"")
+    for read in (Checkpoint.check_shards, Checkpoint.weight_files):
+        with pytest.raises(UntrustedError, match=f"code or pickled weights.*: {name}") as caught:
+            read(Checkpoint.open(folder), "vae")
+        assert caught.value.exit_code == 7
+        assert "safetensors alone" in str(caught.value.hint)
 
 
 def test_the_digest_changes_with_content_and_names_and_nothing_else(folder: Path) -> None:
