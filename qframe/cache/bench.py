@@ -39,14 +39,14 @@ class ReadPace:
     raw: Pace
 
 
-def read_pace(reopen: Callable[[], CachedExamples], *, repeats: int = 5) -> ReadPace:
+def read_pace(examples: CachedExamples, *, repeats: int = 5) -> ReadPace:
     """The best of `repeats` rounds of raw, first and later reading, by turns, all from the system's file cache.
 
-    reopen: the examples of a cache that is opened anew, so that nothing of it has been verified yet.
+    The cache is opened anew for each round, so that nothing of it has been verified yet.
     """
     found: list[tuple[Pace, Pace, Pace]] = []
     for turn in range(repeats + 1):
-        examples = reopen()
+        examples = examples.reopened()
         order = range(len(examples))
         extents = [examples.extents(index) for index in order]
         round_ = (_raw(extents), _timed(partial(_read, examples)), _timed(partial(_read, examples)))
@@ -64,7 +64,7 @@ def _read(examples: CachedExamples) -> None:
 
 
 def _raw(extents: Sequence[Sequence[tuple[Path, int, int]]]) -> Pace:
-    handles = {path: os.open(path, os.O_RDONLY) for own in extents for path, _, _ in own}
+    handles = {path: os.open(path, os.O_RDONLY) for path in {path for own in extents for path, _, _ in own}}
     try:
 
         def read() -> None:

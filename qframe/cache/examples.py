@@ -87,6 +87,10 @@ class CachedExamples(Sequence[Example]):
         """sha256 over ids and content of all examples, in order: what a run is resumed on must not change."""
         return content_digest(self._ids, (repr(attrs.astuple(keys)) for keys in self._keys))
 
+    def reopened(self) -> CachedExamples:
+        """The same examples, from the cache opened anew: as the next run finds them."""
+        return CachedExamples(Cache(self._cache.folder), self._ids, self._keys)
+
     def missing(self) -> int:
         """How many of their entries are not in the cache: those of other shares that are still being built."""
         return len(self._cache.missing(key for keys in self._keys for key in entries_of(keys)))
