@@ -161,6 +161,11 @@ class Encoder(Loadable):
 class LatentCodec(Loadable):
     """Pixels to normalised latents and back."""
 
+    @property
+    def decoder(self) -> nn.Module | None:
+        """The part of the network that only `decode` runs, which training can do without; None if it is not apart."""
+        return None
+
     @abstractmethod
     def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Pixels [B, C, H, W] in [-1, 1] to latents [B, Z, h, w], normalised by the checkpoint's mean and std.

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from qframe.errors import ConfigError
-from qframe.interfaces import Loadable, Quantiser
+from qframe.interfaces import LatentCodec, Loadable, Quantiser
 
 Offload = Literal["none", "model", "group"]
 
@@ -68,24 +68,28 @@ def assign(sizes: Mapping[str, int], rooms: Mapping[torch.device, int]) -> dict[
 
 
 class Placement:
-    """Parts that were put in their places. freed: inside a run, afterwards no offloaded weight stays on a device."""
+    """Networks that were put in their places, some of them on the CPU between uses."""
 
     def __init__(self, hooks: Sequence[Any] = (), *, offloaded: bool = False) -> None:
         self.hooks = tuple(hooks)
         self._offloaded = offloaded
 
+    def free(self) -> None:
+        """Bring what rests on the CPU back there, and give the memory of devices back."""
+        from accelerate.utils.memory import clear_device_cache
+
+        for hook in self.hooks:
+            hook.offload()
+        if self._offloaded:
+            clear_device_cache()
+
     @contextmanager
     def freed(self) -> Iterator[None]:
         """Memory is given back when the block ends, however it ends."""
-        from accelerate.utils.memory import clear_device_cache
-
         try:
             yield
         finally:
-            for hook in self.hooks:
-                hook.offload()
-            if self._offloaded:
-                clear_device_cache()
+            self.free()
 
 
 def place(
@@ -115,6 +119,17 @@ def place(
         else:
             _offload_groups(parts[role], devices[role])
     return Placement(offloaded=True)
+
+
+def rest_codec(codec: LatentCodec, device: torch.device, *, live: bool) -> Placement:
+    """A loaded codec in training: on the CPU between uses whole or, where every step encodes, its decoder alone."""
+    from accelerate import cpu_offload_with_hook
+
+    network = codec.decoder if live else codec.network
+    if network is None:
+        return Placement()
+    codec.placed_on = device
+    return Placement([cpu_offload_with_hook(network, device)[1]], offloaded=True)
 
 
 def check_groups(quantised: Sequence[str]) -> None:

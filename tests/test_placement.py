@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import UserCpuOffloadHook
 from torch import nn
 
 import qframe
 from qframe import placement
 from qframe.cli import main
-from qframe.compose import compose
+from qframe.compose import Composition, compose
 from qframe.errors import ConfigError
 from qframe.pipeline import Pipeline
 from qframe.placement import assign, network_bytes
+from qframe.train import trainer as training
+from qframe.train.trainer import Trainer
 from tests.qwen import tiny
 
 STOCK, MIXED = "qwen-image", "qwen-per-sample-rope"
@@ -257,3 +260,57 @@ def test_the_command_line_offloads_and_spreads(model: Path, tmp_path: Path, caps
     assert output.exists()
     assert main([*command, "--overwrite", "--devices", "vae=cpu"]) == 2
     assert "--devices vae=cpu: no component 'vae'" in capsys.readouterr().err
+
+
+# Training
+
+
+def trainer(model: Path, folder: Path, *overrides: str) -> Trainer:
+    settings = [
+        "device=cpu",
+        "train.max_steps=2",
+        "train.batch_size=2",
+        "data.options.count=2",
+        "data.options.validation=1",
+        "sample.num_inference_steps=1",
+    ]
+    values = {"model": str(model), "output": str(folder)}
+    return Trainer(qframe.load_config(family="qwen-edit", values=values, overrides=[*settings, *overrides]))
+
+
+@pytest.mark.parametrize(("enabled", "resting"), [("true", "AutoencoderKLQwenImage"), ("false", "QwenImageDecoder3d")])
+def test_training_steps_keep_only_what_they_need_on_the_device(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enabled: str, resting: str
+) -> None:
+    """Cached: no encoder, and the codec on the CPU. Live: both there, but for the codec's decoder."""
+    log: list[str] = []
+    monkeypatch.setattr(UserCpuOffloadHook, "offload", lambda hook: log.append(type(hook.model).__name__))
+    run_steps = training.run_steps
+
+    def watched(*arguments: Any) -> Any:
+        log.append("steps")
+        assert ("encoder" in found._parts) == (enabled == "false")
+        return run_steps(*arguments)
+
+    monkeypatch.setattr(training, "run_steps", watched)
+    found = trainer(model, tmp_path / "run", f"cache.enabled={enabled}")
+    found.fit()
+    before, after = log[: log.index("steps")], log[log.index("steps") + 1 :]
+    assert set(before) == set(after) == {resting}
+
+
+def test_with_everything_cached_and_nothing_to_sample_neither_encoder_nor_codec_is_loaded(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = ("data.options.validation=0", "sample.count=0")
+    trainer(model, tmp_path / "first", *quiet).cache()
+    loaded: list[str] = []
+    load = Composition.load
+
+    def watched(self: Composition, *roles: str, **keywords: Any) -> Any:
+        loaded.extend(roles)
+        return load(self, *roles, **keywords)
+
+    monkeypatch.setattr(Composition, "load", watched)
+    trainer(model, tmp_path / "second", *quiet).fit()
+    assert loaded == ["denoiser"]

@@ -28,6 +28,11 @@ class QwenCodec(LatentCodec):
         network: nn.Module = self.vae
         return network
 
+    @property
+    def decoder(self) -> nn.Module:
+        decoder: nn.Module = self.vae.decoder
+        return decoder
+
     @classmethod
     def describe(cls, checkpoint: Checkpoint, options: Any) -> CodecSpec:
         config = component_config(checkpoint, _FOLDER, _CLASS)
