@@ -18,7 +18,9 @@ def test_an_index_of_a_million_entries_opens_in_a_second_and_200_mb(tmp_path: Pa
 
 
 def test_examples_are_read_at_nearly_the_pace_of_their_bytes(tmp_path: Path) -> None:
-    found = cache_read.measure(tmp_path, *cache_read.SIZES["1024 x 1024"])
+    found = cache_read.measure(tmp_path, *cache_read.SIZES["1024 x 1024"], repeats=12)
     assert found.bytes > 10e6
-    assert found.later.of(found.raw).processor > 0.8
-    assert found.first.of(found.raw).processor > 0.5, "every byte is hashed, too"
+    first, later = (pace.of(found.raw) for pace in (found.first, found.later))
+    # Either clock will do: the best rounds of both sides may fall into different weather.
+    assert max(later.wall, later.processor) > 0.8
+    assert max(first.wall, first.processor) > 0.5, "every byte is hashed, too"

@@ -245,7 +245,7 @@ def test_every_flipped_bit_is_found_and_costs_no_other_entry(tmp_path: Path, ind
 
 @pytest.mark.parametrize(
     ("index", "step"),
-    [("kept", 7), ("lost", 101)] + [pytest.param(index, 1, marks=pytest.mark.slow) for index in ("kept", "lost")],
+    [("kept", 7), ("lost", 101), *(pytest.param(*one, marks=pytest.mark.slow) for one in [("kept", 1), ("lost", 5)])],
 )
 def test_a_shard_cut_anywhere_is_found(tmp_path: Path, index: str, step: int) -> None:
     filled(tmp_path, 3).close()
