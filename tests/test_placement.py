@@ -314,3 +314,51 @@ def test_with_everything_cached_and_nothing_to_sample_neither_encoder_nor_codec_
     monkeypatch.setattr(Composition, "load", watched)
     trainer(model, tmp_path / "second", *quiet).fit()
     assert loaded == ["denoiser"]
+
+
+# On a GPU
+
+
+def on_gpu(model: Path, **arguments: Any) -> Pipeline:
+    overrides = ["device=cuda", "dtype=float32", *arguments.pop("overrides", ())]
+    return qframe.load("qwen-edit", model=model, overrides=overrides, **arguments)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("denoiser", [STOCK, MIXED])
+@pytest.mark.parametrize("offload", ["model", "group"])
+def test_offloading_on_a_gpu_changes_little_and_leaves_nothing_there(model: Path, offload: Any, denoiser: str) -> None:
+    components = {"denoiser": denoiser}
+    expected = pictures(on_gpu(model, components=components)).cpu()
+    pipe = on_gpu(model, components=components, offload=offload)
+    for _ in range(2):  # the second time with the order of groups known, and fetched ahead
+        torch.testing.assert_close(pictures(pipe).cpu(), expected, rtol=1e-4, atol=1e-4)
+        resting = ("encoder", "denoiser", "codec") if offload == "model" else ("encoder", "denoiser")
+        assert {p.device.type for role in resting for p in networks(pipe)[role].parameters()} == {"cpu"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("offload", ["none", "model"])
+def test_quantised_weights_run_on_a_gpu(model: Path, offload: Any) -> None:
+    overrides = ["denoiser.quantise.use=quanto", "encoder.quantise.use=quanto"]
+    found = pictures(on_gpu(model, overrides=overrides, offload=offload)).cpu()
+    expected = pictures(load(model, overrides=overrides))
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.gpu
+def test_components_on_a_gpu_and_the_cpu_work_together(model: Path) -> None:
+    expected = pictures(load(model))
+    pipe = on_gpu(model, devices={"encoder": "cpu", "codec": "cpu"})
+    torch.testing.assert_close(pictures(pipe).cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("enabled", ["true", "false"])
+def test_training_on_a_gpu_takes_the_codec_there_only_when_it_is_used(
+    model: Path, tmp_path: Path, enabled: str
+) -> None:
+    found = trainer(model, tmp_path / "run", "device=cuda", f"cache.enabled={enabled}")
+    found.fit()
+    codec: Any = found.load("codec").codec
+    assert {p.device.type for p in codec.decoder.parameters()} == {"cpu"}

@@ -64,6 +64,8 @@ def fit(config: Config, resume: str | None = None) -> FitResult:
     from qframe.preflight import forecast_training
     from qframe.train.trainer import Trainer
 
+    if config.offload != "none":
+        click.echo("note: offload is for sampling; training loads only what a stage needs", err=True)
     trainer = Trainer(config, progress=terminal_progress())
     with foretold(forecast_training(trainer.composition, trainer.records)):
         return trainer.fit(resume)
