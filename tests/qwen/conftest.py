@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
+import qframe
 from qframe.checkpoint import Checkpoint
 from qframe.interfaces import Parts
+from qframe.pipeline import Pipeline
 from qframe.samplers import EulerSampler
 from qframe_qwen.codec import QwenCodec
 from qframe_qwen.denoiser import StockDenoiser
@@ -14,6 +19,7 @@ from qframe_qwen.encoder import QwenVLEncoder
 from qframe_qwen.options import QwenVLOptions
 from qframe_qwen.schedule import FlowMatchSchedule
 from tests.qwen import tiny
+from tests.qwen.calls import UPSTREAM, Load, Upstream, family_of
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +62,38 @@ def text_pipeline(checkpoint: Checkpoint) -> Any:
 @pytest.fixture(scope="session")
 def edit_pipeline(checkpoint: Checkpoint) -> Any:
     return tiny.upstream_edit(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def load(checkpoint: Checkpoint) -> Load:
+    loaded: dict[Any, Pipeline] = {}
+
+    def found(name: str, *overrides: str, **more: Any) -> Pipeline:
+        edits = family_of(name) in ("qwen-edit", "qwen-edit-inpaint")
+        settings = (*overrides, *(["encoder.options.positions=upstream"] if edits else []))
+        key = (family_of(name), settings, repr(more))
+        if key not in loaded:
+            loaded[key] = qframe.load(
+                family_of(name), model=checkpoint.folder, device="cpu", overrides=settings, **more
+            )
+        return loaded[key]
+
+    return found
+
+
+@pytest.fixture(scope="module")
+def upstream(text_pipeline: Any, edit_pipeline: Any) -> Iterator[Upstream]:
+    """Its edit pipelines take the areas of the tiny checkpoint for theirs."""
+
+    def found(name: str) -> Any:
+        if name == "qwen-edit":
+            return edit_pipeline
+        pipeline = UPSTREAM[name](**text_pipeline.components)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    real = pipeline_qwenimage_edit.calculate_dimensions
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda area, ratio: real(tiny.AREA, ratio))
+        yield found
