@@ -196,6 +196,8 @@ def _listed(column: Any, key: str) -> list[Any]:
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
         kind = column.type
+    if pa.types.is_null(kind):  # nobody filled it
+        return [None] * len(column)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return list(column.to_pylist())
     if key in _TEXTS:

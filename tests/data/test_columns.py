@@ -177,6 +177,12 @@ def test_columns_that_hold_no_pictures_are_refused(tmp_path: Path) -> None:
         parquet(tmp_path, {**ROWS, "weight": ROWS["mask"]}).records()
 
 
+def test_a_column_that_nobody_filled_is_nothing(tmp_path: Path) -> None:
+    rows = {"target": [stored(1)], "prompt": ["a"], "mask": [None], "control": [None], "group": [None]}
+    (record,) = parquet(tmp_path, rows).records()
+    assert (record.weight, record.references, record.group) == (None, (), "")
+
+
 def test_splits_are_chosen_by_name(tmp_path: Path) -> None:
     parts = {name: datasets.Dataset.from_dict({"target": [stored(i)], "prompt": [name]}) for i, name in enumerate("ab")}
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
