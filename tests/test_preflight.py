@@ -16,6 +16,7 @@ from qframe.compose import Composition, compose
 from qframe.errors import ResourceError
 from qframe.placement import Room, network_bytes
 from qframe.preflight import Forecast, Loaded, Remedy, forecast_sampling, forecast_training
+from qframe.preflight.shapes import Made
 from qframe.train.trainer import Trainer
 from tests.qwen import tiny
 
@@ -108,7 +109,7 @@ def test_activations_are_forecast_nearly(model: Path, tmp_path: Path, denoiser: 
     expected = training(forecast_training(found.composition, found.records))["activations"]
     examples = found.cache()
     found.prepare()
-    step = preflight._Made()
+    step = Made()
     with step, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
         real_step(found, examples)
     assert 0.75 * step.peak < expected < 1.25 * step.peak

@@ -1,0 +1,76 @@
+"""The memory of `qframe sample`."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from qframe.compose import Composition
+from qframe.encoding import Shape
+from qframe.placement import ORDER
+from qframe.preflight.forecast import PICTURE, TEXT_TOKENS, Forecast, Remedy, components, quantise_remedies, ranked
+from qframe.preflight.shapes import META, Made, forward_bytes
+from qframe.schema import QUANTISABLE
+
+
+def forecast_sampling(composition: Composition) -> Forecast:
+    """Of one picture of the recipe's own size, with the longest prompt; guidance does not need more, unless joined."""
+    config = composition.config
+    weights = {role: composition.weights(role) or 0 for role in ORDER}
+    working = _working(composition)
+    needs: dict[torch.device, dict[str, dict[str, int]]] = {}
+    for role in ORDER:
+        here = needs.setdefault(composition.device(role), {})
+        if config.offload == "none":
+            parts = here.setdefault("sampling", {})
+            parts[role] = weights[role]
+            parts["working"] = max(parts.get("working", 0), working[role])
+        elif config.offload == "group" and role != "codec":
+            here[f"{role} in turn"] = {"groups": _group_bytes(composition, role), "working": working[role]}
+        else:
+            here[f"{role} in turn"] = {role: weights[role], "working": working[role]}
+    remedies = [remedy for role in QUANTISABLE for remedy in quantise_remedies(composition, role)]
+    if config.offload == "none":
+        remedies.append(Remedy("offload=model", sum(weights.values()) - max(weights.values())))
+    if config.offload != "group" and not composition.quantisers:
+        groups = max(_group_bytes(composition, role) for role in QUANTISABLE)
+        held = sum(weights.values()) if config.offload == "none" else max(weights.values())
+        remedies.append(Remedy("offload=group", held - groups - weights["codec"]))
+    return Forecast(loaded=components(composition), needs=needs, remedies=ranked(remedies))
+
+
+def _working(composition: Composition) -> dict[str, int]:
+    """Bytes that one picture needs while denoiser and codec compute."""
+    found = dict.fromkeys(ORDER, 0)
+    recipe, compression = composition.recipe, composition.specs["codec"].compression
+    geometry = getattr(recipe, "geometry", None)
+    if geometry is None:
+        return found
+    height, width = (side // compression for side in geometry.fit(*PICTURE))
+    shape: Shape = ((height, width), ((height, width),) if recipe.references else ())
+    outlines = composition.outlines
+    with torch.no_grad():
+        if "denoiser" in outlines:
+            found["denoiser"] = forward_bytes(
+                outlines["denoiser"], composition.specs["denoiser"], shape, TEXT_TOKENS, 1
+            )[1]
+        if "codec" in outlines:
+            latents = torch.empty(1, composition.specs["codec"].channels, height, width, device=META)
+            made = Made()
+            with made:
+                outlines["codec"].decode(latents)
+            found["codec"] = made.peak
+    return found
+
+
+def _group_bytes(composition: Composition, role: str) -> int:
+    """What is on the device at once: two blocks, as the next one is fetched ahead, and what belongs to none."""
+    outline = composition.outlines.get(role)
+    if outline is None:
+        return 0
+    network: nn.Module = outline.network
+    blocks = [child for part in network.children() if isinstance(part, nn.ModuleList) for child in part]
+    if outline.group_offload == "leaf_level" or not blocks:
+        return 2 * max(sum(p.nbytes for p in part.parameters(recurse=False)) for part in network.modules())
+    inside = [sum(p.nbytes for p in block.parameters()) for block in blocks]
+    return 2 * max(inside) + sum(p.nbytes for p in network.parameters()) - sum(inside)
