@@ -28,6 +28,11 @@ class Guided:
     guide: Guide | None
 
 
+def check_texts(encoder: Encoder, request: Request) -> None:
+    """DataError for a prompt, or a negative one, that the encoder refuses. Runs no network."""
+    encoder.check([*(request.prompt or ()), *(request.negative_prompt or ())])
+
+
 def encode_prompts(
     encoder: Encoder,
     request: Request,
@@ -41,6 +46,7 @@ def encode_prompts(
     negative prompt, as in diffusers.
     """
     limit = _limit(request, pictures)
+    check_texts(encoder, request)
 
     def encoded(texts: Sequence[str] | None, embeds: Tensor | None, mask: Tensor | None) -> Conditioning:
         if texts is not None:

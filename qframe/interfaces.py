@@ -149,6 +149,9 @@ class Encoder(Loadable):
         its neighbours. max_length: tokens kept of a prompt, its pictures not counted; None: the encoder's own limit.
         """
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """DataError for a prompt that `encode` refuses, whatever pictures come with it. Runs no network."""
+
     @classmethod
     def token_counter(cls, checkpoint: Checkpoint, options: Any) -> TokenCounter | None:
         """What tells how many text tokens `encode` gives, reading no weights; None if only encoding tells.

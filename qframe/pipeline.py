@@ -176,7 +176,9 @@ class Pipeline:
         ConfigError names an unknown argument, or a value that cannot be met, before any model runs.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
-            raise ConfigError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
+            raise ConfigError(
+                f"output_type must be pil, np, pt or latent, got {output_type!r}", "Leave it out for pil."
+            )
         check_callback(callback_on_step_end_tensor_inputs)
         images = self.run(
             self._request(request, seed),
@@ -297,11 +299,14 @@ class Pipeline:
         for name in ("prompt_embeds", "negative_prompt_embeds"):
             embeds = getattr(request, name)
             if embeds is not None and embeds.shape[-1] != width:
-                raise ConfigError(f"{name} are {embeds.shape[-1]} wide, the denoiser wants {width}")
+                raise ConfigError(
+                    f"{name} are {embeds.shape[-1]} wide, the denoiser wants {width}",
+                    "Encode prompts with this model's own encoder.",
+                )
         if seed is None:
             return request
         if seed < 0:
-            raise ConfigError(f"seed must be a whole number from 0 on, got {seed}")
+            raise ConfigError(f"seed must be a whole number from 0 on, got {seed}", "Leave it out for a random one.")
         if request.generator is not None:
             raise ConfigError("both seed and generator are given", "Give one of them.")
         generators = [torch.Generator().manual_seed(seed + i) for i in range(picture_count(request))]

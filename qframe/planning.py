@@ -83,18 +83,27 @@ def check_fields(request: Request) -> None:
     for name, value in (("prompt", request.prompt or ()), ("negative_prompt", request.negative_prompt or ())):
         wrong = [text for text in value if not isinstance(text, str)]
         if wrong:
-            raise ConfigError(f"{name} must be text, got {type(wrong[0]).__name__}")
+            raise ConfigError(
+                f"{name} must be text, got {type(wrong[0]).__name__}", "Give a string, or a list of them."
+            )
     scales = {name: getattr(request, name) for name in ("true_cfg_scale", "guidance_scale")}
     if request.attention_kwargs is not None:
         if not isinstance(request.attention_kwargs, Mapping):
-            raise ConfigError(f"attention_kwargs must be a mapping, got {type(request.attention_kwargs).__name__}")
+            raise ConfigError(
+                f"attention_kwargs must be a mapping, got {type(request.attention_kwargs).__name__}",
+                'For example {"scale": 0.5}.',
+            )
         scales["attention_kwargs: scale"] = request.attention_kwargs.get("scale")
     for name, scale in scales.items():
         if scale is not None and not math.isfinite(scale):
-            raise ConfigError(f"{name} must be a finite number, got {scale}")
+            raise ConfigError(
+                f"{name} must be a finite number, got {scale}", "4 is usual; up to 1 is without guidance."
+            )
     for name in ("num_inference_steps", "num_images_per_prompt"):
         if getattr(request, name) < 1:
-            raise ConfigError(f"{name} must be at least 1, got {getattr(request, name)}")
+            raise ConfigError(
+                f"{name} must be at least 1, got {getattr(request, name)}", "Leave it out for the default."
+            )
     broadcast(request.negative_prompt or (UNCONDITIONAL,), request.prompt_count, "negative_prompt")
     if request.negative_prompt_embeds is not None:
         broadcast(tuple(request.negative_prompt_embeds), request.prompt_count, "negative_prompt_embeds")
@@ -120,19 +129,25 @@ def check_prompts(request: Request) -> None:
             )
         if embeds is not None and not (isinstance(embeds, Tensor) and isinstance(mask, Tensor)):
             raise ConfigError(
-                f"{name} and its mask must be tensors, got {type(embeds).__name__}, {type(mask).__name__}"
+                f"{name} and its mask must be tensors, got {type(embeds).__name__}, {type(mask).__name__}",
+                f"Give {name} [B, T, D] and {name}_mask [B, T].",
             )
         if embeds is not None and (embeds.ndim != 3 or tuple(mask.shape) != tuple(embeds.shape[:2])):
             raise ConfigError(
-                f"{name} has shape {tuple(embeds.shape)}, its mask {tuple(mask.shape)}: expected [B, T, D] and [B, T]"
+                f"{name} has shape {tuple(embeds.shape)}, its mask {tuple(mask.shape)}: expected [B, T, D] and [B, T]",
+                "Give them as an encoder gives them, with a dimension for the batch.",
             )
         if embeds is not None and not mask.bool().any(dim=1).all():
-            raise ConfigError(f"{name}_mask: row {int((~mask.bool().any(dim=1)).nonzero()[0])} keeps no token")
+            raise ConfigError(
+                f"{name}_mask: row {int((~mask.bool().any(dim=1)).nonzero()[0])} keeps no token",
+                "Mark the tokens of each prompt with 1.",
+            )
     if not request.prompt_count:
         raise ConfigError("no prompt is given", "Give one prompt, a list of them, or prompt_embeds with their mask.")
     if not 1 <= request.max_sequence_length <= LONGEST_PROMPT:
         raise ConfigError(
-            f"max_sequence_length must be between 1 and {LONGEST_PROMPT}, got {request.max_sequence_length}"
+            f"max_sequence_length must be between 1 and {LONGEST_PROMPT}, got {request.max_sequence_length}",
+            "Leave it out for the default.",
         )
 
 
@@ -226,7 +241,8 @@ def target_grid(request: Request, size: Size, parts: Parts) -> Grid:
         shapes = _latent_shapes(picture_count(request), grid, parts)
         if tuple(request.latents.shape) not in shapes:
             raise ConfigError(
-                f"latents have shape {tuple(request.latents.shape)}, expected {shapes[0]}, or {shapes[1]} as tokens"
+                f"latents have shape {tuple(request.latents.shape)}, expected {shapes[0]}, or {shapes[1]} as tokens",
+                "Give latents of the size asked for, or leave them out.",
             )
     return grid
 

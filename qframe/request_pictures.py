@@ -117,11 +117,17 @@ def _from_array(values: Any, origin: str) -> Image.Image:
             f"{origin}: a {type(values).__name__} is no picture", "Give a path, a PIL picture, an array or a tensor."
         )
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in (1, 3)) or 0 in values.shape:
-        raise DataError(f"{origin}: expected an array [H, W, 3] or a tensor [3, H, W], got shape {values.shape}")
+        raise DataError(
+            f"{origin}: expected an array [H, W, 3] or a tensor [3, H, W], got shape {values.shape}",
+            "Bring it into one of these shapes, or give a PIL picture.",
+        )
     if values.dtype == np.bool_:
         values = values.astype(np.float32)
     if values.dtype != np.uint8:
         if not np.issubdtype(values.dtype, np.floating) or not (values.min() >= 0 and values.max() <= 1):
-            raise DataError(f"{origin}: expected uint8, or floating point in [0, 1], got {values.dtype}")
+            raise DataError(
+                f"{origin}: expected uint8, or floating point in [0, 1], got {values.dtype}",
+                "Scale it to that range.",
+            )
         values = (values * 255).round().astype(np.uint8)
     return Image.fromarray(values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values).convert("RGB")

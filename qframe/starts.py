@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from qframe.conditioning import check_texts
 from qframe.errors import ConfigError
 from qframe.flow import add_noise
 from qframe.geometry import Size
@@ -29,8 +30,9 @@ from qframe.types import Plan, Request, grid_length
 
 
 def check_start(request: Request, size: Size, strength: float, parts: Parts) -> None:
-    """ConfigError for whatever is wrong with a run of this size and strength."""
+    """ConfigError for whatever is wrong with a run of this size and strength, DataError for a prompt."""
     check_fields(request)
+    check_texts(parts.encoder, request)
     grid = target_grid(request, check_size(size, parts.multiple), parts)
     sigmas = parts.schedule.sigmas(request.num_inference_steps, grid_length(grid), request.sigmas)
     first_step(sigmas.shape[0] - 1, strength)

@@ -152,9 +152,13 @@ class QwenVLEncoder(Encoder):
         kept = [part[row.dropped :] for row, part in zip(rows, hidden, strict=True)]
         return Conditioning(torch.cat(kept), tuple(len(part) for part in kept))
 
-    def _prompt(self, prompt: str, slots: Sequence[int], max_length: int | None) -> _Prompt:
+    def check(self, prompts: Sequence[str]) -> None:
         if self.options.special_tokens == "refuse":
-            refuse_special_tokens(prompt, self._specials)
+            for prompt in prompts:
+                refuse_special_tokens(prompt, self._specials)
+
+    def _prompt(self, prompt: str, slots: Sequence[int], max_length: int | None) -> _Prompt:
+        self.check([prompt])
         template = self._template(prompt, len(slots))
         limits = [limit for limit in (self.options.max_length, max_length) if limit is not None]
         return _Prompt(tokenize(self.tokenizer, template, prompt, slots, min(limits, default=None)), template.dropped)

@@ -111,9 +111,11 @@ class KeepUnmasked(PlanTransform):
 def _inpaint(request: Request) -> InpaintRequest:
     given = as_request(InpaintRequest, request)
     if given.mask_edges not in EDGES:
-        raise ConfigError(f"mask_edges must be hard or soft, got {given.mask_edges!r}")
+        raise ConfigError(f"mask_edges must be hard or soft, got {given.mask_edges!r}", "Leave it out for hard.")
     if given.padding_mask_crop is not None and given.padding_mask_crop < 0:
-        raise ConfigError(f"padding_mask_crop must be 0 or more pixels, got {given.padding_mask_crop}")
+        raise ConfigError(
+            f"padding_mask_crop must be 0 or more pixels, got {given.padding_mask_crop}", "Leave it out for no crop."
+        )
     return given
 
 

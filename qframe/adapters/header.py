@@ -182,6 +182,7 @@ def refuse(file: Path, problems: list[str], *, hint: str | None = None) -> None:
     if problems:
         more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         shown = bullet_list(_printable(problem) for problem in problems[:_SHOWN])
+        hint = hint or "Nothing of it was put on. Use another file, or save this one again where it was made."
         raise CheckpointError(f"LoRA file {file} cannot be used:\n{shown}{more}", hint)
 
 

@@ -188,6 +188,7 @@ def _placement(offload: str | None, devices: str | None) -> list[str]:
 
 
 def size_of(size: str | None) -> dict[str, int]:
+    """The fields of a request that "WIDTHxHEIGHT" means, none without. ConfigError for anything else."""
     if size is None:
         return {}
     match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", size)
