@@ -35,18 +35,18 @@ def test_what_diffusers_saved_is_loaded(stock: Any, tmp_path: Path, shard: str) 
 
 
 @SIZES
-def test_what_is_saved_diffusers_loads(stock: Any, own: Own, tmp_path: Path, shard: str) -> None:
-    own.save_pretrained(tmp_path, max_shard_size=shard)
+def test_what_is_saved_diffusers_loads(stock: Any, exact: Own, tmp_path: Path, shard: str) -> None:
+    exact.save_pretrained(tmp_path, max_shard_size=shard)
     assert_shards(tmp_path, shard)
     again, report = QwenImageTransformer2DModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values())
     assert_same(one_by_one(again, samples()), one_by_one(stock, samples()), 1e-6)
-    assert all(torch.equal(again.state_dict()[name], value) for name, value in own.state_dict().items())
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in exact.state_dict().items())
 
 
-def test_configuration_is_saved_under_the_published_name(stock: Any, own: Own, tmp_path: Path) -> None:
+def test_configuration_is_saved_under_the_published_name(stock: Any, exact: Own, tmp_path: Path) -> None:
     stock.save_pretrained(tmp_path / "stock")
-    own.save_pretrained(tmp_path / "own")
+    exact.save_pretrained(tmp_path / "own")
     wanted, found = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("stock", "own"))
     assert found == wanted
     assert found["_class_name"] == "QwenImageTransformer2DModel"

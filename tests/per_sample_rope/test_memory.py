@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import Tensor
 
+from qframe.benchmark import peak_bytes
+from qframe_qwen_per_sample_rope.bench import contestants, tables
 from tests.per_sample_rope.oracle import (
     Sample,
     one_by_one,
@@ -18,6 +22,7 @@ from tests.per_sample_rope.oracle import (
     samples,
     stock_network,
 )
+from tests.per_sample_rope.test_bench import TINY
 
 
 def kept_bytes(network: Any, run: Callable[[], Tensor]) -> int:
@@ -80,3 +85,31 @@ def test_more_shapes_of_as_many_tokens_keep_as_much(lengths: tuple[int, ...]) ->
     uniform = kept_bytes(own, lambda: packed(own, of_lengths([24] * 16)))
     mixed = kept_bytes(own, lambda: packed(own, of_lengths(lengths)))
     assert 0.9 < mixed / uniform < 1.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("texts", [(77, 77, 77, 77), (77, 31, 120, 54)], ids=["text 77", "text mixed"])
+def test_a_packed_step_peaks_no_higher_than_the_grouped_runs(texts: tuple[int, ...]) -> None:
+    """Forward and backward, counted allocation by allocation: the same on every run, so no margin is needed."""
+    settings = attrs.evolve(TINY, width=256, head=64, layers=4, text_width=256)
+    stock, own = contestants.networks(settings)
+    batch = contestants.random_batch(settings, tables.seeds(8), texts)
+    cpu = torch.device("cpu")
+    runs = (partial(contestants.run_packed, own, batch), partial(contestants.run_groups, stock, batch.by_shape()))
+    for run in runs:  # gradients exist from then on
+        run()
+    found, grouped = (peak_bytes(run, cpu) for run in runs)
+    assert found <= grouped
+    assert found < 0.75 * peak_bytes(partial(contestants.run_padded, stock, batch), cpu)
+
+
+@pytest.mark.slow
+def test_peak_memory_is_flat_in_the_number_of_shapes() -> None:
+    settings = attrs.evolve(TINY, width=128, head=64, layers=2, text_width=128)
+    _, own = contestants.networks(settings)
+    peaks = []
+    for count in (1, 2, 4, 8, 16):
+        batch = contestants.random_batch(settings, tables.shapes_of(8, count), [77] * 16)
+        contestants.run_packed(own, batch)
+        peaks.append(peak_bytes(partial(contestants.run_packed, own, batch), torch.device("cpu")))
+    assert max(peaks) < 1.1 * min(peaks)

@@ -26,6 +26,7 @@ from tests.per_sample_rope.oracle import (
 Own = PerSampleRopeTransformer
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("filling", [0.0, 1e3, float("inf"), float("nan")])
 def test_what_lies_in_the_padding_changes_nothing(own: Own, filling: float) -> None:
     """E10: padding comes out exactly 0, everything else does not."""
@@ -49,6 +50,7 @@ def test_padding_gets_no_gradient(own: Own, filling: float) -> None:
         assert (given.grad[mask].abs().sum(1) > 0).all()
 
 
+@pytest.mark.fast
 def test_with_and_without_a_mask(own: Own) -> None:
     """E7: without padding a mask changes nothing; with it, shapes and text lengths say as much as a mask."""
     uniform = pad_samples(samples([GRIDS[0]] * 3, [7] * 3))
@@ -60,12 +62,12 @@ def test_with_and_without_a_mask(own: Own) -> None:
     assert torch.equal(padded(own, mixed), text_only)
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.int32, torch.uint8, torch.float32, torch.bfloat16])
-def test_masks_of_any_dtype(own: Own, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", [torch.bool, torch.int64, torch.int32, torch.uint8, torch.float32, torch.bfloat16])
+def test_masks_of_any_dtype(own: Own, kind: torch.dtype) -> None:
     form = pad_samples(samples())
     wanted = padded(own, form)
-    assert torch.equal(padded(own, form, attention_mask=form.mask.to(dtype)), wanted)
-    both = {"attention_mask": form.mask.to(dtype), "encoder_hidden_states_mask": form.text_mask.to(dtype)}
+    assert torch.equal(padded(own, form, attention_mask=form.mask.to(kind)), wanted)
+    both = {"attention_mask": form.mask.to(kind), "encoder_hidden_states_mask": form.text_mask.to(kind)}
     assert torch.equal(padded(own, form, **both), wanted)
 
 
@@ -114,11 +116,11 @@ def test_pictures_may_be_padded_on_the_left(own: Own) -> None:
     assert torch.equal(padded(own, turned)[turned.image_mask], packed(own, backwards))
 
 
-def test_result_is_an_object_or_a_tuple(own: Own) -> None:
+def test_result_is_an_object_or_a_tuple(exact: Own) -> None:
     """E15: the picture stream alone."""
     form = pad_samples(samples())
-    as_object = own(form.hidden, form.text, None, form.time, form.shapes, attention_mask=form.mask)
-    as_tuple = own(form.hidden, form.text, None, form.time, form.shapes, attention_mask=form.mask, return_dict=False)
+    as_object = exact(form.hidden, form.text, None, form.time, form.shapes, attention_mask=form.mask)
+    as_tuple = exact(form.hidden, form.text, None, form.time, form.shapes, attention_mask=form.mask, return_dict=False)
     assert isinstance(as_tuple, tuple)
     assert torch.equal(as_object.sample, as_tuple[0])
     assert as_tuple[0].shape == form.hidden.shape

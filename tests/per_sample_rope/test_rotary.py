@@ -41,6 +41,14 @@ def test_text_goes_on_after_4096() -> None:
     assert table[-1, 0] == torch.polar(torch.tensor(1.0), torch.tensor(float(place)))
 
 
+def test_a_picture_goes_on_after_4096_too() -> None:
+    """So no table can overflow, and nothing has to be refused: upstream's end at 4096 rows and columns."""
+    table = rotary.picture_table((1, 1, 9000), 0, AXES, CPU)
+    columns = table[:, -1 - AXES[2] // 2 + 1]  # the first frequency of the columns, 1 radian each
+    assert table.shape == (9000, 8)
+    assert columns[-1] == torch.polar(torch.tensor(1.0), torch.tensor(4499.0))
+
+
 def test_a_prompt_beyond_4096_is_predicted() -> None:
     network = stock_network()
     (sample,) = samples([((1, 2, 2),)], [4200])
