@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qframe.guidance import guided_velocity, norm_rescaled_guidance, plain_guidance
+from qframe.guidance import guided_velocity, joined_velocity, norm_rescaled_guidance, plain_guidance
 
 
 def pair() -> tuple[Tensor, Tensor]:
@@ -58,3 +58,11 @@ def test_both_sides_see_the_same_tokens_and_sigma() -> None:
     torch.testing.assert_close(guided(x, sigma), torch.full((3, 2), 4.0))
     assert [name for name, _, _ in seen] == ["positive", "negative"]
     assert all(tokens is x and given is sigma for _, tokens, given in seen)
+
+
+def test_one_velocity_over_both_sides_is_guided_alike() -> None:
+    """All positive samples come first, then all negative ones."""
+    x, sigma = torch.randn(4, 3), torch.tensor(0.5)
+    factors = torch.tensor([2.0] * 4 + [1.0] * 4)[:, None]
+    joined = joined_velocity(lambda tokens, _: tokens * factors, plain_guidance(3.0))
+    torch.testing.assert_close(joined(x, sigma), 4 * x)

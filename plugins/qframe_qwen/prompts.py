@@ -104,11 +104,19 @@ def tokenize(
     for token in _ids(tokenizer, template.text, prompt):
         ids.extend([image] * next(remaining) if token == image else [token])
     limit = max_length if max_length is not None else template.max_length
-    if limit is not None and len(ids) > template.dropped + sum(slots) + limit:
+    if limit is None:
+        return ids
+    # Pictures are shown whole, however short the limit.
+    after_pictures = len(ids) - ids[::-1].index(image) if slots else 0
+    end = max(template.dropped + sum(slots) + limit, after_pictures)
+    if len(ids) > end:
         logger.warning(
-            "prompt %r has %d tokens, only the first %d are used", _short(prompt), len(ids) - template.dropped, limit
+            "prompt %r has %d tokens, only the first %d are used",
+            _short(prompt),
+            len(ids) - template.dropped,
+            end - template.dropped,
         )
-        del ids[template.dropped + sum(slots) + limit :]
+        del ids[end:]
     return ids
 
 

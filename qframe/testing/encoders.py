@@ -46,6 +46,16 @@ class EncoderContract:
         for one, other in zip(forward, backward[::-1], strict=True):
             self._close(one, other)
 
+    def test_a_limit_keeps_the_first_tokens(self, encoder: Encoder, spec: EncoderSpec) -> None:
+        shown = self.shown(spec)
+        whole = encoder.encode(self.prompts, shown).split()
+        for limit in (1, 10_000):
+            for found, wanted in zip(encoder.encode(self.prompts, shown, max_length=limit).split(), whole, strict=True):
+                kept = found.lengths[0]
+                assert kept <= wanted.lengths[0]
+                torch.testing.assert_close(found.embeds, wanted.embeds[:kept], rtol=self.tolerance, atol=self.tolerance)
+        assert sum(encoder.encode(self.prompts, shown, max_length=1).lengths) < sum(one.lengths[0] for one in whole)
+
     def test_prompts_matter(self, encoder: Encoder, spec: EncoderSpec) -> None:
         shown = self.shown(spec)[:1]
         one, other = (encoder.encode([prompt], shown) for prompt in ("a red square", "a blue square"))
