@@ -130,6 +130,15 @@ def real_step(found: Trainer, examples: Any) -> None:
     parts.denoiser.velocity(x, torch.full((4,), 0.5), cond, given).sum().backward()
 
 
+def test_weights_are_no_activations(model: Path) -> None:
+    """Every layer makes a view of its weight; that is nothing new in memory."""
+    layer = torch.nn.Linear(1000, 10)
+    x = torch.zeros(2, 1000)
+    with Made() as made, torch.no_grad():
+        result = layer(x)
+    assert made.peak == result.nbytes
+
+
 def test_checkpointing_needs_less_and_a_larger_batch_more(model: Path) -> None:
     plain = training(forecast(model))["activations"]
     assert training(forecast(model, "train.gradient_checkpointing=true"))["activations"] < 0.9 * plain

@@ -75,14 +75,17 @@ def _step(composition: Composition, records: Sequence[Record], size: FittedSize)
     shape, text = _largest(composition, records, size)
     tokens = _places(shape) // composition.specs["denoiser"].patch ** 2 + text
     batch = max(config.tokens_per_batch // tokens, 1) if config.tokens_per_batch else config.batch_size
-    kept, _ = forward_bytes(outline, composition.specs["denoiser"], shape, text, batch)
+    specs, blocks = composition.specs["denoiser"], max(len(getattr(module, outline.blocks, ())), 1)
+    kept, _ = forward_bytes(outline, specs, shape, text, batch)
+    block = kept // blocks
     recomputed = kept
     enable: Callable[[], None] | None = getattr(module, "enable_gradient_checkpointing", None)
     if enable is not None:
         enable()
-        between, _ = forward_bytes(outline, composition.specs["denoiser"], shape, text, batch)
-        block = kept // max(len(getattr(module, outline.blocks, ())), 1)  # one is there whole while it is recomputed
-        recomputed = min(between + block, kept)
+        between, _ = forward_bytes(outline, specs, shape, text, batch)
+        recomputed = min(between + block, kept)  # one block is there whole while it is computed again
+    # The backward pass holds gradients of what one block made, too: not of all at once, about half.
+    kept, recomputed = kept + block // 2, recomputed + block // 2
     trained_bytes = sum(parameter.nbytes for parameter in masters.values())
     parts = {
         "trained": trained_bytes,
