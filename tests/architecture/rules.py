@@ -68,7 +68,7 @@ UPSTREAM_ALLOWED = ("qframe.adapters", "qframe.placement")
 PICKLING = frozenset({"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"})
 PICKLING_CALLS = frozenset({"torch.save", "torch.load", "numpy.load", "np.load", "pandas.read_pickle"})
 
-DISTRIBUTION_OF = {"PIL": "pillow", "optimum": "optimum-quanto", "attr": "attrs"}
+DISTRIBUTION_OF = {"PIL": "pillow", "optimum": "optimum-quanto", "attr": "attrs", "skimage": "scikit-image"}
 
 
 def place(name: str) -> tuple[int, int] | None:

@@ -1,0 +1,123 @@
+"""How far one picture is shifted and zoomed against another: for tests that a pipeline moves no pixel.
+
+Needs scikit-image (the extra "testing").
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import numpy as np
+from PIL import Image
+
+_WINDOWS = 3  # a side: enough to tell a zoom from a shift, each large enough to be found again
+_UPSAMPLING = 100  # shifts are told to a hundredth of a pixel
+_PASSES = 4  # each leaves about an eighth of what the one before it left
+
+
+@attrs.frozen
+class Alignment:
+    """shift: (down, right) in pixels, at the middle. zoom: (vertical, horizontal), 1 where nothing is stretched.
+
+    error: largest distance in pixels between the shift of a part and what shift and zoom together say of it; large
+    where the pictures are no copies of one another.
+    """
+
+    shift: tuple[float, float]
+    zoom: tuple[float, float]
+    error: float
+
+    def aligned(self, *, pixels: float = 0.05, zoom: float = 1e-3) -> bool:
+        """Whether shift and zoom are within these bounds."""
+        return max(map(abs, self.shift)) <= pixels and max(abs(one - 1) for one in self.zoom) <= zoom
+
+
+def alignment(picture: Image.Image, original: Image.Image) -> Alignment:
+    """Where the content of `original` lies in `picture`, of the same size.
+
+    Parts of both are registered by phase correlation (Guizar-Sicairos et al. 2008, Optics Letters 33, 156, by
+    scikit-image), and a line is laid through their shifts for each direction; then the picture is moved back by what
+    was found, and what is left is measured again. Made for small misalignments, shifts and stretches of up to a
+    twentieth of a side, of pictures with detail everywhere. ValueError if sizes differ, or are below 24 pixels.
+    """
+    moved, still = _grey(picture), _grey(original)
+    if moved.shape != still.shape:
+        raise ValueError(f"pictures of different sizes: {picture.size} and {original.size}")
+    if min(still.shape) < 8 * _WINDOWS:
+        raise ValueError(f"pictures of {original.size} are too small to be registered")
+    found = _registered(moved, still)
+    for _ in range(_PASSES):
+        if found.aligned(pixels=0, zoom=0):
+            return found
+        left = _registered(_moved_back(moved, found), still)
+        found = Alignment(
+            shift=(found.shift[0] + found.zoom[0] * left.shift[0], found.shift[1] + found.zoom[1] * left.shift[1]),
+            zoom=(found.zoom[0] * left.zoom[0], found.zoom[1] * left.zoom[1]),
+            error=left.error,
+        )
+    return found
+
+
+def _registered(moved: Any, still: Any) -> Alignment:
+    """Too small by up to an eighth, because the windows of both fade at the same places."""
+    from skimage.registration import phase_cross_correlation
+
+    centres, shifts = [], []
+    for rows in _windows(still.shape[0]):
+        for columns in _windows(still.shape[1]):
+            shift, _, _ = phase_cross_correlation(
+                _faded(still[rows, columns]),
+                _faded(moved[rows, columns]),
+                upsample_factor=_UPSAMPLING,
+                normalization=None,  # smooth pictures have nothing but noise at most frequencies
+            )
+            middle = [
+                (part.start + part.stop - side) / 2 for part, side in zip((rows, columns), still.shape, strict=True)
+            ]
+            centres.append(middle)
+            shifts.append(-shift)
+    return _fitted(np.asarray(centres), np.asarray(shifts))
+
+
+def _moved_back(moved: Any, found: Alignment) -> Any:
+    """`moved` without the shift and zoom that were found."""
+    from skimage.transform import AffineTransform, warp
+
+    zoom = np.asarray(found.zoom)
+    centre = (np.asarray(moved.shape) - 1) / 2
+    offset = centre + found.shift - zoom * centre
+    back = AffineTransform(scale=tuple(zoom[::-1]), translation=tuple(offset[::-1]))  # it counts columns first
+    return warp(moved, back, order=3, mode="edge", preserve_range=True)
+
+
+def _fitted(centres: Any, shifts: Any) -> Alignment:
+    """Shift and zoom of each direction by least squares: shift + (zoom - 1) * distance from the middle."""
+    found = []
+    left = np.zeros_like(shifts)
+    for axis in range(2):
+        terms = np.stack([np.ones(len(centres)), centres[:, axis]], axis=1)
+        solved, *_ = np.linalg.lstsq(terms, shifts[:, axis], rcond=None)
+        left[:, axis] = shifts[:, axis] - terms @ solved
+        found.append((float(solved[0]), 1 + float(solved[1])))
+    return Alignment(
+        shift=(found[0][0], found[1][0]),
+        zoom=(found[0][1], found[1][1]),
+        error=float(np.linalg.norm(left, axis=1).max()),
+    )
+
+
+def _windows(side: int) -> list[slice]:
+    """Overlapping stretches of half a side."""
+    length = side // 2
+    return [slice(start, start + length) for start in (0, (side - length) // 2, side - length)]
+
+
+def _grey(picture: Image.Image) -> Any:
+    return np.asarray(picture.convert("L"), dtype=np.float64)
+
+
+def _faded(part: Any) -> Any:
+    """Without its mean, faded out towards its edges, where content comes and goes."""
+    fade = np.outer(np.hanning(part.shape[0]), np.hanning(part.shape[1]))
+    return (part - part.mean()) * fade
