@@ -112,17 +112,19 @@ class TrainConfig:
     precision: Precision = attrs.field(
         default="bfloat16", metadata={"help": "dtype of matrix products (autocast); trained weights stay float32"}
     )
-    optimizer: Literal["adamw", "muon"] = attrs.field(
-        default="adamw", metadata={"help": "muon: Muon on the blocks' matrices, AdamW on the rest"}
+    optimizer: str = attrs.field(
+        default="adamw", metadata={"help": "registered optimizer: adamw, muon, adamw8bit, prodigy, lion, or a plugin's"}
     )
+    optimizer_options: Any = attrs.field(default=None, metadata={"help": "settings that the optimizer declares"})
     learning_rate: float = attrs.field(default=1e-4, validator=gt(0.0), metadata={"help": "peak learning rate"})
-    muon_learning_rate: float = attrs.field(
-        default=1e-3, validator=gt(0.0), metadata={"help": "peak learning rate of the matrices under muon"}
-    )
     weight_decay: float = attrs.field(default=0.01, validator=ge(0.0), metadata={"help": "decoupled weight decay"})
-    lr_schedule: Literal["constant", "cosine", "linear"] = attrs.field(
-        default="constant", metadata={"help": "after warm-up; cosine and linear fall to 0 at max_steps"}
+    lr_schedule: Literal["constant", "cosine", "linear", "polynomial"] = attrs.field(
+        default="constant", metadata={"help": "after warm-up; all but constant fall to 0 at the last step"}
     )
+    lr_cycles: int = attrs.field(
+        default=1, validator=ge(1), metadata={"help": "how often cosine falls to 0, each time from the peak"}
+    )
+    lr_power: float = attrs.field(default=1.0, validator=gt(0.0), metadata={"help": "exponent of polynomial"})
     warmup_steps: int = attrs.field(default=0, validator=ge(0), metadata={"help": "linear rise from 0"})
     max_grad_norm: float = attrs.field(default=1.0, validator=gt(0.0), metadata={"help": "gradients are clipped to it"})
     ema_decay: float = attrs.field(
@@ -158,6 +160,11 @@ class TrainConfig:
     keep_checkpoints: int = attrs.field(default=2, validator=ge(1), metadata={"help": "newest checkpoints kept"})
     nan_patience: int = attrs.field(
         default=3, validator=ge(0), metadata={"help": "steps in a row with a loss that is not finite before stopping"}
+    )
+    process_timeout: float = attrs.field(
+        default=600.0,
+        validator=and_(gt(0.0), le(86400.0)),
+        metadata={"help": "seconds that one of several processes waits for another within a step"},
     )
 
 

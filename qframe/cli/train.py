@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +13,7 @@ from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, announce, exampl
 
 if TYPE_CHECKING:
     from qframe.schema import Config
+    from qframe.train.distributed import Processes
     from qframe.train.trainer import FitResult
 
 
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
         "qframe train --family qwen-edit",
         "qframe train --family qwen-edit --model DIR --data pictures/ --output runs/mine --set lora.rank=32",
         "qframe train --family qwen-edit --output runs/mine --resume",
+        "qframe train --config run.toml --nproc 4",
+        "torchrun --nproc-per-node 4 -m qframe train --config run.toml",
     )
 )
 @options(FAMILY, MODEL, DATA)
@@ -30,6 +36,9 @@ if TYPE_CHECKING:
     flag_value="latest",
     help="Go on from a checkpoint of the run: the newest whole one, or this one.",
 )
+@click.option(
+    "--nproc", type=click.IntRange(min=1), metavar="N", help="Train in N processes on this machine, a GPU each."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be loaded and whether it fits; load and train nothing.")
 def train(
     family: str | None,
@@ -39,34 +48,61 @@ def train(
     config_file: str | None,
     overrides: tuple[str, ...],
     resume: str | None,
+    nproc: int | None,
     dry_run: bool,
-) -> None:
+) -> int:
     """Train a LoRA, or with train.mode=full the whole denoiser.
 
     Encodes the data set once, samples, trains, samples again, and writes weights, checkpoints and a sheet of
     pictures into the run's folder. `qframe config show` lists everything that --set can change.
     """
-    config = resolve(family, config_file, overrides, model=model, data=data, output=output).config
-    announce(config, data=True)
-    if dry_run:
-        rehearse(config)
-        return
-    result = fit(config, resume)
-    click.echo(f"weights   {result.weights}")
-    if result.sheet:
-        click.echo(f"pictures  {result.sheet}")
+    if nproc is not None and nproc > 1 and not dry_run:
+        return _launch(nproc)
+
+    from qframe.train.distributed import joined
+
+    with joined() as processes, contextlib.ExitStack() as quiet:
+        if not processes.first:
+            quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
+        config = resolve(family, config_file, overrides, model=model, data=data, output=output).config
+        announce(config, data=True)
+        if dry_run:
+            rehearse(config)
+            return 0
+        result = fit(config, resume, processes)
+        click.echo(f"weights   {result.weights}")
+        if result.sheet:
+            click.echo(f"pictures  {result.sheet}")
+    return 0
 
 
-def fit(config: Config, resume: str | None = None) -> FitResult:
-    """Run the trainer of a configuration in this terminal."""
+def _launch(count: int) -> int:
+    """This command, in several processes."""
+    from qframe.train.launch import launch
+
+    context = click.get_current_context()
+    arguments = []
+    for option in context.command.params:
+        name = option.name
+        assert name is not None  # every option has a name
+        if name != "nproc" and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            value = context.params[name]
+            arguments += [f"{option.opts[0]}={one}" for one in (value if isinstance(value, tuple) else (value,))]
+    debug = ["--debug"] if "--debug" in sys.argv else []  # of the whole program, not of this command
+    return launch(["train", *arguments, *debug], count)
+
+
+def fit(config: Config, resume: str | None = None, processes: Processes | None = None) -> FitResult:
+    """Run the trainer of a configuration in this terminal; `processes` train together, None: this one alone."""
     from qframe.cli.memory import foretold
     from qframe.cli.progress import terminal_progress
     from qframe.preflight import forecast_training
+    from qframe.train.distributed import ALONE
     from qframe.train.trainer import Trainer
 
     if config.offload != "none":
         click.echo("note: offload is for sampling; training loads only what a stage needs", err=True)
-    trainer = Trainer(config, progress=terminal_progress())
+    trainer = Trainer(config, progress=terminal_progress(), processes=processes or ALONE)
     with foretold(forecast_training(trainer.composition, trainer.records)):
         return trainer.fit(resume)
 

@@ -19,6 +19,7 @@ from qframe.interfaces import Denoiser, Schedule
 from qframe.progress import Progress
 from qframe.schema import TrainConfig
 from qframe.train.batch import TrainingBatch, flow_loss, make_batch
+from qframe.train.distributed import ALONE, Processes
 from qframe.train.order import BatchOrder
 from qframe.train.signals import Stopped, StopSignals
 from qframe.train.state import TrainingState
@@ -31,6 +32,7 @@ _MATH_ATTENTION_TOKENS = 1024
 """On a CPU the backward pass of fused attention is slower than plain matrix products up to about here."""
 
 _VALID = ("target_tokens", "reference_tokens", "text_tokens")
+_COUNTED = (*_VALID, "padded_tokens")
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -39,7 +41,8 @@ class TrainingJob:
 
     patch: of the denoiser, for packing. forward: what every forward pass is given beside its batch.
     save: publishes a checkpoint of the state as it stands. observe: called after every step with its number (from 1)
-    and metrics.
+    and metrics. processes: those that make every step together, each with its share of the batch; all of them save
+    and observe.
     """
 
     config: TrainConfig
@@ -53,6 +56,7 @@ class TrainingJob:
     progress: Progress
     observe: Callable[[int, Mapping[str, float]], None]
     save: Callable[[], object]
+    processes: Processes = ALONE
 
 
 def run_steps(job: TrainingJob, state: TrainingState) -> None:
@@ -74,22 +78,21 @@ def run_steps(job: TrainingJob, state: TrainingState) -> None:
                     "Check these examples, or start a new run with a lower train.learning_rate: resumed, this one "
                     "would take the same steps again.",
                 )
-            asked = signals.received is not None
+            asked = job.processes.most(signals.received or 0)  # not every process may have heard of it yet
             if asked or state.step % config.checkpoint_every == 0 or state.step == config.max_steps:
                 job.save()
             if asked and state.step < config.max_steps:
-                assert signals.received is not None
-                raise Stopped(
-                    signals.received, f"stopped at step {state.step}; everything is saved", "Go on with --resume."
-                )
+                raise Stopped(asked, f"stopped at step {state.step}; everything is saved", "Go on with --resume.")
 
 
 def optimizer_step(job: TrainingJob, state: TrainingState) -> tuple[dict[str, float], list[str]]:
     """One update from `gradient_accumulation` forward passes; skipped whole if anything is not finite."""
     started = time.monotonic()
-    config = job.config
+    config, processes = job.config, job.processes
     first = state.step * config.gradient_accumulation
-    shares = [job.order.batch(first + micro) for micro in range(config.gradient_accumulation)]
+    shares = [
+        job.order.batch(first + micro, processes.rank, processes.world) for micro in range(config.gradient_accumulation)
+    ]
     samples = sum(share.samples for share in shares)
     losses: list[torch.Tensor] = []
     tokens: Counter[str] = Counter()
@@ -107,14 +110,15 @@ def optimizer_step(job: TrainingJob, state: TrainingState) -> tuple[dict[str, fl
         )
         # Backward too: gradient checkpointing runs the forward pass again there, and must get the same kernels.
         with _attention(job.device, max(batch.noisy.lengths)):
-            loss = _forward(job, batch, samples, seed=derived_seed(config.seed, "dropout", state.step, micro))
+            loss = _forward(job, batch, samples, seed=_dropout_seed(job, state.step, micro))
             loss.backward()
         losses.append(loss.detach())
         tokens.update(_count(batch, job.denoiser))
         ids += batch.ids
         before += share.samples
-    total = torch.stack(losses).sum().item()
+    total, *counts = processes.total([torch.stack(losses).sum().item(), *(tokens[name] for name in _COUNTED)])
     parameters = list(state.parameters.values())
+    processes.sum_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
     finite = math.isfinite(total) and math.isfinite(norm)
     rate = 0.0
@@ -123,6 +127,7 @@ def optimizer_step(job: TrainingJob, state: TrainingState) -> tuple[dict[str, fl
         if state.average is not None:
             state.average.update(state.parameters, state.step)
     else:
+        ids = "\n".join(processes.texts("\n".join(ids))).split("\n")
         log.warning("step %d skipped: loss %s, gradient norm %s, examples %s", state.step + 1, total, norm, ids[:8])
     state.optimizers.zero_grad()
     metrics = {
@@ -132,7 +137,7 @@ def optimizer_step(job: TrainingJob, state: TrainingState) -> tuple[dict[str, fl
         "seconds": time.monotonic() - started,
         "skipped": float(not finite),
         "samples": samples,
-        **{name: tokens[name] for name in (*_VALID, "padded_tokens")},
+        **dict(zip(_COUNTED, map(int, counts), strict=True)),
     }
     return metrics, ids
 
@@ -159,6 +164,12 @@ def _forward(job: TrainingJob, batch: TrainingBatch, samples: int, *, seed: int)
     with mixed:
         predicted = job.denoiser.velocity(batch.noisy, batch.sigma, batch.cond, batch.references, forward=job.forward)
     return flow_loss(predicted, batch, samples)
+
+
+def _dropout_seed(job: TrainingJob, step: int, micro: int) -> int:
+    """Of one forward pass. The first process draws what one process alone would."""
+    rank = job.processes.rank
+    return derived_seed(job.config.seed, "dropout", step, micro, *([rank] if rank else []))
 
 
 def _attention(device: torch.device, tokens: int) -> AbstractContextManager[None]:

@@ -20,6 +20,7 @@ _FREE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.nan_patience",
+    "train.process_timeout",
     "train.max_steps",
     "train.gradient_checkpointing",
 )

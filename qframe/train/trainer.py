@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from qframe.compose import Composition, compose
 from qframe.config import dump_config
 from qframe.data.choose import open_source
 from qframe.encoding import LiveExamples
-from qframe.errors import ConfigError, DataError
+from qframe.errors import CacheError, ConfigError, DataError
 from qframe.interfaces import Denoiser, Parts, RecordSource
 from qframe.pictures import from_pixels
 from qframe.pipeline import Pipeline, run_plan
@@ -31,6 +30,7 @@ from qframe.progress import SILENT, Progress
 from qframe.schema import Config
 from qframe.storage import is_published, lock_folder, publish_folder, remove_published, write_file
 from qframe.train import resume as resuming
+from qframe.train.distributed import ALONE, Processes
 from qframe.train.loop import TrainingJob, run_steps
 from qframe.train.optim import Optimizers, WeightAverage
 from qframe.train.order import make_order, sample_sizes, token_budget
@@ -43,7 +43,10 @@ from qframe.types import ForwardOptions, Plan, Record
 
 @attrs.frozen(eq=False, kw_only=True)
 class FitResult:
-    """weights: the LoRA file, or the folder of the fine-tuned denoiser. sheet: before and after, side by side."""
+    """weights: the LoRA file, or the folder of the fine-tuned denoiser. sheet: before and after, side by side.
+
+    Of several processes the first alone makes the sheet.
+    """
 
     folder: Path
     weights: Path
@@ -58,12 +61,28 @@ class Trainer:
     A stage loads only what it needs: caching the encoder and the codec, training the denoiser, sampling for
     validation plans made while the encoder was there. Errors come before any work: the composition is checked and
     the records are listed when the trainer is made.
+
+    processes: those that train together (`qframe.train.distributed.joined`), each with a trainer of its own on which
+    the same is called. Encoding, steps and samples are split; the first alone writes the run folder and is observed.
     """
 
-    def __init__(self, config: Config, *, progress: Progress = SILENT, registry: Registry | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        progress: Progress = SILENT,
+        registry: Registry | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
         self.config = config
         self.progress = progress
+        self.processes = processes
         self.registry = registry or load_registry()
+        if config.devices and processes.world > 1:
+            raise ConfigError(
+                f"devices: {', '.join(config.devices)} are for one process, and there are {processes.world}",
+                "Leave devices out: every process takes a GPU of its own.",
+            )
         if config.train.batching == "packed":
             token_budget(config.train)
         self.composition: Composition = compose(config, self.registry)
@@ -188,8 +207,10 @@ class Trainer:
 
     def fit(self, resume: str | None = None) -> FitResult:
         """Cache, sample, train, sample again. `resume`: "latest", or a checkpoint of the run folder."""
-        folder = resuming.run_folder(self.config, resume)
-        with lock_folder(folder):
+        processes = self.processes
+        folder = Path(processes.agree(lambda: str(resuming.run_folder(self.config, resume))))
+        with lock_folder(folder) if processes.first else contextlib.nullcontext():
+            processes.connect(self.composition.device("denoiser"), self.config.train.process_timeout)
             run = Run(folder=folder, config=attrs.evolve(self.config, output=str(folder)))
             hooks = self.registry.hook
             error: BaseException | None = None
@@ -199,12 +220,14 @@ class Trainer:
                 error = raised
                 raise
             finally:
-                hooks.qframe_run_end(run=run, error=error)
+                if processes.first:
+                    hooks.qframe_run_end(run=run, error=error)
 
     def _fit(self, run: Run, resume: str | None) -> FitResult:
-        text = dump_config(run.config)
-        checkpoint = None if resume is None else find_checkpoint(run.folder, resume)
-        if checkpoint is not None:
+        text, processes = dump_config(run.config), self.processes
+        checkpoint = None
+        if resume is not None:
+            checkpoint = Path(processes.agree(lambda: str(find_checkpoint(run.folder, resume))))
             for line in resuming.check_changes(checkpoint, run.config, self.registry):
                 self.progress.note(line)
             run.resumed_from = run.step = int(read_about(checkpoint)["step"])
@@ -213,13 +236,14 @@ class Trainer:
                     f"train.max_steps: {self.config.train.max_steps}, but {checkpoint.name} is past it",
                     "Raise train.max_steps, or resume an earlier checkpoint by name.",
                 )
-        else:
+        elif processes.first:
             write_file(run.folder / "config.toml", text.encode())
             run.rewind(0)  # what a run left here that ended before its first checkpoint
-        self.registry.hook.qframe_run_start(run=run)
+        if processes.first:
+            self.registry.hook.qframe_run_start(run=run)
 
         self._check_lora()
-        examples = self.cache()
+        examples = self._cache_together()
         data = examples.digest()
         if checkpoint is not None:
             resuming.check_data(checkpoint, data)
@@ -232,17 +256,36 @@ class Trainer:
         state = self.prepare()
         if checkpoint is not None:
             restore(checkpoint, state)
-            run.rewind(state.step)
+            if processes.first:
+                run.rewind(state.step)
         if checkpoint is None and plans:
-            validation.keep("before", self.sample(plans, title="sampling before training"))
+            self._keep_samples(validation, "before", plans)
         self._train(run, state, examples, about={"data": data, "family": self.config.family}, text=text)
         weights = self._save_result(run)
         if plans:
-            validation.keep("after", self.sample(plans, title="sampling after training"))
+            self._keep_samples(validation, "after", plans)
+        processes.meet()  # what the first one wrote is there
         before, after = validation.results("before"), validation.results("after")
         for line in result_lines(before, after):
             self.progress.note(line)
-        return FitResult(folder=run.folder, weights=weights, sheet=validation.sheet(), before=before, after=after)
+        sheet = validation.sheet() if processes.first else None
+        return FitResult(folder=run.folder, weights=weights, sheet=sheet, before=before, after=after)
+
+    def _cache_together(self) -> CachedExamples | LiveExamples:
+        """Every process encodes its share, and waits for the others."""
+        examples = self.cache(share=self.processes.share)
+        self.processes.meet()
+        if self.processes.world > 1 and isinstance(examples, CachedExamples) and (missing := examples.missing()):
+            raise CacheError(
+                f"{missing} entries that other processes encoded are not in the cache that this one sees",
+                "Machines that train together need one cache folder: set cache.dir to a shared one.",
+            )
+        return examples
+
+    def _keep_samples(self, validation: Validation, moment: str, plans: Sequence[Plan]) -> None:
+        pictures = self.sample(plans, title=f"sampling {moment} training")
+        if self.processes.first:
+            validation.keep(moment, pictures)
 
     def _train(
         self,
@@ -255,8 +298,14 @@ class Trainer:
     ) -> None:
         def observe(step: int, metrics: Mapping[str, float]) -> None:
             run.step = step
-            run.log(step, metrics)
-            self.registry.hook.qframe_step_end(run=run, step=step, metrics=metrics)
+            if self.processes.first:
+                run.log(step, metrics)
+                self.registry.hook.qframe_step_end(run=run, step=step, metrics=metrics)
+
+        def save() -> None:
+            if self.processes.first:
+                save_checkpoint(run.folder, state, config=text, about=about, keep=train.keep_checkpoints)
+            self.processes.meet()  # nobody goes on before the checkpoint is there
 
         train = self.config.train
         parts = self.load("denoiser")
@@ -272,14 +321,18 @@ class Trainer:
             device=self.composition.device("denoiser"),
             progress=self.progress,
             observe=observe,
-            save=partial(save_checkpoint, run.folder, state, config=text, about=about, keep=train.keep_checkpoints),
+            save=save,
+            processes=self.processes,
         )
         run_steps(job, state)
 
     def _save_result(self, run: Run) -> Path:
-        if self.config.train.mode == "lora":
-            return self.save_lora(run.folder / "lora.safetensors")
-        target = run.folder / "denoiser"
+        lora = self.config.train.mode == "lora"
+        target = run.folder / ("lora.safetensors" if lora else "denoiser")
+        if not self.processes.first:
+            return target
+        if lora:
+            return self.save_lora(target)
         about = {"weights_licence": self.composition.licence, "base_model": self.composition.model_name}
 
         def write(folder: Path) -> None:
@@ -316,13 +369,17 @@ class Trainer:
         return plans
 
     def sample(self, plans: Sequence[Plan], *, title: str = "sampling") -> list[Image.Image]:
-        """One picture per plan (of one sample each), with the weights as they stand (averaged, if averaging)."""
+        """One picture per plan (of one sample each), with the weights as they stand (averaged, if averaging).
+
+        Every process samples its share of them, and gets all.
+        """
         parts = self.load("denoiser")
         parts.denoiser.module.eval()
-        pictures: list[Image.Image | None] = [None] * len(plans)
-        stage = self.progress.stage(title, len(plans))
+        groups = group_plans(plans, self.config.sample.batch_size)[self.processes.rank :: self.processes.world]
+        pictures: dict[int, Image.Image] = {}
+        stage = self.progress.stage(title, sum(map(len, groups)))
         with self._codec.freed(), torch.inference_mode(), self.averaged(), stage as bar:
-            for group in group_plans(plans, self.config.sample.batch_size):
+            for group in groups:
                 made = run_plan(
                     join_plans([plans[i] for i in group]),
                     parts.denoiser,
@@ -332,7 +389,7 @@ class Trainer:
                 for index, picture in zip(group, made, strict=True):
                     pictures[index] = from_pixels(picture)
                 bar.advance(len(group))
-        return [picture for picture in pictures if picture is not None]
+        return self.processes.exchange(pictures, len(plans))
 
     def predict(self, **request: Any) -> Any:
         """Sample with the weights as they stand: the arguments and the result of `qframe.load(...)(...)`."""
