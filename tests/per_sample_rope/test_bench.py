@@ -157,3 +157,15 @@ def test_the_profile_adds_up(report: dict[str, Any]) -> None:
 )
 def test_components_by_name(name: str, component: str) -> None:
     assert profiled.component_of(name) == component
+
+
+def test_quick_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E21; and the published size is that of the published configuration."""
+    asked: list[Settings] = []
+    monkeypatch.setattr(tables, "run", lambda settings: asked.append(settings))
+    monkeypatch.setattr(tables, "as_text", lambda report: "")
+    for flag in ("--quick", "--full"):
+        assert CliRunner().invoke(transformer, [flag], catch_exceptions=False).exit_code == 0
+    quick, full = asked
+    assert (quick.s, quick.width, quick.layers) == ((8,), 128, 2)
+    assert (full.width, full.head, full.layers, full.text_width) == (3072, 128, 60, 3584)
