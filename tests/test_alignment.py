@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageChops, ImageDraw
@@ -20,6 +21,7 @@ from qframe.starts import source_tokens
 from qframe.testing.alignment import alignment
 from qframe.types import Picture, Request
 from qframe_qwen_inpaint.blending import keep_unmasked
+from qframe_shapes.world import MAIN_CANVAS, OTHER_CANVASES, Canvas, Figure, Scene, render
 
 SIZE = (160, 200)  # height, width
 
@@ -80,6 +82,8 @@ def test_pictures_that_cannot_be_compared_are_a_mistake() -> None:
         alignment(MIDDLE, MIDDLE.resize((100, 100)))
     with pytest.raises(ValueError, match="too small"):
         alignment(MIDDLE.resize((20, 20)), MIDDLE.resize((20, 20)))
+    with pytest.raises(ValueError, match="of one colour"):
+        alignment(Image.new("RGB", MIDDLE.size), MIDDLE)
 
 
 # -- families ---------------------------------------------------------------------------------------------------------
@@ -187,3 +191,16 @@ def test_an_empty_mask_gives_the_picture_where_it_was(inpaint: Pipeline, size: t
     found = alignment(resize(made, size), image)
     assert found.aligned(pixels=0.3, zoom=1.2e-2), found
     assert not alignment(ImageChops.offset(resize(made, size), 1, 0), image).aligned(pixels=0.3, zoom=1.2e-2)
+
+
+@pytest.mark.parametrize("canvas", [MAIN_CANVAS, OTHER_CANVASES[0], OTHER_CANVASES[-1]], ids=str)
+def test_an_instruction_that_changes_nothing_gives_the_picture_where_it_was(canvas: Canvas) -> None:
+    """The scene is nearly flat, so that it is held against itself moved by single pixels."""
+    pipe = qframe.load("qwen-edit", device="cpu")
+    image = render(Scene(canvas, "yellow", (Figure("circle", "blue", "large", canvas.places[0]),)))
+    call: Any = pipe(prompt="make the circle blue", image=image, seed=0, num_inference_steps=12, true_cfg_scale=1.0)
+    made, wanted = (np.asarray(one).astype(float) for one in (call.images[0], image))
+    apart = {
+        (y, x): float(np.abs(np.roll(made, (y, x), (0, 1)) - wanted).mean()) for y in (-1, 0, 1) for x in (-1, 0, 1)
+    }
+    assert apart.pop((0, 0)) < min(apart.values()) / 3

@@ -39,13 +39,16 @@ def alignment(picture: Image.Image, original: Image.Image) -> Alignment:
     Parts of both are registered by phase correlation (Guizar-Sicairos et al. 2008, Optics Letters 33, 156, by
     scikit-image), and a line is laid through their shifts for each direction; then the picture is moved back by what
     was found, and what is left is measured again. Made for small misalignments, shifts and stretches of up to a
-    twentieth of a side, of pictures with detail everywhere. ValueError if sizes differ, or are below 24 pixels.
+    twentieth of a side, of pictures with detail everywhere. ValueError if sizes differ, are below 24 pixels, or where a
+    part is of one colour.
     """
     moved, still = _grey(picture), _grey(original)
     if moved.shape != still.shape:
         raise ValueError(f"pictures of different sizes: {picture.size} and {original.size}")
     if min(still.shape) < 8 * _WINDOWS:
         raise ValueError(f"pictures of {original.size} are too small to be registered")
+    if any(np.ptp(one[rows, columns]) < 1 for one in (moved, still) for rows, columns in _parts(still.shape)):
+        raise ValueError("a part of a picture is of one colour: nothing in it can be registered")
     found = _registered(moved, still)
     for _ in range(_PASSES):
         if found.aligned(pixels=0, zoom=0):
@@ -64,19 +67,17 @@ def _registered(moved: Any, still: Any) -> Alignment:
     from skimage.registration import phase_cross_correlation
 
     centres, shifts = [], []
-    for rows in _windows(still.shape[0]):
-        for columns in _windows(still.shape[1]):
-            shift, _, _ = phase_cross_correlation(
-                _faded(still[rows, columns]),
-                _faded(moved[rows, columns]),
-                upsample_factor=_UPSAMPLING,
-                normalization=None,  # smooth pictures have nothing but noise at most frequencies
-            )
-            middle = [
-                (part.start + part.stop - side) / 2 for part, side in zip((rows, columns), still.shape, strict=True)
-            ]
-            centres.append(middle)
-            shifts.append(-shift)
+    for rows, columns in _parts(still.shape):
+        shift, _, _ = phase_cross_correlation(
+            _faded(still[rows, columns]),
+            _faded(moved[rows, columns]),
+            upsample_factor=_UPSAMPLING,
+            normalization=None,  # smooth pictures have nothing but noise at most frequencies
+        )
+        centres.append(
+            [(part.start + part.stop - side) / 2 for part, side in zip((rows, columns), still.shape, strict=True)]
+        )
+        shifts.append(-shift)
     return _fitted(np.asarray(centres), np.asarray(shifts))
 
 
@@ -105,6 +106,10 @@ def _fitted(centres: Any, shifts: Any) -> Alignment:
         zoom=(found[0][1], found[1][1]),
         error=float(np.linalg.norm(left, axis=1).max()),
     )
+
+
+def _parts(shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
+    return [(rows, columns) for rows in _windows(shape[0]) for columns in _windows(shape[1])]
 
 
 def _windows(side: int) -> list[slice]:
