@@ -32,14 +32,15 @@ def demo(output: str | None, overrides: tuple[str, ...]) -> None:
     The same as `qframe train --family qwen-edit`, then `qframe sample` twice with the same seed. Ends by naming
     the pictures to open.
     """
-    config = resolve(FAMILY_NAME, None, overrides, output=output).config
+    resolved = resolve(FAMILY_NAME, None, overrides, output=output)
+    config = resolved.config
     if config.train.mode != "lora":
         raise ConfigError(
             f"train.mode is {config.train.mode!r}, and the demo samples with a LoRA and without it",
             f"Use `qframe train --family {FAMILY_NAME}` for anything else.",
         )
     announce(config, data=True)
-    result = fit(config)
+    result = fit(resolved)
     pictures = with_and_without(config, result)
     click.echo("\nOpen these pictures:")
     for meaning, file in [*pictures, ("before and after training, many at once", result.sheet)]:

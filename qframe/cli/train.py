@@ -12,6 +12,7 @@ import click
 from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, announce, examples, options, resolve
 
 if TYPE_CHECKING:
+    from qframe.config import Resolved
     from qframe.schema import Config
     from qframe.train.distributed import Processes
     from qframe.train.trainer import FitResult
@@ -64,12 +65,13 @@ def train(
     with joined() as processes, contextlib.ExitStack() as quiet:
         if not processes.first:
             quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
-        config = resolve(family, config_file, overrides, model=model, data=data, output=output).config
+        resolved = resolve(family, config_file, overrides, model=model, data=data, output=output)
+        config = resolved.config
         announce(config, data=True)
         if dry_run:
             rehearse(config)
             return 0
-        result = fit(config, resume, processes)
+        result = fit(resolved, resume, processes)
         click.echo(f"weights   {result.weights}")
         if result.sheet:
             click.echo(f"pictures  {result.sheet}")
@@ -92,7 +94,7 @@ def _launch(count: int) -> int:
     return launch(["train", *arguments, *debug], count)
 
 
-def fit(config: Config, resume: str | None = None, processes: Processes | None = None) -> FitResult:
+def fit(resolved: Resolved, resume: str | None = None, processes: Processes | None = None) -> FitResult:
     """Run the trainer of a configuration in this terminal; `processes` train together, None: this one alone."""
     from qframe.cli.memory import foretold
     from qframe.cli.progress import terminal_progress
@@ -100,9 +102,11 @@ def fit(config: Config, resume: str | None = None, processes: Processes | None =
     from qframe.train.distributed import ALONE
     from qframe.train.trainer import Trainer
 
-    if config.offload != "none":
+    if resolved.config.offload != "none":
         click.echo("note: offload is for sampling; training loads only what a stage needs", err=True)
-    trainer = Trainer(config, progress=terminal_progress(), processes=processes or ALONE)
+    trainer = Trainer(
+        resolved.config, progress=terminal_progress(), processes=processes or ALONE, sources=resolved.sources
+    )
     with foretold(forecast_training(trainer.composition, trainer.records)):
         return trainer.fit(resume)
 

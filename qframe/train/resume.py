@@ -8,6 +8,7 @@ from qframe.config import diff_config, load_config
 from qframe.errors import CheckpointError, ConfigError, bullet_list
 from qframe.plugins import Registry
 from qframe.schema import Config
+from qframe.train.sessions import SESSIONS_FILE
 from qframe.train.state import read_about
 
 _FREE = (
@@ -62,7 +63,7 @@ def run_folder(config: Config, resume: str | None) -> Path:
 def _free(folder: Path) -> bool:
     """Whether a run may begin here: nothing is here, or a run that ended before its first checkpoint."""
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    begun = "config.toml" in names and names <= {"config.toml", "samples", "metrics.jsonl", "checkpoints"}
+    begun = "config.toml" in names and names <= {"config.toml", "samples", "metrics.jsonl", "checkpoints", SESSIONS_FILE}
     return not names or (begun and not any((folder / "checkpoints").glob("step-*")))
 
 

@@ -35,6 +35,7 @@ from qframe.train.loop import TrainingJob, run_steps
 from qframe.train.optim import Optimizers, WeightAverage
 from qframe.train.order import make_order, sample_sizes, token_budget
 from qframe.train.run import Run
+from qframe.train.sessions import describe_data, describe_machine, write_session
 from qframe.train.state import TrainingState, find_checkpoint, read_about, restore, save_checkpoint
 from qframe.train.streams import derived_seed
 from qframe.train.validation import GroupResult, Validation, result_lines
@@ -62,6 +63,8 @@ class Trainer:
     validation plans made while the encoder was there. Errors come before any work: the composition is checked and
     the records are listed when the trainer is made.
 
+    sources: where the values of the configuration come from (`qframe.config.Resolved.sources`), for the run's report.
+
     processes: those that train together (`qframe.train.distributed.joined`), each with a trainer of its own on which
     the same is called. Encoding, steps and samples are split; the first alone writes the run folder and is observed.
     """
@@ -73,8 +76,10 @@ class Trainer:
         progress: Progress = SILENT,
         registry: Registry | None = None,
         processes: Processes = ALONE,
+        sources: Mapping[str, str] | None = None,
     ) -> None:
         self.config = config
+        self.sources = sources or {}
         self.progress = progress
         self.processes = processes
         self.registry = registry or load_registry()
@@ -225,10 +230,11 @@ class Trainer:
 
     def _fit(self, run: Run, resume: str | None) -> FitResult:
         text, processes = dump_config(run.config), self.processes
-        checkpoint = None
+        checkpoint, changes = None, list[str]()
         if resume is not None:
             checkpoint = Path(processes.agree(lambda: str(find_checkpoint(run.folder, resume))))
-            for line in resuming.check_changes(checkpoint, run.config, self.registry):
+            changes = resuming.check_changes(checkpoint, run.config, self.registry)
+            for line in changes:
                 self.progress.note(line)
             run.resumed_from = run.step = int(read_about(checkpoint)["step"])
             if run.step > self.config.train.max_steps:
@@ -249,6 +255,9 @@ class Trainer:
             resuming.check_data(checkpoint, data)
         records = list(self.source.validation()) or list(self.records[: self.config.sample.count])
         validation = Validation(run.folder / "samples", self.source, records)
+        if processes.first:
+            self._write_session(run, examples, changes)
+            validation.keep_inputs()
         plans = self._plans(records)
         if self.config.cache.enabled:
             self.release("encoder")
@@ -270,6 +279,19 @@ class Trainer:
             self.progress.note(line)
         sheet = validation.sheet() if processes.first else None
         return FitResult(folder=run.folder, weights=weights, sheet=sheet, before=before, after=after)
+
+    def _write_session(self, run: Run, examples: CachedExamples | LiveExamples, changes: Sequence[str]) -> None:
+        composition = self.composition
+        session = {
+            "resumed_from": run.resumed_from,
+            "changes": list(changes),
+            "base_model": composition.model_name,
+            "weights_licence": composition.licence,
+            "sources": dict(self.sources),
+            "data": describe_data(self.records, examples, composition.specs["codec"].compression),
+            "machine": describe_machine(composition.device("denoiser"), self.processes.world),
+        }
+        write_session(run.folder, session)
 
     def _cache_together(self) -> CachedExamples | LiveExamples:
         """Every process encodes its share, and waits for the others."""

@@ -18,6 +18,8 @@ from qframe.storage import write_file
 from qframe.types import Picture, Record
 
 _MOST_ROWS = 20
+_LARGEST_INPUT = 512
+"""Longer side, in pixels, of the inputs that are kept beside a run's samples."""
 
 
 @attrs.frozen(kw_only=True)
@@ -95,6 +97,12 @@ def result_lines(before: Sequence[GroupResult] | None, after: Sequence[GroupResu
     return lines
 
 
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 @attrs.frozen(eq=False)
 class Validation:
     """The pictures of a run's validation records, kept in its folder from one session to the next."""
@@ -103,15 +111,34 @@ class Validation:
     source: RecordSource
     records: Sequence[Record]
 
+    def keep_inputs(self) -> None:
+        """Save what the samples are of: records.json, and small copies of references and targets in inputs/.
+
+        Of many records those that the sheet shows.
+        """
+        rows = []
+        for index in _selection(self.records):
+            record, name = self.records[index], self._name(index)
+            files = []
+            for role, picture in [
+                *((f"reference-{place}", reference) for place, reference in enumerate(record.references, 1)),
+                ("target", record.target),
+            ]:
+                small = open_picture(picture)
+                small.thumbnail((_LARGEST_INPUT, _LARGEST_INPUT), Image.Resampling.LANCZOS)
+                files.append(f"inputs/{name}-{role}.png")
+                write_file(self.folder / files[-1], _png(small))
+            *references, target = files
+            about = {"id": record.id, "prompt": record.prompt, "group": record.group}
+            rows.append({"name": name, **about, "references": references, "target": target})
+        write_file(self.folder / "records.json", json.dumps(rows, indent=1).encode())
+
     def keep(self, moment: str, pictures: Sequence[Image.Image]) -> None:
         """Save the pictures of a moment ("before", "after") as PNG, named by place and record, and their verdicts."""
         for stale in (self.folder / moment).glob("*.png"):
             stale.unlink()  # of an earlier session that sampled other records
-        for index, (record, picture) in enumerate(zip(self.records, pictures, strict=True)):
-            safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in record.id)[:80]
-            buffer = io.BytesIO()
-            picture.save(buffer, "PNG")
-            write_file(self.folder / moment / f"{index:03d}-{safe}.png", buffer.getvalue())
+        for index, picture in enumerate(pictures):
+            write_file(self.folder / moment / f"{self._name(index)}.png", _png(picture))
         results = [attrs.asdict(result) for result in judge(self.source, self.records, pictures)]
         write_file(self._results(moment), json.dumps(results, indent=1).encode())
 
@@ -133,10 +160,13 @@ class Validation:
         if after is None:
             return None
         file = self.folder / "sheet.png"
-        buffer = io.BytesIO()
-        comparison_sheet(self.source, self.records, self.pictures("before"), after).save(buffer, "PNG")
-        write_file(file, buffer.getvalue())
+        write_file(file, _png(comparison_sheet(self.source, self.records, self.pictures("before"), after)))
         return file
+
+    def _name(self, index: int) -> str:
+        """Of a record's files: its place and its id, as far as that may stand in a file's name."""
+        safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.records[index].id)
+        return f"{index:03d}-{safe[:80]}"
 
     def _results(self, moment: str) -> Path:
         return self.folder / f"{moment}.json"

@@ -88,6 +88,14 @@ def test_a_run_leaves_weights_pictures_metrics_and_its_configuration(
         assert len(list((run / "samples" / moment).glob("*.png"))) == 2
     with Image.open(run / "samples" / "sheet.png") as sheet:
         assert min(sheet.size) > 128
+    rows = json.loads((run / "samples" / "records.json").read_text())
+    assert [row["name"] for row in rows] == sorted(file.stem for file in (run / "samples" / "after").glob("*.png"))
+    for file in (name for row in rows for name in (*row["references"], row["target"])):
+        with Image.open(run / "samples" / file) as picture:
+            assert picture.size == (64, 64)
+    (session,) = map(json.loads, (run / "sessions.jsonl").read_text().splitlines())
+    assert (session["resumed_from"], session["data"]["records"]) == (None, 5)
+    assert session["weights_licence"] == "Apache-2.0"
     assert qframe.load_config(run / "config.toml") == config()
 
 

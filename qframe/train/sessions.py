@@ -1,0 +1,75 @@
+"""What a run was started with, written once per session: where its values come from, its data, its machine.
+
+A session is one start of `qframe train`; a run that was resumed has several. `qframe report` reads them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qframe.train.order import SizedExamples
+from qframe.types import Record
+
+SESSIONS_FILE = "sessions.jsonl"
+_LIBRARIES = ("qframe", "torch", "diffusers", "transformers", "peft", "accelerate", "optimum-quanto", "safetensors")
+_MOST_ROWS = 50
+"""Of groups and of shapes that are told one by one."""
+
+
+def write_session(folder: Path, session: Mapping[str, Any]) -> None:
+    """Append a line to sessions.jsonl, with the time."""
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    with (folder / SESSIONS_FILE).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"started": started, **session}) + "\n")
+
+
+def describe_machine(device: torch.device, processes: int) -> dict[str, Any]:
+    """Versions of the libraries that compute, and what they compute on. Nothing that names the machine."""
+    return {
+        "versions": {"Python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def describe_data(records: Sequence[Record], examples: SizedExamples, compression: int) -> dict[str, Any]:
+    """How many records, of which groups, in which sizes once encoded. compression: pixels per latent cell and side.
+
+    Of groups and sizes the most frequent are told.
+    """
+    shapes = Counter(examples.shape(index) for index in range(len(examples)))
+    lengths = [examples.text_length(index) for index in range(len(examples))]
+
+    def size(sides: tuple[int, int]) -> list[int]:
+        return [sides[1] * compression, sides[0] * compression]
+
+    return {
+        "records": len(records),
+        "groups": dict(Counter(record.group for record in records).most_common(_MOST_ROWS)),
+        "weighted": sum(record.weight is not None for record in records),
+        "empty_captions": sum(not record.prompt.strip() for record in records),
+        "text_tokens": [min(lengths), sum(lengths) / len(lengths), max(lengths)],
+        "shapes": [
+            {"target": size(target), "references": [size(sides) for sides in references], "count": count}
+            for (target, references), count in shapes.most_common(_MOST_ROWS)
+        ],
+        "kinds_of_shapes": len(shapes),
+    }
