@@ -1,6 +1,6 @@
 """The repeated block compiles once for all mixtures of shapes: nothing in it depends on which lengths a batch has.
 
-Most tests use a compiler that runs what was traced as it is: recompilations and results show without minutes of C++.
+The compiler runs what was traced as it is: recompilations and results show without minutes of C++.
 """
 
 from __future__ import annotations
@@ -144,14 +144,3 @@ def test_gradient_checkpointing_and_a_lora_go_with_it() -> None:
         found = gradients(own, packed, MIXTURES[0], names)
     for name in names:
         assert_same(found[name], wanted[name], 1e-4)
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_the_real_compiler_gives_the_same() -> None:
-    """Inductor on a CPU: C++ of its own making."""
-    stock = stock_network()
-    own = own_network(stock)
-    own.compile_repeated_blocks(dynamic=True)
-    for batch in MIXTURES:
-        assert_same(packed(own, batch), one_by_one(stock, batch))
