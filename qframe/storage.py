@@ -59,7 +59,7 @@ def publish_folder(target: Path, write: Callable[[Path], None], *, expected_byte
             os.chmod(draft / name, mode)
             _sync(draft / name)
             listed[name] = {"sha256": file_digest(draft / name), "size": (draft / name).stat().st_size}
-        manifest = json.dumps({"format": _FORMAT, "files": listed}, indent=1, sort_keys=True) + "\n"
+        manifest = json.dumps({"format": _FORMAT, "files": listed}, indent=1, sort_keys=True)
         (draft / MANIFEST).write_text(manifest, encoding="utf-8")
         _sync(draft / MANIFEST)
         for inner in sorted((path for path in draft.rglob("*") if path.is_dir()), reverse=True):
@@ -90,6 +90,8 @@ def verify_folder(folder: Path) -> list[str]:
         extra = set(_files(folder)) - set(listed) - {MANIFEST}
     except QframeError as error:
         return [*problems, error.message]
+    except OSError as error:  # it was taken away meanwhile
+        return [*problems, f"{folder}: {error.strerror}"]
     return problems + [f"{folder / name}: not among the published files" for name in sorted(extra)]
 
 

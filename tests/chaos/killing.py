@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -44,6 +45,22 @@ def killed(work: Callable[[], object], moment: Moment, folder: Path) -> bool:
     return ended_by_kill(child)
 
 
+def touches(work: Callable[[], object], folder: Path) -> int:
+    """How often the work, done in a process of its own, touches the folder's files. RuntimeError if it fails."""
+    reader, writer = os.pipe()
+
+    def told() -> None:
+        sys.addaudithook(_hearing(str(folder), lambda: os.write(writer, b".")))
+        work()
+
+    child = start(told, Moment(), folder)
+    os.close(writer)
+    with open(reader, "rb") as stream:
+        count = len(stream.read())
+    ended_by_kill(child)
+    return count
+
+
 def start(work: Callable[[], object], moment: Moment, folder: Path) -> int:
     """Begin the work in a forked process, and return its number. It kills itself if the moment is an event."""
     child = os.fork()
@@ -71,13 +88,15 @@ def ended_by_kill(child: int) -> bool:
 
 
 def _killer(event: int, folder: str) -> Callable[[str, tuple[Any, ...]], None]:
-    seen = 0
+    seen = itertools.count(1)
+    return _hearing(folder, lambda: os.kill(os.getpid(), signal.SIGKILL) if next(seen) == event else None)
+
+
+def _hearing(folder: str, touched: Callable[[], object]) -> Callable[[str, tuple[Any, ...]], None]:
+    """An audit hook that calls `touched` before each touch of the folder's files."""
 
     def hear(name: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal seen
         if name.startswith(_WATCHED) and (name.startswith("fcntl.") or any(folder in str(a) for a in arguments[:2])):
-            seen += 1
-            if seen == event:
-                os.kill(os.getpid(), signal.SIGKILL)
+            touched()
 
     return hear
