@@ -260,8 +260,12 @@ def _lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.distributed's own are subclasses
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+            raise LostProcessError(
+                "another process of this run did not answer for train.process_timeout seconds",
+                "If it was only slow, raise train.process_timeout. Go on with --resume.",
+            ) from error
         raise LostProcessError(
-            f"another process of this run ended, or did not answer for train.process_timeout seconds ({reason})",
-            "If it was killed, look for what killed it, a lack of memory most often. Then go on with --resume.",
+            "another process of this run ended",
+            "If it was killed, look for what killed it, a lack of memory most often. Go on with --resume.",
         ) from error

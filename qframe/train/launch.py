@@ -10,10 +10,13 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Sequence
 
 from qframe.errors import QframeError, ResourceError
+
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def launch(arguments: Sequence[str], count: int) -> int:
@@ -28,7 +31,9 @@ def launch(arguments: Sequence[str], count: int) -> int:
 
     # Processes that share the cores: as many threads each as there are cores for it. torchrun would say 1.
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it reports is said below
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):  # what they report is said below
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="qframe-launch-") as logs:
         config = LaunchConfig(
             min_nodes=1,
@@ -40,6 +45,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
             rdzv_endpoint="localhost:0",
             max_restarts=0,
         )
+        kept = {number: signal.getsignal(number) for number in _HANDLED}
         try:
             elastic_launch(config, sys.executable)("-m", "qframe", *arguments)
         except SignalException as stopped:
@@ -47,6 +53,10 @@ def launch(arguments: Sequence[str], count: int) -> int:
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             return _outcome(rank, count, failure.exitcode)
+        finally:
+            if threading.current_thread() is threading.main_thread():  # elsewhere the agent sets none
+                for number, handler in kept.items():
+                    signal.signal(number, handler)
     return 0
 
 
