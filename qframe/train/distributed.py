@@ -190,6 +190,14 @@ class Processes:
             made.append(Image.fromarray(values.numpy()))
         return made
 
+    def _leave(self) -> None:
+        """Meet for the last time. The first goes last: the store may live in it."""
+        self.meet()
+        if not self.first:
+            self._add("left", 1)
+        else:
+            self._await(lambda: self._add("left", 0) == self.world - 1)
+
     # -- failure -------------------------------------------------------------------------------------------------
 
     def _fail(self, error: BaseException) -> int | None:
@@ -224,7 +232,7 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
     processes = Processes(rank, world, PrefixStore("qframe", store))
     try:
         yield processes
-        processes.meet()  # the store may live in the first process
+        processes._leave()
     except BaseException as error:
         code = processes._fail(error)
         if code is None:
