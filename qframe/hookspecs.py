@@ -33,6 +33,7 @@ Kind = Literal[
     "schedule",
     "sampler",
     "quantiser",
+    "optimizer",
     "transform",
     "source",
     "model",

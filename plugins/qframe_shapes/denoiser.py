@@ -39,7 +39,7 @@ def training_config(start: Path, output: Path, *, seed: int, steps: int, example
                 "precision": "bfloat16",
                 "optimizer": "muon",
                 "learning_rate": 1.5e-3,
-                "muon_learning_rate": 2.55e-3,
+                "optimizer_options": {"matrix_learning_rate": 2.55e-3},
                 "weight_decay": 0.01,
                 "lr_schedule": "cosine",
                 "warmup_steps": min(100, steps // 10),

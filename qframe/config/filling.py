@@ -11,7 +11,7 @@ from qframe.config.layers import Key, Tree, source_at
 from qframe.errors import ConfigError, PluginError, bullet_list
 from qframe.hookspecs import Component, Family
 from qframe.plugins import Registry, nearest
-from qframe.schema import QUANTISABLE, ROLES, Config
+from qframe.schema import QUANTISABLE, ROLES, Config, TrainConfig
 from qframe.strict import InvalidError, Problem, fields_of, nested, structure
 
 MOST_SHOWN = 40
@@ -65,6 +65,16 @@ def declared_options(
             problems.append(Problem((role, "quantise", "use"), f"{error.message} (known: {known})"))
             continue
         found[role, "quantise", "options"] = _declared(registry, component, "options", f"quantiser {name!r}")
+    train, default = plain.setdefault("train", {}), TrainConfig().optimizer
+    optimizer = train.get("optimizer", default) if isinstance(train, dict) else None
+    if isinstance(optimizer, str):
+        try:
+            component = registry.component("optimizer", optimizer)
+            found["train", "optimizer_options"] = _declared(registry, component, "options", f"optimizer {optimizer!r}")
+        except ConfigError as error:
+            if optimizer != default:  # without plugins nobody trains, and a configuration may still be read
+                known = ", ".join(other.name for other in registry.components("optimizer")) or "none"
+                problems.append(Problem(("train", "optimizer"), f"{error.message} (known: {known})"))
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qframe import adapters
 from qframe.compose import Composition
@@ -14,7 +14,7 @@ from qframe.encoding import FittedSize, Shape, estimated_tokens, latent_shape, t
 from qframe.geometry import Size
 from qframe.preflight.forecast import PICTURE, Forecast, Remedy, components, quantise_remedies, ranked
 from qframe.preflight.shapes import forward_bytes
-from qframe.train.optim import Optimizers
+from qframe.train.optim import optimizer_factory
 from qframe.types import PixelInput, Record
 
 LOOKED_AT = 32
@@ -90,7 +90,7 @@ def _step(composition: Composition, records: Sequence[Record], size: FittedSize)
     parts = {
         "trained": trained_bytes,
         "gradients": trained_bytes,
-        "optimizer": _optimizer_bytes(Optimizers(masters, config, outline.blocks), masters),
+        "optimizer": optimizer_factory(config).state_bytes(masters, blocks=outline.blocks),
         "average": trained_bytes if config.ema_decay else 0,
         "activations": recomputed if config.gradient_checkpointing else kept,
     }
@@ -111,14 +111,6 @@ def _largest(composition: Composition, records: Sequence[Record], size: FittedSi
 def _places(shape: Shape) -> int:
     target, references = shape
     return sum(height * width for height, width in (target, *references))
-
-
-def _optimizer_bytes(optimizers: Optimizers, parameters: Mapping[str, nn.Parameter]) -> int:
-    for parameter in parameters.values():
-        parameter.grad = torch.empty_like(parameter)
-    optimizers.step(0)
-    states = [values for part in optimizers.parts for values in part.state.values()]
-    return sum(value.nbytes for values in states for value in values.values() if isinstance(value, Tensor))
 
 
 def _training_remedies(composition: Composition, step: _Step, parts: Mapping[str, int]) -> list[Remedy]:

@@ -4,63 +4,123 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qframe.errors import PluginError
+from qframe.interfaces import OptimizerFactory
+from qframe.plugins import Registry, load_registry
 from qframe.schema import TrainConfig
 
 
+def optimizer_factory(config: TrainConfig, registry: Registry | None = None) -> OptimizerFactory:
+    """What builds `train.optimizer`. ConfigError for an unknown name, or for a package that is not there."""
+    registry = registry or load_registry()
+    component = registry.component("optimizer", config.optimizer)
+    cls = registry.resolve(component)
+    if not (isinstance(cls, type) and issubclass(cls, OptimizerFactory)):
+        raise PluginError(
+            f"plugin {registry.plugin_of(component)!r}: {component.target} is no subclass of "
+            "qframe.interfaces.OptimizerFactory"
+        )
+    options = config.optimizer_options
+    if options is None and (default := registry.resolve(component, "options")) is not None:
+        options = default()
+    return cls(options)
+
+
 class Optimizers:
-    """One or two optimizers stepped as one; the learning rate is a function of the step, so it needs no state."""
+    """The optimizers of a run stepped as one; the learning rate is a function of the step, so it needs no state."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: TrainConfig, blocks: str) -> None:
-        """parameters: what is trained, by name. blocks: the repeated blocks' name, whose matrices Muon takes."""
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: TrainConfig,
+        blocks: str,
+        *,
+        factory: OptimizerFactory | None = None,
+    ) -> None:
+        """parameters: what is trained, by name. blocks: the repeated blocks' name. factory: of `config.optimizer`."""
         self._config = config
-        matrices = {
-            name: p
-            for name, p in parameters.items()
-            if config.optimizer == "muon" and p.ndim == 2 and name.startswith(f"{blocks}.")
-        }
-        others = [p for name, p in parameters.items() if name not in matrices]
-        self.parts: list[torch.optim.Optimizer] = []
-        self._peaks: list[float] = []
-        if matrices:
-            self.parts.append(
-                torch.optim.Muon(
-                    list(matrices.values()),
-                    lr=config.muon_learning_rate,
-                    weight_decay=config.weight_decay,
-                    adjust_lr_fn="match_rms_adamw",
-                )
+        self.parts: list[torch.optim.Optimizer] = list(
+            (factory or optimizer_factory(config)).build(
+                parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay, blocks=blocks
             )
-            self._peaks.append(config.muon_learning_rate)
-        if others:
-            self.parts.append(torch.optim.AdamW(others, lr=config.learning_rate, weight_decay=config.weight_decay))
-            self._peaks.append(config.learning_rate)
+        )
+        self._peaks = [[float(group["lr"]) for group in part.param_groups] for part in self.parts]
 
-    def step(self, step: int) -> float:
-        """One update at optimizer step `step` (from 0); returns the learning rate of the last part."""
-        factor = schedule_factor(self._config, step)
-        for part, peak in zip(self.parts, self._peaks, strict=True):
-            for group in part.param_groups:
+    def step(self, step: int, *, steps: int | None = None) -> float:
+        """One update at optimizer step `step` (from 0) of `steps`; returns the learning rate of the last group.
+
+        steps: by default `config.max_steps`.
+        """
+        factor = schedule_factor(self._config, step, steps=steps)
+        for part, peaks in zip(self.parts, self._peaks, strict=True):
+            for group, peak in zip(part.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
             part.step()
-        return self._peaks[-1] * factor
+        return self._peaks[-1][-1] * factor
 
     def zero_grad(self) -> None:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
+    def state(self) -> list[dict[str, Any]]:
+        """What must be kept of each part: the state of its parameters by index, and what its groups hold beside them.
 
-def schedule_factor(config: TrainConfig, step: int) -> float:
-    """The share of the peak learning rate at step `step` (from 0): warm-up, then the schedule."""
+        Some optimizers count and estimate in their groups. The learning rate is not in it: the step gives it.
+        """
+        found = []
+        for part in self.parts:
+            whole = part.state_dict()
+            groups = [{k: v for k, v in group.items() if k not in _GROUP} for group in whole["param_groups"]]
+            found.append({"state": whole["state"], "groups": groups})
+        return found
+
+    def load(self, state: list[dict[str, Any]]) -> None:
+        """The inverse of `state`, to the bit. ValueError if it is that of other parameters or optimizers."""
+        if len(state) != len(self.parts):
+            raise ValueError(f"the state is that of {len(state)} optimizers, and there are {len(self.parts)}")
+        for part, saved in zip(self.parts, state, strict=True):
+            groups = part.state_dict()["param_groups"]
+            merged = [{**group, **kept} for group, kept in zip(groups, saved["groups"], strict=True)]
+            part.load_state_dict({"state": saved["state"], "param_groups": merged})
+            parameters = [parameter for group in part.param_groups for parameter in group["params"]]
+            for index, values in saved["state"].items():
+                part.state[parameters[index]] = _exact(values, part.state[parameters[index]])
+
+
+_GROUP = frozenset({"params", "param_names", "lr"})
+
+
+def _exact(saved: Any, loaded: Any) -> Any:
+    """`loaded` with the dtypes of `saved`: torch casts whatever floats it loads to the dtype of their parameter."""
+    if isinstance(saved, Tensor):
+        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
+    if isinstance(saved, Mapping):  # bitsandbytes wraps a part of what it saves, and unwraps it as it loads
+        return {**loaded, **{name: _exact(value, loaded[name]) for name, value in saved.items() if name in loaded}}
+    if isinstance(saved, list | tuple):
+        return type(saved)(_exact(a, b) for a, b in zip(saved, loaded, strict=True))
+    return saved
+
+
+def schedule_factor(config: TrainConfig, step: int, *, steps: int | None = None) -> float:
+    """The share of the peak learning rate at step `step` (from 0) of `steps`: warm-up, then the schedule.
+
+    After the warm-up these are the factors of `diffusers.optimization` (with lr_end = 0 for the polynomial).
+    """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.lr_schedule == "constant":
         return 1.0
-    progress = (step - config.warmup_steps) / max(config.max_steps - config.warmup_steps, 1)
-    return 1.0 - progress if config.lr_schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    last = steps or config.max_steps
+    progress = min((step - config.warmup_steps) / max(last - config.warmup_steps, 1), 1.0)
+    if config.lr_schedule == "cosine":
+        within = progress * config.lr_cycles % 1.0 if progress < 1.0 else 1.0
+        return 0.5 * (1.0 + math.cos(math.pi * within))
+    return math.pow(1.0 - progress, config.lr_power if config.lr_schedule == "polynomial" else 1.0)
 
 
 class WeightAverage:

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from qframe.errors import CheckpointError, bullet_list
 from qframe.storage import is_published, publish_folder, remove_published, verify_folder
 from qframe.train.optim import Optimizers, WeightAverage
+from qframe.train.packed_state import pack, unpack
 
 log = logging.getLogger(__name__)
 
-_FORMAT = "qframe-training-1"
+_FORMAT = "qframe-training-2"
 
 
 @attrs.define(eq=False)
@@ -56,7 +57,7 @@ def save_checkpoint(run: Path, state: TrainingState, *, config: str, about: Mapp
         log.warning("%s is damaged; it is now %s", target, aside.name)
         target.rename(aside)
     weights = {name: p.detach().cpu().contiguous() for name, p in state.parameters.items()}
-    moments, scalars = _optimizer_state(state.optimizers)
+    moments, optimizer = pack(state.optimizers.state())
     average = {} if state.average is None else state.average.values
     expected = sum(t.nbytes for part in (weights, moments, average) for t in part.values())
 
@@ -65,28 +66,13 @@ def save_checkpoint(run: Path, state: TrainingState, *, config: str, about: Mapp
         save_file(moments, folder / "optimizer.safetensors")
         if average:
             save_file({name: t.cpu().contiguous() for name, t in average.items()}, folder / "average.safetensors")
-        description = {"format": _FORMAT, "step": state.step, "optimizer": scalars, **about}
+        description = {"format": _FORMAT, "step": state.step, "optimizer": optimizer, **about}
         (folder / "state.json").write_text(json.dumps(description, indent=1, sort_keys=True), encoding="utf-8")
         (folder / "config.toml").write_text(config, encoding="utf-8")
 
     publish_folder(target, write, expected_bytes=expected)
     _retain(run, keep)
     return target
-
-
-def _optimizer_state(optimizers: Optimizers) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by "part.parameter.name", and what is no tensor, by the same names."""
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for number, part in enumerate(optimizers.parts):
-        for index, values in part.state_dict()["state"].items():
-            for name, value in values.items():
-                key = f"{number}.{index}.{name}"
-                if isinstance(value, Tensor):
-                    tensors[key] = value.detach().cpu().contiguous()
-                else:
-                    scalars[key] = value
-    return tensors, scalars
 
 
 def _retain(run: Path, keep: int) -> None:
@@ -152,14 +138,10 @@ def restore(folder: Path, state: TrainingState) -> None:
         for name, parameter in state.parameters.items():
             parameter.copy_(weights[name])
     moments = _tensors(folder / "optimizer.safetensors")
-    merged: dict[str, Any] = {**moments, **about["optimizer"]}
-    for number, part in enumerate(state.optimizers.parts):
-        values: dict[int, dict[str, Any]] = {}
-        for key, value in merged.items():
-            owner, index, name = key.split(".", 2)
-            if int(owner) == number:
-                values.setdefault(int(index), {})[name] = value
-        part.load_state_dict({"state": values, "param_groups": part.state_dict()["param_groups"]})
+    try:
+        state.optimizers.load(unpack(about["optimizer"], moments))
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise CheckpointError(f"{folder}: its optimizer's state is not that of this run's optimizer ({error})") from error
     if state.average is not None:
         average = _tensors(folder / "average.safetensors")
         _same_names(folder, average, state.average.values)

@@ -32,7 +32,7 @@ from qframe.storage import is_published, lock_folder, publish_folder, remove_pub
 from qframe.train import resume as resuming
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.loop import TrainingJob, run_steps
-from qframe.train.optim import Optimizers, WeightAverage
+from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory
 from qframe.train.order import make_order, sample_sizes, token_budget
 from qframe.train.run import Run
 from qframe.train.sessions import describe_data, describe_machine, write_session
@@ -90,6 +90,7 @@ class Trainer:
             )
         if config.train.batching == "packed":
             token_budget(config.train)
+        optimizer_factory(config.train, self.registry)  # may lack a package
         self.composition: Composition = compose(config, self.registry)
         self.source: RecordSource = open_source(config, self.registry)
         self.records: Sequence[Record] = self.source.records()
@@ -205,7 +206,7 @@ class Trainer:
             if enable is None:
                 raise ConfigError("train.gradient_checkpointing: this denoiser does not support it", "Set it to false.")
             enable()
-        optimizers = Optimizers(trained, train, denoiser.blocks)
+        optimizers = Optimizers(trained, train, denoiser.blocks, factory=optimizer_factory(train, self.registry))
         average = WeightAverage(trained, train.ema_decay) if train.ema_decay else None
         self.state = TrainingState(trained, optimizers, average)
         return self.state

@@ -1,0 +1,1 @@
+"""Plugin: what steps the trained weights."""

@@ -1,0 +1,113 @@
+"""Optimizers of other packages, each an extra of qframe."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from qframe.errors import ConfigError
+from qframe.interfaces import OptimizerFactory
+from qframe_optimizers.options import AdamW8bitOptions, LionOptions, ProdigyOptions
+
+
+def _package(module: str, extra: str) -> Any:
+    """ConfigError with what to install where the package is not there."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"train.optimizer needs the package {module.partition('.')[0]}, which cannot be imported ({error})",
+            f"pip install 'qframe[{extra}]', or choose another train.optimizer.",
+        ) from error
+
+
+class AdamW8bit(OptimizerFactory):
+    """bitsandbytes' AdamW8bit."""
+
+    options: AdamW8bitOptions
+
+    def __init__(self, options: AdamW8bitOptions) -> None:
+        super().__init__(options)
+        self._package = _package("bitsandbytes.optim", "bitsandbytes")
+
+    def build(
+        self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, weight_decay: float, blocks: str
+    ) -> Sequence[torch.optim.Optimizer]:
+        """See `OptimizerFactory.build`."""
+        built: torch.optim.Optimizer = self._package.AdamW8bit(
+            list(parameters.values()),
+            lr=learning_rate,
+            betas=self.options.betas,
+            eps=self.options.eps,
+            weight_decay=weight_decay,
+            min_8bit_size=self.options.min_8bit_size,
+        )
+        return [built]
+
+    def state_bytes(self, parameters: Mapping[str, nn.Parameter], *, blocks: str) -> int:
+        """Two moments: a byte each, and a float32 scale for every 256; of small weights, float32."""
+        return sum(
+            2 * (p.numel() + p.numel() // 64 if p.numel() >= self.options.min_8bit_size else 4 * p.numel())
+            for p in parameters.values()
+        )
+
+
+class Prodigy(OptimizerFactory):
+    """prodigyopt's Prodigy."""
+
+    options: ProdigyOptions
+
+    def __init__(self, options: ProdigyOptions) -> None:
+        super().__init__(options)
+        self._package = _package("prodigyopt", "prodigy")
+
+    def build(
+        self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, weight_decay: float, blocks: str
+    ) -> Sequence[torch.optim.Optimizer]:
+        """See `OptimizerFactory.build`."""
+        options = self.options
+        built: torch.optim.Optimizer = self._package.Prodigy(
+            list(parameters.values()),
+            lr=learning_rate,
+            betas=options.betas,
+            beta3=options.beta3,
+            eps=options.eps,
+            d0=options.d0,
+            d_coef=options.d_coef,
+            use_bias_correction=options.use_bias_correction,
+            safeguard_warmup=options.safeguard_warmup,
+        )
+        for group in built.param_groups:  # its constructor prints a line about weight decay
+            group["weight_decay"] = weight_decay
+        return [built]
+
+    def state_bytes(self, parameters: Mapping[str, nn.Parameter], *, blocks: str) -> int:
+        """Two moments, the first weights, and what estimates the step size."""
+        return 4 * sum(parameter.nbytes for parameter in parameters.values())
+
+
+class Lion(OptimizerFactory):
+    """lion-pytorch's Lion."""
+
+    options: LionOptions
+
+    def __init__(self, options: LionOptions) -> None:
+        super().__init__(options)
+        self._package = _package("lion_pytorch", "lion")
+
+    def build(
+        self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, weight_decay: float, blocks: str
+    ) -> Sequence[torch.optim.Optimizer]:
+        """See `OptimizerFactory.build`."""
+        built: torch.optim.Optimizer = self._package.Lion(
+            list(parameters.values()), lr=learning_rate, betas=self.options.betas, weight_decay=weight_decay
+        )
+        return [built]
+
+    def state_bytes(self, parameters: Mapping[str, nn.Parameter], *, blocks: str) -> int:
+        """One moment."""
+        return sum(parameter.nbytes for parameter in parameters.values())

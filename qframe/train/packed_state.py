@@ -1,0 +1,60 @@
+"""State of any shape as tensors and JSON, so that it is stored without pickle and comes back to the bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qframe.errors import CheckpointError
+
+_PLAIN = (bool, int, str, type(None))
+
+
+def pack(value: Any) -> tuple[dict[str, Tensor], Any]:
+    """The tensors of `value` by their place ("0.state.3.exp_avg"), on the CPU, and all the rest as JSON.
+
+    Lists, tuples and dicts with keys of text or whole numbers may be nested. CheckpointError names the place of
+    anything else.
+    """
+    tensors: dict[str, Tensor] = {}
+    return tensors, _pack(value, (), tensors)
+
+
+def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `pack`. KeyError for a tensor that is not there."""
+    if not isinstance(packed, dict):
+        return packed
+    ((kind, inner),) = packed.items()
+    if kind == "tensor":
+        return tensors[inner]
+    if kind == "float":
+        return float(inner)
+    if kind == "dict":
+        return {key: unpack(item, tensors) for key, item in inner}
+    items = [unpack(item, tensors) for item in inner]
+    return tuple(items) if kind == "tuple" else items
+
+
+def _pack(value: Any, place: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        name = ".".join(place)
+        # Of its own: two names for one storage cannot be told apart in a file.
+        tensors[name] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        return {"tensor": name}
+    if type(value) in _PLAIN:
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else {"float": str(value)}  # NaN and infinity are not JSON
+    if isinstance(value, Mapping) and all(type(key) in (str, int) for key in value):
+        return {"dict": [[key, _pack(item, (*place, str(key)), tensors)] for key, item in value.items()]}
+    if type(value) in (list, tuple):
+        kind = type(value).__name__
+        return {kind: [_pack(item, (*place, str(index)), tensors) for index, item in enumerate(value)]}
+    raise CheckpointError(
+        f"the optimizer's state at {'.'.join(place)} is a {type(value).__name__}, which is stored only by pickle",
+        "Choose another train.optimizer, or ask its author to keep tensors and numbers.",
+    )
