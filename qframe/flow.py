@@ -6,6 +6,7 @@ Fast", eq. 1, with time running from data at 0 to noise at 1; Esser et al. 2024,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -58,6 +59,21 @@ def uniform_density(count: int, generator: torch.Generator) -> Tensor:
 def logit_normal_density(count: int, generator: torch.Generator, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Sigmas [count] whose logit is normal (Esser et al. 2024, section 3.1)."""
     return torch.sigmoid(mean + std * torch.randn(count, generator=generator)).clamp(1e-5, 1 - 1e-5)
+
+
+def logit_normal_quantile(share: Tensor, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """The sigma below which this share in (0, 1) of `logit_normal_density` lies."""
+    return torch.sigmoid(mean + std * torch.special.ndtri(share)).clamp(1e-5, 1 - 1e-5)
+
+
+def inverse_square_weight(sigma: Tensor) -> Tensor:
+    """Loss weight 1 / sigma^2, "sigma_sqrt" of diffusers' training_utils: 1e10 at the smallest sigma that is drawn."""
+    return sigma**-2.0
+
+
+def cosmap_weight(sigma: Tensor) -> Tensor:
+    """Loss weight 2 / (pi (1 - 2 sigma + 2 sigma^2)): CosMap (Esser et al. 2024, section 3.1)."""
+    return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
 
 
 def low_sigma_ramp(sigma: Tensor, floor: float) -> Tensor:

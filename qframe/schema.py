@@ -132,9 +132,14 @@ class TrainConfig:
         validator=and_(ge(0.0), lt(1.0)),
         metadata={"help": "average of the weights over steps, used for samples and results; 0 is off"},
     )
-    timestep_density: Literal["uniform", "logit-normal", "shifted"] = attrs.field(
+    timestep_density: Literal["uniform", "logit-normal", "shifted", "shifted-logit-normal"] = attrs.field(
         default="logit-normal",
-        metadata={"help": "how sigmas are drawn; shifted: uniform, then moved as the checkpoint's schedule does"},
+        metadata={"help": "how sigmas are drawn; shifted: then moved by the checkpoint's own mu, as it samples"},
+    )
+    logit_mean: float = attrs.field(default=0.0, metadata={"help": "of logit-normal: below 0 more steps near the data"})
+    logit_std: float = attrs.field(default=1.0, validator=gt(0.0), metadata={"help": "of logit-normal"})
+    loss_weighting: Literal["none", "sigma-sqrt", "cosmap"] = attrs.field(
+        default="none", metadata={"help": "what a sigma weighs: all alike, 1 / sigma^2, or CosMap of the SD3 paper"}
     )
     sigma_floor: float = attrs.field(
         default=0.0,

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from qframe.errors import DataError
-from qframe.flow import add_noise, logit_normal_density, low_sigma_ramp, uniform_density, velocity_target
+from qframe.flow import add_noise, velocity_target
 from qframe.interfaces import Schedule
 from qframe.packing import pack_pictures, per_token
 from qframe.schema import TrainConfig
+from qframe.train.noise_levels import draw_sigma, sigma_weight
 from qframe.train.streams import stream
 from qframe.types import Conditioning, Example, PackedSequence, grid_length
 
@@ -51,7 +52,7 @@ def make_batch(
     clean = pack_pictures([(example.target.float(),) for example in examples], patch)
     drops = [torch.rand((), generator=g).item() < config.caption_dropout for g in generators]
     sigma = torch.cat(
-        [_draw_sigma(config, schedule, length, g) for g, length in zip(generators, clean.lengths, strict=True)]
+        [draw_sigma(config, schedule, length, g) for g, length in zip(generators, clean.lengths, strict=True)]
     )
     channels = clean.tokens.shape[1]
     noise = torch.cat(
@@ -64,8 +65,8 @@ def make_batch(
         references = references.with_tokens(references.tokens.to(device))
     cond = Conditioning.join([_conditioning(e, drop) for e, drop in zip(examples, drops, strict=True)])
     weight = torch.cat([_token_weight(e, patch, grid_length(g[0])) for e, g in zip(examples, clean.grids, strict=True)])
-    if config.sigma_floor:
-        weight = weight * per_token(low_sigma_ramp(sigma, config.sigma_floor), clean.lengths)
+    if config.sigma_floor or config.loss_weighting != "none":
+        weight = weight * per_token(sigma_weight(config, sigma), clean.lengths)
     return TrainingBatch(
         ids=tuple(example.id for example in examples),
         noisy=clean.with_tokens(noisy.to(device)),
@@ -75,13 +76,6 @@ def make_batch(
         references=references,
         weight=weight.to(device),
     )
-
-
-def _draw_sigma(config: TrainConfig, schedule: Schedule, tokens: int, generator: torch.Generator) -> Tensor:
-    if config.timestep_density == "logit-normal":
-        return logit_normal_density(1, generator)
-    sigma = uniform_density(1, generator)
-    return schedule.shift(sigma, tokens) if config.timestep_density == "shifted" else sigma
 
 
 def _conditioning(example: Example, drop: bool) -> Conditioning:

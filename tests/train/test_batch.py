@@ -5,12 +5,15 @@ from __future__ import annotations
 import attrs
 import pytest
 import torch
+from diffusers.training_utils import compute_loss_weighting_for_sd3
 from torch import Tensor
 
 from qframe.errors import DataError
 from qframe.flow import low_sigma_ramp
+from qframe.packing import per_token
 from qframe.schema import TrainConfig
 from qframe.train.batch import TrainingBatch, flow_loss, make_batch
+from qframe.train.noise_levels import draw_sigma, sigma_quantile
 from qframe.types import Example
 from tests.train.conftest import PATCH, HalvingSchedule, ToyDenoiser, toy_example
 
@@ -73,6 +76,34 @@ def test_the_shifted_density_asks_the_schedule(schedule: HalvingSchedule) -> Non
     plain = batch_of([toy_example(0)], [0], schedule, timestep_density="uniform")
     shifted = batch_of([toy_example(0)], [0], schedule, timestep_density="shifted")
     assert torch.equal(shifted.sigma, plain.sigma / 2)
+
+
+@pytest.mark.parametrize("density", ["uniform", "logit-normal", "shifted", "shifted-logit-normal"])
+def test_quantiles_are_those_of_what_is_drawn(density: str, schedule: HalvingSchedule) -> None:
+    config = TrainConfig(timestep_density=density, logit_mean=-0.7, logit_std=0.6)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.cat([draw_sigma(config, schedule, 4, generator) for _ in range(4000)])
+    shares = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])
+    told = sigma_quantile(config, schedule, 4, shares)
+    torch.testing.assert_close((drawn[:, None] < told).float().mean(0), shares, atol=0.03, rtol=0)
+
+
+def test_the_logit_normal_density_has_its_mean_and_spread(schedule: HalvingSchedule) -> None:
+    plain = batch_of([toy_example(0)], [0], schedule)
+    moved = batch_of([toy_example(0)], [0], schedule, logit_mean=0.5, logit_std=2.0)
+    torch.testing.assert_close(moved.sigma.logit(), 0.5 + 2 * plain.sigma.logit(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "upstream"), [("sigma-sqrt", "sigma_sqrt"), ("cosmap", "cosmap"), ("none", "none")])
+def test_loss_weightings_are_those_of_diffusers(name: str, upstream: str, schedule: HalvingSchedule) -> None:
+    plain = batch_of([toy_example(i) for i in range(8)], list(range(8)), schedule)
+    weighted = batch_of([toy_example(i) for i in range(8)], list(range(8)), schedule, loss_weighting=name)
+    theirs = compute_loss_weighting_for_sd3(upstream, sigmas=plain.sigma)
+    expected = plain.weight * per_token(theirs, plain.noisy.lengths)
+    torch.testing.assert_close(weighted.weight, expected)
+    both = batch_of([toy_example(i) for i in range(8)], list(range(8)), schedule, loss_weighting=name, sigma_floor=0.5)
+    ramp = per_token(low_sigma_ramp(plain.sigma, 0.5), plain.noisy.lengths)
+    torch.testing.assert_close(both.weight, expected * ramp)
 
 
 def test_sigmas_below_the_floor_weigh_less(schedule: HalvingSchedule) -> None:
