@@ -60,13 +60,25 @@ class TrainingJob:
 
 
 def run_steps(job: TrainingJob, state: TrainingState) -> None:
-    """Train from `state.step` to `max_steps`. Stopped after saving on a signal; NumericsError after bad steps."""
+    """Train from `state.step` to `max_steps`. Stopped after saving on a signal; NumericsError after bad steps.
+
+    A signal is heard between the batches of a step, which may take minutes: the step is left out, and a resumed run
+    takes it again as it was.
+    """
     config = job.config
     bad_steps = 0
     job.denoiser.module.train()
     with StopSignals() as signals, job.progress.stage("training", config.max_steps, done=state.step) as bar:
+
+        def asked_to_stop() -> int:
+            return job.processes.most(signals.received or 0)  # not every process may have heard of it yet
+
         while state.step < config.max_steps:
-            metrics, ids = optimizer_step(job, state)
+            taken = optimizer_step(job, state, asked_to_stop)
+            if taken is None:
+                job.save()
+                raise _stopped(asked_to_stop(), state)
+            metrics, ids = taken
             state.step += 1
             bar.advance(1, loss=metrics["loss"], tokens=_valid(metrics), padded=metrics["padded_tokens"])
             job.observe(state.step, metrics)
@@ -78,15 +90,24 @@ def run_steps(job: TrainingJob, state: TrainingState) -> None:
                     "Check these examples, or start a new run with a lower train.learning_rate: resumed, this one "
                     "would take the same steps again.",
                 )
-            asked = job.processes.most(signals.received or 0)  # not every process may have heard of it yet
+            asked = asked_to_stop()
             if asked or state.step % config.checkpoint_every == 0 or state.step == config.max_steps:
                 job.save()
             if asked and state.step < config.max_steps:
-                raise Stopped(asked, f"stopped at step {state.step}; everything is saved", "Go on with --resume.")
+                raise _stopped(asked, state)
 
 
-def optimizer_step(job: TrainingJob, state: TrainingState) -> tuple[dict[str, float], list[str]]:
-    """One update from `gradient_accumulation` forward passes; skipped whole if anything is not finite."""
+def _stopped(asked: int, state: TrainingState) -> Stopped:
+    return Stopped(asked, f"stopped at step {state.step}; everything is saved", "Go on with --resume.")
+
+
+def optimizer_step(
+    job: TrainingJob, state: TrainingState, asked_to_stop: Callable[[], int]
+) -> tuple[dict[str, float], list[str]] | None:
+    """One update from `gradient_accumulation` forward passes: its metrics and its examples.
+
+    Skipped whole if anything is not finite. None if it was asked to stop before its last batch: nothing has changed.
+    """
     started = time.monotonic()
     config, processes = job.config, job.processes
     first = state.step * config.gradient_accumulation
@@ -99,6 +120,9 @@ def optimizer_step(job: TrainingJob, state: TrainingState) -> tuple[dict[str, fl
     ids: list[str] = []
     before = 0  # samples of the step in earlier batches
     for micro, share in enumerate(shares):
+        if micro and asked_to_stop():
+            state.optimizers.zero_grad()
+            return None
         batch = make_batch(
             [job.examples[index] for index in share.indices],
             [before + slot for slot in share.slots],

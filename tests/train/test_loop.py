@@ -183,6 +183,27 @@ def test_one_bad_step_is_passed_over(scene: Callable[..., Scene]) -> None:
     assert all(torch.isfinite(value).all() for value in run.weights().values())
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("variant", ["lora", "average", "muon"])
+def test_a_gradient_that_is_not_finite_reaches_no_weight_though_the_loss_is(
+    scene: Callable[..., Scene], variant: str, value: float
+) -> None:
+    """Clipping would scale an infinite gradient to NaN, and one step with it makes a weight NaN for good."""
+    run = scene(config=attrs.evolve(VARIANTS[variant], max_steps=3))
+    seen: list[dict[str, Tensor]] = []
+    spoilt = next(iter(run.state.parameters.values()))
+    spoilt.register_hook(lambda gradient: torch.full_like(gradient, value) if len(seen) == 1 else gradient)
+    run_steps(
+        attrs.evolve(run.job, observe=lambda *given: (seen.append(run.weights()), run.seen.append(given))), run.state
+    )
+    first, second, third = seen
+    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+    assert [metrics["skipped"] for _, metrics in run.seen] == [0.0, 1.0, 0.0]
+    assert all(metrics["loss"] < 1e6 for _, metrics in run.seen)
+    assert all(torch.isfinite(tensor).all() for tensor in third.values())
+    assert any(not torch.equal(third[name], tensor) for name, tensor in second.items())
+
+
 def checkpoints(run: Scene) -> list[Path]:
     run_steps(run.job, run.state)
     return sorted((run.folder / "checkpoints").iterdir())

@@ -1,0 +1,146 @@
+"""Asked to stop: within a step, twice, and while something else than training goes on."""
+# ruff: noqa: F811 (fixtures of neighbouring modules are imported, and named as arguments)
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+from qframe.cache import Cache
+from qframe.cli import main
+from qframe.config import dump_config
+from qframe.schema import Config
+from qframe.storage import verify_folder
+from qframe.train.loop import run_steps
+from qframe.train.signals import Stopped
+from qframe.train.state import checkpoint_folder, restore
+from tests.train.test_loop import BASE, Scene, scene  # noqa: F401 (a fixture)
+from tests.train.test_trainer import config, model, same, weights  # noqa: F401 (fixtures)
+
+LONG_STEPS = attrs.evolve(BASE, batch_size=1, gradient_accumulation=6, max_steps=4, checkpoint_every=100)
+
+
+class Signalling(list[Any]):
+    """Examples of which the nth that is read raises a signal."""
+
+    def __init__(self, examples: list[Any], nth: int, number: int) -> None:
+        super().__init__(examples)
+        self.reads, self._nth, self._number = 0, nth, number
+
+    def __getitem__(self, index: Any) -> Any:
+        self.reads += 1
+        if self.reads == self._nth:
+            signal.raise_signal(self._number)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(("reads", "step"), [(2, 0), (6 + 3, 1)], ids=["in the first step", "in a later one"])
+def test_a_step_is_left_out_where_its_batches_would_take_long_and_is_taken_again_as_it_was(
+    scene: Callable[..., Scene],
+    reads: int,
+    step: int,
+) -> None:
+    whole, broken = scene("whole", LONG_STEPS), scene("broken", LONG_STEPS)
+    run_steps(whole.job, whole.state)
+    examples = Signalling(list(broken.job.examples), reads, signal.SIGTERM)
+    with pytest.raises(Stopped, match=f"stopped at step {step}; everything is saved") as caught:
+        run_steps(attrs.evolve(broken.job, examples=examples), broken.state)
+    assert caught.value.exit_code == 143
+    assert examples.reads == reads, "nothing more was computed"
+    assert all(parameter.grad is None for parameter in broken.state.parameters.values())
+    saved = checkpoint_folder(broken.folder, step)
+    assert verify_folder(saved) == []
+
+    resumed = scene("broken", LONG_STEPS)
+    restore(saved, resumed.state)
+    run_steps(resumed.job, resumed.state)
+    for name, value in whole.weights().items():
+        assert torch.equal(value, resumed.weights()[name]), name
+
+
+class Twice(Exception):
+    """What a second signal raises here."""
+
+
+@pytest.fixture
+def own_handler() -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        raise Twice
+
+    before = signal.signal(signal.SIGTERM, stop)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("own_handler")
+def test_a_second_signal_has_its_usual_effect_at_once(scene: Callable[..., Scene]) -> None:
+    run = scene()
+
+    def observe(step: int, metrics: Mapping[str, float]) -> None:
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Twice):
+        run_steps(attrs.evolve(run.job, observe=observe), run.state)
+    assert not checkpoint_folder(run.folder, 3).exists()
+
+
+def _cli(config: Config, file: Path, *more: str) -> int:
+    file.write_text(dump_config(config))
+    return main(["train", "--config", str(file), *more])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped_while_encoding_what_is_encoded_stays(
+    config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
+) -> None:
+    import qframe.cache.examples as module
+
+    calls, encode = [], module.encode_pixels
+
+    def interrupted(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(number)
+        return encode(*given, **named)
+
+    monkeypatch.setattr(module, "encode_pixels", interrupted)
+    settings = config("run", "cache.batch_size=1", "data.options.validation=0", "sample.count=0")
+    assert _cli(settings, tmp_path / "run.toml") == code
+    with Cache(tmp_path / "cache") as cache:
+        assert 0 < cache.stats().entries < 10, "of ten pictures"
+    assert _cli(settings, tmp_path / "run.toml") == 0, "a run without a checkpoint begins again in its folder"
+
+
+def test_stopped_while_sampling_at_the_end_the_result_is_there(
+    config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import qframe.train.trainer as module
+
+    calls, run_plan = [], module.run_plan
+
+    def interrupted(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:  # the first is the sampling before training
+            signal.raise_signal(signal.SIGTERM)
+        return run_plan(*given, **named)
+
+    monkeypatch.setattr(module, "run_plan", interrupted)
+    assert _cli(config("run"), tmp_path / "run.toml") == 143
+    made = weights(tmp_path / "run")
+    assert _cli(config("run"), tmp_path / "run.toml", "--resume") == 0
+    assert same(made, weights(tmp_path / "run"))
+    assert list((tmp_path / "run" / "samples").rglob("*.png"))
