@@ -13,6 +13,7 @@ from qframe.errors import PluginError
 from qframe.interfaces import OptimizerFactory
 from qframe.plugins import Registry, load_registry
 from qframe.schema import TrainConfig
+from qframe.train.sharding import shared_state
 
 
 def optimizer_factory(config: TrainConfig, registry: Registry | None = None) -> OptimizerFactory:
@@ -86,9 +87,10 @@ class Optimizers:
         for part, saved in zip(self.parts, state, strict=True):
             groups = part.state_dict()["param_groups"]
             merged = [{**group, **kept} for group, kept in zip(groups, saved["groups"], strict=True)]
-            part.load_state_dict({"state": saved["state"], "param_groups": merged})
             parameters = [parameter for group in part.param_groups for parameter in group["params"]]
-            for index, values in saved["state"].items():
+            shared = {index: shared_state(values, parameters[index]) for index, values in saved["state"].items()}
+            part.load_state_dict({"state": shared, "param_groups": merged})
+            for index, values in shared.items():
                 part.state[parameters[index]] = _exact(values, part.state[parameters[index]])
 
 

@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 
 from qframe.errors import CheckpointError
+from qframe.train.sharding import whole
 
 _PLAIN = (bool, int, str, type(None))
 
 
-def pack(value: Any) -> tuple[dict[str, Tensor], Any]:
+def pack(value: Any, *, keep: bool = True) -> tuple[dict[str, Tensor], Any]:
     """The tensors of `value` by their place ("0.state.3.exp_avg"), on the CPU, and all the rest as JSON.
 
     Lists, tuples and dicts with keys of text or whole numbers may be nested. CheckpointError names the place of
-    anything else.
+    anything else. keep: False only takes part in gathering what is shared out over processes.
     """
     tensors: dict[str, Tensor] = {}
-    return tensors, _pack(value, (), tensors)
+    return tensors, _pack(value, (), tensors if keep else None)
 
 
 def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -39,11 +40,12 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
-def _pack(value: Any, place: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
+def _pack(value: Any, place: tuple[str, ...], tensors: dict[str, Tensor] | None) -> Any:
     if isinstance(value, Tensor):
         name = ".".join(place)
-        # Of its own: two names for one storage cannot be told apart in a file.
-        tensors[name] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        found = whole(value.detach())
+        if tensors is not None:  # of its own: two names for one storage cannot be told apart in a file
+            tensors[name] = found.to("cpu", copy=True, memory_format=torch.contiguous_format)
         return {"tensor": name}
     if type(value) in _PLAIN:
         return value

@@ -23,6 +23,7 @@ from qframe.errors import CheckpointError, bullet_list
 from qframe.storage import is_published, publish_folder, remove_published, verify_folder
 from qframe.train.optim import Optimizers, WeightAverage
 from qframe.train.packed_state import pack, unpack
+from qframe.train.sharding import shared_like, whole_on_cpu
 
 log = logging.getLogger(__name__)
 
@@ -44,28 +45,33 @@ def checkpoint_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def save_checkpoint(run: Path, state: TrainingState, *, config: str, about: Mapping[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    run: Path, state: TrainingState, *, config: str, about: Mapping[str, Any], keep: int, writes: bool = True
+) -> Path:
     """Publish the state, then delete all but the `keep` newest sound checkpoints. Returns the new folder.
 
     A sound checkpoint of this step is left as it is; a damaged one is renamed out of the way.
+    writes: False in processes that only take part in gathering what is shared out over them.
     """
     target = checkpoint_folder(run, state.step)
+    weights = whole_on_cpu(state.parameters, keep=writes)
+    moments, optimizer = pack(state.optimizers.state(), keep=writes)
+    average = {} if state.average is None else whole_on_cpu(state.average.values, keep=writes)
+    if not writes:
+        return target
     if target.exists():
         if not verify_folder(target):
             return target
         aside = target.with_name(f"damaged-{target.name}-{secrets.token_hex(3)}")
         log.warning("%s is damaged; it is now %s", target, aside.name)
         target.rename(aside)
-    weights = {name: p.detach().cpu().contiguous() for name, p in state.parameters.items()}
-    moments, optimizer = pack(state.optimizers.state())
-    average = {} if state.average is None else state.average.values
     expected = sum(t.nbytes for part in (weights, moments, average) for t in part.values())
 
     def write(folder: Path) -> None:
         save_file(weights, folder / "weights.safetensors")
         save_file(moments, folder / "optimizer.safetensors")
         if average:
-            save_file({name: t.cpu().contiguous() for name, t in average.items()}, folder / "average.safetensors")
+            save_file(average, folder / "average.safetensors")
         description = {"format": _FORMAT, "step": state.step, "optimizer": optimizer, **about}
         (folder / "state.json").write_text(json.dumps(description, indent=1, sort_keys=True), encoding="utf-8")
         (folder / "config.toml").write_text(config, encoding="utf-8")
@@ -136,17 +142,19 @@ def restore(folder: Path, state: TrainingState) -> None:
     _same_names(folder, weights, state.parameters)
     with torch.no_grad():
         for name, parameter in state.parameters.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(shared_like(weights[name], parameter))
     moments = _tensors(folder / "optimizer.safetensors")
     try:
         state.optimizers.load(unpack(about["optimizer"], moments))
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise CheckpointError(f"{folder}: its optimizer's state is not that of this run's optimizer ({error})") from error
+        raise CheckpointError(
+            f"{folder}: its optimizer's state is not that of this run's optimizer ({error})"
+        ) from error
     if state.average is not None:
         average = _tensors(folder / "average.safetensors")
         _same_names(folder, average, state.average.values)
         for name, value in state.average.values.items():
-            value.copy_(average[name])
+            value.copy_(shared_like(average[name], value))
     state.step = int(about["step"])
 
 
