@@ -91,6 +91,11 @@ class TrainConfig:
 
     mode: Literal["lora", "full"] = attrs.field(default="lora", metadata={"help": "what is trained"})
     max_steps: int = attrs.field(default=1000, validator=ge(1), metadata={"help": "optimizer steps, obeyed exactly"})
+    epochs: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={"help": "in place of max_steps: how often every example is seen, obeyed exactly"},
+    )
     batching: Literal["bucketed", "packed", "fixed"] = attrs.field(
         default="bucketed",
         metadata={"help": "how batches are filled: one shape and similar prompts, a budget of tokens, or at random"},

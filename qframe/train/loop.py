@@ -20,7 +20,7 @@ from qframe.progress import Progress
 from qframe.schema import TrainConfig
 from qframe.train.batch import TrainingBatch, flow_loss, make_batch
 from qframe.train.distributed import ALONE, Processes
-from qframe.train.order import BatchOrder
+from qframe.train.order import BatchOrder, step_batches
 from qframe.train.signals import Stopped, StopSignals
 from qframe.train.state import TrainingState
 from qframe.train.streams import derived_seed
@@ -110,10 +110,8 @@ def optimizer_step(
     """
     started = time.monotonic()
     config, processes = job.config, job.processes
-    first = state.step * config.gradient_accumulation
-    shares = [
-        job.order.batch(first + micro, processes.rank, processes.world) for micro in range(config.gradient_accumulation)
-    ]
+    numbers = step_batches(job.order, config, state.step, processes.world)
+    shares = [job.order.batch(number, processes.rank, processes.world) for number in numbers]
     samples = sum(share.samples for share in shares)
     losses: list[torch.Tensor] = []
     tokens: Counter[str] = Counter()
@@ -147,7 +145,7 @@ def optimizer_step(
     finite = math.isfinite(total) and math.isfinite(norm)
     rate = 0.0
     if finite:
-        rate = state.optimizers.step(state.step)
+        rate = state.optimizers.step(state.step, steps=config.max_steps)
         if state.average is not None:
             state.average.update(state.parameters, state.step)
     else:

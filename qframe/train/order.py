@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import count, pairwise
 from typing import ClassVar, Protocol
 
 import attrs
@@ -99,6 +100,10 @@ class BatchOrder(ABC):
         Shares are disjoint, none is empty, and they are even in tokens, not in samples.
         """
 
+    @abstractmethod
+    def first_batch(self, epoch: int, world: int = 1) -> int:
+        """The number of the batch with which an epoch (from 0) begins, for `world` processes."""
+
     def _shuffled(self, generator: torch.Generator, indices: Sequence[int] | None = None) -> list[int]:
         chosen: Sequence[int] = range(len(self._sizes)) if indices is None else indices
         return [chosen[place] for place in torch.randperm(len(chosen), generator=generator).tolist()]
@@ -115,6 +120,10 @@ class FixedOrder(BatchOrder):
     def batches_per_epoch(self, world: int = 1) -> int:
         """How many batches visit every example once."""
         return -(-len(self._sizes) // (self._batch_size * world))
+
+    def first_batch(self, epoch: int, world: int = 1) -> int:
+        """See `BatchOrder.first_batch`."""
+        return epoch * self.batches_per_epoch(world)
 
     def batch(self, number: int, rank: int = 0, world: int = 1) -> BatchShare:
         """See `BatchOrder.batch`. The batch is that of one process with `world` times the batch size."""
@@ -211,10 +220,19 @@ class PackedOrder(BatchOrder):
         slots = tuple(range(first, first + len(shares[rank])))
         return BatchShare(shares[rank], slots, sum(map(len, shares)))
 
+    def first_batch(self, epoch: int, world: int = 1) -> int:
+        """See `BatchOrder.first_batch`. Of several processes the last batch may hold shares of two epochs."""
+        while len(self._ends) < epoch:
+            self._add_epoch()
+        return -(-self._ends[epoch - 1] // world) if epoch else 0
+
+    def _add_epoch(self) -> None:
+        before = self._ends[-1] if self._ends else 0
+        self._ends.append(before + len(self._epoch(len(self._ends))))
+
     def _share(self, number: int) -> tuple[int, ...]:
         while not self._ends or self._ends[-1] <= number:
-            before = self._ends[-1] if self._ends else 0
-            self._ends.append(before + len(self._epoch(len(self._ends))))
+            self._add_epoch()
         epoch = bisect_right(self._ends, number)
         begin = self._ends[epoch - 1] if epoch else 0
         return self._epoch(epoch)[number - begin]
@@ -273,6 +291,31 @@ def make_order(sizes: Sequence[SampleSize], config: TrainConfig, name: Callable[
             "(recipe.max_area), or leave these examples out.",
         )
     return PackedOrder(sizes, config.seed, budget)
+
+
+def step_batches(order: BatchOrder, config: TrainConfig, step: int, world: int = 1) -> range:
+    """The batches that optimizer step `step` (from 0) accumulates.
+
+    By epochs no step crosses the end of one: the last step of an epoch accumulates what is left of it.
+    """
+    size = config.gradient_accumulation
+    if config.epochs is None:
+        return range(step * size, (step + 1) * size)
+    for epoch in count():
+        first, end = order.first_batch(epoch, world), order.first_batch(epoch + 1, world)
+        steps = -(-(end - first) // size)
+        if step < steps:
+            return range(first + step * size, min(first + (step + 1) * size, end))
+        step -= steps
+    raise AssertionError("epochs do not end")
+
+
+def total_steps(order: BatchOrder, config: TrainConfig, world: int = 1) -> int:
+    """Optimizer steps of the whole run: `max_steps`, or what `epochs` take."""
+    if config.epochs is None:
+        return config.max_steps
+    ends = [order.first_batch(epoch, world) for epoch in range(config.epochs + 1)]
+    return sum(-(-(end - first) // config.gradient_accumulation) for first, end in pairwise(ends))
 
 
 def token_budget(config: TrainConfig) -> int:

@@ -23,6 +23,7 @@ _FREE = (
     "train.nan_patience",
     "train.process_timeout",
     "train.max_steps",
+    "train.epochs",
     "train.gradient_checkpointing",
 )
 """Keys whose change leaves the steps already done as they were. Devices and threads may change the last bits."""
@@ -87,6 +88,15 @@ def check_changes(checkpoint: Path, config: Config, registry: Registry) -> list[
             "Undo them, or start a new run into another output folder.",
         )
     return [f"changed since the checkpoint: {key} was {old!r}, is {new!r}" for key, old, new in changes]
+
+
+def check_length(step: int, steps: int, key: str) -> None:
+    """ConfigError if a run of `steps` steps, as `key` has it, is resumed at a step past them."""
+    if step > steps:
+        raise ConfigError(
+            f"{key}: a run of {steps} steps, and step-{step:08d} is past it",
+            f"Raise {key}, or resume an earlier checkpoint by name.",
+        )
 
 
 def check_data(checkpoint: Path, data: str) -> None:

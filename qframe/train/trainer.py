@@ -33,7 +33,7 @@ from qframe.train import resume as resuming
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.loop import TrainingJob, run_steps
 from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory
-from qframe.train.order import make_order, sample_sizes, token_budget
+from qframe.train.order import make_order, sample_sizes, token_budget, total_steps
 from qframe.train.run import Run
 from qframe.train.sessions import describe_data, describe_machine, write_session
 from qframe.train.state import TrainingState, find_checkpoint, read_about, restore, save_checkpoint
@@ -238,11 +238,8 @@ class Trainer:
             for line in changes:
                 self.progress.note(line)
             run.resumed_from = run.step = int(read_about(checkpoint)["step"])
-            if run.step > self.config.train.max_steps:
-                raise ConfigError(
-                    f"train.max_steps: {self.config.train.max_steps}, but {checkpoint.name} is past it",
-                    "Raise train.max_steps, or resume an earlier checkpoint by name.",
-                )
+            if self.config.train.epochs is None:
+                resuming.check_length(run.step, self.config.train.max_steps, "train.max_steps")
         elif processes.first:
             write_file(run.folder / "config.toml", text.encode())
             run.rewind(0)  # what a run left here that ended before its first checkpoint
@@ -333,6 +330,10 @@ class Trainer:
         train = self.config.train
         parts = self.load("denoiser")
         sizes = sample_sizes(examples, parts.denoiser_spec.patch)
+        order = make_order(sizes, train, lambda index: self.records[index].id)
+        steps = total_steps(order, train, self.processes.world)
+        resuming.check_length(state.step, steps, "train.epochs")
+        train = attrs.evolve(train, max_steps=steps)
         job = TrainingJob(
             config=train,
             denoiser=parts.denoiser,
@@ -340,7 +341,7 @@ class Trainer:
             patch=parts.denoiser_spec.patch,
             forward=ForwardOptions(guidance=train.guidance_scale if parts.denoiser_spec.guidance else None),
             examples=examples,
-            order=make_order(sizes, train, lambda index: self.records[index].id),
+            order=order,
             device=self.composition.device("denoiser"),
             progress=self.progress,
             observe=observe,

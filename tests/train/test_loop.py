@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -19,7 +21,7 @@ from qframe.schema import LoraConfig, TrainConfig
 from qframe.storage import verify_folder
 from qframe.train.loop import TrainingJob, run_steps
 from qframe.train.optim import Optimizers, WeightAverage
-from qframe.train.order import make_order, sample_sizes
+from qframe.train.order import make_order, sample_sizes, step_batches, total_steps
 from qframe.train.signals import Stopped
 from qframe.train.state import TrainingState, checkpoint_folder, find_checkpoint, restore, save_checkpoint
 from qframe.types import Example
@@ -138,6 +140,56 @@ def test_max_steps_is_obeyed_and_the_end_is_saved(scene: Callable[..., Scene]) -
     assert [step for step, _ in run.seen] == list(range(1, 13))
     names = [p.name for p in checkpoint_folder(run.folder, 0).parent.iterdir()]
     assert sorted(names) == ["step-00000005", "step-00000010", "step-00000012"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batching": "fixed"},
+        {"batching": "bucketed"},
+        {"batching": "packed", "tokens_per_batch": 40},
+    ],
+    ids=lambda settings: settings["batching"],
+)
+def test_epochs_are_obeyed_exactly_and_more_may_follow(
+    scene: Callable[..., Scene], mixed_examples: list[Example], settings: dict[str, Any]
+) -> None:
+    """Two epochs, then a third of a resumed run, are three: each shows every example, and repeats only top-ups."""
+    config = attrs.evolve(BASE, **settings, epochs=3, gradient_accumulation=2)
+    whole, resumed = scene("whole", config), scene("part", config)
+    order = whole.job.order
+    for part, epochs in ((whole, 3), (resumed, 2), (resumed, 3)):
+        steps = total_steps(order, attrs.evolve(config, epochs=epochs))
+        run_steps(attrs.evolve(part.job, config=attrs.evolve(config, max_steps=steps), save=lambda: None), part.state)
+    assert [m["samples"] for _, m in whole.seen] == [m["samples"] for _, m in resumed.seen]
+    assert all(torch.equal(value, resumed.weights()[name]) for name, value in whole.weights().items())
+    taken = [order.batch(number).indices for step, _ in whole.seen for number in step_batches(order, config, step - 1)]
+    assert len(taken) == order.first_batch(3)
+    for epoch in range(3):
+        shown = Counter(i for batch in taken[order.first_batch(epoch) : order.first_batch(epoch + 1)] for i in batch)
+        assert shown.keys() == set(range(len(mixed_examples)))
+        assert shown.total() - len(shown) < 2 * config.batch_size  # no more than tops up one batch
+
+
+def test_the_gradient_that_steps_is_clipped_to_its_length(scene: Callable[..., Scene]) -> None:
+    """Same direction, the length that was asked for; the log tells the length before."""
+    found: list[Tensor] = []
+    told: list[float] = []
+    for limit in (1e-3, 1e9):
+        run = scene(f"clip-{limit}", attrs.evolve(BASE, max_steps=1, max_grad_norm=limit))
+        parameters, step = list(run.state.parameters.values()), run.state.optimizers.step
+
+        def measure(*args: Any, _of: Any = parameters, _step: Any = step, **kwargs: Any) -> float:
+            found.append(torch.cat([p.grad.flatten() for p in _of if p.grad is not None]))
+            return float(_step(*args, **kwargs))
+
+        run.state.optimizers.step = measure  # type: ignore[method-assign]
+        run_steps(run.job, run.state)
+        told.append(run.seen[0][1]["gradient_norm"])
+    clipped, whole = found
+    assert told == pytest.approx([whole.norm().item()] * 2)
+    assert whole.norm() > 1e-2
+    torch.testing.assert_close(clipped, whole * (1e-3 / whole.norm()), rtol=1e-3, atol=1e-9)
 
 
 def test_the_loss_falls_when_it_can(scene: Callable[..., Scene]) -> None:

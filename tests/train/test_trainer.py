@@ -266,6 +266,16 @@ def test_more_steps_may_be_asked_for_when_resuming(config: Callable[..., Config]
     assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
+def test_a_run_by_epochs_ends_with_its_last_epoch(config: Callable[..., Config], tmp_path: Path) -> None:
+    quiet = ("data.options.validation=0", "sample.count=0", "train.gradient_accumulation=2", "train.lr_schedule=linear")
+    Trainer(config("run", *quiet, "train.epochs=2")).fit()  # 5 examples, 2 in a batch: 3 batches, and so 2 steps
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["samples"] for line in lines] == [4, 2, 4, 2]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([0.05, 0.0375, 0.025, 0.0125])
+    with pytest.raises(ConfigError, match=r"train\.epochs: a run of 2 steps, and step-00000004 is past it"):
+        Trainer(config("run", *quiet, "train.epochs=1")).fit(resume="latest")
+
+
 def test_the_stored_configuration_names_its_folder_and_resumes(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
