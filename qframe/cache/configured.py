@@ -26,13 +26,15 @@ def cache_folder(config: Config) -> Path:
 
 
 def made_by(
-    composition: Composition, store: DigestStore | None = None, progress: Progress = SILENT
+    composition: Composition,
+    store: DigestStore | None = None,
+    progress: Progress = SILENT,
+    *,
+    roles: Sequence[str] = ("encoder", "codec"),
 ) -> dict[str, Ingredients]:
-    """The ingredients of the encoder and the codec. Weights are read, unless the store remembers their digests."""
+    """The ingredients of components, by role. Weights are read, unless the store remembers their digests."""
     digests = FileDigests(store)
-    found: dict[str, Ingredients] = {
-        role: composition.ingredients(role, progress, digests) for role in ("encoder", "codec")
-    }
+    found: dict[str, Ingredients] = {role: composition.ingredients(role, progress, digests) for role in roles}
     digests.save()
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from qframe.config import diff_config, load_config
@@ -97,6 +98,30 @@ def check_length(step: int, steps: int, key: str) -> None:
             f"{key}: a run of {steps} steps, and step-{step:08d} is past it",
             f"Raise {key}, or resume an earlier checkpoint by name.",
         )
+
+
+def check_parts(checkpoint: Path, made_of: Mapping[str, Mapping[str, str]]) -> None:
+    """CheckpointError, by name, if the weights, settings or versions of a component are not those of the run.
+
+    made_of: the ingredients of each component, by role.
+    """
+    saved: Mapping[str, Mapping[str, str]] = read_about(checkpoint)["made_of"]
+    changed = [
+        f"{role}: {name} was {_short(saved.get(role, {}).get(name))}, is {_short(made_of.get(role, {}).get(name))}"
+        for role in sorted(saved.keys() | made_of.keys())
+        for name in sorted(saved.get(role, {}).keys() | made_of.get(role, {}).keys())
+        if saved.get(role, {}).get(name) != made_of.get(role, {}).get(name)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint}: cannot resume, the model is not the one of the run:\n{bullet_list(changed)}",
+            "Bring back what there was, or start a new run into another output folder.",
+        )
+
+
+def _short(ingredient: str | None) -> str:
+    """Enough of a digest to tell it from another."""
+    return "none" if ingredient is None else ingredient if len(ingredient) < 64 else f"{ingredient[:12]}..."
 
 
 def check_data(checkpoint: Path, data: str) -> None:

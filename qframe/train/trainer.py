@@ -42,6 +42,10 @@ from qframe.train.validation import GroupResult, Validation, result_lines
 from qframe.types import ForwardOptions, Plan, Record
 
 
+_MADE_OF = ("encoder", "codec", "denoiser", "schedule")
+"""Components whose change makes another run. A sampler has no part in training."""
+
+
 @attrs.frozen(eq=False, kw_only=True)
 class FitResult:
     """weights: the LoRA file, or the folder of the fine-tuned denoiser. sheet: before and after, side by side.
@@ -247,6 +251,9 @@ class Trainer:
             self.registry.hook.qframe_run_start(run=run)
 
         self._check_lora()
+        made_of = json.loads(processes.agree(lambda: json.dumps(self._made_of())))  # weights are read once
+        if checkpoint is not None:
+            resuming.check_parts(checkpoint, made_of)
         examples = self._cache_together()
         data = examples.digest()
         if checkpoint is not None:
@@ -267,7 +274,9 @@ class Trainer:
                 run.rewind(state.step)
         if checkpoint is None and plans:
             self._keep_samples(validation, "before", plans)
-        self._train(run, state, examples, about={"data": data, "family": self.config.family}, text=text)
+        self._train(
+            run, state, examples, about={"data": data, "family": self.config.family, "made_of": made_of}, text=text
+        )
         weights = self._save_result(run)
         if plans:
             self._keep_samples(validation, "after", plans)
@@ -290,6 +299,12 @@ class Trainer:
             "machine": describe_machine(composition.device("denoiser"), self.processes.world),
         }
         write_session(run.folder, session)
+
+    def _made_of(self) -> dict[str, dict[str, str]]:
+        """What each component is made of. The cache's folder remembers digests of weights, in live training too."""
+        with Cache(cache_folder(self.config)) as cache:
+            found = made_by(self.composition, cache, self.progress, roles=_MADE_OF)
+        return {role: dict(ingredients) for role, ingredients in found.items()}
 
     def _cache_together(self) -> CachedExamples | LiveExamples:
         """Every process encodes its share, and waits for the others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -486,3 +487,42 @@ def test_a_run_killed_at_any_moment_resumes_bit_identical(model: Path, tmp_path:
         process.wait()
     subprocess.run([*broken, "--resume"], check=True, capture_output=True)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+
+
+@pytest.mark.parametrize("enabled", ["true", "false"])
+def test_resuming_on_another_base_is_refused_by_name(
+    config: Callable[..., Config], tmp_path: Path, model: Path, enabled: str
+) -> None:
+    """The adapter of one network would go on to be trained on another."""
+    copy = tmp_path / "base"
+    shutil.copytree(model, copy)
+    quiet = ("data.options.validation=0", "sample.count=0", f"cache.enabled={enabled}", f"model={copy}")
+    Trainer(config("run", *quiet)).fit()
+    more = (*quiet, f"train.max_steps={STEPS + 1}")
+    for folder, role in (("transformer", "denoiser"), ("text_encoder", "encoder"), ("scheduler", "schedule")):
+        file = next(path for path in (copy / folder).iterdir() if path.suffix in (".safetensors", ".json"))
+        whole = file.read_bytes()
+        spoilt = bytearray(whole)
+        spoilt[-3 if file.suffix == ".safetensors" else whole.index(b" ")] ^= 1 if file.suffix == ".safetensors" else 41
+        file.write_bytes(spoilt)
+        with pytest.raises(CheckpointError, match=rf"(?s)the model is not the one .*{role}: .* was .*, is "):
+            Trainer(config("run", *more)).fit(resume="latest")
+        file.write_bytes(whole)
+    Trainer(config("run", *more)).fit(resume="latest")
+
+
+def test_weights_that_did_not_change_are_read_for_their_fingerprint_once(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base of 40 GB is not read at every start."""
+    read: list[str] = []
+    digest = qframe.checkpoint._file_digest
+    monkeypatch.setattr("qframe.checkpoint._file_digest", lambda file, told: (read.append(file), digest(file, told))[1])
+    monkeypatch.setattr("qframe.digests._SETTLED", -1.0)  # the model's files are new
+    quiet = ("data.options.validation=0", "sample.count=0")
+    for name in ("first", "second"):
+        Trainer(config(name, *quiet)).fit()
+        Trainer(config(name, *quiet)).fit(resume="latest")
+    names = [path.relative_to(path.parents[1]).as_posix() for path in map(Path, read)]
+    assert "transformer/diffusion_pytorch_model.safetensors" in names
+    assert len(names) == len(set(names))
