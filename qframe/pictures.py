@@ -36,7 +36,7 @@ _QUARTER_TURNS = {5, 6, 7, 8}  # EXIF 2.32, 4.6.4, tag 274
 _WITHOUT_RANGE = {"I", "F"}
 
 # What Pillow's decoders were seen to raise on damaged files, beside its own DecompressionBombError.
-_DAMAGED = (
+DAMAGED = (
     OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError,
     RuntimeError, EOFError, struct.error, zlib.error,
 )  # fmt: skip
@@ -72,11 +72,11 @@ def open_fitted(pixels: PixelInput, *, channels: int = 3, limit_pixels: int = LI
 
 def picture_size(picture: Picture, *, limit_pixels: int = LIMIT_PIXELS) -> Size:
     """(height, width) of the upright picture, from its header: nothing is decoded. DataError as `open_picture`."""
-    image = _open(picture, limit_pixels)
+    image = open_header(picture, limit_pixels)
     # Pillow's TIFF reader gives the upright size already.
     try:
         turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _unreadable(picture.origin, error) from error
     return (image.width, image.height) if turned else (image.height, image.width)
 
@@ -161,7 +161,7 @@ def _converted(
             image.putalpha(255 if alpha is None else alpha)
         elif alpha is not None:
             image = Image.composite(image, Image.new("RGB", image.size, background), alpha)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _unreadable(origin, error) from error
     image.info = {}
     return image
@@ -169,18 +169,21 @@ def _converted(
 
 def _load(picture: Picture, limit_pixels: int) -> Image.Image:
     """The decoded picture in its own mode."""
-    image = _open(picture, limit_pixels)
+    image = open_header(picture, limit_pixels)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _unreadable(picture.origin, error) from error
     return image
 
 
-def _open(picture: Picture, limit_pixels: int) -> Image.Image:
-    """The picture with its header read. Its size and frames are checked before a pixel is decoded."""
+def open_header(picture: Picture, limit_pixels: int = LIMIT_PIXELS) -> Image.Image:
+    """The picture with its header and metadata read. Its size and frames are checked; no pixel is decoded.
+
+    DataError as `open_picture`.
+    """
     origin = picture.origin
     if isinstance(picture.source, Path):
         _check_file(picture.source, origin)
@@ -200,7 +203,7 @@ def _open(picture: Picture, limit_pixels: int) -> Image.Image:
         raise DataError(f"{origin}: not a picture of a known format", f"Formats read: {', '.join(FORMATS)}.") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{origin}: {error}", "Scale the picture down.") from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _unreadable(origin, error) from error
     return image
 
@@ -264,7 +267,7 @@ def _to_srgb(image: Image.Image, profile: bytes, origin: str) -> Image.Image:
         if image.mode in {"L", "RGB"} and _changes_nothing(transform, image.mode):
             return image
         converted = ImageCms.applyTransform(image, transform)
-    except (ImageCms.PyCMSError, *_DAMAGED) as error:
+    except (ImageCms.PyCMSError, *DAMAGED) as error:
         logger.warning("%s: its colour profile cannot be used (%s); left out", origin, error)
         return image
     assert converted is not None  # only in-place transforms return nothing

@@ -53,10 +53,11 @@ class Problems:
 
 
 class Root:
-    """The folder that a data set's files lie in."""
+    """The folder that a data set's files lie in. remedy: what would let files lie elsewhere."""
 
-    def __init__(self, folder: Path, *, allow_outside: bool) -> None:
+    def __init__(self, folder: Path, *, allow_outside: bool, remedy: str = "set data.options.allow_outside") -> None:
         self.folder = folder
+        self._remedy = remedy
         self._allow_outside = allow_outside
         self._real = os.path.realpath(folder)
         self._parents: dict[str, bool] = {}
@@ -74,7 +75,7 @@ class Root:
             reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
             return reason[:1].lower() + reason[1:]
         if not inside and not self._allow_outside:
-            return f"leads outside of {self.folder}; move it there, or set data.options.allow_outside"
+            return f"leads outside of {self.folder}; move it there, or {self._remedy}"
         return None if stat.S_ISREG(found.st_mode) else "not a file"
 
     def _parent_inside(self, parent: str) -> bool:

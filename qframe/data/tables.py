@@ -8,7 +8,8 @@ import io
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -113,19 +114,11 @@ class JsonlSource(TableSource):
 
     def rows(self, problems: Problems) -> Iterator[_Row]:
         """See `TableSource.rows`; numbers are lines, from 1."""
-        with self.path.open("rb") as stream:
-            number = 0
-            while line := stream.readline(_LONGEST_LINE + 1):
-                number += 1
-                if len(line) > _LONGEST_LINE:
-                    problems.add(self.where(number), f"longer than {_LONGEST_LINE} bytes; the rest was not read")
-                    return
-                try:
-                    text = decode(line).strip()
-                    if text:
-                        yield _Row(number, _checked(_object(text)))
-                except ValueError as error:
-                    problems.add(self.where(number), str(error))
+        for number, row in json_lines(self.path, problems, self.where):
+            try:
+                yield _Row(number, _checked(row))
+            except ValueError as error:
+                problems.add(self.where(number), str(error))
 
 
 class CsvSource(TableSource):
@@ -159,8 +152,25 @@ class CsvSource(TableSource):
             problems.add(self.where(reader.line_num), f"not valid CSV ({error}); the rest was not read")
 
 
-def _object(text: str) -> dict[str, Any]:
-    """The JSON object of a line. ValueError says what is wrong with it."""
+def json_lines(path: Path, problems: Problems, where: Callable[[int], str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The JSON objects of a file with one per line, and their numbers, from 1; the others go to `problems`."""
+    with path.open("rb") as stream:
+        number = 0
+        while line := stream.readline(_LONGEST_LINE + 1):
+            number += 1
+            if len(line) > _LONGEST_LINE:
+                problems.add(where(number), f"longer than {_LONGEST_LINE} bytes; the rest was not read")
+                return
+            try:
+                text = decode(line).strip()
+                if text:
+                    yield number, json_object(text)
+            except ValueError as error:
+                problems.add(where(number), str(error))
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The JSON object of a text. ValueError says what is wrong with it."""
     try:
         value = json.loads(text, object_pairs_hook=_without_doubles)
     except json.JSONDecodeError as error:
