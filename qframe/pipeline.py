@@ -350,8 +350,11 @@ def load(
         "dtype": dtype,
         **{role: {"use": chosen.get(role), "device": by_role.get(role)} for role in (*chosen, *by_role)},
     }
-    composition = compose(load_config(config, family=family, values=values, overrides=overrides))
-    loras = _loras(lora)
+    return assemble(compose(load_config(config, family=family, values=values, overrides=overrides)), _loras(lora))
+
+
+def assemble(composition: Composition, loras: Mapping[Path, float]) -> Pipeline:
+    """The pipeline of a composition, its weights loaded. loras: files to put on the denoiser, and their weights."""
     if loras:
         check_files(composition, loras)  # a wrong file is told before minutes of loading
     log.info("weights of %s, licence %s", composition.model_name, composition.licence)
