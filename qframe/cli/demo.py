@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from qframe.cli.sample import save_picture
 from qframe.cli.shared import announce, resolve
 from qframe.cli.train import fit
 from qframe.errors import ConfigError
@@ -57,6 +56,7 @@ def with_and_without(config: Config, result: FitResult) -> list[tuple[str, Path]
     from qframe.adapters import load_lora
     from qframe.compose import compose
     from qframe.data.choose import open_source
+    from qframe.jobs.picture_files import write_picture
     from qframe.pictures import open_picture
     from qframe.pipeline import Pipeline
     from qframe.plugins import load_registry
@@ -80,7 +80,7 @@ def with_and_without(config: Config, result: FitResult) -> list[tuple[str, Path]
         seeded = attrs.evolve(request, generator=torch.Generator().manual_seed(config.sample.seed))
         shown.append((meaning, folder / name, cast("list[Image.Image]", pipe.run(seeded))[0]))
     for _, file, picture in shown:
-        save_picture(file, picture)
+        write_picture(file, picture)
     return [(meaning, file) for meaning, file, _ in shown]
 
 

@@ -2,55 +2,49 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from qframe.cli.request_options import RequestCommand, finite, seed
 from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, announce, examples, options, resolve, weighted_file
-from qframe.errors import CheckpointError, ConfigError
-from qframe.plugins import load_registry
+from qframe.errors import CheckpointError, ConfigError, DataError, bullet_list
 
 if TYPE_CHECKING:
-    import attrs
-    from PIL import Image
+    from qframe.jobs.asked import Asked
+    from qframe.jobs.job import Desk, Job
+    from qframe.jobs.stored import Stored
 
-_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_CHOOSING = {"--family": "family", "--config": "config_file", "--set": "overrides"}
+SOURCES = ("--prompt", "--prompt-file", "--batch", "--from")
 
 
-class SampleCommand(click.Command):
-    """Takes the options written out below, and those of the request type of the family that the arguments name."""
+class SampleCommand(RequestCommand):
+    """Says what is missing before anything else is looked at."""
+
+    after = "picture"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        found = _request_options(args)
-        ctx.meta["qframe.request"] = found or []
-        if found is None:  # what is wrong with family or configuration comes first, not an option nobody declared
-            ctx.ignore_unknown_options = ctx.allow_extra_args = True
-        return super().parse_args(ctx, args)
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        own = super().get_params(ctx)
-        after = 1 + next(index for index, parameter in enumerate(own) if parameter.name == "prompt")
-        added: list[click.Parameter] = ctx.meta.get("qframe.request", [])
-        return own[:after] + added + own[after:]
-
-
-def _seed(ctx: click.Context, parameter: click.Parameter, value: int) -> int:
-    if not 0 <= value < 2**62:
-        raise click.BadParameter("expected a whole number from 0 to 2^62")
-    return value
+        rest = super().parse_args(ctx, args)
+        given = ctx.params
+        several = [name for name in ("prompt", "prompt_file", "batch") if given[name]]
+        if len(several) > 1:
+            raise click.UsageError(f"{' and '.join(_flag(name) for name in several)}: give one of them.", ctx)
+        if given["batch"] and given["picture"]:
+            raise click.UsageError("--batch and --from: give one of them.", ctx)
+        if not several and not given["picture"]:
+            raise click.UsageError(f"Missing option '--prompt'. One of {', '.join(SOURCES)} says what to make.", ctx)
+        if given["output"] is None and not given["picture"]:
+            raise click.UsageError("Missing option '--output'.", ctx)
+        if given["config_file"] and given["picture"]:
+            raise click.UsageError("--config and --from: the picture brings a configuration; use --set.", ctx)
+        return rest
 
 
-def _finite(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter("expected a finite number")
-    return value
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 @click.command(
@@ -61,21 +55,26 @@ def _finite(ctx: click.Context, parameter: click.Parameter, value: float | None)
         'qframe sample --family qwen-image --prompt "a large red circle at the left on a blue background" '
         "--size 96x64 --num-images 4 --output out.png",
         "qframe sample --family qwen-edit --lora runs/mine/lora.safetensors:0.8 --image in.png ...",
+        "qframe sample --family qwen-edit --batch requests.jsonl --output results/",
+        "qframe sample --from out.png --seed 3 --output other.png",
     ),
 )
 @options(FAMILY, MODEL)
-@click.option("--prompt", multiple=True, required=True, help="What to make. Repeat it for several pictures.")
-@click.option("--negative-prompt", multiple=True, help="What to steer away from.")
+@click.option("--prompt", multiple=True, help="What to make. Repeat it for several pictures.")
+@click.option("--prompt-file", metavar="FILE", help="A text file that is the prompt, as a whole.")
+@click.option("--batch", metavar="FILE", help="JSON lines, each a request; what is done already is skipped.")
+@click.option("--from", "picture", metavar="FILE", help="Make this picture again; other options change what they name.")
+@click.option("--negative-prompt", multiple=True, help="What to steer away from: one for all, or one per prompt.")
 @click.option("--steps", type=click.IntRange(min=1), help="Sampling steps [default: the family's, mostly 50].")
 @click.option(
     "--guidance",
     type=click.FloatRange(min=0.0),
-    callback=_finite,
+    callback=finite,
     help="Guidance scale; above 1 every step takes twice as long [default: 4 with --negative-prompt, else off].",
 )
 @click.option("--size", metavar="WxH", help="Width and height in pixels [default: the family's].")
-@click.option("--seed", type=int, callback=_seed, default=0, show_default=True, help="Picture i takes seed + i.")
-@click.option("--num-images", type=click.IntRange(min=1), default=1, show_default=True, help="Pictures per prompt.")
+@click.option("--seed", type=int, callback=seed, help="Picture i takes seed + i [default: 0].")
+@click.option("--num-images", type=click.IntRange(min=1), help="Pictures per prompt [default: 1].")
 @click.option("--lora", metavar="FILE[:WEIGHT]", multiple=True, help="Put a LoRA on the denoiser. Repeatable.")
 @click.option(
     "--offload",
@@ -87,93 +86,218 @@ def _finite(ctx: click.Context, parameter: click.Parameter, value: float | None)
     metavar="NAMES",
     help="cuda:0,cuda:1 to spread the components over; or by name, encoder=cuda:1,denoiser=cuda:0.",
 )
-@click.option("--output", metavar="FILE", required=True, help="PNG, JPEG or WebP; several pictures are numbered.")
+@click.option(
+    "--output",
+    metavar="FILE",
+    help="PNG, JPEG or WebP; several pictures are numbered. A folder with --batch [default with --from: NAME-again].",
+)
 @click.option("--overwrite", is_flag=True, help="Replace pictures that exist.")
+@click.option("--no-metadata", is_flag=True, help="Store nothing in the pictures of how they were made.")
+@click.option("--allow-outside", is_flag=True, help="Let --batch read pictures outside of its own folder.")
 @options(CONFIG, SET)
 def sample(
     family: str | None,
     model: str | None,
-    prompt: tuple[str, ...],
-    negative_prompt: tuple[str, ...],
-    steps: int | None,
-    guidance: float | None,
-    size: str | None,
-    seed: int,
-    num_images: int,
+    batch: str | None,
+    picture: str | None,
     lora: tuple[str, ...],
     offload: str | None,
     devices: str | None,
-    output: str,
+    output: str | None,
     overwrite: bool,
+    no_metadata: bool,
+    allow_outside: bool,
     config_file: str | None,
     overrides: tuple[str, ...],
     **request: Any,
 ) -> None:
-    """Make pictures.
+    """Make pictures: from a prompt, a file of requests, or a picture that was made before.
 
-    With --family, --help shows that family's own options too (--image, --mask, ...).
+    Each picture stores how it was made, so that --from can repeat it. With --family, --help shows that family's own
+    options too (--image, --mask, ...).
     """
-    files = output_files(Path(output), len(prompt) * num_images, overwrite=overwrite)
-    loras: dict[str | Path, float] = dict(map(weighted_file, lora))
-    for file in loras:
-        if not Path(file).is_file():
-            raise CheckpointError(f"--lora {file}: there is no such file", "Give a .safetensors file.")
-    asked = {name: value for name, value in request.items() if value not in (None, ())}
-    asked |= size_of(size) | _guidance(guidance, negative_prompt)
-    asked |= {} if steps is None else {"num_inference_steps": steps}
-    overrides = (*_placement(offload, devices), *overrides)
-    config = resolve(family, config_file, overrides, model=model).config
-    announce(config, data=False)
+    from qframe.cli.sample_jobs import check_output, make
+    from qframe.jobs.job import numbered
+    from qframe.jobs.stored import check_models, read_stored
 
-    from qframe.cli.memory import foretold
+    stored = None if picture is None else read_stored(Path(picture))
+    loras = dict(map(weighted_file, lora))
+    prompts = _prompts(request.pop("prompt"), request.pop("prompt_file"), stored)
+    given = {name: value for name, value in request.items() if value not in (None, ())}
+    files: list[Path] = []
+    if batch is None:
+        source = Path(picture or "")
+        count = len(prompts) * given.get("num_images", 1)
+        files = numbered(Path(output) if output else source.with_stem(f"{source.stem}-again"), count)
+        check_output(files, overwrite=overwrite)
+    for file in loras:
+        if not file.is_file():
+            raise CheckpointError(f"--lora {file}: there is no such file", "Give a .safetensors file.")
+    config = resolve(
+        family or (stored.family if stored else None),
+        config_file,
+        (*_placement(offload, devices), *overrides),
+        model=model,
+        below=stored.config_tables() if stored else None,
+    ).config
+    announce(config, data=False)
+    if stored is not None and picture is not None:
+        loras = _repeated(stored, picture, given, loras)
+
     from qframe.cli.progress import terminal_progress
     from qframe.compose import compose
-    from qframe.pipeline import load
-    from qframe.preflight import forecast_sampling
+    from qframe.jobs.asked import own_fields
+    from qframe.jobs.job import Desk
+    from qframe.jobs.rehearse import Rehearsal
+    from qframe.jobs.stored import setting
 
-    with foretold(forecast_sampling(compose(config))):
-        pipe = load(config.family, model=model, lora=loras, config=config_file, overrides=overrides)
-        result = pipe(
-            prompt=list(prompt), num_images_per_prompt=num_images, seed=seed, progress=terminal_progress(), **asked
+    composition = compose(config)
+    desk = Desk(
+        composition=composition,
+        setting=setting(composition, loras),
+        fields=own_fields(composition.recipe.request_type),
+        rehearsal=Rehearsal(composition),
+    )
+    if stored is not None and picture is not None and model is None:
+        check_models(stored, desk.setting, picture)
+    progress, metadata = terminal_progress(), not no_metadata
+    if batch is None:
+        jobs = _jobs(desk, prompts, given, {} if stored is None else stored.request, files)
+        make(composition, loras, jobs, progress, metadata=metadata, going_on=False)
+        return
+    folder = Path(output or "")
+    with _results(Path(batch), folder):
+        todo = _todo(desk, Path(batch), folder, given, overwrite=overwrite, allow_outside=allow_outside)
+        if todo:
+            make(composition, loras, todo, progress, metadata=metadata, going_on=True)
+
+
+def _prompts(prompt: Sequence[str], file: str | None, stored: Stored | None) -> list[str]:
+    if file is not None:
+        from qframe.data.files import read_text
+
+        try:
+            text = read_text(Path(file)).rstrip("\r\n")
+        except ValueError as error:
+            raise DataError(
+                f"--prompt-file {file}: {error}", "It is a text file in UTF-8, one prompt as a whole."
+            ) from error
+        if not text.strip():
+            raise DataError(f"--prompt-file {file}: the file is empty", "It is one prompt, as a whole.")
+        return [text]
+    if not prompt and stored is not None:
+        return [str(stored.request.get("prompt", ""))]
+    return list(prompt)
+
+
+def _repeated(stored: Stored, picture: str, given: Mapping[str, Any], loras: Mapping[Path, float]) -> dict[Path, float]:
+    """Say what a picture names and check that it is there, unchanged; the LoRAs to use."""
+    import torch
+
+    from qframe.jobs.stored import check_files
+
+    named = [
+        path for key, paths in stored.request.items() if isinstance(paths, list) and key not in given for path in paths
+    ]
+    named += [] if loras else [lora.file for lora in stored.loras]
+    click.echo(f"As {picture} was made: seed {stored.request.get('seed')}, {stored.request.get('steps')} steps.")
+    if named:
+        click.echo(f"It names these files, which are read: {', '.join(map(str, named))}.")
+    version = stored.made_with.get("torch")
+    if version != torch.__version__:
+        click.echo(
+            f"note: made with torch {version}, this is {torch.__version__}: pixels may differ a little", err=True
         )
-    for file, picture in zip(files, cast("Sequence[Image.Image]", result.images), strict=True):
-        save_picture(file, picture)
-        click.echo(f"wrote {file}")
+    check_files(stored, [*given, *(["lora"] if loras else [])], picture)
+    return dict(loras) or {Path(lora.file): lora.weight for lora in stored.loras}
 
 
-def output_files(output: Path, count: int, *, overwrite: bool) -> list[Path]:
-    """The files of `count` pictures: FILE, or FILE-1, FILE-2, ...
+def _jobs(
+    desk: Desk, prompts: Sequence[str], given: Mapping[str, Any], stored: Mapping[str, Any], files: Sequence[Path]
+) -> list[Job]:
+    """Every picture of the command line, in order: the pictures of one prompt together."""
+    import attrs
 
-    ConfigError if one exists, the kind is unknown, or their folder cannot be written: told before hours of sampling.
-    """
-    if output.suffix.lower() not in _FORMATS:
-        raise ConfigError(f"--output {output}: the name must end in one of {', '.join(_FORMATS)}")
-    files = [output] if count == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(1, count + 1)]
-    existing = [str(file) for file in files if file.exists()]
-    if existing and not overwrite:
-        raise ConfigError(f"--output: {', '.join(existing[:5])} exists already", "Choose another name, or --overwrite.")
-    if output.is_dir():
-        raise ConfigError(f"--output {output}: this is a folder, expected a file name")
-    folder = next(parent for parent in output.absolute().parents if parent.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise ConfigError(f"--output {output}: {folder} is no folder that can be written to")
-    return files
+    from qframe.jobs.asked import asked_type, given_paths, read_asked
+    from qframe.jobs.job import Given
+    from qframe.planning import broadcast
+    from qframe.strict import InvalidError
+
+    kind = asked_type(desk.fields)
+    negatives = broadcast(given.get("negative_prompt") or (None,), len(prompts), "--negative-prompt")
+    many = int(given.get("num_images", 1))
+    jobs: list[Job] = []
+    for number, prompt in enumerate(prompts):
+        values = {**stored, **given, "prompt": prompt}
+        if given.get("negative_prompt"):
+            values["negative_prompt"] = negatives[number]
+        for field in desk.fields:
+            if field.kind == "picture" and field.several and not field.nested and field.key in values:
+                files_of = values[field.key]
+                values[field.key] = [broadcast(files_of, len(prompts), f"--{field.key}")[number]]
+        try:
+            asked: Asked = read_asked(values, kind)
+        except InvalidError as error:
+            raise ConfigError(f"the request has problems:\n{_problems(error)}", _HINT) from error
+        pictures = {
+            field.key: [Given.at(Path(path), f"--{field.key} {path}") for path in given_paths(asked, field)]
+            for field in desk.fields
+            if field.kind == "picture"
+        }
+        asked = attrs.evolve(asked, seed=asked.seed + number * many)
+        made = desk.jobs(asked, files[number * many : (number + 1) * many], "the request", pictures)
+        desk.rehearsal.check(made[0].request)
+        jobs += made
+    return jobs
 
 
-def save_picture(file: Path, picture: Image.Image) -> None:
-    """Write a picture whole or not at all; its folder is made."""
-    import io
+@contextmanager
+def _results(batch: Path, folder: Path) -> Iterator[None]:
+    """Inside, the folder of results is this run's alone. DataError or ConfigError: batch or folder cannot be used."""
+    from qframe.cli.sample_jobs import check_folder
+    from qframe.storage import clear_leftovers, lock_folder
 
-    from qframe.storage import write_file
+    if not batch.is_file():
+        raise DataError(f"--batch {batch}: there is no such file", "Give a file with a JSON object on every line.")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {folder}: a file, expected the folder of the results", "Choose another name.")
+    check_folder(folder)
+    with lock_folder(folder):
+        clear_leftovers(folder)
+        yield
 
-    data = io.BytesIO()
-    picture.save(data, format=_FORMATS[file.suffix.lower()], quality=95)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_file(file, data.getvalue())
+
+def _todo(
+    desk: Desk, batch: Path, folder: Path, given: Mapping[str, Any], *, overwrite: bool, allow_outside: bool
+) -> list[Job]:
+    """The pictures of a batch that are not there yet; what the options say goes for lines that do not say otherwise."""
+    from qframe.jobs.batch import Batch
+
+    defaults = dict(given)
+    negatives = defaults.pop("negative_prompt", ())
+    if len(negatives) > 1:
+        raise ConfigError("--negative-prompt: several, and --batch takes one for all lines", "Write it into the lines.")
+    if negatives:
+        defaults["negative_prompt"] = negatives[0]
+    todo, done = Batch(desk, batch, folder, defaults, overwrite=overwrite, allow_outside=allow_outside).jobs()
+    if done:
+        click.echo(f"{done} of {done + len(todo)} pictures are done already.")
+    return todo
+
+
+_HINT = "`qframe sample --family NAME --help` shows what a family takes."
+
+
+def _problems(error: Any) -> str:
+    from qframe.jobs.asked import describe
+
+    return bullet_list(describe(problem) for problem in error.problems)
 
 
 def _placement(offload: str | None, devices: str | None) -> list[str]:
     """The keys that --offload and --devices set. ConfigError names a component that has no device to choose."""
+    import json
+
     found = [] if offload is None else [f"offload={offload}"]
     listed = []
     for name in filter(None, (devices or "").replace(" ", "").split(",")):
@@ -185,113 +309,3 @@ def _placement(offload: str | None, devices: str | None) -> list[str]:
         else:
             raise ConfigError(f"--devices {name}: no component {role!r}", "Known: encoder, denoiser, codec.")
     return [*found, f"devices={json.dumps(listed)}"] if listed else found
-
-
-def size_of(size: str | None) -> dict[str, int]:
-    """The fields of a request that "WIDTHxHEIGHT" means, none without. ConfigError for anything else."""
-    if size is None:
-        return {}
-    match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", size)
-    if match is None:
-        raise ConfigError(f"--size: expected WIDTHxHEIGHT in pixels, e.g. 1024x768, got {size!r}")
-    return {"width": int(match[1]), "height": int(match[2])}
-
-
-def _guidance(scale: float | None, negative_prompt: Sequence[str]) -> dict[str, Any]:
-    if scale is None and not negative_prompt:
-        return {"true_cfg_scale": 1.0}
-    given: dict[str, Any] = {} if scale is None else {"true_cfg_scale": scale}
-    if negative_prompt or scale is None or scale > 1:
-        given["negative_prompt"] = list(negative_prompt) or " "
-    return given
-
-
-# The options of a family's own request type
-
-
-def _request_options(args: Sequence[str]) -> list[click.Parameter] | None:
-    """Options for the fields that the request type of the chosen family adds; None while it cannot be told."""
-    chosen: dict[str, list[str]] = {name: [] for name in _CHOOSING.values()}
-    rest = list(args)
-    while rest:
-        flag, sign, value = rest.pop(0).partition("=")
-        if flag in _CHOOSING and (sign or rest):
-            chosen[_CHOOSING[flag]].append(value if sign else rest.pop(0))
-    from qframe.config import chosen_family
-
-    try:
-        family = chosen_family(
-            next(iter(chosen["config_file"][-1:]), None),
-            family=next(iter(chosen["family"][-1:]), None),
-            overrides=chosen["overrides"],
-            registry=load_registry(),
-        )
-    except ConfigError:
-        return None  # the command itself says so, with the whole list
-    from qframe.compose import recipe_class
-
-    return [_option(field) for field in new_fields(recipe_class(family, load_registry()).request_type)]
-
-
-def new_fields(request_type: type) -> list[attrs.Attribute[Any]]:
-    """The fields that a request type adds to those of every family, and that the command line can give."""
-    import attrs
-
-    from qframe.types import Request
-
-    common = {field.name for field in attrs.fields(Request)}
-    return [field for field in attrs.fields(request_type) if field.name not in common and _name(field) is not None]
-
-
-def _name(field: attrs.Attribute[Any]) -> str | None:
-    """What its option is called; None where it has none."""
-    name: str | None = field.metadata.get("option", field.name)
-    return name
-
-
-def _option(field: attrs.Attribute[Any]) -> click.Option:
-    """A command-line option for a field, by its annotation: pictures, flags, numbers, choices, text.
-
-    metadata: "help"; "option", another name than the field's; "grey", a picture whose values are no colours; "choices".
-    """
-    import attrs
-
-    kind = str(field.type)
-    help_text = field.metadata.get("help")
-    shown: dict[str, Any] = {"help": help_text, "show_default": isinstance(field.default, int | float | str)}
-    if field.default is attrs.NOTHING:
-        shown["required"] = True
-    elif isinstance(field.default, int | float | str):
-        shown["default"] = field.default
-    flag = "--" + (_name(field) or field.name).replace("_", "-")
-    if re.search(r"Image|Picture", kind):
-        several = "tuple" in kind
-        read = _open_pictures(kind, grey=bool(field.metadata.get("grey")))
-        return click.Option([flag, field.name], metavar="FILE", multiple=several, callback=read, **shown)
-    if "bool" in kind:
-        return click.Option([f"{flag}/--no-{flag[2:]}", field.name], **shown)
-    if "float" in kind:
-        return click.Option([flag, field.name], type=float, callback=_finite, **shown)
-    choices = field.metadata.get("choices")
-    if choices is not None:
-        return click.Option([flag, field.name], type=click.Choice(choices), **shown)
-    return click.Option([flag, field.name], type=int if "int" in kind else str, **shown)
-
-
-def _open_pictures(kind: str, *, grey: bool) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    """Files to what the field takes: a picture, a list, or for nested tuples one list that serves every prompt."""
-
-    def read(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
-        if not value:
-            return None
-        from qframe.pictures import open_grey, open_picture
-        from qframe.types import Picture
-
-        files = [value] if isinstance(value, str) else value
-        opened = open_grey if grey else open_picture
-        pictures = [opened(Picture(f"{parameter.opts[0]} {file}", Path(file))) for file in files]
-        if kind.count("tuple") > 1:
-            return [pictures]
-        return pictures if "tuple" in kind else pictures[0]
-
-    return read

@@ -62,11 +62,13 @@ def resolve(
     model: str | None = None,
     data: str | None = None,
     output: str | None = None,
+    below: Mapping[str, Any] | None = None,
 ) -> Resolved:
-    """The configuration that the shared options mean."""
+    """The configuration that the shared options mean. below: tables that stand under the options, above a file."""
     from qframe.config import resolve_config
 
-    values: Mapping[str, Any] = {"model": model, "output": output, "data": {"path": data}}
+    given = {"model": model, "output": output, "data": {"path": data}}
+    values = {**(below or {}), **{name: value for name, value in given.items() if value is not None}}
     resolved = resolve_config(config_file, family=family, overrides=overrides, values=values, registry=registry())
     for key in resolved.dropped:
         click.echo(f"note: {key} of family {resolved.config.family!r} is for a component that is not in use", err=True)

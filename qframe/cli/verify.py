@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from qframe.cli.sample import SampleCommand, size_of
+from qframe.cli.request_options import RequestCommand, opened
 from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, announce, examples, options, registry, resolve
 
 
 @click.command(
-    cls=SampleCommand,
+    cls=RequestCommand,
     epilog=examples(
         "qframe verify --family qwen-edit",
         "qframe verify --family qwen-image --examples                 image to image, from a picture made up",
@@ -60,7 +60,9 @@ def verify(
     Pictures that are not given are made up. Ends with 1 if a stage is outside its tolerance.
     """
     plugins = registry()
+    from qframe.compose import recipe_class
     from qframe.config import chosen_family
+    from qframe.jobs.asked import size_of
     from qframe.verify import oracle_of
     from qframe.verify import verify as compare
 
@@ -70,7 +72,7 @@ def verify(
     config = resolve(family, config_file, (*oracle.overrides, *placed, *overrides), model=model).config
     if not as_json:
         announce(config, data=False)
-    asked = {name: value for name, value in request.items() if value not in (None, ())} | size_of(size)
+    asked = opened(recipe_class(chosen, plugins).request_type, request) | size_of(size)
     asked |= {"num_inference_steps": steps, "true_cfg_scale": guidance}
     asked |= {} if prompt is None else {"prompt": prompt}
     asked |= {"negative_prompt": negative_prompt} if guidance > 1 else {}

@@ -18,7 +18,7 @@ Modules = Mapping[str, Module]
 LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"__main__"}),),
     (frozenset({"cli"}), frozenset({"testing"})),
-    (frozenset({"train", "pipeline", "verify", "cache", "data", "adapters", "preflight"}),),
+    (frozenset({"train", "pipeline", "verify", "cache", "data", "adapters", "report", "preflight", "jobs"}),),
     (
         frozenset(
             {

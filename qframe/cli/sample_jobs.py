@@ -1,0 +1,120 @@
+"""Jobs to pictures in files, one after another; and whether those files can be written."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import attrs
+
+from qframe.errors import ConfigError, QframeError, bullet_list
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from qframe.compose import Composition
+    from qframe.jobs.job import Job
+    from qframe.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+def make(
+    composition: Composition,
+    loras: Mapping[Path, float],
+    jobs: Sequence[Job],
+    progress: Progress,
+    *,
+    metadata: bool,
+    going_on: bool,
+) -> int:
+    """Load the model, make every picture, and return how many there are.
+
+    Each is a run of its own: it is written when it is done, and the same by itself as among others.
+    going_on: one that fails does not stop the others; the error that names all of them comes at the end.
+    """
+    import torch
+
+    from qframe.cli.memory import foretold
+    from qframe.jobs.picture_files import write_picture
+    from qframe.pipeline import assemble
+    from qframe.preflight import explained, forecast_sampling
+
+    forecast = forecast_sampling(composition)
+    with foretold(forecast):
+        pipe = assemble(composition, loras)
+
+    def picture(job: Job) -> Image.Image:
+        generator = torch.Generator().manual_seed(job.seed)
+        with explained(forecast):
+            made = pipe.run(attrs.evolve(job.request, generator=[generator]), progress=progress)
+        return cast("list[Image.Image]", made)[0]
+
+    failed: list[tuple[Job, QframeError]] = []
+
+    def run(job: Job) -> None:
+        try:
+            made = picture(job)
+        except QframeError as error:
+            if not going_on:
+                raise
+            failed.append((job, error))
+            return
+        # One request that meets a bug must not cost a night's work on all the others.
+        except Exception as error:
+            if not going_on:
+                raise
+            logger.debug("%s", job.origin, exc_info=True)
+            failed.append((job, QframeError(f"{type(error).__name__}: {error}")))
+            return
+        write_picture(job.file, made, job.stored.text() if metadata else None)
+        progress.note(f"wrote {job.file}")
+
+    if len(jobs) == 1:
+        run(jobs[0])
+    else:
+        with progress.stage("pictures", len(jobs)) as stage:
+            for job in jobs:
+                run(job)
+                stage.advance(1, **({"failed": len(failed)} if failed else {}))
+    if failed:
+        raise _failures(failed, len(jobs))
+    return len(jobs)
+
+
+def _failures(failed: Sequence[tuple[Job, QframeError]], count: int) -> QframeError:
+    """One error for all, of the kind of the first."""
+    kind = type(failed[0][1])
+    lines = [f"{job.origin} ({job.file}): {error}" for job, error in failed]
+    hint = "The others are done, and the same command makes these anew."
+    return kind(f"{len(failed)} of {count} pictures could not be made:\n{bullet_list(lines)}", hint)
+
+
+def check_output(files: Sequence[Path], *, overwrite: bool) -> None:
+    """ConfigError if one of these files exists, or its kind is unknown: told before hours of sampling."""
+    for file in files:
+        check_name(file)
+    existing = [str(file) for file in files if file.exists()]
+    if existing and not overwrite:
+        raise ConfigError(f"--output: {', '.join(existing[:5])} exists already", "Choose another name, or --overwrite.")
+    check_folder(files[0].parent)
+
+
+def check_name(file: Path) -> None:
+    """ConfigError unless a file of this name can be a picture."""
+    from qframe.jobs.picture_files import FORMATS
+
+    if file.suffix.lower() not in FORMATS:
+        raise ConfigError(f"--output {file}: the name must end in one of {', '.join(FORMATS)}", "For example out.png.")
+    if file.is_dir():
+        raise ConfigError(f"--output {file}: this is a folder, expected a file name", "Name a file in it.")
+
+
+def check_folder(folder: Path) -> None:
+    """ConfigError unless `folder` can be written to, once it is made."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise ConfigError(f"--output {folder}: {there} is no folder that can be written to", "Choose another place.")
