@@ -10,30 +10,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qframe.progress import Progress, Stage
+from qframe.progress import Progress, Stage, duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Display
     from rich.progress import TaskID
 
 EVERY_SECONDS = 5.0
+_REMEMBERED = 3600.0  # seconds: of steps that take longer than this period rich would tell neither rate nor rest
 
 
 def terminal_progress() -> Progress:
     """Bars if stdout is a terminal, else lines."""
     return BarProgress() if sys.stdout.isatty() else LineProgress()
-
-
-def duration(seconds: float) -> str:
-    """0.4 s, 12 s, 3 min 05 s, 2 h 07 min."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def rate(per_second: float) -> str:
@@ -48,18 +37,35 @@ def _shown(metrics: dict[str, float]) -> str:
 
 
 class BarProgress:
-    """One bar per stage."""
+    """One bar per stage; a stage within another is a second bar under it, gone when it ends."""
 
     def __init__(self) -> None:
         from rich.console import Console
 
         self._console = Console(highlight=False)
+        self._outer: Display | None = None
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Stage]:
+        if self._outer is not None:
+            task = self._outer.add_task(name, total=total, completed=done, rate="", metrics="")
+            try:
+                yield _Bar(self._outer, task)
+            finally:
+                self._outer.remove_task(task)
+            return
+        with self._display() as display:
+            self._outer = display
+            task = display.add_task(name, total=total, completed=done, rate="", metrics="")
+            try:
+                yield _Bar(display, task)
+            finally:
+                self._outer = None
+
+    def _display(self) -> Display:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
@@ -71,9 +77,7 @@ class BarProgress:
             TimeRemainingColumn(elapsed_when_finished=True),
             TextColumn("{task.fields[metrics]}"),
         )
-        with Bars(*columns, console=self._console, speed_estimate_period=30.0) as display:
-            task = display.add_task(name, total=total, completed=done, rate="", metrics="")
-            yield _Bar(display, task)
+        return Bars(*columns, console=self._console, speed_estimate_period=_REMEMBERED)
 
 
 class _Bar:
@@ -82,7 +86,7 @@ class _Bar:
 
     def advance(self, count: int = 1, **metrics: float) -> None:
         self._display.advance(self._task, count)
-        speed = self._display.tasks[self._task].speed
+        speed = next(task for task in self._display.tasks if task.id == self._task).speed
         self._display.update(self._task, rate=rate(speed or 0.0), metrics=_shown(metrics))
 
 

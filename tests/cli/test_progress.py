@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from qframe.cli.progress import BarProgress, LineProgress, duration, rate, terminal_progress
-from qframe.progress import SILENT
+from qframe.cli.progress import BarProgress, LineProgress, rate, terminal_progress
+from qframe.progress import SILENT, duration
 
 
 def test_lines_show_rate_remaining_time_and_metrics(
@@ -38,6 +38,28 @@ def test_bars_take_the_same_calls(capsys: pytest.CaptureFixture[str]) -> None:
     assert "[not markup]" in shown
     assert "training" in shown
     assert "2/2" in shown
+
+
+def test_a_bar_within_a_bar_goes_when_it_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    bars = BarProgress()
+    with bars.stage("pictures", 2) as outer:
+        for _ in range(2):
+            with bars.stage("sampling", 3) as inner:
+                inner.advance(3)
+            outer.advance(1)
+    captured = capsys.readouterr()
+    last = (captured.out + captured.err).strip().splitlines()[-1]
+    assert last.startswith("pictures")
+    assert "2/2" in last
+
+
+def test_a_stage_after_one_that_failed_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    bars = BarProgress()
+    with pytest.raises(KeyError), bars.stage("pictures", 2), bars.stage("sampling", 3):
+        raise KeyError
+    with bars.stage("again", 1) as stage:
+        stage.advance(1)
+    assert "again" in capsys.readouterr().out
 
 
 def test_lines_are_used_where_there_is_no_terminal() -> None:
