@@ -171,6 +171,10 @@ class TrainConfig:
     nan_patience: int = attrs.field(
         default=3, validator=ge(0), metadata={"help": "steps in a row with a loss that is not finite before stopping"}
     )
+    shard: Literal["none", "full"] = attrs.field(
+        default="none",
+        metadata={"help": "full: several processes share the denoiser's weights out, for one that does not fit"},
+    )
     process_timeout: float = attrs.field(
         default=600.0,
         validator=and_(gt(0.0), le(86400.0)),

@@ -20,7 +20,8 @@ from qframe.progress import Progress
 from qframe.schema import TrainConfig
 from qframe.train.batch import TrainingBatch, flow_loss, make_batch
 from qframe.train.distributed import ALONE, Processes
-from qframe.train.order import BatchOrder, step_batches
+from qframe.train.order import BatchOrder, BatchShare, step_batches
+from qframe.train.sharding import whole
 from qframe.train.signals import Stopped, StopSignals
 from qframe.train.state import TrainingState
 from qframe.train.streams import derived_seed
@@ -42,7 +43,7 @@ class TrainingJob:
     patch: of the denoiser, for packing. forward: what every forward pass is given beside its batch.
     save: publishes a checkpoint of the state as it stands. observe: called after every step with its number (from 1)
     and metrics. processes: those that make every step together, each with its share of the batch; all of them save
-    and observe.
+    and observe. one_by_one: every forward pass is of one sample, and all processes make equally many of them.
     """
 
     config: TrainConfig
@@ -57,6 +58,7 @@ class TrainingJob:
     observe: Callable[[int, Mapping[str, float]], None]
     save: Callable[[], object]
     processes: Processes = ALONE
+    one_by_one: bool = False
 
 
 def run_steps(job: TrainingJob, state: TrainingState) -> None:
@@ -117,31 +119,35 @@ def optimizer_step(
     tokens: Counter[str] = Counter()
     ids: list[str] = []
     before = 0  # samples of the step in earlier batches
+    passes = 0
     for micro, share in enumerate(shares):
         if micro and asked_to_stop():
             state.optimizers.zero_grad()
             return None
-        batch = make_batch(
-            [job.examples[index] for index in share.indices],
-            [before + slot for slot in share.slots],
-            step=state.step,
-            config=config,
-            schedule=job.schedule,
-            patch=job.patch,
-            device=job.device,
-        )
-        # Backward too: gradient checkpointing runs the forward pass again there, and must get the same kernels.
-        with _attention(job.device, max(batch.noisy.lengths)):
-            loss = _forward(job, batch, samples, seed=_dropout_seed(job, state.step, micro))
-            loss.backward()
-        losses.append(loss.detach())
-        tokens.update(_count(batch, job.denoiser))
-        ids += batch.ids
+        for places, counts in _passes(job, numbers[micro], share):
+            batch = make_batch(
+                [job.examples[share.indices[place]] for place in places],
+                [before + share.slots[place] for place in places],
+                step=state.step,
+                config=config,
+                schedule=job.schedule,
+                patch=job.patch,
+                device=job.device,
+            )
+            # Backward too: gradient checkpointing runs the forward pass again there, and must get the same kernels.
+            with _attention(job.device, max(batch.noisy.lengths)):
+                loss = _forward(job, batch, samples, seed=_dropout_seed(job, state.step, passes))
+                (loss if counts else loss * 0.0).backward()
+            passes += 1
+            if counts:
+                losses.append(loss.detach())
+                tokens.update(_count(batch, job.denoiser))
+                ids += batch.ids
         before += share.samples
-    total, *counts = processes.total([torch.stack(losses).sum().item(), *(tokens[name] for name in _COUNTED)])
+    total, *counted = processes.total([torch.stack(losses).sum().item(), *(tokens[name] for name in _COUNTED)])
     parameters = list(state.parameters.values())
     processes.sum_gradients(parameters)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)).item()
     finite = math.isfinite(total) and math.isfinite(norm)
     rate = 0.0
     if finite:
@@ -150,7 +156,8 @@ def optimizer_step(
             state.average.update(state.parameters, state.step)
     else:
         ids = "\n".join(processes.texts("\n".join(ids))).split("\n")
-        log.warning("step %d skipped: loss %s, gradient norm %s, examples %s", state.step + 1, total, norm, ids[:8])
+        if processes.first:
+            log.warning("step %d skipped: loss %s, gradient norm %s, examples %s", state.step + 1, total, norm, ids[:8])
     state.optimizers.zero_grad()
     metrics = {
         "loss": total,
@@ -159,7 +166,7 @@ def optimizer_step(
         "seconds": time.monotonic() - started,
         "skipped": float(not finite),
         "samples": samples,
-        **dict(zip(_COUNTED, map(int, counts), strict=True)),
+        **dict(zip(_COUNTED, map(int, counted), strict=True)),
     }
     return metrics, ids
 
@@ -186,6 +193,21 @@ def _forward(job: TrainingJob, batch: TrainingBatch, samples: int, *, seed: int)
     with mixed:
         predicted = job.denoiser.velocity(batch.noisy, batch.sigma, batch.cond, batch.references, forward=job.forward)
     return flow_loss(predicted, batch, samples)
+
+
+def _passes(job: TrainingJob, number: int, share: BatchShare) -> list[tuple[tuple[int, ...], bool]]:
+    """Places in this process's share of batch `number` that go through the network together, and whether they count.
+
+    On shards every process must enter the network equally often, or the others wait for it for ever. So samples go
+    one by one there, and a process that has fewer repeats one that does not count.
+    """
+    places: tuple[int, ...] = tuple(range(len(share.indices)))
+    if not job.one_by_one:
+        return [(places, True)]
+    world = job.processes.world
+    most = max(len(job.order.batch(number, rank, world).indices) for rank in range(world))
+    own: list[tuple[tuple[int, ...], bool]] = [((place,), True) for place in places]
+    return own + [((0,), False)] * (most - len(places))
 
 
 def _dropout_seed(job: TrainingJob, step: int, micro: int) -> int:

@@ -23,6 +23,7 @@ _FREE = (
     "train.keep_checkpoints",
     "train.nan_patience",
     "train.process_timeout",
+    "train.shard",
     "train.max_steps",
     "train.epochs",
     "train.gradient_checkpointing",
@@ -65,7 +66,13 @@ def run_folder(config: Config, resume: str | None) -> Path:
 def _free(folder: Path) -> bool:
     """Whether a run may begin here: nothing is here, or a run that ended before its first checkpoint."""
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    begun = "config.toml" in names and names <= {"config.toml", "samples", "metrics.jsonl", "checkpoints", SESSIONS_FILE}
+    begun = "config.toml" in names and names <= {
+        "config.toml",
+        "samples",
+        "metrics.jsonl",
+        "checkpoints",
+        SESSIONS_FILE,
+    }
     return not names or (begun and not any((folder / "checkpoints").glob("step-*")))
 
 
@@ -76,19 +83,33 @@ def _number(folder: Path, family: str) -> int:
     return int(rest[1:]) if rest[0] == "-" and rest[1:].isdigit() else 0
 
 
-def check_changes(checkpoint: Path, config: Config, registry: Registry) -> list[str]:
-    """What changed since the checkpoint, one line each.
+def check_changes(checkpoint: Path, config: Config, registry: Registry, *, processes: int = 1) -> list[str]:
+    """What changed since the checkpoint, one line each. processes: how many train now.
 
+    Their number may change. The batch size may change with it, so that a step has as many samples as before.
     CheckpointError if something changed that would make the rest of the run neither the old nor a new one.
     """
     changes = diff_config(load_config(checkpoint / "config.toml", registry=registry), config)
-    refused = [f"{key}: was {old!r}, is {new!r}" for key, old, new in changes if not key.startswith(_FREE)]
+    before = int(read_about(checkpoint).get("processes", 1))
+    share = "train.gradient_accumulation" if config.train.batching == "packed" else "train.batch_size"
+    same = any(key == share and old * before == new * processes for key, old, new in changes)
+    refused = [
+        f"{key}: was {old!r}, is {new!r}"
+        for key, old, new in changes
+        if not (key.startswith(_FREE) or (key == share and same))
+    ]
     if refused:
         raise CheckpointError(
             f"{checkpoint}: cannot resume with these changes:\n{bullet_list(refused)}",
             "Undo them, or start a new run into another output folder.",
         )
-    return [f"changed since the checkpoint: {key} was {old!r}, is {new!r}" for key, old, new in changes]
+    lines = [f"changed since the checkpoint: {key} was {old!r}, is {new!r}" for key, old, new in changes]
+    if processes != before:
+        step = (
+            "a step has as many samples as before" if same else f"a step has {processes / before:g} times the samples"
+        )
+        lines.append(f"changed since the checkpoint: processes were {before}, are {processes}; {step}")
+    return lines
 
 
 def check_length(step: int, steps: int, key: str) -> None:

@@ -36,11 +36,11 @@ from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory
 from qframe.train.order import make_order, sample_sizes, token_budget, total_steps
 from qframe.train.run import Run
 from qframe.train.sessions import describe_data, describe_machine, write_session
+from qframe.train.sharding import check_sharding, load_whole, shard
 from qframe.train.state import TrainingState, find_checkpoint, read_about, restore, save_checkpoint
 from qframe.train.streams import derived_seed
 from qframe.train.validation import GroupResult, Validation, result_lines
 from qframe.types import ForwardOptions, Plan, Record
-
 
 _MADE_OF = ("encoder", "codec", "denoiser", "schedule")
 """Components whose change makes another run. A sampler has no part in training."""
@@ -96,6 +96,10 @@ class Trainer:
             token_budget(config.train)
         optimizer_factory(config.train, self.registry)  # may lack a package
         self.composition: Composition = compose(config, self.registry)
+        if self._shards:
+            check_sharding(
+                config, self.composition.classes["denoiser"], quantised="denoiser" in self.composition.quantisers
+            )
         self.source: RecordSource = open_source(config, self.registry)
         self.records: Sequence[Record] = self.source.records()
         if not self.records:
@@ -110,7 +114,10 @@ class Trainer:
     def load(self, *roles: str) -> Parts:
         """The parts with (at least) these roles loaded; what was loaded before is kept."""
         missing = [role for role in roles if role not in self._parts]
-        parts = self.composition.load(*missing)
+        parts = self.composition.load(*(role for role in missing if role != "denoiser" or not self._shards))
+        if self._shards and "denoiser" in missing:  # whole, it may not fit on the device
+            whole = self.composition.load("denoiser", offloaded=True)
+            parts = attrs.evolve(parts, loaded_denoiser=whole.denoiser)
         for role in missing:
             self._parts[role] = getattr(parts, role)
         if "codec" in missing:
@@ -204,6 +211,10 @@ class Trainer:
             trained = adapters.add_lora(module, self.config.lora, denoiser.lora_presets, seed=seed)
         else:
             module.requires_grad_(True).float()
+        if self._shards:
+            chosen = trained.values() if train.mode == "lora" else module.parameters()
+            shard(denoiser, chosen, self.composition.device("denoiser"))
+        if train.mode == "full":
             trained = dict(module.named_parameters())
         if train.gradient_checkpointing:
             enable = getattr(module, "enable_gradient_checkpointing", None)
@@ -238,7 +249,7 @@ class Trainer:
         checkpoint, changes = None, list[str]()
         if resume is not None:
             checkpoint = Path(processes.agree(lambda: str(find_checkpoint(run.folder, resume))))
-            changes = resuming.check_changes(checkpoint, run.config, self.registry)
+            changes = resuming.check_changes(checkpoint, run.config, self.registry, processes=processes.world)
             for line in changes:
                 self.progress.note(line)
             run.resumed_from = run.step = int(read_about(checkpoint)["step"])
@@ -274,9 +285,8 @@ class Trainer:
                 run.rewind(state.step)
         if checkpoint is None and plans:
             self._keep_samples(validation, "before", plans)
-        self._train(
-            run, state, examples, about={"data": data, "family": self.config.family, "made_of": made_of}, text=text
-        )
+        about = {"data": data, "family": self.config.family, "made_of": made_of, "processes": processes.world}
+        self._train(run, state, examples, about=about, text=text)
         weights = self._save_result(run)
         if plans:
             self._keep_samples(validation, "after", plans)
@@ -338,8 +348,9 @@ class Trainer:
                 self.registry.hook.qframe_step_end(run=run, step=step, metrics=metrics)
 
         def save() -> None:
-            if self.processes.first:
-                save_checkpoint(run.folder, state, config=text, about=about, keep=train.keep_checkpoints)
+            first = self.processes.first
+            if first or self._shards:
+                save_checkpoint(run.folder, state, config=text, about=about, keep=train.keep_checkpoints, writes=first)
             self.processes.meet()  # nobody goes on before the checkpoint is there
 
         train = self.config.train
@@ -362,27 +373,38 @@ class Trainer:
             observe=observe,
             save=save,
             processes=self.processes,
+            one_by_one=self._shards,
         )
         run_steps(job, state)
 
     def _save_result(self, run: Run) -> Path:
         lora = self.config.train.mode == "lora"
         target = run.folder / ("lora.safetensors" if lora else "denoiser")
-        if not self.processes.first:
-            return target
+        first = self.processes.first
         if lora:
-            return self.save_lora(target)
+            return self.save_lora(target) if first else target
         about = {"weights_licence": self.composition.licence, "base_model": self.composition.model_name}
 
         def write(folder: Path) -> None:
-            self.denoiser.save(folder)
+            denoiser.save(folder)
             (folder / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
 
-        if is_published(target):  # of fewer steps; the checkpoints hold it too
+        if first and is_published(target):  # of fewer steps; the checkpoints hold it too
             remove_published(target)
         with self.averaged():
-            publish_folder(target, write)
+            denoiser = self._gathered() if self._shards else self.denoiser
+            if first:
+                publish_folder(target, write)
         return target
+
+    def _gathered(self) -> Denoiser:
+        """The fine-tuned denoiser with all of its weights on the CPU; in other processes than the first, as it is."""
+        assert self.state is not None  # it was trained
+        first = self.processes.first
+        denoiser = self.composition.load("denoiser", offloaded=True).denoiser if first else self.denoiser
+        self.processes.meet()  # loading takes longer than collectives wait
+        load_whole(denoiser.module.float() if first else denoiser.module, self.state.parameters, keep=first)
+        return denoiser
 
     # -- sampling ---------------------------------------------------------------------------------------------
 
@@ -414,10 +436,14 @@ class Trainer:
         """
         parts = self.load("denoiser")
         parts.denoiser.module.eval()
-        groups = group_plans(plans, self.config.sample.batch_size)[self.processes.rank :: self.processes.world]
+        groups = group_plans(plans, self.config.sample.batch_size)
+        if not self._shards:  # which all must gather at the same time
+            groups = groups[self.processes.rank :: self.processes.world]
         pictures: dict[int, Image.Image] = {}
         stage = self.progress.stage(title, sum(map(len, groups)))
-        with self._codec.freed(), torch.inference_mode(), self.averaged(), stage as bar:
+        # Weights that were gathered in inference mode cannot be trained on any more.
+        quiet = torch.no_grad() if self._shards else torch.inference_mode()
+        with self._codec.freed(), quiet, self.averaged(), stage as bar:
             for group in groups:
                 made = run_plan(
                     join_plans([plans[i] for i in group]),
@@ -428,14 +454,29 @@ class Trainer:
                 for index, picture in zip(group, made, strict=True):
                     pictures[index] = from_pixels(picture)
                 bar.advance(len(group))
+        if self._shards:
+            return [pictures[index] for index in range(len(plans))]
         return self.processes.exchange(pictures, len(plans))
 
     def predict(self, **request: Any) -> Any:
         """Sample with the weights as they stand: the arguments and the result of `qframe.load(...)(...)`."""
+        self._refuse_shards("predict")
         pipe = Pipeline(self.composition, self.load("encoder", "codec", "denoiser"))
         pipe.parts.denoiser.module.eval()
         with self._codec.freed(), self.averaged():
             return pipe(**request)
+
+    @property
+    def _shards(self) -> bool:
+        """Whether no process has all of the denoiser."""
+        return self.config.train.shard == "full" and self.processes.world > 1
+
+    def _refuse_shards(self, method: str) -> None:
+        if self._shards:
+            raise ConfigError(
+                f"Trainer.{method}: train.shard is 'full', so no process has all of the denoiser",
+                "Use what the run wrote: qframe.load(..., lora=...) or its `denoiser` folder.",
+            )
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -468,6 +509,7 @@ class Trainer:
 
     def merge_lora(self) -> None:
         """Add the adapters into the weights they belong to, for good."""
+        self._refuse_shards("merge_lora")
         self._merged_at = self.global_step
         adapters.merge_lora(self.denoiser.module)
         self.state = None

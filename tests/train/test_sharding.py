@@ -1,0 +1,230 @@
+"""Weights shared out over two processes: the steps of whole ones, and checkpoints that any number resumes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import attrs
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import qframe
+from qframe.errors import CheckpointError, ConfigError
+from qframe.plugins import load_registry
+from qframe.schema import Config, TrainConfig
+from qframe.train.distributed import Processes
+from qframe.train.loop import run_steps
+from qframe.train.optim import Optimizers, WeightAverage
+from qframe.train.resume import check_changes
+from qframe.train.sharding import shard, whole
+from qframe.train.state import TrainingState, checkpoint_folder, restore, save_checkpoint
+from qframe.train.trainer import Trainer
+from qframe.types import Example
+from tests.qwen import tiny
+from tests.train.processes import needs_fork, together
+from tests.train.test_loop import BASE, Scene
+
+pytestmark = needs_fork
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    checkpoint = tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-sharding"))
+    sizes = {"recipe": {"min_area": 48 * 48, "max_area": 96 * 96, "multiple": 16, "side": 64}}
+    (checkpoint.folder / "qframe.json").write_text(json.dumps(sizes))
+    return checkpoint.folder
+
+
+@pytest.fixture
+def config(model: Path, tmp_path: Path) -> Callable[..., Config]:
+    def make(output: str, *overrides: str) -> Config:
+        settings = [
+            "train.max_steps=4",
+            "train.learning_rate=0.001",
+            "train.checkpoint_every=2",
+            "train.keep_checkpoints=5",
+            "train.precision=float32",
+            "train.ema_decay=0.9",
+            "lora.rank=4",
+            "data.options.count=5",
+            "data.options.validation=3",
+            "sample.num_inference_steps=2",
+            "device=cpu",
+        ]
+        values = {"model": str(model), "output": str(tmp_path / output)}
+        return qframe.load_config(family="qwen-edit", values=values, overrides=[*settings, *overrides])
+
+    return make
+
+
+def fit(world: int, config: Config, folder: Path, resume: str | None = None) -> dict[str, Tensor]:
+    """What the last checkpoint of a run of `world` processes holds."""
+
+    def work(processes: Processes) -> dict[str, Tensor]:
+        Trainer(config, processes=processes).fit(resume)
+        return {}
+
+    assert [code for code, _ in together(world, work, folder)] == [0] * world
+    assert config.output is not None
+    last = max((Path(config.output) / "checkpoints").glob("step-*"))
+    return {
+        f"{file.stem} {name}": value
+        for file in sorted(last.glob("*.safetensors"))
+        for name, value in load_file(file).items()
+    }
+
+
+def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Within a hundredth of one update of AdamW: it divides a gradient near 0, and its rounding, by itself."""
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=f"{name}: {{}}".format)
+
+
+class ShardedScene(Scene):
+    """A toy run whose denoiser is shared out over the processes."""
+
+    def __init__(self, folder: Path, examples: list[Example], config: TrainConfig) -> None:
+        super().__init__(folder, examples, config)
+        denoiser = self.job.denoiser
+        type(denoiser).entered_by_forward = True
+        shard(denoiser, self.state.parameters.values(), torch.device("cpu"))
+        if config.mode == "full":  # the parameters are others now
+            trained = dict(denoiser.module.named_parameters())
+            average = WeightAverage(trained, config.ema_decay)
+            self.state = TrainingState(trained, Optimizers(trained, config, denoiser.blocks), average)
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_two_processes_with_half_of_the_weights_each_take_the_steps_of_one(
+    tmp_path: Path, mixed_examples: list[Example], mode: Literal["lora", "full"]
+) -> None:
+    """One of them often has fewer samples, and both must enter the network equally often."""
+    config = attrs.evolve(BASE, mode=mode, batch_size=2, gradient_accumulation=2, max_steps=4, ema_decay=0.9)
+
+    def work(processes: Processes) -> dict[str, Tensor]:
+        processes.connect(torch.device("cpu"), timeout=20)
+        scene = ShardedScene(tmp_path / "run", mixed_examples, config)
+        share = sum(p.to_local().numel() for p in scene.job.denoiser.module.parameters() if hasattr(p, "to_local"))
+        run_steps(
+            attrs.evolve(scene.job, processes=processes, save=lambda: None, one_by_one=True),
+            scene.state,
+        )
+        save_checkpoint(tmp_path, scene.state, config="", about={}, keep=1, writes=processes.first)
+        again = ShardedScene(tmp_path / "run", mixed_examples, config)
+        processes.meet()
+        restore(checkpoint_folder(tmp_path, 4), again.state)
+        mine, theirs = (
+            {name: whole(value) for name, value in state.parameters.items()} for state in (scene.state, again.state)
+        )
+        assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+        return mine | {"elements": torch.tensor(share)}
+
+    alone = Scene(tmp_path / "alone", mixed_examples, attrs.evolve(config, batch_size=4))
+    total = sum(p.numel() for p in alone.job.denoiser.module.parameters())
+    blocks = sum(p.numel() for p in alone.job.denoiser.module.blocks.parameters())  # type: ignore[union-attr]
+    run_steps(attrs.evolve(alone.job, save=lambda: None), alone.state)
+    for code, found in together(2, work, tmp_path / "two"):
+        assert code == 0
+        assert int(found.pop("elements")) == (blocks if mode == "lora" else total) // 2
+        close(found, {name: p.detach() for name, p in alone.state.parameters.items()})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param([], id="lora"),
+        pytest.param(['denoiser.use="qwen-per-sample-rope"'], id="lora, a network entered past forward"),
+        pytest.param(["train.gradient_checkpointing=true"], id="lora, checkpointing"),
+        pytest.param(["train.mode=full"], id="full"),
+        pytest.param(["train.mode=full", "train.gradient_checkpointing=true"], id="full, checkpointing"),
+    ],
+)
+def test_sharded_training_takes_the_same_steps(
+    config: Callable[..., Config], tmp_path: Path, settings: list[str]
+) -> None:
+    """Three samples a step over two processes: one of them has fewer, and both gather equally often."""
+    share = ["train.batch_size=2", "train.gradient_accumulation=2", *settings]
+    whole = fit(2, config("whole", *share), tmp_path / "a")
+    shards = fit(2, config("shards", "train.shard=full", *share), tmp_path / "b")
+    close(shards, whole)
+    pictures = [sorted((tmp_path / run / "samples" / "after").glob("*.png")) for run in ("whole", "shards")]
+    assert [len(files) for files in pictures] == [3, 3]
+    if "train.mode=full" in settings:
+        results = [tmp_path / run / "denoiser" / "transformer" for run in ("whole", "shards")]
+        files = [{file.name: load_file(file) for file in folder.glob("*.safetensors")} for folder in results]
+        assert files[0].keys() == files[1].keys() != set()
+        for name, tensors in files[0].items():
+            close(files[1][name], tensors)
+    else:
+        close(*(load_file(tmp_path / run / "lora.safetensors") for run in ("shards", "whole")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["lora", "full"])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_resumes_on_another_number_of_processes(
+    config: Callable[..., Config], tmp_path: Path, mode: str, before: int, after: int
+) -> None:
+    """Sharded where there are two. With as many samples a step, they are the steps of a run that never changed."""
+
+    def share(world: int, steps: int) -> list[str]:
+        return [
+            f"train.batch_size={2 // world}",
+            f"train.max_steps={steps}",
+            f"train.shard={'full' if world == 2 else 'none'}",
+            f"train.mode={mode}",
+            "sample.count=0",
+            "data.options.validation=0",
+        ]
+
+    fit(before, config("run", *share(before, 2)), tmp_path / "a")
+    resumed = fit(after, config("run", *share(after, 4)), tmp_path / "b", resume="latest")
+    whole = fit(1, config("whole", *share(1, 4)), tmp_path / "c")
+    close(resumed, whole)
+
+
+@pytest.mark.slow
+def test_a_batch_size_that_does_not_match_the_processes_is_refused(
+    config: Callable[..., Config], tmp_path: Path
+) -> None:
+    short = ("train.max_steps=2", "data.options.validation=0", "sample.count=0")
+    fit(2, config("run", *short), tmp_path / "a")
+    last = tmp_path / "run" / "checkpoints" / "step-00000002"
+    registry = load_registry()
+    (said,) = check_changes(last, config("run", *short), registry)
+    assert said.endswith("processes were 2, are 1; a step has 0.5 times the samples")
+    *_, said = check_changes(last, config("run", *short, "train.batch_size=2"), registry)
+    assert said.endswith("processes were 2, are 1; a step has as many samples as before")
+    with pytest.raises(CheckpointError, match=r"train.batch_size: was 1, is 4"):
+        check_changes(last, config("run", *short, "train.batch_size=4"), registry)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["lora.dora=true"], "DoRA needs whole rows"),
+        (["train.mode=full", "train.optimizer=muon"], "'muon' may look at whole matrices"),
+        (["train.mode=full", 'denoiser.use="qwen-per-sample-rope"'], "enters its network past `forward`"),
+        (['denoiser.quantise.use="quanto"'], "the denoiser is quantised"),
+    ],
+)
+def test_what_cannot_be_trained_on_shards_is_refused_before_anything_is_loaded(
+    config: Callable[..., Config], settings: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Trainer(config("run", "train.shard=full", *settings), processes=Processes(0, 2))
+    Trainer(config("run", "train.shard=full", *settings))  # alone there is nothing to share
+
+
+def test_methods_that_need_all_weights_in_one_process_say_so(config: Callable[..., Config]) -> None:
+    trainer = Trainer(config("run", "train.shard=full"), processes=Processes(0, 2))
+    for method in (trainer.predict, trainer.merge_lora):
+        with pytest.raises(ConfigError, match="no process has all of the denoiser"):
+            method()
