@@ -10,6 +10,9 @@ _DEFAULTS = {
     "train": {
         "max_steps": 400,
         "batch_size": 16,
+        # All pictures have one size, and how long an instruction is tells which operation it is: a batch of equal
+        # lengths would show one operation alone.
+        "batching": "fixed",
         "learning_rate": 3e-3,
         "lr_schedule": "cosine",
         "warmup_steps": 10,
