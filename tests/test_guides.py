@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import qframe
+from docs import make_pictures
 from qframe import Component
 from qframe.cli.app import app
 from qframe.interfaces import Sampler
+from qframe_shapes.options import ShapesOptions
+from qframe_shapes.source import ShapesSource
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -32,8 +36,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 def blocks(page: Path, language: str) -> list[str]:
     """The fenced blocks of a page in this language; "" for those that name none."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    return [text for named, text in found if named == language]
+    return [text for named, text in make_pictures.fenced(page) if named == language]
 
 
 def commands() -> Iterator[Any]:
@@ -88,6 +91,64 @@ CONFIGURATIONS = [
 def test_a_configuration_that_is_shown_loads(text: str, tmp_path: Path) -> None:
     (tmp_path / "shown.toml").write_text(text, encoding="utf-8")
     assert qframe.load_config(tmp_path / "shown.toml").family
+
+
+TUTORIALS = [page for page in sorted((DOCS / "tutorials").glob("*.md")) if make_pictures.shown(page)]
+SHORT = ["--set", "train.max_steps=2", "--set", "data.options.validation=0", "--set", "sample.count=0"]
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_every_picture_of_a_tutorial_is_one_that_its_page_makes(page: Path) -> None:
+    """By name; the next test looks at pixels."""
+    written = set(re.findall(r"[\w-]+\.png", "".join(text for _, text in make_pictures.fenced(page))))
+    for name, file in make_pictures.shown(page).items():
+        assert {name, re.sub(r"-\d+\.png$", ".png", name)} & written, name
+        assert file.stat().st_size <= make_pictures.LARGEST
+    assert {file.name for file in (make_pictures.IMAGES / page.stem).iterdir()} == set(make_pictures.shown(page))
+
+
+def test_there_are_no_pictures_of_tutorials_that_are_not() -> None:
+    assert {folder.name for folder in make_pictures.IMAGES.iterdir()} == {page.stem for page in TUTORIALS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_the_commands_of_a_tutorial_make_its_pictures(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a page trains, it does so for two steps here, and its pictures are not compared."""
+    monkeypatch.chdir(tmp_path)
+    _write_pairs(Path("pictures"))
+    make_pictures.run(page, SHORT)
+    trains = any(
+        arguments[0] == "train" for text in blocks(page, "") for arguments in make_pictures.command_lines(text)
+    )
+    for name, file in make_pictures.shown(page).items():
+        with Image.open(name) as made, Image.open(file) as shown:
+            again = make_pictures.enlarged(made)
+            assert again.size == shown.size
+            assert trains or _distance(again, shown) < 2, f"{name} is not the picture of the page"
+
+
+def _distance(a: Image.Image, b: Image.Image) -> float:
+    """Mean absolute difference, of 255."""
+    first, second = (np.asarray(picture.convert("RGB"), dtype=np.float64) for picture in (a, b))
+    return float(np.abs(first - second).mean())
+
+
+def test_another_picture_would_be_found() -> None:
+    folder = make_pictures.IMAGES / "edit-inpaint"
+    with Image.open(folder / "everywhere.png") as a, Image.open(folder / "inside.png") as b:
+        assert _distance(a, b) > 2 > _distance(a, a)
+
+
+def _write_pairs(folder: Path) -> None:
+    """Pictures of a reader's own, as the tutorials lay them out."""
+    folder.mkdir()
+    for number, record in enumerate(ShapesSource(ShapesOptions(count=6), None).records()):
+        for name, picture in ((f"{number:02}", record.target), (f"{number:02}_ref", record.references[0])):
+            (folder / f"{name}.png").write_bytes(picture.read())
+        (folder / f"{number:02}.txt").write_text(record.prompt, encoding="utf-8")
 
 
 @pytest.mark.slow
