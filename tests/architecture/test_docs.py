@@ -160,6 +160,37 @@ def test_broken_link_is_found() -> None:
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_tests_named_in_the_text_exist(page: Path) -> None:
+    named = re.findall(r"`(tests/[\w./-]+\.py(?:::\w+)+)`", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not exists(name)] == []
+
+
+def without_a_test(text: str) -> list[str]:
+    """Rows of the tables whose last column is `test`, that name none."""
+    found, tested = [], False
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            tested = False
+        elif re.search(r"\| test \|$", line):
+            tested = True
+        elif tested and not re.match(r"\|[-|]+$", line) and "`tests/" not in line.rsplit(" | ", 1)[-1]:
+            found.append(line)
+    return found
+
+
+def test_every_difference_from_diffusers_names_its_test() -> None:
+    text = (DOCS / "reference" / "differences-from-diffusers.md").read_text(encoding="utf-8")
+    assert text.count("| test |") == text.count("|---|\n")
+    assert without_a_test(text) == []
+
+
+def test_a_difference_without_a_test_is_found() -> None:
+    table = "| | ours | test |\n|---|---|---|\n| a | b | `tests/a.py` |\n| c | `tests/a.py` | |\n"
+    assert without_a_test(table) == ["| c | `tests/a.py` | |"]
+    assert without_a_test(table.replace("test |\n", "why |\n", 1)) == []
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_source_files_named_in_the_text_exist(page: Path) -> None:
     named = re.findall(r"`((?:qframe|plugins|tests|configs|docs)/[\w./-]+\.\w+)`", page.read_text(encoding="utf-8"))
     assert [name for name in named if not (ROOT / name).exists()] == []
