@@ -1,4 +1,4 @@
-"""The whole extension surface: five hooks, and the two declarations that plugins return.
+"""The whole extension surface: six hooks, and the two declarations that plugins return.
 
 Imports no torch: listing, checking and planning must stay instant. Declarations name their classes as
 strings "module:Class", imported only when a component is used.
@@ -13,7 +13,8 @@ strings "module:Class", imported only when a component is used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import attrs
@@ -34,6 +35,7 @@ Kind = Literal[
     "sampler",
     "quantiser",
     "optimizer",
+    "logger",
     "transform",
     "source",
     "model",
@@ -59,7 +61,8 @@ class Component:
 
     kind: what it is. name: what users write in `use = "..."`. target: "module:Class" implementing the interface
     of that kind in `qframe.interfaces`; for kind "model" a "module:function" returning the folder of a
-    checkpoint that ships with the plugin; for kind "benchmark" a click command, run by `qframe bench NAME`. options:
+    checkpoint that ships with the plugin; for kind "logger" a class without arguments whose methods are observing hooks,
+    which hears the runs that name it in `logging.use`; for kind "benchmark" a click command, run by `qframe bench NAME`. options:
     "module:Class", a torch-free attrs class of its settings.
     defaults: of kind "model" alone, configuration that suits this checkpoint, as nested tables; it is laid over the
     family's and under the user's wherever this checkpoint is the model.
@@ -124,6 +127,11 @@ def qframe_run_start(run: Run) -> None:
 @hookspec
 def qframe_step_end(run: Run, step: int, metrics: Mapping[str, float]) -> None:
     """Observe the metrics of a finished optimizer step."""
+
+
+@hookspec
+def qframe_samples(run: Run, step: int, files: Sequence[Path]) -> None:
+    """Observe pictures that were sampled after `step` optimizer steps: PNG files, one per record, in order."""
 
 
 @hookspec

@@ -15,10 +15,12 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import attrs
@@ -27,6 +29,8 @@ import pluggy
 from qframe import hookspecs
 from qframe.errors import ConfigError, PluginError, QframeError
 from qframe.hookspecs import PROJECT, Component, Family
+
+log = logging.getLogger(__name__)
 
 GROUP = "qframe"
 DISABLE = "QFRAME_DISABLE_PLUGINS"
@@ -113,6 +117,7 @@ class Registry:
             self._manager.trace.root.setwriter(sys.stderr.write)
             self._manager.enable_tracing()
         self._broken: list[Broken] = []
+        self._failed: set[str] = set()
         self._plugins: dict[str, Plugin] = {}
         self._components: dict[tuple[str, str], tuple[Component, str]] = {}
         self._families: dict[str, tuple[Family, str]] = {}
@@ -136,6 +141,39 @@ class Registry:
     @property
     def hook(self) -> Any:
         return self._manager.hook
+
+    def tell(self, event: str, **values: Any) -> None:
+        """Call every observer of a hook. One that fails is named in the log, once until the next run starts.
+
+        An observer never ends a run: the others are called, and whoever tells goes on.
+        """
+        if event == "qframe_run_start":
+            self._failed.clear()
+        implementations = getattr(self._manager.hook, event).get_hookimpls()
+        for implementation in reversed(implementations):
+            others = [other.plugin for other in implementations if other is not implementation]
+            try:
+                self._manager.subset_hook_caller(event, others)(**values)
+            # Somebody else's code again, in the middle of a run that may have taken days.
+            except Exception as error:  # noqa: BLE001
+                name = implementation.plugin_name
+                if name not in self._failed:
+                    self._failed.add(name)
+                    log.warning("%s failed at %s and is passed over: %s", name, event, _say(error))
+
+    @contextmanager
+    def observing(self, observers: Mapping[str, object]) -> Iterator[None]:
+        """Inside, these loggers, by name, observe too. PluginError for one whose hooks are none."""
+        for observer in observers.values():
+            _check_hooks(observer)
+        names = {f"logger {name}": observer for name, observer in observers.items()}
+        for name, observer in names.items():
+            self._manager.register(observer, name)
+        try:
+            yield
+        finally:
+            for name in names:
+                self._manager.unregister(name=name)
 
     def components(self, kind: str | None = None) -> tuple[Component, ...]:
         """The components of one kind, or all, by kind and name."""

@@ -47,6 +47,11 @@ class DataConfig:
     use: str | None = attrs.field(default=None, metadata={"help": "registered source; 'folder' when path is given"})
     path: str | None = attrs.field(default=None, metadata={"help": "folder of pictures, .jsonl, .csv or .parquet file"})
     options: Any = attrs.field(default=None, metadata={"help": "settings that the source declares"})
+    holdout: float = attrs.field(
+        default=0.0,
+        validator=and_(ge(0.0), lt(1.0)),
+        metadata={"help": "share of the records that is kept from training for validation, chosen by their ids"},
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -184,8 +189,19 @@ class TrainConfig:
 
 @attrs.frozen(kw_only=True)
 class SampleConfig:
-    """How pictures are sampled; all but `guidance_batching` is for validation, before and after training."""
+    """How pictures are sampled; all but `guidance_batching` is for validation, before, while and after training."""
 
+    every: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={"help": "steps between samples; by default only before and after training"},
+    )
+    prompts: tuple[str, ...] = attrs.field(
+        default=(), metadata={"help": "prompts sampled in place of the records' own, each with the pictures of one"}
+    )
+    data: str | None = attrs.field(
+        default=None, metadata={"help": "another data set whose records are sampled; a path as data.path takes"}
+    )
     num_inference_steps: int = attrs.field(default=20, validator=ge(1), metadata={"help": "sampling steps"})
     true_cfg_scale: float = attrs.field(default=4.0, validator=ge(0.0), metadata={"help": "guidance scale; 1 is off"})
     guidance_scale: float = attrs.field(
@@ -201,6 +217,26 @@ class SampleConfig:
     count: int = attrs.field(
         default=8, validator=ge(0), metadata={"help": "records sampled when the data set keeps none for validation"}
     )
+
+
+@attrs.frozen(kw_only=True)
+class ValidationConfig:
+    """The loss on records that are kept from training (the data set's own validation records, and data.holdout)."""
+
+    every: int | None = attrs.field(
+        default=None, validator=optional(ge(1)), metadata={"help": "steps between validation losses; also at step 0"}
+    )
+    count: int = attrs.field(default=32, validator=ge(1), metadata={"help": "most records that they are taken over"})
+
+
+@attrs.frozen(kw_only=True)
+class LoggingConfig:
+    """Where metrics and samples go beside metrics.jsonl and the samples folder."""
+
+    use: tuple[str, ...] = attrs.field(
+        default=(), metadata={"help": "registered loggers: csv, tensorboard, wandb, or a plugin's"}
+    )
+    project: str = attrs.field(default="qframe", metadata={"help": "where a logger groups runs by project"})
 
 
 @attrs.frozen(kw_only=True)
@@ -245,6 +281,8 @@ class Config:
     lora: LoraConfig = attrs.field(factory=LoraConfig)
     train: TrainConfig = attrs.field(factory=TrainConfig)
     sample: SampleConfig = attrs.field(factory=SampleConfig)
+    validation: ValidationConfig = attrs.field(factory=ValidationConfig)
+    logging: LoggingConfig = attrs.field(factory=LoggingConfig)
     compose: ComposeConfig = attrs.field(factory=ComposeConfig)
 
 

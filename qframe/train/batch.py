@@ -58,6 +58,27 @@ def make_batch(
     noise = torch.cat(
         [torch.randn(length, channels, generator=g) for g, length in zip(generators, clean.lengths, strict=True)]
     )
+    batch = noised_batch(examples, clean, sigma=sigma, noise=noise, drops=drops, patch=patch, device=device)
+    if config.sigma_floor or config.loss_weighting != "none":
+        weight = per_token(sigma_weight(config, sigma), clean.lengths).to(device)
+        batch = attrs.evolve(batch, weight=batch.weight * weight)
+    return batch
+
+
+def noised_batch(
+    examples: Sequence[Example],
+    clean: PackedSequence,
+    *,
+    sigma: Tensor,
+    noise: Tensor,
+    drops: Sequence[bool],
+    patch: int,
+    device: torch.device,
+) -> TrainingBatch:
+    """The batch in which targets `clean` [N, C] are noised by `noise` [N, C] up to `sigma` [B], every sigma alike.
+
+    drops: whose captions the empty prompt replaces.
+    """
     noisy = add_noise(clean.tokens, noise, per_token(sigma, clean.lengths))
     references = None
     if any(example.references for example in examples):
@@ -100,6 +121,12 @@ def _token_weight(example: Example, patch: int, tokens: int) -> Tensor:
             "Paint the places that count in white, or leave the weight map out.",
         )
     return weight / weight.sum()
+
+
+def sample_losses(predicted: Tensor, batch: TrainingBatch) -> Tensor:
+    """Each sample's weighted mean squared error [B], in float32."""
+    error = (predicted.float() - batch.velocity).square().mean(dim=-1) * batch.weight  # [N]
+    return torch.stack([part.sum() for part in error.split(list(batch.noisy.lengths))])
 
 
 def flow_loss(predicted: Tensor, batch: TrainingBatch, samples: int) -> Tensor:

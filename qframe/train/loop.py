@@ -41,6 +41,7 @@ class TrainingJob:
     """What does not change while a run goes on.
 
     patch: of the denoiser, for packing. forward: what every forward pass is given beside its batch.
+    examine: called after every step with its number, before it is observed and saved; returns further metrics.
     save: publishes a checkpoint of the state as it stands. observe: called after every step with its number (from 1)
     and metrics. processes: those that make every step together, each with its share of the batch; all of them save
     and observe. one_by_one: every forward pass is of one sample, and all processes make equally many of them.
@@ -57,6 +58,7 @@ class TrainingJob:
     progress: Progress
     observe: Callable[[int, Mapping[str, float]], None]
     save: Callable[[], object]
+    examine: Callable[[int], Mapping[str, float]] = lambda step: {}
     processes: Processes = ALONE
     one_by_one: bool = False
 
@@ -83,7 +85,7 @@ def run_steps(job: TrainingJob, state: TrainingState) -> None:
             metrics, ids = taken
             state.step += 1
             bar.advance(1, loss=metrics["loss"], tokens=_valid(metrics), padded=metrics["padded_tokens"])
-            job.observe(state.step, metrics)
+            job.observe(state.step, {**metrics, **job.examine(state.step)})
             bad_steps = 0 if metrics["skipped"] == 0 else bad_steps + 1
             if bad_steps > config.nan_patience:
                 raise NumericsError(
@@ -135,7 +137,7 @@ def optimizer_step(
                 device=job.device,
             )
             # Backward too: gradient checkpointing runs the forward pass again there, and must get the same kernels.
-            with _attention(job.device, max(batch.noisy.lengths)):
+            with attention_kernels(job.device, max(batch.noisy.lengths)):
                 loss = _forward(job, batch, samples, seed=_dropout_seed(job, state.step, passes))
                 (loss if counts else loss * 0.0).backward()
             passes += 1
@@ -189,10 +191,13 @@ def _valid(metrics: Mapping[str, float]) -> float:
 
 def _forward(job: TrainingJob, batch: TrainingBatch, samples: int, *, seed: int) -> torch.Tensor:
     torch.manual_seed(seed)  # dropout inside the network draws from the global generator
-    mixed = torch.autocast(job.device.type, dtype=torch.bfloat16, enabled=job.config.precision == "bfloat16")
-    with mixed:
-        predicted = job.denoiser.velocity(batch.noisy, batch.sigma, batch.cond, batch.references, forward=job.forward)
-    return flow_loss(predicted, batch, samples)
+    return flow_loss(predict_velocity(job, batch), batch, samples)
+
+
+def predict_velocity(job: TrainingJob, batch: TrainingBatch) -> torch.Tensor:
+    """What the denoiser predicts for a batch [N, C], in the precision of training."""
+    with torch.autocast(job.device.type, dtype=torch.bfloat16, enabled=job.config.precision == "bfloat16"):
+        return job.denoiser.velocity(batch.noisy, batch.sigma, batch.cond, batch.references, forward=job.forward)
 
 
 def _passes(job: TrainingJob, number: int, share: BatchShare) -> list[tuple[tuple[int, ...], bool]]:
@@ -216,7 +221,8 @@ def _dropout_seed(job: TrainingJob, step: int, micro: int) -> int:
     return derived_seed(job.config.seed, "dropout", step, micro, *([rank] if rank else []))
 
 
-def _attention(device: torch.device, tokens: int) -> AbstractContextManager[None]:
+def attention_kernels(device: torch.device, tokens: int) -> AbstractContextManager[None]:
+    """Inside, attention takes the kernels that are fastest for sequences of at most `tokens` picture tokens."""
     if device.type == "cpu" and tokens <= _MATH_ATTENTION_TOKENS:
         return sdpa_kernel(SDPBackend.MATH)
     return contextlib.nullcontext()

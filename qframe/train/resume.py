@@ -19,13 +19,14 @@ _FREE = (
     "threads",
     "cache.",
     "sample.",
+    "validation.",
+    "logging.",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.nan_patience",
     "train.process_timeout",
     "train.shard",
     "train.max_steps",
-    "train.epochs",
     "train.gradient_checkpointing",
 )
 """Keys whose change leaves the steps already done as they were. Devices and threads may change the last bits."""
@@ -71,6 +72,7 @@ def _free(folder: Path) -> bool:
         "samples",
         "metrics.jsonl",
         "checkpoints",
+        "logs",
         SESSIONS_FILE,
     }
     return not names or (begun and not any((folder / "checkpoints").glob("step-*")))
@@ -96,7 +98,7 @@ def check_changes(checkpoint: Path, config: Config, registry: Registry, *, proce
     refused = [
         f"{key}: was {old!r}, is {new!r}"
         for key, old, new in changes
-        if not (key.startswith(_FREE) or (key == share and same))
+        if not (key.startswith(_FREE) or (key == share and same) or (key == "train.epochs" and None not in (old, new)))
     ]
     if refused:
         raise CheckpointError(

@@ -27,6 +27,11 @@ class Run:
         """metrics.jsonl: one line per optimizer step."""
         return self.folder / "metrics.jsonl"
 
+    @property
+    def logs(self) -> Path:
+        """logs: where loggers keep files."""
+        return self.folder / "logs"
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line. After a kill the file may be ahead of the last checkpoint; `rewind` cuts that."""
         with self.metrics_file.open("a", encoding="utf-8") as stream:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from qframe.compose import Composition, compose
 from qframe.config import dump_config
 from qframe.data.choose import open_source
 from qframe.encoding import LiveExamples
-from qframe.errors import CacheError, ConfigError, DataError
+from qframe.errors import CacheError, ConfigError
 from qframe.interfaces import Denoiser, Parts, RecordSource
 from qframe.pictures import from_pixels
 from qframe.pipeline import Pipeline, run_plan
@@ -31,16 +32,18 @@ from qframe.schema import Config
 from qframe.storage import is_published, lock_folder, publish_folder, remove_published, write_file
 from qframe.train import resume as resuming
 from qframe.train.distributed import ALONE, Processes
+from qframe.train.held_out import held_out_losses
 from qframe.train.loop import TrainingJob, run_steps
 from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory
 from qframe.train.order import make_order, sample_sizes, token_budget, total_steps
+from qframe.train.records import sampled_records, split_records, spread
 from qframe.train.run import Run
 from qframe.train.sessions import describe_data, describe_machine, write_session
 from qframe.train.sharding import check_sharding, load_whole, shard
 from qframe.train.state import TrainingState, find_checkpoint, read_about, restore, save_checkpoint
 from qframe.train.streams import derived_seed
 from qframe.train.validation import GroupResult, Validation, result_lines
-from qframe.types import ForwardOptions, Plan, Record
+from qframe.types import Example, ForwardOptions, Plan, Record
 
 _MADE_OF = ("encoder", "codec", "denoiser", "schedule")
 """Components whose change makes another run. A sampler has no part in training."""
@@ -101,13 +104,16 @@ class Trainer:
                 config, self.composition.classes["denoiser"], quantised="denoiser" in self.composition.quantisers
             )
         self.source: RecordSource = open_source(config, self.registry)
-        self.records: Sequence[Record] = self.source.records()
-        if not self.records:
-            raise DataError("the data set has no records", "Check data.path, or data.use and its options.")
+        self.records, self.held_out = split_records(self.source, config)
+        self._judge, self._sampled = sampled_records(self.source, self.records, self.held_out, config, self.registry)
+        self._loggers = {name: self._logger(name) for name in config.logging.use}  # may lack a package
         self.state: TrainingState | None = None
         self._parts: dict[str, Any] = {}
         self._codec = Placement()
         self._loaded_loras = self._merged_at = 0
+
+    def _logger(self, name: str) -> Any:
+        return self.registry.resolve(self.registry.component("logger", name))()
 
     # -- parts ------------------------------------------------------------------------------------------------
 
@@ -142,9 +148,12 @@ class Trainer:
 
     # -- caching ----------------------------------------------------------------------------------------------
 
-    def cache(self, folder: Path | None = None, *, share: Share = WHOLE) -> CachedExamples | LiveExamples:
+    def cache(
+        self, folder: Path | None = None, *, share: Share = WHOLE, records: Sequence[Record] | None = None
+    ) -> CachedExamples | LiveExamples:
         """Encode what is not in the cache yet, and return the examples. With cache.enabled = false, live ones.
 
+        records: by default those to train on.
         share: encode this share alone, where several processes fill one cache.
         ConfigError if the recipe's sizes do not fit the codec and the denoiser.
         """
@@ -154,7 +163,7 @@ class Trainer:
         if not self.config.cache.enabled:
             parts = self.load("encoder", "codec")
             return LiveExamples(
-                self.records,
+                self.records if records is None else records,
                 composition.recipe,
                 parts,
                 unconditional=drops,
@@ -162,7 +171,7 @@ class Trainer:
             )
         cache = Cache(folder or cache_folder(self.config))
         return build_cache(
-            self.records,
+            self.records if records is None else records,
             composition.recipe,
             self.load,
             cache,
@@ -233,16 +242,16 @@ class Trainer:
         with lock_folder(folder) if processes.first else contextlib.nullcontext():
             processes.connect(self.composition.device("denoiser"), self.config.train.process_timeout)
             run = Run(folder=folder, config=attrs.evolve(self.config, output=str(folder)))
-            hooks = self.registry.hook
             error: BaseException | None = None
-            try:
-                return self._fit(run, resume)
-            except BaseException as raised:
-                error = raised
-                raise
-            finally:
-                if processes.first:
-                    hooks.qframe_run_end(run=run, error=error)
+            with self.registry.observing(self._loggers if processes.first else {}):
+                try:
+                    return self._fit(run, resume)
+                except BaseException as raised:
+                    error = raised
+                    raise
+                finally:
+                    if processes.first:
+                        self.registry.tell("qframe_run_end", run=run, error=error)
 
     def _fit(self, run: Run, resume: str | None) -> FitResult:
         text, processes = dump_config(run.config), self.processes
@@ -259,7 +268,7 @@ class Trainer:
             write_file(run.folder / "config.toml", text.encode())
             run.rewind(0)  # what a run left here that ended before its first checkpoint
         if processes.first:
-            self.registry.hook.qframe_run_start(run=run)
+            self.registry.tell("qframe_run_start", run=run)
 
         self._check_lora()
         made_of = json.loads(processes.agree(lambda: json.dumps(self._made_of())))  # weights are read once
@@ -269,12 +278,12 @@ class Trainer:
         data = examples.digest()
         if checkpoint is not None:
             resuming.check_data(checkpoint, data)
-        records = list(self.source.validation()) or list(self.records[: self.config.sample.count])
-        validation = Validation(run.folder / "samples", self.source, records)
+        held_out = self._encode_held_out()
+        validation = Validation(run.folder / "samples", self._judge, self._sampled)
         if processes.first:
             self._write_session(run, examples, changes)
             validation.keep_inputs()
-        plans = self._plans(records)
+        plans = self._plans(self._sampled)
         if self.config.cache.enabled:
             self.release("encoder")
         self._codec.free()
@@ -284,12 +293,13 @@ class Trainer:
             if processes.first:
                 run.rewind(state.step)
         if checkpoint is None and plans:
-            self._keep_samples(validation, "before", plans)
+            self._keep_samples(run, validation, "before", plans)
         about = {"data": data, "family": self.config.family, "made_of": made_of, "processes": processes.world}
-        self._train(run, state, examples, about=about, text=text)
+        sample = partial(self._keep_samples, run, validation, plans=plans)
+        self._train(run, state, examples, held_out=held_out, sample=sample if plans else None, about=about, text=text)
         weights = self._save_result(run)
         if plans:
-            self._keep_samples(validation, "after", plans)
+            self._keep_samples(run, validation, "after", plans)
         processes.meet()  # what the first one wrote is there
         before, after = validation.results("before"), validation.results("after")
         for line in result_lines(before, after):
@@ -316,9 +326,15 @@ class Trainer:
             found = made_by(self.composition, cache, self.progress, roles=_MADE_OF)
         return {role: dict(ingredients) for role, ingredients in found.items()}
 
-    def _cache_together(self) -> CachedExamples | LiveExamples:
-        """Every process encodes its share, and waits for the others."""
-        examples = self.cache(share=self.processes.share)
+    def _encode_held_out(self) -> CachedExamples | LiveExamples | None:
+        """What the validation loss is taken over; None if there is none."""
+        if self.config.validation.every is None:
+            return None
+        return self._cache_together(spread(self.held_out, self.config.validation.count))
+
+    def _cache_together(self, records: Sequence[Record] | None = None) -> CachedExamples | LiveExamples:
+        """Every process encodes its share of the records (by default those to train on), and waits for the others."""
+        examples = self.cache(share=self.processes.share, records=records)
         self.processes.meet()
         if self.processes.world > 1 and isinstance(examples, CachedExamples) and (missing := examples.missing()):
             raise CacheError(
@@ -327,10 +343,12 @@ class Trainer:
             )
         return examples
 
-    def _keep_samples(self, validation: Validation, moment: str, plans: Sequence[Plan]) -> None:
-        pictures = self.sample(plans, title=f"sampling {moment} training")
+    def _keep_samples(self, run: Run, validation: Validation, moment: str, plans: Sequence[Plan]) -> None:
+        at = f"{moment} training" if moment in ("before", "after") else f"at {moment}"
+        pictures = self.sample(plans, title=f"sampling {at}")
         if self.processes.first:
-            validation.keep(moment, pictures)
+            files = validation.keep(moment, pictures)
+            self.registry.tell("qframe_samples", run=run, step=self.global_step, files=files)
 
     def _train(
         self,
@@ -338,14 +356,28 @@ class Trainer:
         state: TrainingState,
         examples: CachedExamples | LiveExamples,
         *,
+        held_out: Sequence[Example] | None,
+        sample: Callable[[str], None] | None,
         about: Mapping[str, Any],
         text: str,
     ) -> None:
+        """held_out: what the validation loss is taken over. sample: samples, under the name of the moment."""
+
+        def examine(step: int) -> Mapping[str, float]:
+            found: Mapping[str, float] = {}
+            if held_out is not None and _due(self.config.validation.every, step, train.max_steps):
+                with self.averaged():
+                    found = held_out_losses(job, held_out)
+            if sample is not None and 0 < step < train.max_steps and _due(self.config.sample.every, step):
+                sample(f"step-{step:06d}")
+                job.denoiser.module.train()
+            return found
+
         def observe(step: int, metrics: Mapping[str, float]) -> None:
             run.step = step
             if self.processes.first:
                 run.log(step, metrics)
-                self.registry.hook.qframe_step_end(run=run, step=step, metrics=metrics)
+                self.registry.tell("qframe_step_end", run=run, step=step, metrics=metrics)
 
         def save() -> None:
             first = self.processes.first
@@ -371,10 +403,13 @@ class Trainer:
             device=self.composition.device("denoiser"),
             progress=self.progress,
             observe=observe,
+            examine=examine,
             save=save,
             processes=self.processes,
             one_by_one=self._shards,
         )
+        if state.step == 0 and (found := examine(0)):
+            observe(0, found)
         run_steps(job, state)
 
     def _save_result(self, run: Run) -> Path:
@@ -513,6 +548,10 @@ class Trainer:
         self._merged_at = self.global_step
         adapters.merge_lora(self.denoiser.module)
         self.state = None
+
+
+def _due(every: int | None, step: int, last: int | None = None) -> bool:
+    return every is not None and (step % every == 0 or step == last)
 
 
 def _overwrite(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:

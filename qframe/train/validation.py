@@ -133,14 +133,19 @@ class Validation:
             rows.append({"name": name, **about, "references": references, "target": target})
         write_file(self.folder / "records.json", json.dumps(rows, indent=1).encode())
 
-    def keep(self, moment: str, pictures: Sequence[Image.Image]) -> None:
-        """Save the pictures of a moment ("before", "after") as PNG, named by place and record, and their verdicts."""
+    def keep(self, moment: str, pictures: Sequence[Image.Image]) -> list[Path]:
+        """Save the pictures of a moment ("before", "step-000100", "after") as PNG, and their verdicts. The files.
+
+        They are named by place and record.
+        """
         for stale in (self.folder / moment).glob("*.png"):
             stale.unlink()  # of an earlier session that sampled other records
-        for index, picture in enumerate(pictures):
-            write_file(self.folder / moment / f"{self._name(index)}.png", _png(picture))
+        files = [self.folder / moment / f"{self._name(index)}.png" for index in range(len(pictures))]
+        for file, picture in zip(files, pictures, strict=True):
+            write_file(file, _png(picture))
         results = [attrs.asdict(result) for result in judge(self.source, self.records, pictures)]
         write_file(self._results(moment), json.dumps(results, indent=1).encode())
+        return files
 
     def results(self, moment: str) -> list[GroupResult]:
         """The verdicts of a moment; none if it was not sampled."""

@@ -275,6 +275,8 @@ def test_a_run_by_epochs_ends_with_its_last_epoch(config: Callable[..., Config],
     assert [line["learning_rate"] for line in lines] == pytest.approx([0.05, 0.0375, 0.025, 0.0125])
     with pytest.raises(ConfigError, match=r"train\.epochs: a run of 2 steps, and step-00000004 is past it"):
         Trainer(config("run", *quiet, "train.epochs=1")).fit(resume="latest")
+    with pytest.raises(CheckpointError, match=r"train\.epochs: was 2, is None"):  # other batches make a step
+        Trainer(config("run", *quiet)).fit(resume="latest")
 
 
 def test_the_stored_configuration_names_its_folder_and_resumes(

@@ -1,0 +1,1 @@
+"""Plugin: loggers of training runs."""

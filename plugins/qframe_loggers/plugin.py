@@ -1,0 +1,30 @@
+"""What this plugin offers. Imports no torch."""
+
+from __future__ import annotations
+
+from qframe.hookspecs import Component, hookimpl
+
+
+@hookimpl
+def qframe_components() -> list[Component]:
+    """Three loggers; metrics.jsonl is always written."""
+    return [
+        Component(
+            "logger",
+            "csv",
+            "qframe_loggers.table:CsvLogger",
+            summary="metrics as a table, written when the run ends: logs/metrics.csv",
+        ),
+        Component(
+            "logger",
+            "tensorboard",
+            "qframe_loggers.tensorboard:TensorBoardLogger",
+            summary="metrics and samples for TensorBoard, in logs/tensorboard",
+        ),
+        Component(
+            "logger",
+            "wandb",
+            "qframe_loggers.weights_and_biases:WandbLogger",
+            summary="metrics and samples for Weights & Biases, in project logging.project",
+        ),
+    ]
