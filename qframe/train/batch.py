@@ -86,8 +86,6 @@ def noised_batch(
         references = references.with_tokens(references.tokens.to(device))
     cond = Conditioning.join([_conditioning(e, drop) for e, drop in zip(examples, drops, strict=True)])
     weight = torch.cat([_token_weight(e, patch, grid_length(g[0])) for e, g in zip(examples, clean.grids, strict=True)])
-    if config.sigma_floor or config.loss_weighting != "none":
-        weight = weight * per_token(sigma_weight(config, sigma), clean.lengths)
     return TrainingBatch(
         ids=tuple(example.id for example in examples),
         noisy=clean.with_tokens(noisy.to(device)),
