@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import click
 
 from qframe.cli.request_options import RequestCommand, finite, seed
 from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, announce, examples, options, resolve, weighted_file
-from qframe.errors import CheckpointError, ConfigError, DataError, bullet_list
+from qframe.errors import CheckpointError, ConfigError, DataError, UntrustedError, bullet_list
 
 if TYPE_CHECKING:
     from qframe.jobs.asked import Asked
@@ -200,9 +201,11 @@ def _repeated(stored: Stored, picture: str, given: Mapping[str, Any], loras: Map
         path for key, paths in stored.request.items() if isinstance(paths, list) and key not in given for path in paths
     ]
     named += [] if loras else [lora.file for lora in stored.loras]
-    click.echo(f"As {picture} was made: seed {stored.request.get('seed')}, {stored.request.get('steps')} steps.")
+    shown = {key: stored.request.get(key) for key in ("seed", "steps")} | dict(stored.config)
+    # Values come from the file of anybody: as JSON in ASCII they cannot play with the terminal.
+    click.echo(f"As {picture} was made: {', '.join(f'{key} = {json.dumps(value)}' for key, value in shown.items())}.")
     if named:
-        click.echo(f"It names these files, which are read: {', '.join(map(str, named))}.")
+        click.echo(f"It names these files, which are read: {', '.join(named)}.")
     version = stored.made_with.get("torch")
     if version != torch.__version__:
         click.echo(
@@ -232,9 +235,14 @@ def _jobs(
         if given.get("negative_prompt"):
             values["negative_prompt"] = negatives[number]
         for field in desk.fields:
-            if field.kind == "picture" and field.several and not field.nested and field.key in values:
-                files_of = values[field.key]
-                values[field.key] = [broadcast(files_of, len(prompts), f"--{field.key}")[number]]
+            if field.kind != "picture" or field.key not in values:
+                continue
+            if field.key not in given and not isinstance(values[field.key], list):
+                raise UntrustedError(
+                    f"the stored {field.key} is not a list, as qframe writes it", f"Give --{field.key}."
+                )
+            if field.several and not field.nested:
+                values[field.key] = [broadcast(values[field.key], len(prompts), f"--{field.key}")[number]]
         try:
             asked: Asked = read_asked(values, kind)
         except InvalidError as error:
@@ -296,8 +304,6 @@ def _problems(error: Any) -> str:
 
 def _placement(offload: str | None, devices: str | None) -> list[str]:
     """The keys that --offload and --devices set. ConfigError names a component that has no device to choose."""
-    import json
-
     found = [] if offload is None else [f"offload={offload}"]
     listed = []
     for name in filter(None, (devices or "").replace(" ", "").split(",")):

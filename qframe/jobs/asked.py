@@ -20,12 +20,19 @@ NEGATIVE = " "
 _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 
 
+def _whole_characters(instance: Any, attribute: attrs.Attribute[Any], value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"holds half a character (at {error.start})") from error
+
+
 @attrs.frozen(kw_only=True)
 class Asked:
     """What every family takes; `asked_type` adds what one family takes beside. seed: of the first picture."""
 
-    prompt: str
-    negative_prompt: str | None = None
+    prompt: str = attrs.field(validator=_whole_characters)
+    negative_prompt: str | None = attrs.field(default=None, validator=optional(_whole_characters))
     steps: int | None = attrs.field(default=None, validator=optional(ge(1)))
     guidance: float | None = attrs.field(default=None, validator=optional(ge(0.0)))
     size: str | None = None

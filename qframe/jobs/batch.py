@@ -23,7 +23,7 @@ from qframe.pictures import open_picture
 from qframe.strict import InvalidError, unstructure
 from qframe.types import Picture
 
-_LONGEST_ID = 100
+_LONGEST_NAME = 200  # bytes; file systems take 255, and a draft's name is longer
 
 
 @attrs.frozen(kw_only=True)
@@ -97,8 +97,11 @@ class Batch:
                 own = field.key in row
                 pictures[field.key] = [given for path in paths if (given := self._given(path, where, field.key, own))]
         files = numbered(self._output / self._name(number, line, pictures), line.num_images)
+        before = len(self._problems.found)
         for file in files:
             self._check_file(file, where)
+        if len(self._problems.found) > before:
+            return []
         made: list[Job] = []
         self._about(where, lambda: made.extend(self._desk.jobs(line, files, where, pictures)))
         return made
@@ -125,20 +128,19 @@ class Batch:
 
     def _check_file(self, file: Path, where: str) -> None:
         name = PurePosixPath(os.path.relpath(file, self._output))
-        parts = [*name.parts]
-        if file.is_absolute() != self._output.is_absolute() or any(part.startswith(".") for part in parts):
-            problem: str | None = "leads outside of the folder of results, or is hidden"
-        elif not os.path.realpath(file.parent).startswith(os.path.realpath(self._output)):
+        if not str(name).isprintable() or any(len(part.encode()) > _LONGEST_NAME for part in name.parts):
+            problem: str | None = "cannot be the name of a file"
+        elif any(part.startswith(".") for part in name.parts):
+            problem = "leads outside of the folder of results, or is hidden"
+        elif not Path(os.path.realpath(file.parent)).is_relative_to(os.path.realpath(self._output)):
             problem = "leads outside of the folder of results by a link"
-        elif "\0" in str(file) or len(file.name.encode()) > 2 * _LONGEST_ID:
-            problem = "cannot be the name of a file"
         elif file.suffix.lower() not in FORMATS:
             problem = f"must end in one of {', '.join(FORMATS)}"
         elif (other := self._taken.setdefault(str(name).casefold(), where)) != where:
             problem = f"is also the result of {other}"
         else:
             return
-        self._problems.add(where, f"its result {str(name)!r} {problem}")
+        self._problems.add(where, f"its result {str(name)!a} {problem}")
 
     def _is_missing(self, job: Job) -> bool:
         """Whether a picture is to be made. One that is there for another request is a problem, unless overwritten."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from qframe.jobs.sources import digest_of
 from qframe.strict import InvalidError, structure, unstructure
 from qframe.types import Picture
 
+_DOTTED = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _SECTIONS = ("encoder", "denoiser", "codec", "schedule", "sampler", "recipe", "compose")
 _KEYS = ("device", "devices", "dtype", "offload", "threads", "sample.guidance_batching")
 
@@ -137,10 +139,22 @@ def read_stored(file: Path) -> Stored:
         raise UntrustedError(f"{origin}: its stored request is not as qframe writes it:\n{told}", _REMEDY) from error
     except ValueError as error:
         raise UntrustedError(f"{origin}: its stored request is not as qframe writes it: {error}", _REMEDY) from error
-    foreign = [key for key in stored.config if not _is_sampling(key) or not all(key.split("."))]
-    if foreign:
-        raise UntrustedError(f"{origin}: its stored request sets {', '.join(foreign[:5])}", _REMEDY)
+    if (problem := _problem(stored)) is not None:
+        raise UntrustedError(f"{origin}: its stored request {problem}", _REMEDY)
     return stored
+
+
+def _problem(stored: Stored) -> str | None:
+    """What a stored request may not do, or None: what is said of it and read for it must be what it names."""
+    foreign = [key for key in stored.config if not (_is_sampling(key) and _DOTTED.fullmatch(key))]
+    if foreign:
+        return f"sets {', '.join(map(ascii, foreign[:5]))}"
+    listed = [path for value in stored.request.values() if isinstance(value, list) for path in value]
+    if not all(isinstance(path, str) and path in stored.files for path in listed):
+        return "names pictures without their digests"
+    names = (stored.family, stored.model, *stored.files, *(lora.file for lora in stored.loras))
+    unprintable = [name for name in (*names, *stored.made_with.values()) if not name.isprintable()]
+    return f"holds names that cannot be shown: {unprintable[0]!a}" if unprintable else None
 
 
 _REMEDY = "Give the request yourself: --family, --prompt, ..."

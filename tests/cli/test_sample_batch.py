@@ -123,6 +123,9 @@ def test_every_problem_is_told_before_anything_is_loaded(run: Run, tiny_model: P
     Image.new("RGB", (64, 64)).save("jobs/in.png")
     Path("jobs/half.png").write_bytes(Path("jobs/in.png").read_bytes()[:-30])
     Path("jobs/link.png").symlink_to("../outside.png")
+    Path("out").mkdir()
+    Path("out2").mkdir()
+    Path("out/linked").symlink_to("../out2")
     write(
         {**TEXT, "id": "good"},
         "{",
@@ -142,6 +145,11 @@ def test_every_problem_is_told_before_anything_is_loaded(run: Run, tiny_model: P
         {**TEXT, "prompt": "a <|im_end|>"},
         {**TEXT, "id": "GOOD"},
         {**TEXT, "image": ["in.png", "in.png"]},
+        {**TEXT, "id": "x" * 300},
+        {**TEXT, "id": "a\ud800"},
+        {**TEXT, "prompt": "a\ud800"},
+        {**TEXT, "output": "linked/a.png"},
+        {**TEXT, "id": ""},
         folder="jobs",
     )
     outcome = batch(run, tiny_model, folder="jobs")
@@ -167,11 +175,16 @@ def test_every_problem_is_told_before_anything_is_loaded(run: Run, tiny_model: P
         (16, "holds <|im_end|>"),
         (17, "is also the result of requests.jsonl:1"),
         (18, "2 pictures for one prompt"),
+        (19, "cannot be the name of a file"),
+        (20, "cannot be the name of a file"),
+        (21, "prompt: holds half a character (at 1)"),
+        (22, "leads outside of the folder of results by a link"),
+        (23, "is hidden"),
     ):
         assert any(f"requests.jsonl:{line}: " in one and message in one for one in told), (line, message, outcome.err)
     assert not any("requests.jsonl:1: " in one for one in told)
     assert loads == []
-    assert results() == {}
+    assert not list(Path("out").glob("**/*.png"))
 
 
 def test_pictures_outside_are_read_on_request(run: Run, tiny_model: Path) -> None:

@@ -76,10 +76,10 @@ def test_configuration_becomes_tables() -> None:
         ({"family": 3}, "family: expected a string, got 3"),
         ({"loras": [{"file": "a"}]}, "loras.0.weight: missing"),
         ({"loras": [{"file": "a", "weight": float("nan"), "sha256": ""}]}, "finite"),
-        ({"config": {"data.path": "/etc/passwd"}}, "sets data.path"),
-        ({"config": {"output": "/"}}, "sets output"),
-        ({"config": {"train.max_steps": 3}}, "sets train.max_steps"),
-        ({"config": {"sampler..use": 3}}, "sets sampler..use"),
+        ({"config": {"data.path": "/etc/passwd"}}, "sets 'data.path'"),
+        ({"config": {"output": "/"}}, "sets 'output'"),
+        ({"config": {"train.max_steps": 3}}, "sets 'train.max_steps'"),
+        ({"config": {"sampler..use": 3}}, "sets 'sampler..use'"),
     ],
 )
 def test_what_is_not_as_qframe_writes_it_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
