@@ -23,6 +23,7 @@ from qframe.types import (
     PLAIN,
     AfterStep,
     Conditioning,
+    Example,
     ExampleInputs,
     ForwardOptions,
     Grid,
@@ -354,6 +355,14 @@ class Recipe(ABC):
         DataError names the record and what it lacks.
         """
 
+    def loss_weight(self, example: Example, generator: torch.Generator) -> Tensor | None:
+        """Where the loss counts in one step of training, [h, w] in [0, 1], and how much; None: everywhere alike.
+
+        By default the example's weight map. generator: for what is drawn anew in every step; it is a function of (seed,
+        step, place in the batch), so that a resumed run draws the same.
+        """
+        return example.weight
+
     @abstractmethod
     def request_for(self, record: Record) -> Request:
         """The request that asks for this record's target: what validation samples with."""
@@ -440,11 +449,13 @@ class PlanTransform(ABC):
     """Makes another task of a recipe's plans: how tasks mix. Registered as kind "transform", named by a Family.
 
     request_type: the Request whose fields it takes; those that the recipe's own lacks are added to it. optional: a
-    request that uses none of them is the recipe's own, so that a family with this transform can be trained.
+    request that uses none of them is the recipe's own, so that a family with this transform can be trained. trains: it
+    can be anyway, since `request_for` fills them from a record. Its examples are the recipe's, in one cache.
     """
 
     request_type: ClassVar[type[Request]]
     optional: ClassVar[bool]
+    trains: ClassVar[bool] = False
 
     def split(self, request: Request, recipe: Recipe) -> list[tuple[tuple[int, ...], Request]]:
         """As `Recipe.split`. Override where pictures that it adds decide the size."""
@@ -453,6 +464,17 @@ class PlanTransform(ABC):
     def shown(self, request: Request, recipe: Recipe) -> list[tuple[Image.Image, ...]]:
         """As `Recipe.shown`. Override where the recipe is shown other pictures than the request has."""
         return recipe.shown(request)
+
+    def loss_weight(self, example: Example, generator: torch.Generator, recipe: Recipe) -> Tensor | None:
+        """As `Recipe.loss_weight`. Override where the task is to make a part of a picture."""
+        return recipe.loss_weight(example, generator)
+
+    def request_for(self, record: Record, request: Request) -> Request:
+        """As `Recipe.request_for`. request: the recipe's own, of the class that has the fields of both.
+
+        By default as it is. Override where fields that it adds are needed, and set `trains`.
+        """
+        return request
 
     @abstractmethod
     def plan(self, request: Request, parts: Parts, recipe: Recipe) -> Plan:

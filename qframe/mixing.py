@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any, ClassVar, TypeVar
 
 import attrs
+import torch
 from PIL import Image
+from torch import Tensor
 
 from qframe.checkpoint import Checkpoint
 from qframe.errors import ConfigError, PluginError
 from qframe.interfaces import Parts, PlanTransform, Recipe
-from qframe.types import ExampleInputs, Plan, Record, Request
+from qframe.types import Example, ExampleInputs, Plan, Record, Request
 
 R = TypeVar("R", bound=Request)
 
@@ -18,7 +20,7 @@ R = TypeVar("R", bound=Request)
 def transformed(recipe: type[Recipe], transform: type[PlanTransform]) -> type[Recipe]:
     """The recipe whose plans pass through `transform`; its request has the fields of both.
 
-    It trains as `recipe` does, and under its name, so that both share their cached examples.
+    It is trained on the examples of `recipe`, and under its name, so that both share their cache entries.
     """
     return type(
         recipe.__name__,
@@ -59,7 +61,7 @@ class _Transformed(Recipe):
         self.geometry = self.recipe.geometry
 
     def inputs(self, record: Record) -> ExampleInputs:
-        if not self.transform.optional:
+        if not (self.transform.optional or self.transform.trains):
             raise ConfigError(
                 f"this family samples only: a data set has nothing for its transform {self.transform_class.__name__}",
                 "Train the family whose recipe it takes; its LoRA files serve here too.",
@@ -67,7 +69,10 @@ class _Transformed(Recipe):
         return self.recipe.inputs(record)
 
     def request_for(self, record: Record) -> Request:
-        return as_request(self.request_type, self.recipe.request_for(record))
+        return self.transform.request_for(record, as_request(self.request_type, self.recipe.request_for(record)))
+
+    def loss_weight(self, example: Example, generator: torch.Generator) -> Tensor | None:
+        return self.transform.loss_weight(example, generator, self.recipe)
 
     def split(self, request: Request) -> list[tuple[tuple[int, ...], Request]]:
         return self.transform.split(request, self.recipe)

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 import attrs
 import pytest
+import torch
+from torch import Tensor
 
 from qframe.checkpoint import Checkpoint
 from qframe.compose import recipe_class
@@ -17,7 +19,7 @@ from qframe.hookspecs import Component, Family, hookimpl
 from qframe.interfaces import Parts, PlanTransform, Recipe
 from qframe.mixing import as_request, transformed
 from qframe.plugins import Registry
-from qframe.types import ExampleInputs, Plan, Record, Request
+from qframe.types import Example, ExampleInputs, Plan, Record, Request
 from tests.fake_distributions import registry_of
 
 HERE = __name__
@@ -184,6 +186,27 @@ def test_a_transform_that_needs_its_fields_cannot_be_trained_with() -> None:
     record: Any = "r"
     with pytest.raises(ConfigError, match=r"samples only.*Sharpen"):
         transformed(SomeRecipe, Sharpen)(None, CHECKPOINT).inputs(record)
+
+
+class Trained(Sharpen):
+    trains: ClassVar[bool] = True
+
+    def loss_weight(self, example: Example, generator: torch.Generator, recipe: Recipe) -> Tensor | None:
+        return torch.rand(2, 2, generator=generator)
+
+    def request_for(self, record: Record, request: Request) -> Request:
+        return attrs.evolve(request, height=64)
+
+
+def test_a_transform_that_fills_its_fields_from_a_record_trains_and_says_where_the_loss_counts() -> None:
+    recipe = transformed(SomeRecipe, Trained)(None, CHECKPOINT)
+    record: Any = "r"
+    example: Any = "e"
+    assert recipe.inputs(record) == "inputs of r"
+    assert recipe.request_for(record).height == 64
+    drawn = [recipe.loss_weight(example, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])  # type: ignore[arg-type]
+    assert not torch.equal(drawn[0], drawn[2])  # type: ignore[arg-type]
 
 
 def test_a_recipe_without_a_geometry_is_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -16,14 +17,15 @@ from qframe.flow import draw_noise
 from qframe.geometry import Size
 from qframe.interfaces import Parts, PlanTransform, Recipe
 from qframe.mixing import as_request
-from qframe.pictures import from_pixels, resize, to_pixels
+from qframe.pictures import from_pixels, open_picture, resize, to_pixels
 from qframe.planning import broadcast, repeat_each
 from qframe.request_pictures import PictureLike, as_pictures, one_size, open_pictures, output_sizes, split_by_size
 from qframe.starts import check_start, source_tokens
-from qframe.types import Plan, Request
+from qframe.types import Example, Plan, Record, Request
 from qframe_qwen_inpaint.blending import keep_unmasked
 from qframe_qwen_inpaint.crop import Box, crop_box, fit_inside, put_back
 from qframe_qwen_inpaint.masks import EDGES, Edges, latent_mask, mask_tokens, open_masks
+from qframe_qwen_inpaint.random_masks import random_mask
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,25 @@ class KeepUnmasked(PlanTransform):
 
     request_type: ClassVar[type[Request]] = InpaintRequest
     optional: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
+
+    def loss_weight(self, example: Example, generator: torch.Generator, recipe: Recipe) -> Tensor | None:
+        """What is to be repainted: the white of the example's mask; without one a random mask, another in every step.
+
+        Elsewhere the latents are the picture's own after every step of sampling, so nothing is to be learned there.
+        """
+        weight = recipe.loss_weight(example, generator)
+        if weight is not None:
+            return (weight >= 0.5).to(weight)
+        _, height, width = example.target.shape  # [Z, h, w]
+        return random_mask(height, width, generator)
+
+    def request_for(self, record: Record, request: Request) -> Request:
+        """To repaint all of a mask of the picture that the recipe starts from, or else of the target itself."""
+        given = as_request(InpaintRequest, request)
+        image = given.image or (record.target,)
+        mask = record.weight or _mask_of(record)
+        return as_request(type(request), request, image=image, mask_image=(mask,), strength=1.0)
 
     def split(self, request: Request, recipe: Recipe) -> list[tuple[tuple[int, ...], Request]]:
         given = _inpaint(request)
@@ -106,6 +127,13 @@ class KeepUnmasked(PlanTransform):
         if not job.back:
             return kept
         return attrs.evolve(kept, decode=_decoded_into(kept, repeat_each(broadcast(job.back, count, "image"), times)))
+
+
+def _mask_of(record: Record) -> Image.Image:
+    """A random mask of the target's size, always the same for one record."""
+    width, height = open_picture(record.target).size
+    seed = int.from_bytes(hashlib.sha256(record.id.encode()).digest()[:7], "big")
+    return from_pixels(random_mask(height, width, torch.Generator().manual_seed(seed)).expand(3, -1, -1) * 2 - 1)
 
 
 def _inpaint(request: Request) -> InpaintRequest:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -76,7 +75,6 @@ def train(
         click.echo(f"weights   {result.weights}")
         if result.sheet:
             click.echo(f"pictures  {result.sheet}")
-        click.echo(f"a page    qframe report {shlex.quote(str(result.folder))}")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 import torch
@@ -17,6 +17,14 @@ from qframe.schema import TrainConfig
 from qframe.train.noise_levels import draw_sigma, sigma_weight
 from qframe.train.streams import stream
 from qframe.types import Conditioning, Example, PackedSequence, grid_length
+
+Weigh = Callable[[Example, torch.Generator], Tensor | None]
+"""Where the loss of an example counts in one step: see `Recipe.loss_weight`."""
+
+
+def given_weight(example: Example, generator: torch.Generator) -> Tensor | None:
+    """The example's own weight map."""
+    return example.weight
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -46,8 +54,12 @@ def make_batch(
     schedule: Schedule,
     patch: int,
     device: torch.device,
+    weigh: Weigh = given_weight,
 ) -> TrainingBatch:
     """The batch of these examples at optimizer step `step`; `slots` are their places in the step's global batch."""
+    # A stream of their own: noise is the same whatever is drawn for weights.
+    weights = [weigh(e, stream(config.seed, "weight", step, slot)) for e, slot in zip(examples, slots, strict=True)]
+    examples = [attrs.evolve(e, weight=weight) for e, weight in zip(examples, weights, strict=True)]
     generators = [stream(config.seed, "noise", step, slot) for slot in slots]
     clean = pack_pictures([(example.target.float(),) for example in examples], patch)
     drops = [torch.rand((), generator=g).item() < config.caption_dropout for g in generators]

@@ -18,7 +18,7 @@ from qframe.errors import NumericsError
 from qframe.interfaces import Denoiser, Schedule
 from qframe.progress import Progress
 from qframe.schema import TrainConfig
-from qframe.train.batch import TrainingBatch, flow_loss, make_batch
+from qframe.train.batch import TrainingBatch, Weigh, flow_loss, given_weight, make_batch
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.order import BatchOrder, BatchShare, step_batches
 from qframe.train.sharding import whole
@@ -40,7 +40,8 @@ _COUNTED = (*_VALID, "padded_tokens")
 class TrainingJob:
     """What does not change while a run goes on.
 
-    patch: of the denoiser, for packing. forward: what every forward pass is given beside its batch.
+    patch: of the denoiser, for packing. forward: what every forward pass is given beside its batch. weigh: where the
+    loss counts.
     examine: called after every step with its number, before it is observed and saved; returns further metrics.
     save: publishes a checkpoint of the state as it stands. observe: called after every step with its number (from 1)
     and metrics. processes: those that make every step together, each with its share of the batch; all of them save
@@ -52,6 +53,7 @@ class TrainingJob:
     schedule: Schedule
     patch: int
     forward: ForwardOptions = PLAIN
+    weigh: Weigh = given_weight
     examples: Sequence[Example]
     order: BatchOrder
     device: torch.device
@@ -135,6 +137,7 @@ def optimizer_step(
                 schedule=job.schedule,
                 patch=job.patch,
                 device=job.device,
+                weigh=job.weigh,
             )
             # Backward too: gradient checkpointing runs the forward pass again there, and must get the same kernels.
             with attention_kernels(job.device, max(batch.noisy.lengths)):

@@ -398,6 +398,7 @@ class Trainer:
             schedule=parts.schedule,
             patch=parts.denoiser_spec.patch,
             forward=ForwardOptions(guidance=train.guidance_scale if parts.denoiser_spec.guidance else None),
+            weigh=self.composition.recipe.loss_weight,
             examples=examples,
             order=order,
             device=self.composition.device("denoiser"),

@@ -414,12 +414,6 @@ def test_guidance_asked_for_by_half_is_said_once(
     assert caplog.text.count("none is given") == 1
 
 
-def test_an_inpainting_family_is_not_for_training(inpaint: Recipe) -> None:
-    record = Record(id="1", origin="a:1", prompt="a", target=Picture("a.png", b"a"))
-    with pytest.raises(ConfigError, match="samples only"):
-        inpaint.inputs(record)
-
-
 def test_image_to_image_trains_as_text_to_image(checkpoint: Checkpoint, image_to_image: Recipe) -> None:
     record = Record(id="1", origin="a:1", prompt="a", target=Picture("a.png", b"a"))
     alone = TextToImageRecipe(None, checkpoint)
