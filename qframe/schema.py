@@ -268,7 +268,9 @@ class Config:
         metadata={"help": "sampling: weights rest on the CPU until their network, or their block of it, has its turn"},
     )
     threads: int | None = attrs.field(
-        default=None, validator=optional(ge(1)), metadata={"help": "CPU threads of torch; by default its own choice"}
+        default=None,
+        validator=optional(and_(ge(1), le(1024))),
+        metadata={"help": "CPU threads of torch; by default its own choice"},
     )
     encoder: NetworkConfig
     denoiser: NetworkConfig

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qframe.types import Grid, grid_length
-from qframe_qwen_per_sample_rope.rotary import Axes, sample_pictures, text_start, text_table
+from qframe_qwen_per_sample_rope.rotary import MOST_ROWS, Axes, sample_pictures, text_start, text_table
 
 Grids = Sequence[Sequence[Grid]]
 
@@ -126,9 +126,12 @@ def make_layout(
     """The layout of samples with these pictures (the target first) and prompts.
 
     text_positions: per sample, places of its text tokens where they are not simply 0, 1, 2 ...
-    ValueError names an empty sample, and lists of different lengths by both numbers.
+    ValueError names an empty sample, lists of different lengths by both numbers, and likewise a sample whose tables of
+    positions would have more than MOST_ROWS rows, before any is made.
     """
     _check_samples(grids, text_lengths)
+    spans = text_lengths if text_positions is None else [int(places.max()) + 1 for places in text_positions]
+    _check_tables(grids, [text_start(own, layered=layered) + span for own, span in zip(grids, spans, strict=True)])
     images = [sum(map(grid_length, own)) for own in grids]
     targets = [grid_length(own[0]) if zero_cond_t else length for own, length in zip(grids, images, strict=True)]
     keys = list(zip(images, targets, text_lengths, strict=True))
@@ -266,3 +269,17 @@ def _check_samples(grids: Grids, text_lengths: Sequence[int]) -> None:
                 raise ValueError(f"sample {sample}: a grid is 3 positive integers, got {tuple(grid)}")
         if length < 1:
             raise ValueError(f"sample {sample}: {length} text tokens, at least 1 is needed")
+
+
+def _check_tables(grids: Grids, text_ends: Sequence[int]) -> None:
+    """text_ends: per sample, the position after its text."""
+    for sample, (own, end) in enumerate(zip(grids, text_ends, strict=True)):
+        rows = sum(map(grid_length, own))
+        if rows > MOST_ROWS:
+            raise ValueError(
+                f"sample {sample}: {rows} picture tokens, tables of positions have at most {MOST_ROWS} rows"
+            )
+        if end > MOST_ROWS:
+            raise ValueError(
+                f"sample {sample}: its text ends at position {end}, tables of positions have at most {MOST_ROWS} rows"
+            )

@@ -2,7 +2,7 @@
 
 The arithmetic of diffusers' QwenEmbedRope (transformer_qwenimage.py): three axes (frame, row, column), rows and columns
 counted from the middle of a picture, text on the diagonal after the largest half side of its sample. Tables are kept
-per grid, and grow as far as they are asked to.
+per grid, and grow as they are asked to, up to MOST_ROWS (`make_layout` refuses a sample that needs more).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ Axes = tuple[int, int, int]
 
 _THETA = 10000  # QwenImageTransformer2DModel.__init__ in diffusers' transformer_qwenimage.py
 _ROWS = 4096  # text positions a table starts with
+MOST_ROWS = 2**20
+"""What a table may grow to, 512 MiB at the published size: a picture of 16384 x 16384 pixels has as many tokens."""
 
 
 @functools.lru_cache(maxsize=128)

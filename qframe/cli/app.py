@@ -12,6 +12,7 @@ from qframe.cli.data import data
 from qframe.cli.demo import demo
 from qframe.cli.lora import lora
 from qframe.cli.plugins import plugins
+from qframe.cli.report import report
 from qframe.cli.sample import sample
 from qframe.cli.shared import examples
 from qframe.cli.train import train
@@ -39,5 +40,5 @@ def app(debug: bool) -> None:
     """
 
 
-for command in (train, sample, compose, config, data, plugins, cache, demo, verify, lora, bench):
+for command in (train, sample, report, compose, config, data, plugins, cache, demo, verify, lora, bench):
     app.add_command(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -46,6 +47,7 @@ def demo(output: str | None, overrides: tuple[str, ...]) -> None:
         if file is not None:
             click.echo(f"  {file}  {meaning}")
     click.echo(f"The LoRA: {result.weights}")
+    click.echo(f"A page about the run: qframe report {shlex.quote(str(result.folder))}")
 
 
 def with_and_without(config: Config, result: FitResult) -> list[tuple[str, Path]]:

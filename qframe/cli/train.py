@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,7 @@ def train(
         click.echo(f"weights   {result.weights}")
         if result.sheet:
             click.echo(f"pictures  {result.sheet}")
+        click.echo(f"a page    qframe report {shlex.quote(str(result.folder))}")
     return 0
 
 

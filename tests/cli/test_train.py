@@ -32,9 +32,19 @@ def test_training_says_what_is_used_and_where_the_results_are(run: Run, tiny_mod
     assert lines[0] == "Using the embedded data set 'shapes'; --data would choose your own."
     assert lines[1] == f"Weights: {tiny_model}, licence Apache-2.0 (as family 'qwen-edit' declares)."
     assert any(line.startswith("training 3/3, ") and "loss" in line for line in lines)
-    assert lines[-2:] == ["weights   runs/a/lora.safetensors", "pictures  runs/a/samples/sheet.png"]
+    assert lines[-3:] == [
+        "weights   runs/a/lora.safetensors",
+        "pictures  runs/a/samples/sheet.png",
+        "a page    qframe report runs/a",
+    ]
     assert Path("runs/a/lora.safetensors").exists()
     assert Image.open("runs/a/samples/sheet.png").size > (64, 64)
+    report = run("report", "runs/a")
+    assert (report.code, report.out) == (0, "runs/a/report.html\n")
+    page = Path("runs/a/report.html").read_text()
+    for words in ("3 of 3, finished", ">train.max_steps</code></th><td><code>3</code></td><td>--set<", "Apache-2.0"):
+        assert words in page
+    assert "earlier version" not in page
 
 
 def test_training_refuses_a_folder_in_use_and_resumes_on_demand(run: Run, tiny_model: Path) -> None:
@@ -71,7 +81,10 @@ def test_demo_ends_by_naming_the_pictures(run: Run, tiny_model: Path) -> None:
         f"runs/qwen-edit/{name}.png" for name in ("demo/input", "demo/without", "demo/with", "samples/sheet")
     ]
     assert all(Image.open(file).size for file in files)
-    assert end.splitlines()[-1] == "The LoRA: runs/qwen-edit/lora.safetensors"
+    assert end.splitlines()[-2:] == [
+        "The LoRA: runs/qwen-edit/lora.safetensors",
+        "A page about the run: qframe report runs/qwen-edit",
+    ]
 
 
 def test_demo_needs_no_validation_records(run: Run, tiny_model: Path) -> None:
@@ -111,6 +124,8 @@ def test_cache_is_built_verified_and_repaired(run: Run, tiny_model: Path) -> Non
         (("train", "--family", "qwen-edit", "--model", TINY, "--output", "file/run"), 2, "file is a file, expected a"),
         (("demo", "--set", "train.max_steps=0"), 2, "train.max_steps (--set): expected a value >= 1, got 0"),
         (("cache", "verify", "nowhere"), 3, "nowhere: there is no cache"),
+        (("report", "nowhere"), 4, "nowhere: there is no run here"),
+        (("report",), 2, "Missing argument 'RUN...'"),
         (("cache", "build", "--family", "qwen-edit", "--set", "cache.enabled=false"), 2, "cache.enabled is false"),
     ],
 )

@@ -8,7 +8,8 @@ from diffusers.models.transformers.transformer_qwenimage import QwenEmbedLayer3D
 
 from qframe.types import Grid
 from qframe_qwen_per_sample_rope import rotary
-from tests.per_sample_rope.oracle import own_network, packed, samples, stock_network
+from qframe_qwen_per_sample_rope.layout import make_layout
+from tests.per_sample_rope.oracle import CHANNELS, WIDTH, own_network, packed, samples, stock_network
 
 AXES = (4, 6, 6)
 CPU = torch.device("cpu")
@@ -42,11 +43,39 @@ def test_text_goes_on_after_4096() -> None:
 
 
 def test_a_picture_goes_on_after_4096_too() -> None:
-    """So no table can overflow, and nothing has to be refused: upstream's end at 4096 rows and columns."""
+    """Upstream's end at 4096 rows and columns."""
     table = rotary.picture_table((1, 1, 9000), 0, AXES, CPU)
     columns = table[:, -1 - AXES[2] // 2 + 1]  # the first frequency of the columns, 1 radian each
     assert table.shape == (9000, 8)
     assert columns[-1] == torch.polar(torch.tensor(1.0), torch.tensor(4499.0))
+
+
+@pytest.mark.parametrize(
+    ("grids", "text", "message"),
+    [
+        (((1, 10**6, 10**6),), 5, "sample 1: 1000000000000 picture tokens, .* at most 1048576 rows"),
+        (((1, 1024, 1024), (1, 1, 1)), 5, "sample 1: 1048577 picture tokens, .* at most 1048576 rows"),
+        (((10**7, 1, 1),), 5, "sample 1: 10000000 picture tokens, .* at most 1048576 rows"),
+        (((1, 4, 4),), 2**20 - 1, "sample 1: its text ends at position 1048577, .* at most 1048576 rows"),
+    ],
+)
+def test_tables_grow_to_a_million_rows_and_the_sample_that_needs_more_is_named(
+    monkeypatch: pytest.MonkeyPatch, grids: tuple[Grid, ...], text: int, message: str
+) -> None:
+    """Before anything of that size is allocated, and although no tensor has been seen yet."""
+    monkeypatch.setattr(rotary, "_turns", lambda *given: pytest.fail("a table was made"))
+    rotary.picture_table.cache_clear()
+    with pytest.raises(ValueError, match=message):
+        make_layout([((1, 4, 4),), grids], [5, text], axes=AXES, device=CPU)
+
+
+def test_what_overflows_a_table_is_refused_by_both_entries() -> None:
+    network = own_network(stock_network())
+    given = torch.zeros(1, 4, CHANNELS), torch.zeros(1, 3, WIDTH)
+    with pytest.raises(ValueError, match="sample 0: 1048577 picture tokens"):
+        network.packed(given[0][0], given[1][0], torch.rand(1), grids=[[(1, 1, 2**20 + 1)]], text_lengths=[3])
+    with pytest.raises(ValueError, match="sample 0: its grids have 1048577 tokens, the tensor 4 rows"):
+        network(*given, timestep=torch.rand(1), img_shapes=[[(1, 1, 2**20 + 1)]])
 
 
 def test_a_prompt_beyond_4096_is_predicted() -> None:

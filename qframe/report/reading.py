@@ -1,0 +1,291 @@
+"""A run's folder read back: whatever is there. What is missing or damaged is told, never a reason to stop.
+
+Nothing here trusts the folder: it may be unfinished, of an earlier version, or come from somebody else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from array import array
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import tomli
+
+from qframe.errors import CheckpointError
+from qframe.train.sessions import SESSIONS_FILE
+
+_LARGEST_FILE = 16 * 1024 * 1024
+_MOMENT = re.compile(r"before|after|step-(\d{1,12})")
+VALID_TOKENS = "valid_tokens"
+"""The metric that is the sum of a step's target, reference and text tokens."""
+
+_PARTS = ("target_tokens", "reference_tokens", "text_tokens")
+_MOST_PLAIN_ROWS = 20  # of a run without records.json; as many as a run of today keeps
+
+
+@attrs.frozen(eq=False)
+class Series:
+    """A metric. steps, values: [S], finite values alone, in the order in which they were written."""
+
+    steps: np.ndarray[Any, np.dtype[np.int64]]
+    values: np.ndarray[Any, np.dtype[np.float64]]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class SampleRow:
+    """A validation record: its inputs, and the pictures that were sampled of it, by moment."""
+
+    name: str
+    prompt: str
+    group: str
+    references: Sequence[Path]
+    target: Path | None
+    samples: Mapping[str, Path]
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Moment:
+    """A time at which pictures were sampled: "before", "step-000100", "after". results: verdicts by group."""
+
+    key: str
+    step: int | None
+    results: Mapping[str, tuple[int, int]]
+
+    @property
+    def label(self) -> str:
+        return self.key if self.step is None else f"step {self.step}"
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class RunFiles:
+    """What a run's folder holds.
+
+    config: leaves by dotted key. has_result: there are weights, of the last step. gaps: what is missing or cannot be
+    read, a line each.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    series: Mapping[str, Series]
+    sessions: Sequence[Mapping[str, Any]]
+    moments: Sequence[Moment]
+    rows: Sequence[SampleRow]
+    has_result: bool
+    gaps: Sequence[str]
+
+    @property
+    def last_step(self) -> int:
+        return max((int(series.steps[-1]) for series in self.series.values() if len(series)), default=0)
+
+    @property
+    def wanted_steps(self) -> int | None:
+        """How many steps the run is to make; None if that is not known, as of one that counts epochs."""
+        wanted = None if "train.epochs" in self.config else self.config.get("train.max_steps")
+        return wanted if isinstance(wanted, int) else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.has_result and self.wanted_steps in (None, self.last_step)
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Where the values of the configuration come from, as the first session told it."""
+        found = self.sessions[0].get("sources") if self.sessions else None
+        return found if isinstance(found, dict) else {}
+
+    def about(self, key: str) -> Any:
+        """What the last session told under this key; None if it did not."""
+        return self.sessions[-1].get(key) if self.sessions else None
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Everything of a run. CheckpointError if there is no run in `folder`."""
+    if not folder.is_dir() or not any((folder / name).is_file() for name in ("config.toml", "metrics.jsonl")):
+        raise CheckpointError(
+            f"{folder}: there is no run here: neither config.toml nor metrics.jsonl",
+            "Give the folder of a run, the --output of `qframe train`.",
+        )
+    gaps: list[str] = []
+    config = _read_config(folder / "config.toml", gaps)
+    moments = _moments(folder / "samples", gaps)
+    return RunFiles(
+        name=folder.resolve().name,
+        config=config,
+        series=_read_metrics(folder / "metrics.jsonl", gaps),
+        sessions=_read_sessions(folder / SESSIONS_FILE, gaps),
+        moments=moments,
+        rows=_rows(folder / "samples", [moment.key for moment in moments], gaps),
+        has_result=_has_result(folder),
+        gaps=gaps,
+    )
+
+
+def _has_result(folder: Path) -> bool:
+    """Whether weights were written, after the last step was logged: a run that goes on has those of an earlier end."""
+    metrics = folder / "metrics.jsonl"
+    logged = metrics.stat().st_mtime if metrics.is_file() else 0.0
+    results = (folder / name for name in ("lora.safetensors", "denoiser"))
+    return any(result.exists() and result.stat().st_mtime >= logged for result in results)
+
+
+def _text(file: Path, gaps: list[str]) -> str | None:
+    try:
+        if file.stat().st_size > _LARGEST_FILE:
+            gaps.append(f"{file.name} is larger than {_LARGEST_FILE >> 20} MB and was left out.")
+            return None
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _read_config(file: Path, gaps: list[str]) -> dict[str, Any]:
+    text = _text(file, gaps)
+    if text is None:
+        gaps.append(f"There is no {file.name}: the configuration is not known.")
+        return {}
+    try:
+        return dict(_leaves(tomli.loads(text), ()))
+    except (ValueError, RecursionError):
+        gaps.append(f"{file.name} is damaged: the configuration is not known.")
+        return {}
+
+
+def _leaves(value: Any, key: tuple[str, ...]) -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        return [(".".join(key), value)]
+    return [leaf for name, inner in value.items() for leaf in _leaves(inner, (*key, name))]
+
+
+def _read_metrics(file: Path, gaps: list[str]) -> dict[str, Series]:
+    """Every number by its name. A line that a kill cut short is passed over."""
+    steps: dict[str, array[int]] = {}
+    values: dict[str, array[float]] = {}
+    try:
+        with file.open(encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                try:
+                    metrics = json.loads(line)
+                    step = metrics.pop("step")
+                except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                    continue
+                if not _is_number(step) or not 0 <= step < 2**62:
+                    continue
+                if all(_is_number(metrics.get(part)) for part in _PARTS):
+                    metrics[VALID_TOKENS] = sum(metrics[part] for part in _PARTS)
+                for name, value in metrics.items():
+                    if _is_number(value) and math.isfinite(value):
+                        steps.setdefault(name, array("q")).append(int(step))
+                        values.setdefault(name, array("d")).append(float(value))
+    except OSError:
+        pass
+    if not steps:
+        gaps.append(f"{file.name} holds no step yet: there are no curves.")
+    return {name: Series(np.array(steps[name]), np.array(values[name])) for name in steps}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _read_sessions(file: Path, gaps: list[str]) -> list[dict[str, Any]]:
+    sessions = []
+    for line in (_text(file, gaps) or "").splitlines():
+        try:
+            session = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(session, dict):
+            sessions.append(session)
+    if not sessions:
+        gaps.append(
+            f"There is no {file.name} (the run is of an earlier version, or ended while it was encoding): where values "
+            "come from, the data, the machine and the base model are not known."
+        )
+    return sessions
+
+
+def _moments(folder: Path, gaps: list[str]) -> list[Moment]:
+    """When pictures were sampled: before training, by steps, after it."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = _MOMENT.fullmatch(path.name)
+        if match and path.is_dir():
+            step = None if match[1] is None else int(match[1])
+            found.append(Moment(key=path.name, step=step, results=_results(folder / f"{path.name}.json", gaps)))
+    if not found:
+        gaps.append("No pictures were sampled yet.")
+    place = {"before": -1.0, "after": math.inf}
+    return sorted(found, key=lambda moment: place.get(moment.key, moment.step or 0))
+
+
+def _results(file: Path, gaps: list[str]) -> dict[str, tuple[int, int]]:
+    """Right and judged, by group; groups that nothing judges are left out."""
+    text = _text(file, gaps)
+    try:
+        rows = [] if text is None else json.loads(text)
+        return {str(row["group"]): (int(row["right"]), int(row["judged"])) for row in rows if int(row["judged"]) > 0}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        gaps.append(f"samples/{file.name} is damaged: its verdicts are left out.")
+        return {}
+
+
+def _rows(folder: Path, moments: Sequence[str], gaps: list[str]) -> list[SampleRow]:
+    text = _text(folder / "records.json", gaps)
+    try:
+        told = None if text is None else json.loads(text)
+        if told is not None:
+            return [_told_row(folder, row, moments) for row in told]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        gaps.append("samples/records.json is damaged: prompts and inputs of the samples are not known.")
+    else:
+        if moments:
+            gaps.append("samples/records.json is missing: prompts and inputs of the samples are not known.")
+    names = sorted({file.stem for moment in moments for file in (folder / moment).glob("*.png")})
+    return [
+        SampleRow(
+            name=name,
+            prompt=name,
+            group="",
+            references=(),
+            target=None,
+            samples=_samples(folder, name, moments),
+        )
+        for name in names[:_MOST_PLAIN_ROWS]
+    ]
+
+
+def _told_row(folder: Path, row: Mapping[str, Any], moments: Sequence[str]) -> SampleRow:
+    name = str(row["name"])
+    if Path(name).name != name:
+        raise ValueError(f"{name!r} is no file name")
+    return SampleRow(
+        name=name,
+        prompt=str(row["prompt"]),
+        group=str(row["group"]),
+        references=[_input(folder, file) for file in row["references"]],
+        target=_input(folder, row["target"]),
+        samples=_samples(folder, name, moments),
+    )
+
+
+def _input(folder: Path, file: object) -> Path:
+    """A file in inputs/. ValueError if it would lie anywhere else."""
+    path = Path(str(file))
+    if path.parent != Path("inputs") or path.name == "..":
+        raise ValueError(f"{file!r} does not lie in inputs/")
+    return folder / path
+
+
+def _samples(folder: Path, name: str, moments: Sequence[str]) -> dict[str, Path]:
+    files = {moment: folder / moment / f"{name}.png" for moment in moments}
+    return {moment: file for moment, file in files.items() if file.is_file()}
