@@ -293,3 +293,30 @@ def test_sampling_says_what_it_needs(model: Path, tmp_path: Path, capsys: pytest
     assert "Memory: about" in capsys.readouterr().out
     assert main(["compose", *arguments, "--memory"]) == 0
     assert "sampling on cpu: about" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_of_two_processes_that_share_the_denoiser_out_each_needs_half_of_it_and_the_blocks_it_gathers(
+    model: Path, mode: str
+) -> None:
+    found = trainer(model, Path("nowhere"), f"train.mode={mode}", "train.ema_decay=0.9")
+    apart = forecast_training(found.composition, found.records, processes=2)
+    shared = trainer(model, Path("nowhere"), f"train.mode={mode}", "train.ema_decay=0.9", "train.shard=full")
+    together = forecast_training(shared.composition, shared.records, processes=2)
+    before, after = training(apart), training(together)
+    outline = found.composition.outlines["denoiser"]
+    blocks = [network_bytes(block) for block in getattr(outline.module, outline.blocks)]
+    if mode == "lora":
+        assert before["denoiser"] - after["denoiser"] == sum(blocks) - sum(blocks) // 2
+        assert after["trained"] == before["trained"]
+        assert after["gathered blocks"] == 2 * max(blocks)
+    else:
+        for name in ("trained", "gradients", "optimizer", "average"):
+            assert after[name] == before[name] // 2
+        assert after["gathered blocks"] == 3 * max(blocks)
+    assert after["activations"] < before["activations"]  # samples go one by one
+    offered = any(remedy.setting == "train.shard=full" for remedy in apart.remedies)
+    assert offered == (mode == "full")  # of two blocks a process needs both; beside a LoRA that saves nothing
+    assert not any(remedy.setting == "train.shard=full" for remedy in together.remedies)
+    alone = forecast_training(shared.composition, shared.records)
+    assert training(alone) == before

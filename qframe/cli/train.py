@@ -70,7 +70,7 @@ def train(
         config = resolved.config
         announce(config, data=True)
         if dry_run:
-            rehearse(config)
+            rehearse(config, nproc or processes.world)
             return 0
         result = fit(resolved, resume, processes)
         click.echo(f"weights   {result.weights}")
@@ -109,17 +109,17 @@ def fit(resolved: Resolved, resume: str | None = None, processes: Processes | No
     trainer = Trainer(
         resolved.config, progress=terminal_progress(), processes=processes or ALONE, sources=resolved.sources
     )
-    with foretold(forecast_training(trainer.composition, trainer.records)):
+    with foretold(forecast_training(trainer.composition, trainer.records, processes=trainer.processes.world)):
         return trainer.fit(resume)
 
 
-def rehearse(config: Config) -> None:
-    """Say what a run would load, and whether it fits."""
+def rehearse(config: Config, processes: int = 1) -> None:
+    """Say what a run of so many processes would load, each of them, and whether it fits."""
     from qframe.encoding import fitted_size
     from qframe.preflight import forecast_training
     from qframe.train.trainer import Trainer
 
     trainer = Trainer(config)
-    forecast = forecast_training(trainer.composition, trainer.records, fitted_size)
+    forecast = forecast_training(trainer.composition, trainer.records, fitted_size, processes=processes)
     click.echo("\n".join(forecast.table()))
     forecast.check()

@@ -12,6 +12,7 @@ from qframe import adapters
 from qframe.compose import Composition
 from qframe.encoding import FittedSize, Shape, estimated_tokens, latent_shape, text_tokens
 from qframe.geometry import Size
+from qframe.placement import network_bytes
 from qframe.preflight.forecast import PICTURE, Forecast, Remedy, components, quantise_remedies, ranked
 from qframe.preflight.shapes import forward_bytes
 from qframe.train.optim import optimizer_factory
@@ -26,9 +27,12 @@ def nominal_size(pixel: PixelInput) -> Size:
     return pixel.geometry.fit(*PICTURE)
 
 
-def forecast_training(composition: Composition, records: Sequence[Record], size: FittedSize = nominal_size) -> Forecast:
+def forecast_training(
+    composition: Composition, records: Sequence[Record], size: FittedSize = nominal_size, *, processes: int = 1
+) -> Forecast:
     """Of `qframe train`: encoding, and then a step whose every example has the largest of the first records' shapes.
 
+    processes: how many train together; the forecast is that of one of them.
     size: `fitted_size` opens the pictures of these records, for a closer estimate where they are smaller than allowed.
     """
     config, device = composition.config, composition.device("denoiser")
@@ -36,14 +40,21 @@ def forecast_training(composition: Composition, records: Sequence[Record], size:
     for role in ("encoder", "codec"):
         needs.setdefault(composition.device(role), {}).setdefault("encoding", {})[role] = composition.weights(role) or 0
     remedies: list[Remedy] = []
-    step = _step(composition, records, size)
+    shares = config.train.shard == "full" and processes > 1
+    step = _step(composition, records, size, one_by_one=shares)
     weights = composition.weights("denoiser")
     if step is not None and weights is not None:
         parts = {"denoiser": 0 if config.train.mode == "full" else weights, **step.parts}  # full: trained in place
         kept = ("codec",) if config.cache.enabled else ("encoder", "codec")  # the codec decodes samples
         parts |= {role: composition.weights(role) or 0 for role in kept if composition.device(role) == device}
-        needs.setdefault(device, {})["training"] = parts
         remedies = _training_remedies(composition, step, parts)
+        if processes > 1 and "denoiser" not in composition.quantisers:
+            shared = _shared_out(composition, parts, processes)
+            if shares:
+                parts = shared
+            else:
+                remedies.append(Remedy("train.shard=full", sum(parts.values()) - sum(shared.values())))
+        needs.setdefault(device, {})["training"] = parts
     return Forecast(loaded=components(composition), needs=needs, remedies=ranked(remedies))
 
 
@@ -59,7 +70,22 @@ class _Step:
     batch: int
 
 
-def _step(composition: Composition, records: Sequence[Record], size: FittedSize) -> _Step | None:
+def _shared_out(composition: Composition, parts: Mapping[str, int], processes: int) -> dict[str, int]:
+    """The parts of a step in one of several processes that share the denoiser out, and the blocks gathered in it."""
+    outline = composition.outlines["denoiser"]
+    blocks = list(getattr(outline.module, outline.blocks))
+    if composition.config.train.mode == "full":
+        largest = max(sum(4 * p.numel() for p in block.parameters()) for block in blocks)
+        split = {name: parts[name] // processes for name in ("trained", "gradients", "optimizer", "average")}
+        return {**parts, **split, "gathered blocks": 3 * largest}  # two with their weights, one with its gradients
+    inside = [network_bytes(block) for block in blocks]
+    share = parts["denoiser"] - sum(inside) + sum(inside) // processes
+    return {**parts, "denoiser": share, "gathered blocks": 2 * max(inside)}
+
+
+def _step(
+    composition: Composition, records: Sequence[Record], size: FittedSize, *, one_by_one: bool = False
+) -> _Step | None:
     config = composition.config.train
     dtype = torch.bfloat16 if config.precision == "bfloat16" else composition.dtype("denoiser")
     outline = composition.outline("denoiser", dtype)
@@ -75,6 +101,7 @@ def _step(composition: Composition, records: Sequence[Record], size: FittedSize)
     shape, text = _largest(composition, records, size)
     tokens = _places(shape) // composition.specs["denoiser"].patch ** 2 + text
     batch = max(config.tokens_per_batch // tokens, 1) if config.tokens_per_batch else config.batch_size
+    batch = 1 if one_by_one else batch
     specs, blocks = composition.specs["denoiser"], max(len(getattr(module, outline.blocks, ())), 1)
     kept, _ = forward_bytes(outline, specs, shape, text, batch)
     block = kept // blocks
