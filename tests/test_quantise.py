@@ -17,14 +17,12 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 import qframe
 from qframe.adapters import merge_lora
-from qframe.cache.configured import cache_folder
 from qframe.compose import compose
 from qframe.errors import CheckpointError, ConfigError, NumericsError
 from qframe.hookspecs import Component, hookimpl
 from qframe.interfaces import Quantiser
 from qframe.plugins import Registry, load_registry
 from qframe.schema import Config
-from qframe.train.optim import schedule_factor
 from qframe.train.trainer import Trainer
 from qframe_quanto.options import QuantoOptions
 from qframe_quanto.quantiser import QuantoQuantiser
@@ -265,16 +263,16 @@ def test_wrong_settings_are_named(override: str, message: str) -> None:
 
 
 def test_the_state_of_a_trainer_can_be_read(config: Callable[..., Config], tmp_path: Path) -> None:
-    """Configuration, optimizers, learning rate, step, cache, quantised or not, dtype: from public attributes alone."""
+    """Configuration, optimizers, learning rate, step, cache, quantised or not, dtype: public properties."""
     trainer = Trainer(config("run", "train.max_steps=2", "train.lr_schedule=linear"))
-    assert trainer.state is None
-    assert trainer.global_step == 0
+    assert (trainer.state, trainer.global_step, trainer.optimizers) == (None, 0, [])
+    assert trainer.learning_rate == trainer.config.train.learning_rate
     trainer.fit()
     assert trainer.global_step == 2
     assert trainer.state is not None
-    assert [type(part) for part in trainer.state.optimizers.parts] == [torch.optim.AdamW]
-    assert schedule_factor(trainer.config.train, 1) == 0.5
-    assert trainer.config.cache.enabled
-    assert cache_folder(trainer.config) == tmp_path / "cache"
-    assert set(trainer.composition.quantisers) == {"denoiser"}
-    assert trainer.composition.dtype("denoiser") == torch.float32
+    assert [type(part) for part in trainer.optimizers] == [torch.optim.AdamW]
+    assert trainer.learning_rate == 0.0  # the end of a linear schedule
+    assert trainer.use_cache
+    assert trainer.cache_dir == tmp_path / "cache"
+    assert trainer.quantised
+    assert trainer.dtype == torch.float32

@@ -34,7 +34,7 @@ from qframe.train import resume as resuming
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.held_out import held_out_losses
 from qframe.train.loop import TrainingJob, run_steps
-from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory
+from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory, schedule_factor
 from qframe.train.order import make_order, sample_sizes, token_budget, total_steps
 from qframe.train.records import sampled_records, split_records, spread
 from qframe.train.run import Run
@@ -108,6 +108,7 @@ class Trainer:
         self._judge, self._sampled = sampled_records(self.source, self.records, self.held_out, config, self.registry)
         self._loggers = {name: self._logger(name) for name in config.logging.use}  # may lack a package
         self.state: TrainingState | None = None
+        self._steps: int | None = None  # of the whole run, once the examples are known
         self._parts: dict[str, Any] = {}
         self._codec = Placement()
         self._loaded_loras = self._merged_at = 0
@@ -146,6 +147,35 @@ class Trainer:
     def global_step(self) -> int:
         return self._merged_at if self.state is None else self.state.step
 
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """Those that step the weights; none before `prepare`."""
+        return [] if self.state is None else self.state.optimizers.parts
+
+    @property
+    def learning_rate(self) -> float:
+        """What the next step takes, by `train.lr_schedule`; of several optimizers, that of `train.learning_rate`."""
+        train = self.config.train
+        return train.learning_rate * schedule_factor(train, self.global_step, steps=self._steps)
+
+    @property
+    def use_cache(self) -> bool:
+        return self.config.cache.enabled
+
+    @property
+    def cache_dir(self) -> Path:
+        return cache_folder(self.config)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the frozen weights of the denoiser are kept in fewer bits."""
+        return "denoiser" in self.composition.quantisers
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the denoiser's frozen weights."""
+        return self.composition.dtype("denoiser")
+
     # -- caching ----------------------------------------------------------------------------------------------
 
     def cache(
@@ -182,9 +212,17 @@ class Trainer:
             progress=self.progress,
         )
 
-    def _check_lora(self) -> None:
-        # Of the denoiser's outline: told only once it is loaded, a misspelt target would cost the encoding before it.
-        if self.config.train.mode != "lora":
+    def _check_training(self) -> None:
+        # Of the denoiser's outline: told only once it is loaded, a mistake would cost the encoding before it.
+        train, outline = self.config.train, adapters.outlined(self.composition)
+        if train.gradient_checkpointing and outline is not None:
+            _checkpointing(outline.module)
+        if train.caption_dropout and self.composition.recipe.inputs(self.records[0]).unconditional is None:
+            raise ConfigError(
+                f"train.caption_dropout: the recipe of {self.config.family} encodes no empty prompt",
+                "Set train.caption_dropout to 0.",
+            )
+        if train.mode != "lora":
             return
         if self.config.lora.dora and "denoiser" in self.composition.quantisers:
             raise ConfigError(
@@ -226,10 +264,7 @@ class Trainer:
         if train.mode == "full":
             trained = dict(module.named_parameters())
         if train.gradient_checkpointing:
-            enable = getattr(module, "enable_gradient_checkpointing", None)
-            if enable is None:
-                raise ConfigError("train.gradient_checkpointing: this denoiser does not support it", "Set it to false.")
-            enable()
+            _checkpointing(module)()
         optimizers = Optimizers(trained, train, denoiser.blocks, factory=optimizer_factory(train, self.registry))
         average = WeightAverage(trained, train.ema_decay) if train.ema_decay else None
         self.state = TrainingState(trained, optimizers, average)
@@ -270,7 +305,7 @@ class Trainer:
         if processes.first:
             self.registry.tell("qframe_run_start", run=run)
 
-        self._check_lora()
+        self._check_training()
         made_of = json.loads(processes.agree(lambda: json.dumps(self._made_of())))  # weights are read once
         if checkpoint is not None:
             resuming.check_parts(checkpoint, made_of)
@@ -392,6 +427,7 @@ class Trainer:
         steps = total_steps(order, train, self.processes.world)
         resuming.check_length(state.step, steps, "train.epochs")
         train = attrs.evolve(train, max_steps=steps)
+        self._steps = steps
         job = TrainingJob(
             config=train,
             denoiser=parts.denoiser,
@@ -495,7 +531,17 @@ class Trainer:
         return self.processes.exchange(pictures, len(plans))
 
     def predict(self, **request: Any) -> Any:
-        """Sample with the weights as they stand: the arguments and the result of `qframe.load(...)(...)`."""
+        """Sample with the weights as they stand: the arguments and the result of `qframe.load(...)(...)`.
+
+        The number of steps, the scale of guidance and the negative prompt are those of `[sample]` where none are given.
+        """
+        sample = self.config.sample
+        request = {
+            "num_inference_steps": sample.num_inference_steps,
+            "true_cfg_scale": sample.true_cfg_scale,
+            "negative_prompt": sample.negative_prompt,
+            **request,
+        }
         self._refuse_shards("predict")
         pipe = Pipeline(self.composition, self.load("encoder", "codec", "denoiser"))
         pipe.parts.denoiser.module.eval()
@@ -549,6 +595,14 @@ class Trainer:
         self._merged_at = self.global_step
         adapters.merge_lora(self.denoiser.module)
         self.state = None
+
+
+def _checkpointing(module: torch.nn.Module) -> Callable[[], None]:
+    """What turns gradient checkpointing on."""
+    enable: Callable[[], None] | None = getattr(module, "enable_gradient_checkpointing", None)
+    if enable is None:
+        raise ConfigError("train.gradient_checkpointing: this denoiser does not support it", "Set it to false.")
+    return enable
 
 
 def _due(every: int | None, step: int, last: int | None = None) -> bool:

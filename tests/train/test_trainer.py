@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -190,6 +191,34 @@ def test_prediction_from_the_trainer_equals_the_pipeline_with_its_lora(
     trainer.merge_lora()
     assert trainer.global_step == STEPS
     torch.testing.assert_close(own, trainer.predict(**request, output_type="pt").images, rtol=1e-3, atol=1e-4)
+
+
+def test_prediction_is_guided_as_the_configuration_says(config: Callable[..., Config], model: Path) -> None:
+    trainer = Trainer(config("run", "sample.num_inference_steps=2", "sample.true_cfg_scale=3.0"))
+    request = {"prompt": PROMPT, "image": tiny.picture(3, 64, 64), "seed": 1, "output_type": "pt"}
+    guided = trainer.predict(**request, negative_prompt="a dog").images
+    pipe = qframe.load("qwen-edit", model=model)
+    steps = {"num_inference_steps": 2}
+    assert torch.equal(guided, pipe(**request, **steps, true_cfg_scale=3.0, negative_prompt="a dog").images)
+    assert not torch.equal(guided, trainer.predict(**request).images)
+    told = trainer.predict(**request, true_cfg_scale=1.5, negative_prompt="a dog").images
+    assert torch.equal(told, pipe(**request, **steps, true_cfg_scale=1.5, negative_prompt="a dog").images)
+
+
+def test_what_the_parts_cannot_do_is_refused_before_anything_is_loaded(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Trainer(config("plain", "train.gradient_checkpointing=true"))
+    monkeypatch.setattr("qframe.train.trainer.adapters.outlined", lambda composition: SimpleNamespace(module=object()))
+    with pytest.raises(ConfigError, match=r"train\.gradient_checkpointing: this denoiser does not support it"):
+        plain.fit()
+    monkeypatch.undo()
+    dropping = Trainer(config("dropping"))
+    inputs = dropping.composition.recipe.inputs
+    silent = lambda record: attrs.evolve(inputs(record), unconditional=None)  # noqa: E731
+    monkeypatch.setattr(dropping.composition.recipe, "inputs", silent)
+    with pytest.raises(ConfigError, match=r"train\.caption_dropout: the recipe of qwen-edit encodes no empty prompt"):
+        dropping.fit()
 
 
 def test_the_lora_gives_the_same_picture_in_the_diffusers_pipeline(
