@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from tests.architecture.rules import LAYERS
 from tests.architecture.source import ROOT
 
 DOCS = ROOT / "docs"
@@ -77,6 +78,7 @@ def exists(test: str) -> bool:
     return True
 
 
+ARCHITECTURE = (DOCS / "architecture.md").read_text(encoding="utf-8")
 FEATURES = rows((DOCS / "features.md").read_text(encoding="utf-8"))
 
 
@@ -157,6 +159,23 @@ def test_broken_link_is_found() -> None:
         "docs/index.md: missing.md",
         "docs/index.md: features.md#nowhere",
     ]
+
+
+def test_the_architecture_page_has_the_layers_of_the_rules() -> None:
+    """All but the first: `__main__` alone."""
+    shown = re.findall(r"^\| \d \| ([^|]+) \|", ARCHITECTURE, re.MULTILINE)
+    assert [{frozenset(name.strip() for name in cell.split(",")) for cell in row.split("&#124;")} for row in shown] == [
+        set(row) for row in LAYERS[1:]
+    ]
+
+
+def test_the_map_of_the_architecture_page_names_every_module_and_plugin() -> None:
+    lines = re.findall(r"^```\n(qframe/.*?)^```$", ARCHITECTURE, re.DOTALL | re.MULTILINE)[0]
+    named = set(re.findall(r"[\w]+(?=\.py|/)", lines))
+    modules = {path.stem for path in (ROOT / "qframe").iterdir() if path.suffix == ".py" or path.is_dir()}
+    plugins = {path.parent.name for path in (ROOT / "plugins").glob("*/__init__.py")}
+    assert modules - {"__init__", "__main__", "__pycache__"} <= named
+    assert plugins <= named
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
