@@ -42,7 +42,8 @@ class TrainingJob:
 
     patch: of the denoiser, for packing. forward: what every forward pass is given beside its batch. weigh: where the
     loss counts.
-    examine: called after every step with its number, before it is observed and saved; returns further metrics.
+    examine: called after a step for which `examines` is true, with its number, once it is saved and before it is
+    observed; returns further metrics. Left out where the run is to stop.
     save: publishes a checkpoint of the state as it stands. observe: called after every step with its number (from 1)
     and metrics. processes: those that make every step together, each with its share of the batch; all of them save
     and observe. one_by_one: every forward pass is of one sample, and all processes make equally many of them.
@@ -61,6 +62,7 @@ class TrainingJob:
     observe: Callable[[int, Mapping[str, float]], None]
     save: Callable[[], object]
     examine: Callable[[int], Mapping[str, float]] = lambda step: {}
+    examines: Callable[[int], bool] = lambda step: False
     processes: Processes = ALONE
     one_by_one: bool = False
 
@@ -87,7 +89,15 @@ def run_steps(job: TrainingJob, state: TrainingState) -> None:
             metrics, ids = taken
             state.step += 1
             bar.advance(1, loss=metrics["loss"], tokens=_valid(metrics), padded=metrics["padded_tokens"])
-            job.observe(state.step, {**metrics, **job.examine(state.step)})
+            asked, saved, found = asked_to_stop(), False, dict[str, float]()
+            try:
+                if job.examines(state.step) and not asked:
+                    job.save()  # so that a signal may end at once what takes minutes
+                    saved = True
+                    with signals.paused():
+                        found.update(job.examine(state.step))
+            finally:
+                job.observe(state.step, {**metrics, **found})
             bad_steps = 0 if metrics["skipped"] == 0 else bad_steps + 1
             if bad_steps > config.nan_patience:
                 raise NumericsError(
@@ -96,8 +106,8 @@ def run_steps(job: TrainingJob, state: TrainingState) -> None:
                     "Check these examples, or start a new run with a lower train.learning_rate: resumed, this one "
                     "would take the same steps again.",
                 )
-            asked = asked_to_stop()
-            if asked or state.step % config.checkpoint_every == 0 or state.step == config.max_steps:
+            asked = asked or asked_to_stop()
+            if not saved and (asked or state.step % config.checkpoint_every == 0 or state.step == config.max_steps):
                 job.save()
             if asked and state.step < config.max_steps:
                 raise _stopped(asked, state)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -26,11 +28,24 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
+        self._listen()
+        return self
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, a signal has its usual effect at once: what must not be lost is saved."""
+        self._restore()
+        try:
+            yield
+        finally:
+            if self.received is None:
+                self._listen()
+
+    def _listen(self) -> None:
         # Only the main thread may set handlers; elsewhere (a notebook's thread) the usual effect stays.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
-        return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number

@@ -398,12 +398,18 @@ class Trainer:
     ) -> None:
         """held_out: what the validation loss is taken over. sample: samples, under the name of the moment."""
 
+        def loss_due(step: int) -> bool:
+            return held_out is not None and _due(self.config.validation.every, step, train.max_steps)
+
+        def samples_due(step: int) -> bool:
+            return sample is not None and 0 < step < train.max_steps and _due(self.config.sample.every, step)
+
         def examine(step: int) -> Mapping[str, float]:
             found: Mapping[str, float] = {}
-            if held_out is not None and _due(self.config.validation.every, step, train.max_steps):
+            if held_out is not None and loss_due(step):
                 with self.averaged():
                     found = held_out_losses(job, held_out)
-            if sample is not None and 0 < step < train.max_steps and _due(self.config.sample.every, step):
+            if sample is not None and samples_due(step):
                 sample(f"step-{step:06d}")
                 job.denoiser.module.train()
             return found
@@ -441,6 +447,7 @@ class Trainer:
             progress=self.progress,
             observe=observe,
             examine=examine,
+            examines=lambda step: loss_due(step) or samples_due(step),
             save=save,
             processes=self.processes,
             one_by_one=self._shards,

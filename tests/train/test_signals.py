@@ -144,3 +144,29 @@ def test_stopped_while_sampling_at_the_end_the_result_is_there(
     assert _cli(config("run"), tmp_path / "run.toml", "--resume") == 0
     assert same(made, weights(tmp_path / "run"))
     assert list((tmp_path / "run" / "samples").rglob("*.png"))
+
+
+def test_what_takes_long_after_a_step_ends_at_once_and_costs_nothing(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples while training take minutes, and torchrun kills after 30 s: the step is saved before they begin."""
+    import qframe.train.trainer as module
+
+    settings = ("sample.every=1", "train.checkpoint_every=100", "data.options.validation=1")
+    assert _cli(config("whole", *settings), tmp_path / "whole.toml") == 0
+    calls, run_plan = [], module.run_plan
+
+    def interrupted(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:  # the first is the sampling before training
+            signal.raise_signal(signal.SIGTERM)
+            pytest.fail("sampling went on")
+        return run_plan(*given, **named)
+
+    monkeypatch.setattr(module, "run_plan", interrupted)
+    assert _cli(config("run", *settings), tmp_path / "run.toml") == 143
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-00000001"]
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+    monkeypatch.undo()
+    assert _cli(config("run", *settings), tmp_path / "run.toml", "--resume") == 0
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
