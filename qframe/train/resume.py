@@ -15,6 +15,11 @@ from qframe.train.state import read_about
 _FREE = (
     "output",
     "device",  # and devices
+    "encoder.device",
+    "denoiser.device",
+    "codec.device",
+    "schedule.device",
+    "sampler.",  # has no part in training
     "offload",
     "threads",
     "cache.",

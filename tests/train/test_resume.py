@@ -1,0 +1,77 @@
+"""Which settings a resumed run may change: decided for every key, on purpose."""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+from qframe.schema import ROLES, Config
+from qframe.train.resume import _FREE
+
+REFUSED = {
+    "the model is another": ("family", "model", "dtype", "recipe", "compose.")
+    + tuple(f"{role}.{key}" for role in ROLES if role != "sampler" for key in ("use", "model", "dtype", "options"))
+    + ("encoder.quantise.", "denoiser.quantise."),
+    "the data are others, or in another order": (
+        "data.",
+        "train.batching",
+        "train.batch_size",
+        "train.tokens_per_batch",
+    ),
+    "what is trained is another": ("lora.", "train.mode"),
+    "the steps to come are others": (
+        "train.epochs",  # but for more of them
+        "train.gradient_accumulation",
+        "train.seed",
+        "train.precision",
+        "train.optimizer",
+        "train.learning_rate",
+        "train.weight_decay",
+        "train.lr_",
+        "train.warmup_steps",
+        "train.max_grad_norm",
+        "train.ema_decay",
+        "train.timestep_density",
+        "train.logit_",
+        "train.loss_weighting",
+        "train.sigma_floor",
+        "train.caption_dropout",
+        "train.guidance_scale",
+    ),
+}
+
+
+def keys(section: type = Config, prefix: str = "") -> Iterator[str]:
+    hints = typing.get_type_hints(section)
+    for field in attrs.fields(section):
+        kind = hints[field.name]
+        name = f"{prefix}{field.name}"
+        yield from keys(kind, f"{name}.") if attrs.has(kind) else (name,)
+
+
+@pytest.mark.parametrize("key", keys())
+def test_every_setting_is_free_to_change_or_refused_on_purpose(key: str) -> None:
+    """Whoever adds a key decides whether a resumed run may change it."""
+    reasons = [reason for reason, prefixes in REFUSED.items() if key.startswith(prefixes)]
+    assert key.startswith(_FREE) != bool(reasons), "free and refused" if reasons else "in neither list"
+    assert len(reasons) <= 1
+
+
+def test_no_free_setting_is_left_of_keys_that_are_gone() -> None:
+    known = list(keys())
+    assert [free for free in _FREE if not any(key.startswith(free) for key in known)] == []
+
+
+def test_the_guide_lists_what_may_change() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "resume-and-checkpoints.md").read_text(encoding="utf-8")
+    table = guide.partition("## What may change")[2].partition("Anything else")[0]
+    listed = tuple(name.removesuffix("*") for name in re.findall(r"`([a-z_.*]+)`", table))
+    free = [
+        key for key in keys() if key.startswith(_FREE) and not re.fullmatch(r"(denoiser|codec|schedule)\.device", key)
+    ]
+    assert [key for key in free if not key.startswith(listed)] == []
