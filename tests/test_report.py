@@ -385,12 +385,20 @@ def test_an_average_of_equal_values_is_that_value_from_the_first_step_on() -> No
 def test_one_peak_does_not_flatten_the_rest_and_is_told() -> None:
     values = np.linspace(1.0, 0.5, 200)
     values[10] = 1e6
-    panel = make_panel("Gradient norm", "", [(0, "norm", series(values))], smooth=False)
+    panel = make_panel("Gradient norm", "", [(0, "norm", series(values))], smooth=True)
     assert panel is not None
-    drawn = points(panel.lines[0].path)[:, 1]
-    assert np.median(np.abs(np.diff(drawn))) > 0
-    assert np.ptp(np.delete(drawn, 10)) > 0.8 * (FRAME.bottom - FRAME.top)
-    assert panel.note == "Peaks above the frame: 1."
+    (line,) = panel.lines
+    assert np.ptp(np.delete(points(line.band)[:, 1], [10, 389])) > 0.8 * (FRAME.bottom - FRAME.top)
+    assert np.ptp(points(line.path)[:, 1]) > 0.8 * (FRAME.bottom - FRAME.top)
+    assert panel.note.endswith(" Values above the frame: 1.")
+    assert "lowest 0.5 at step 200" in panel.summary
+
+
+def test_what_is_not_averaged_is_drawn_whole() -> None:
+    panel = make_panel("Validation loss", "", [(0, "all", series([9.0, *[1.0, 0.9] * 30]))], smooth=False)
+    assert panel is not None
+    assert points(panel.lines[0].path)[0, 1] == FRAME.top
+    assert panel.note == ""
 
 
 def test_a_thinned_curve_keeps_the_extremes_of_every_stretch() -> None:

@@ -67,7 +67,10 @@ class Panel:
 
 @attrs.frozen(eq=False)
 class _Thinned:
-    """A series in at most `_MOST_POINTS` buckets: mean (or smoothed value), least and most of each. All [P]."""
+    """A series in at most `_MOST_POINTS` buckets: mean (or smoothed value), least and most of each. All [P].
+
+    limit: what the frame need not reach above.
+    """
 
     label: str
     style: int
@@ -75,6 +78,7 @@ class _Thinned:
     middle: Floats
     least: Floats
     most: Floats
+    limit: float
     span: int
 
 
@@ -89,7 +93,8 @@ def make_panel(title: str, unit: str, curves: Curves, *, smooth: bool, from_zero
         return None
     first = min(float(series.steps[0]) for _, _, series in curves if len(series))
     last = max(float(series.steps[-1]) for _, _, series in curves if len(series))
-    low, high, hidden = _range(thinned, from_zero)
+    low, high = _range(thinned, from_zero)
+    hidden = sum(int((series.values > high).sum()) for _, _, series in curves)
     across, up = _ticks(first, last, whole=True), _ticks(low, high, whole=False)
 
     def x(step: float) -> float:
@@ -103,7 +108,7 @@ def make_panel(title: str, unit: str, curves: Curves, *, smooth: bool, from_zero
     if spans := sorted({line.span for line in thinned if line.span > 1}):
         notes.append(f"The line averages about {' or '.join(map(str, spans))} steps; the faint part is single steps.")
     if hidden:
-        notes.append(f"Peaks above the frame: {hidden}.")
+        notes.append(f"Values above the frame: {hidden}.")
     return Panel(
         title=title,
         unit=unit,
@@ -117,7 +122,9 @@ def make_panel(title: str, unit: str, curves: Curves, *, smooth: bool, from_zero
 
 def _thin(style: int, label: str, series: Series, smooth: bool) -> _Thinned:
     span = min(max(len(series) // 20, 1), 200) if smooth else 1
-    values = _averaged(series.values, span)
+    # A single peak must neither flatten the rest nor carry the average off.
+    limit = _limit(series.values) if smooth else float(series.values.max())
+    values = _averaged(np.minimum(series.values, limit), span)
     edges = np.linspace(0, len(series), min(len(series), _MOST_POINTS) + 1).astype(int)[:-1]
     counts = np.diff([*edges, len(series)])
     return _Thinned(
@@ -127,6 +134,7 @@ def _thin(style: int, label: str, series: Series, smooth: bool) -> _Thinned:
         middle=np.add.reduceat(values, edges) / counts,
         least=np.minimum.reduceat(series.values, edges),
         most=np.maximum.reduceat(series.values, edges),
+        limit=limit,
         span=span,
     )
 
@@ -144,22 +152,23 @@ def _averaged(values: Floats, span: int) -> Floats:
     return result
 
 
-def _range(lines: Sequence[_Thinned], from_zero: bool) -> tuple[float, float, int]:
-    """Least and most value of the frame, and how many peaks reach above it: a single one must not flatten the rest."""
+def _limit(values: Floats) -> float:
+    """What a frame reaches up to: the most, unless that is twice as far up as all but 2 % of the values."""
+    least, usual, most = values.min(), np.quantile(values, 0.98), values.max()
+    cut = most - least > 2 * (usual - least) > 0
+    return float(usual + 0.1 * (usual - least) if cut else most)
+
+
+def _range(lines: Sequence[_Thinned], from_zero: bool) -> tuple[float, float]:
+    """Least and most value of the frame."""
     least = min(float(line.least.min()) for line in lines)
-    peaks = np.concatenate([line.most for line in lines])
-    most = float(peaks.max())
-    # An average is never cut off: what it shows is no single peak.
-    averages = [float(line.middle.max()) for line in lines if line.span > 1]
-    usual = max([float(np.quantile(peaks, 0.98)), *averages])
-    if most - least > 2 * (usual - least) > 0:
-        most = usual + 0.1 * (usual - least)
+    most = max(line.limit for line in lines)
     if from_zero and least >= 0:
         least = 0.0
     if most <= least:
         margin = abs(most) * 0.5 or 1.0
         least, most = (0.0, most + margin) if from_zero and most >= 0 else (least - margin, most + margin)
-    return least, most, int((peaks > most).sum())
+    return least, most
 
 
 def _line(line: _Thinned, x: Callable[[float], float], y: Callable[[float], float]) -> Line:
@@ -234,7 +243,7 @@ def run_panels(runs: Mapping[str, Mapping[str, Series]]) -> list[Panel]:
         make_panel("Loss", "", curves("loss", "loss"), smooth=True),
         make_panel(
             "Validation loss",
-            "by noise, the least in quantile 1" if held_out and single else "",
+            "quantile 1: least noise" if held_out and single else "",
             curves("val_loss", "all") + (held_out if single else []),
             smooth=False,
         ),

@@ -24,7 +24,7 @@ LARGEST_PICTURES = 6 * 1024 * 1024
 
 _MOST_MOMENTS = 8
 _MOST_STRIPS = 20
-_MOST_TEXT = 400
+_MOST_TEXT = 240
 _OWN_SOURCES = ("default", "family ", "model ")
 
 

@@ -56,6 +56,10 @@ def test_training_refuses_a_folder_in_use_and_resumes_on_demand(run: Run, tiny_m
     assert resumed.code == 0, resumed.err
     steps = [json.loads(line)["step"] for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5]
+    sessions = [json.loads(line) for line in Path("runs/a/sessions.jsonl").read_text().splitlines()]
+    assert [session["resumed_from"] for session in sessions] == [None, 3]
+    assert any("train.max_steps was 3, is 5" in line for line in sessions[1]["changes"])
+    assert (sessions[0]["sources"]["train.max_steps"], sessions[0]["sources"]["model"]) == ("--set", "argument")
 
 
 def test_trained_lora_changes_what_is_sampled(run: Run, tiny_model: Path) -> None:
