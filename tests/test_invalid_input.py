@@ -236,6 +236,7 @@ GOOD_FILES = {
     "RGBA": (encoded(SQUARE.convert("RGBA")), (96, 96)),
     "turned by EXIF": (turned(), (64, 128)),
     "1 x 1": (encoded(Image.new("RGB", (1, 1), "red")), (96, 96)),
+    "6000 x 4000": (encoded(Image.new("RGB", (6000, 4000), "red")), (128, 64)),
     "black": (encoded(Image.new("RGB", (96, 96))), (96, 96)),
 }
 
