@@ -17,6 +17,18 @@ from torch.profiler import ProfilerActivity, profile
 Contestant = Callable[[], object]
 
 
+@attrs.frozen
+class Seconds:
+    """wall: as they pass. processor: of this process, in all its threads."""
+
+    wall: float
+    processor: float
+
+    def on(self, device: torch.device) -> float:
+        """Those that count: of a CPU the processor's, which other programs' work does not lengthen."""
+        return self.processor if device.type == "cpu" else self.wall
+
+
 @attrs.frozen(kw_only=True)
 class Measured:
     """One contestant: median seconds of its turns, and the most bytes of tensors alive at once beside its inputs."""
@@ -54,15 +66,26 @@ def measure(contestants: Mapping[str, Contestant], *, repeats: int, device: torc
 
 def medians(contestants: Mapping[str, Contestant], *, repeats: int, device: torch.device) -> dict[str, float]:
     """Seconds of each: the median of `repeats` turns, after one that does not count."""
-    found: dict[str, list[float]] = {name: [] for name in contestants}
+    found = turns(contestants, repeats=repeats, device=device)
+    return {name: statistics.median(one.on(device) for one in seconds) for name, seconds in found.items()}
+
+
+def turns(contestants: Mapping[str, Contestant], *, repeats: int, device: torch.device) -> dict[str, list[Seconds]]:
+    """What each of `repeats` turns of every contestant took, by turns, after one that does not count."""
+    found: dict[str, list[Seconds]] = {name: [] for name in contestants}
     for turn in range(repeats + 1):
         for name, run in contestants.items():
             started = _now(device)
             run()
-            seconds = _now(device) - started
+            ended = _now(device)
             if turn:
-                found[name].append(seconds)
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
+                found[name].append(Seconds(ended.wall - started.wall, ended.processor - started.processor))
+    return found
+
+
+def median_ratio(ones: Sequence[float], others: Sequence[float]) -> float:
+    """The median over turns of one divided by the other: what comes and goes beside them falls on both."""
+    return statistics.median(one / other for one, other in zip(ones, others, strict=True))
 
 
 def peak_bytes(run: Contestant, device: torch.device) -> int:
@@ -114,8 +137,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cpu":
-        return time.process_time()
-    torch.accelerator.synchronize(device)
-    return time.perf_counter()
+def _now(device: torch.device) -> Seconds:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return Seconds(time.perf_counter(), time.process_time())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
 from qframe import benchmark
-from qframe.benchmark import Ratio, matmul_ceiling, measure, medians, peak_bytes, table
+from qframe.benchmark import Ratio, Seconds, matmul_ceiling, measure, median_ratio, medians, peak_bytes, table, turns
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -19,10 +21,21 @@ def floats(mib: int) -> torch.Tensor:
 def test_contestants_take_turns_and_the_first_turn_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     clock = iter([0, 100, 0, 7, 0, 3, 0, 7, 0, 1, 0, 7, 0, 2, 0, 7])
-    monkeypatch.setattr(benchmark, "_now", lambda device: next(clock))
+    monkeypatch.setattr(benchmark, "_now", lambda device: Seconds(-1, next(clock)))
     found = medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3, device=CPU)
     assert calls == ["a", "b"] * 4
     assert found == {"a": 2, "b": 7}
+
+
+def test_both_clocks_are_read_and_the_processor_counts_on_a_cpu() -> None:
+    (turn,) = turns({"sleep": lambda: time.sleep(0.05)}, repeats=1, device=CPU)["sleep"]
+    assert turn.wall >= 0.05 > turn.processor
+    assert (turn.on(CPU), turn.on(torch.device("cuda"))) == (turn.processor, turn.wall)
+
+
+def test_turns_are_compared_in_pairs() -> None:
+    """Both were three times slower in the second turn; the medians of each alone would say 4 / 3."""
+    assert median_ratio([2, 6, 4], [1, 3, 4]) == 2
 
 
 def test_peak_is_what_lives_at_once() -> None:

@@ -9,34 +9,43 @@ from functools import partial
 from pathlib import Path
 
 import attrs
+import torch
 
+from qframe.benchmark import Seconds
 from qframe.cache.examples import CachedExamples
+from qframe.cache.keys import ExampleKeys
+from qframe.cache.store import Cache
+
+PUBLISHED_SIZES = {"1024 x 1024": (128, 1400, 16), "512 x 512": (64, 400, 48), "256 x 256": (32, 150, 96)}
+"""Of edits by a published model: sides of the latents, tokens of the prompt with its picture; and how many to read."""
 
 
-@attrs.frozen
-class Pace:
-    """Seconds for an example. wall: as they pass. processor: of this process."""
-
-    wall: float
-    processor: float
-
-    def of(self, other: Pace) -> Pace:
-        """How fast this is, `other` being 1."""
-        return Pace(other.wall / self.wall, other.processor / self.processor)
+def published_size_examples(folder: Path, side: int, tokens: int, count: int) -> CachedExamples:
+    """An edit data set in bfloat16: a target, a reference and a caption each. Their bytes matter, not their values."""
+    keys = []
+    generator = torch.Generator().manual_seed(0)
+    with Cache(folder) as cache:
+        for number in range(count):
+            target, reference, text = (f"{3 * number + part:064x}" for part in range(3))
+            for key in (target, reference):
+                cache.put(key, {"latents": torch.randn(16, side, side, generator=generator).bfloat16()})
+            cache.put(text, {"embeds": torch.randn(tokens, 3584, generator=generator).bfloat16()})
+            keys.append(ExampleKeys(target, (reference,), text, None, None))
+    return CachedExamples(Cache(folder), [str(number) for number in range(count)], keys)
 
 
 @attrs.frozen
 class ReadPace:
-    """bytes: of an example. first: with the checksums verified, as in a run's first epoch. later: in the others.
+    """Of one example. first: with its checksums verified, as in a run's first epoch. later: in the others.
 
     raw: the same bytes read into memory.
     """
 
     examples: int
     bytes: int
-    first: Pace
-    later: Pace
-    raw: Pace
+    first: Seconds
+    later: Seconds
+    raw: Seconds
 
 
 def read_pace(examples: CachedExamples, *, repeats: int = 5) -> ReadPace:
@@ -44,7 +53,7 @@ def read_pace(examples: CachedExamples, *, repeats: int = 5) -> ReadPace:
 
     The cache is opened anew for each round, so that nothing of it has been verified yet.
     """
-    found: list[tuple[Pace, Pace, Pace]] = []
+    found: list[tuple[Seconds, Seconds, Seconds]] = []
     for turn in range(repeats + 1):
         examples = examples.reopened()
         order = range(len(examples))
@@ -63,7 +72,7 @@ def _read(examples: CachedExamples) -> None:
         examples[index]
 
 
-def _raw(extents: Sequence[Sequence[tuple[Path, int, int]]]) -> Pace:
+def _raw(extents: Sequence[Sequence[tuple[Path, int, int]]]) -> Seconds:
     handles = {path: os.open(path, os.O_RDONLY) for path in {path for own in extents for path, _, _ in own}}
     try:
 
@@ -77,11 +86,11 @@ def _raw(extents: Sequence[Sequence[tuple[Path, int, int]]]) -> Pace:
             os.close(handle)
 
 
-def _timed(work: Callable[[], None]) -> Pace:
+def _timed(work: Callable[[], None]) -> Seconds:
     began, worked = time.perf_counter(), time.process_time()
     work()
-    return Pace(time.perf_counter() - began, time.process_time() - worked)
+    return Seconds(time.perf_counter() - began, time.process_time() - worked)
 
 
-def _best(paces: Sequence[Pace], count: int) -> Pace:
-    return Pace(min(p.wall for p in paces) / count, min(p.processor for p in paces) / count)
+def _best(paces: Sequence[Seconds], count: int) -> Seconds:
+    return Seconds(min(p.wall for p in paces) / count, min(p.processor for p in paces) / count)

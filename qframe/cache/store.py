@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 _MOST_ENTRIES = 20_000  # keeps a shard's header far below safetensors' limit of 100 MB
 _OPEN_SHARDS = 256
 _MOST_RECENT = 200_000  # about 150 MB
-_LISTED = "shards folder as it was when it was listed"
+LISTED = "shards folder as it was when it was listed"
 _SETTLED_NS = 2_000_000_000
 _LOCK_SECONDS = 900.0
 
@@ -381,7 +381,7 @@ class Cache:
     def _find_shards(self) -> None:
         """Let the index know the shards that are there, if the folder changed since it last looked."""
         stamp = self._shards.stat().st_mtime_ns
-        if self._index.note(_LISTED) == str(stamp):
+        if self._index.note(LISTED) == str(stamp):
             return
         with self._exclusive():
             clear_leftovers(self._shards)
@@ -401,7 +401,7 @@ class Cache:
                 self._index.remove(name)
             # A folder that changed just now may change again without its time stamp telling.
             if time.time_ns() - stamp > _SETTLED_NS:
-                self._index.set_note(_LISTED, str(stamp))
+                self._index.set_note(LISTED, str(stamp))
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:

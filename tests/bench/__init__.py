@@ -1,1 +1,0 @@
-"""Programs that measure, each with a short form as a slow test."""
