@@ -48,6 +48,7 @@ def test_they_are_listed_with_what_they_measure_and_none_is_imported(run: Run) -
     outcome = run("bench", "--help")
     assert outcome.code == 0
     assert "hello   says how often" in outcome.out
+    assert "train   a training step" in outcome.out
     assert "absent" in outcome.out
 
 
@@ -66,23 +67,26 @@ def test_what_cannot_run_is_named(run: Run, name: str, code: int, message: str) 
     assert message in outcome.err
 
 
-def test_help_of_the_bundled_benchmark_imports_no_torch() -> None:
+@pytest.mark.parametrize(("name", "option"), [("transformer", "--gradient-checkpointing"), ("train", "--check")])
+def test_help_of_a_bundled_benchmark_imports_no_torch(name: str, option: str) -> None:
     script = (
-        "import sys; from qframe.cli import main; code = main(['bench', 'transformer', '--help']); "
+        f"import sys; from qframe.cli import main; code = main(['bench', '{name}', '--help']); "
         "sys.exit(code or 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "--gradient-checkpointing" in done.stdout
+    assert option in done.stdout
 
 
 def test_reference_names_every_option_of_the_bundled_benchmarks() -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     registry = load_registry()
-    for component in registry.components("benchmark"):
-        assert f"`{component.name}`" in page
-        for parameter in registry.resolve(component).params:
-            assert any(f"`{option}" in page for option in parameter.opts), (component.name, parameter.name)
+    bundled = {component.name: registry.resolve(component) for component in registry.components("benchmark")}
+    assert bundled.keys() == {"sample", "transformer"}
+    for name, command in (bundled | bench_module.bench.commands).items():
+        assert f"`{name}`" in page
+        for parameter in command.params:
+            assert any(f"`{option}" in page for option in parameter.opts), (name, parameter.name)
 
 
 @pytest.mark.parametrize(
