@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from qframe_qwen_per_sample_rope.layout import Layout
+from qframe_qwen_per_sample_rope.layout import Layout, cut
 
 Heads = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values of one stream, each [N, H, d], samples one after another."""
@@ -26,8 +26,8 @@ def _attend_in_groups(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor
     """Samples of equal lengths as one dense batch each: slices of the sorted streams, so only the join copies."""
     text_rows = [group.count * group.text for group in layout.groups]
     image_rows = [group.count * group.image for group in layout.groups]
-    texts = zip(*(part.split(text_rows) for part in text), strict=True)
-    images = zip(*(part.split(image_rows) for part in image), strict=True)
+    texts = zip(*(cut(part, text_rows) for part in text), strict=True)
+    images = zip(*(cut(part, image_rows) for part in image), strict=True)
     found_text, found_image = [], []
     for group, own_text, own_image in zip(layout.groups, texts, images, strict=True):
         query, key, value = (

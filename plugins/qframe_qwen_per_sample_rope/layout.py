@@ -170,6 +170,11 @@ def check_rows(what: str, lengths: Sequence[int], rows: int) -> None:
             raise ValueError(f"sample {sample}: its {what} tokens end at {end}, the tensor holds {rows}")
 
 
+def cut(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Neighbouring slices of x [N, ...]; x itself if it is one: going back through a split copies all of it."""
+    return (x,) if len(sizes) == 1 else x.split(list(sizes))
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, stream: Stream) -> Tensor:
     """The sum x [N, D] (1 + scale) + shift, each token with its sample's row of shift and scale [B or 2 B, D]."""
 
@@ -201,7 +206,7 @@ def _per_sample(
     batch = len(stream.lengths)
     sizes = [run.rows for run in stream.runs]
     found = []
-    for run, *own_rows in zip(stream.runs, *(x.split(sizes) for x in rows), strict=True):
+    for run, *own_rows in zip(stream.runs, *(cut(x, sizes) for x in rows), strict=True):
         dense = [part.unflatten(0, (run.count, run.length)) for part in own_rows]
         own = slice(run.first, run.first + run.count)
         spans = [(slice(0, run.target), own)]

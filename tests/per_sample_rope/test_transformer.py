@@ -112,6 +112,25 @@ def test_both_entries_agree(own: Own) -> None:
     assert_same(ENTRIES["padded"](own, batch), ENTRIES["packed"](own, batch), 1e-6)
 
 
+@pytest.mark.parametrize("height", [300, 301])
+def test_a_perceptron_in_halves_is_the_whole_one(height: int) -> None:
+    """Batches of more than 512 rows, even and odd ones, take it in two parts: forward, and back to the weights."""
+    stock = stock_network()
+    own = own_network(stock)
+    batch = samples([((1, height, 1),), ((1, 15, 20),)], [3, 4])
+    parts: list[int] = []
+    own.transformer_blocks[1].img_mlp.register_forward_hook(lambda module, given, result: parts.append(len(result)))
+    found, wanted = packed(own, batch), one_by_one(stock, batch)
+    assert parts == [300 + height % 2, 300]
+    assert_same(found, wanted)
+    name = "transformer_blocks.0.img_mlp.net.0.proj.weight"
+    gradients = []
+    for network, predicted in ((own, found), (stock, wanted)):
+        predicted.square().mean().backward()
+        gradients.append(network.get_parameter(name).grad)
+    assert_same(*gradients)
+
+
 def test_a_sample_does_not_see_its_neighbours(own: Own) -> None:
     """B62: not even numbers that are no numbers."""
     batch = samples()

@@ -1,0 +1,77 @@
+"""What a pass computes and writes, counted operation by operation: as little as the original's, on any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import attrs
+import pytest
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from qframe.types import Grid
+from qframe_qwen_per_sample_rope.bench import contestants
+from tests.per_sample_rope.test_bench import TINY
+
+SMALL: tuple[Grid, ...] = ((1, 4, 4),) * 2
+LARGE: tuple[Grid, ...] = ((1, 8, 8),) * 2
+
+
+class Written(TorchDispatchMode):
+    """Counts the bytes that operations write: of new tensors and of changed ones, not of views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func._schema.name.startswith(("aten::empty", "aten::new_empty")):
+            return result
+        given = {storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and (func._schema.is_mutable or storage(leaf) not in given):
+                self.bytes += leaf.numel() * leaf.element_size()
+        return result
+
+
+def storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def work(run: Callable[[], None]) -> tuple[int, int]:
+    """Multiplications and additions of all products of matrices, and bytes written, of a forward and backward pass."""
+    run()  # gradients exist, and tables of positions are kept, from then on
+    with Written() as written, FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops(), written.bytes
+
+
+@pytest.mark.parametrize("samples", [1, 6], ids=["a small batch", "one whose perceptron goes in halves"])
+def test_a_batch_of_one_shape_does_no_more_than_the_original(samples: int) -> None:
+    """What no timing on a busy machine tells: nothing is gathered, repeated or copied beyond what diffusers does."""
+    found, wanted = both([LARGE] * samples)
+    assert found[0] == wanted[0]
+    assert found[1] <= wanted[1]
+
+
+def test_a_mixed_batch_copies_little_more_than_its_groups_through_the_original() -> None:
+    """The same products; runs of equal length are put together again, 8 % more bytes in all."""
+    found, wanted = both([SMALL, LARGE, SMALL, LARGE])
+    assert found[0] == wanted[0]
+    assert found[1] < 1.1 * wanted[1]
+
+
+def both(grids: Sequence[tuple[Grid, ...]]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The work of a packed batch with prompts of 7 tokens, and of its groups through diffusers."""
+    settings = attrs.evolve(TINY, layers=2)
+    stock, own = contestants.networks(settings)
+    batch = contestants.random_batch(settings, grids, [7] * len(grids))
+    return (
+        work(partial(contestants.run_packed, own, batch)),
+        work(partial(contestants.run_groups, stock, batch.by_shape())),
+    )
