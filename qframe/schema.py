@@ -173,6 +173,10 @@ class TrainConfig:
     )
     checkpoint_every: int = attrs.field(default=500, validator=ge(1), metadata={"help": "steps between checkpoints"})
     keep_checkpoints: int = attrs.field(default=2, validator=ge(1), metadata={"help": "newest checkpoints kept"})
+    save_dtype: Precision = attrs.field(
+        default="float32",
+        metadata={"help": "of the weights that a full fine-tuning ends with; checkpoints are exact whatever it is"},
+    )
     nan_patience: int = attrs.field(
         default=3, validator=ge(0), metadata={"help": "steps in a row with a loss that is not finite before stopping"}
     )

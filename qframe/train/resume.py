@@ -28,6 +28,7 @@ _FREE = (
     "logging.",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.save_dtype",
     "train.nan_patience",
     "train.process_timeout",
     "train.shard",

@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 
 from qframe.schema import Config
-from qframe.storage import write_file
+from qframe.storage import disk_errors, write_file
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -34,7 +34,7 @@ class Run:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line. After a kill the file may be ahead of the last checkpoint; `rewind` cuts that."""
-        with self.metrics_file.open("a", encoding="utf-8") as stream:
+        with disk_errors(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as stream:
             # A value that is not finite is null: NaN is not JSON.
             values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
             stream.write(json.dumps({"step": step, **values}) + "\n")

@@ -28,7 +28,7 @@ from qframe.placement import Placement, rest_codec
 from qframe.plan_batches import group_plans, join_plans
 from qframe.plugins import Registry, load_registry
 from qframe.progress import SILENT, Progress
-from qframe.schema import Config
+from qframe.schema import Config, Precision
 from qframe.storage import is_published, lock_folder, publish_folder, remove_published, write_file
 from qframe.train import resume as resuming
 from qframe.train.distributed import ALONE, Processes
@@ -473,7 +473,8 @@ class Trainer:
         with self.averaged():
             denoiser = self._gathered() if self._shards else self.denoiser
             if first:
-                publish_folder(target, write)
+                with _rounded(denoiser.module, self.config.train.save_dtype):
+                    publish_folder(target, write)
         return target
 
     def _gathered(self) -> Denoiser:
@@ -614,6 +615,19 @@ def _checkpointing(module: torch.nn.Module) -> Callable[[], None]:
 
 def _due(every: int | None, step: int, last: int | None = None) -> bool:
     return every is not None and (step % every == 0 or step == last)
+
+
+@contextlib.contextmanager
+def _rounded(module: torch.nn.Module, dtype: Precision) -> Iterator[None]:
+    """Inside, the module's parameters have this dtype; afterwards they are as they were, to the bit."""
+    kept = [(parameter, parameter.data) for parameter in module.parameters()]
+    try:
+        for parameter, values in kept:
+            parameter.data = values.to(getattr(torch, dtype))
+        yield
+    finally:
+        for parameter, values in kept:
+            parameter.data = values
 
 
 def _overwrite(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:

@@ -176,6 +176,24 @@ def test_a_full_fine_tuning_writes_a_denoiser_that_loads(config: Callable[..., C
     assert any(not torch.equal(trained[name], start[name]) for name in start)
 
 
+def test_a_full_fine_tuning_may_be_saved_in_bfloat16_and_stays_exact(
+    config: Callable[..., Config], tmp_path: Path
+) -> None:
+    quiet = ("train.mode=full", "train.learning_rate=0.001", "data.options.validation=0", "sample.count=0")
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        trainer = Trainer(config(dtype, *quiet, f"train.save_dtype={dtype}"))
+        weights = next((trainer.fit().weights / "transformer").glob("*.safetensors"))
+        last = tmp_path / dtype / "checkpoints" / f"step-{STEPS:08d}"
+        found[dtype] = load_file(weights), load_file(last / "weights.safetensors")
+        assert trainer.state is not None
+        assert same(found[dtype][1], {name: p.detach() for name, p in trainer.state.parameters.items()})
+    (exact, checkpoint), (rounded, other) = found["float32"], found["bfloat16"]
+    assert same(checkpoint, other)
+    assert {tensor.dtype for tensor in checkpoint.values()} == {torch.float32}
+    assert same(rounded, {name: tensor.bfloat16() for name, tensor in exact.items()})
+
+
 def test_prediction_from_the_trainer_equals_the_pipeline_with_its_lora(
     config: Callable[..., Config], model: Path, tmp_path: Path
 ) -> None:
