@@ -5,6 +5,7 @@ What is stored is whole: checkpoints of sharded runs are those of any other, and
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -49,6 +50,8 @@ def shard(denoiser: Denoiser, trained: Iterable[nn.Parameter], device: torch.dev
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
+    # A denoiser leaves what its network returned as it is; torch warns everybody who might not.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     module, kept = denoiser.module, set(trained)
     full = kept >= set(module.parameters())
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))

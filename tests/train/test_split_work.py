@@ -1,0 +1,75 @@
+"""A whole run of two processes: who encodes, samples and writes what."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import qframe
+from qframe.progress import SilentProgress, Stage
+from qframe.schema import Config
+from qframe.train.distributed import ALONE, Processes
+from qframe.train.trainer import Trainer
+from tests.train.processes import needs_fork, together
+
+pytestmark = needs_fork
+
+SPLIT = ("encoding pictures", "encoding prompts", "sampling before training", "sampling after training")
+
+
+class Heard(SilentProgress):
+    """Counts what each stage is told to do."""
+
+    def __init__(self) -> None:
+        self.totals: Counter[str] = Counter()
+
+    @contextmanager
+    def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Stage]:
+        self.totals[name] += total
+        yield self
+
+
+def configured(output: Path) -> Config:
+    settings = [
+        "train.max_steps=2",
+        "train.batch_size=1",
+        "train.precision=float32",
+        "cache.batch_size=2",
+        "data.options.count=4",
+        "data.options.validation=3",
+        "sample.num_inference_steps=1",
+        "sample.batch_size=1",
+        "device=cpu",
+    ]
+    return qframe.load_config(family="qwen-edit", values={"output": str(output)}, overrides=settings)
+
+
+def fit(config: Config, processes: Processes) -> dict[str, Tensor]:
+    heard = Heard()
+    result = Trainer(config, processes=processes, progress=heard).fit()
+    assert result.weights.is_file()
+    assert (result.sheet is not None) == processes.first
+    return {name: torch.tensor(heard.totals[name]) for name in SPLIT}
+
+
+@pytest.mark.slow
+def test_encoding_and_samples_are_split_and_one_process_writes_the_run(tmp_path: Path) -> None:
+    alone = fit(configured(tmp_path / "alone" / "run"), ALONE)
+    config = configured(tmp_path / "two" / "run")
+    (code, first), (other_code, second) = together(2, lambda processes: fit(config, processes), tmp_path / "results")
+    assert (code, other_code) == (0, 0)
+    for name, total in alone.items():
+        assert first[name] + second[name] == total  # each part once; so few pictures and prompts are one share
+        assert min(int(first[name]), int(second[name])) > 0 or name.startswith("encoding")
+    alone_run, run = tmp_path / "alone" / "run", tmp_path / "two" / "run"
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    before = sorted((alone_run / "samples" / "before").glob("*.png"))
+    assert len(before) == 3
+    for file in before:
+        assert (run / "samples" / "before" / file.name).read_bytes() == file.read_bytes()
