@@ -79,6 +79,7 @@ def _free(folder: Path) -> bool:
         "metrics.jsonl",
         "checkpoints",
         "logs",
+        "report.html",
         SESSIONS_FILE,
     }
     return not names or (begun and not any((folder / "checkpoints").glob("step-*")))

@@ -279,7 +279,13 @@ def test_nothing_is_overwritten_and_runs_are_numbered(
     monkeypatch.chdir(tmp_path)
     unnamed = qframe.load_config(family="qwen-edit")
     assert run_folder(unnamed, None) == Path("runs/qwen-edit")
-    for name in ("qwen-edit", "qwen-edit-2", "qwen-edit-plus", "qwen-edit-11"):
+    begun = tmp_path / "runs" / "qwen-edit"
+    begun.mkdir(parents=True)
+    for name in ("config.toml", "sessions.jsonl", "report.html"):  # of a run that made no checkpoint
+        (begun / name).touch()
+    own = attrs.evolve(unnamed, output=str(begun))
+    assert run_folder(own, None) == begun
+    for name in ("qwen-edit-2", "qwen-edit-plus", "qwen-edit-11"):
         (tmp_path / "runs" / name).mkdir(parents=True)
     assert run_folder(unnamed, None) == Path("runs/qwen-edit-12")
     assert run_folder(unnamed, "latest") == Path("runs/qwen-edit-11")
