@@ -229,7 +229,6 @@ class Trainer:
                 "lora.dora: the denoiser is quantised, and DoRA needs the exact lengths of its rows",
                 "Set lora.dora to false, or leave denoiser.quantise out.",
             )
-        outline = adapters.outlined(self.composition)
         if outline is not None:
             adapters.resolve_targets(outline.module, self.config.lora.targets, outline.lora_presets)
 

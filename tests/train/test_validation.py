@@ -153,6 +153,28 @@ def test_the_validation_loss_leaves_the_network_and_the_random_numbers_as_they_w
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
+def test_the_validation_loss_counts_where_training_counts(scene: Scene, mixed_examples: list[Example]) -> None:
+    """What lies outside the region that a recipe weighs changes nothing; inside, it does."""
+
+    def corner(example: Example, generator: torch.Generator) -> torch.Tensor:
+        weight = torch.zeros(example.target.shape[1:])
+        weight[:2, :2] = 1  # one token
+        return weight
+
+    class Nothing(ToyDenoiser):
+        def velocity(self, x: Any, sigma: Any, cond: Any, references: Any = None, **more: Any) -> Any:
+            return torch.zeros_like(x.tokens)
+
+    job = attrs.evolve(scene.job, denoiser=Nothing(), weigh=corner)
+    example = mixed_examples[0]
+    found = held_out_losses(job, [example])
+    outside, inside = example.target.clone(), example.target.clone()
+    outside[:, 2:, 2:] += 1
+    inside[:, :2, :2] += 1
+    assert held_out_losses(job, [attrs.evolve(example, target=outside)]) == found
+    assert held_out_losses(job, [attrs.evolve(example, target=inside)]) != found
+
+
 def test_processes_share_the_held_out_examples(scene: Scene, mixed_examples: list[Example]) -> None:
     alone = held_out_losses(scene.job, mixed_examples)
     parts: list[list[float]] = []
