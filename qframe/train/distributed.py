@@ -233,11 +233,14 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
     try:
         yield processes
         processes._leave()
-    except BaseException as error:
+    except BaseException as raised:
+        error = _explained(raised)
         code = processes._fail(error)
-        if code is None:
+        if code is not None:
+            raise SystemExit(code) from raised
+        if error is raised:
             raise
-        raise SystemExit(code) from error
+        raise error from raised
     if dist.is_initialized():  # after a failure there may be nobody to say good-bye to
         dist.destroy_process_group()
 
@@ -268,12 +271,22 @@ def _lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.distributed's own are subclasses
-        if "timed out" in str(error).lower() or "timeout" in str(error).lower():
-            raise LostProcessError(
-                "another process of this run did not answer for train.process_timeout seconds",
-                "If it was only slow, raise train.process_timeout. Go on with --resume.",
-            ) from error
-        raise LostProcessError(
-            "another process of this run ended",
-            "If it was killed, look for what killed it, a lack of memory most often. Go on with --resume.",
-        ) from error
+        raise _lost_process(error) from error
+
+
+def _explained(error: BaseException) -> BaseException:
+    """`error`, or what it means where a collective failed that others call: those of `fully_shard`."""
+    of_gloo = type(error) is RuntimeError and "gloo" in str(error)
+    return _lost_process(error) if of_gloo or isinstance(error, dist.DistError) else error
+
+
+def _lost_process(error: BaseException) -> LostProcessError:
+    if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+        return LostProcessError(
+            "another process of this run did not answer for train.process_timeout seconds",
+            "If it was only slow, raise train.process_timeout. Go on with --resume.",
+        )
+    return LostProcessError(
+        "another process of this run ended",
+        "If it was killed, look for what killed it, a lack of memory most often. Go on with --resume.",
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +209,24 @@ def test_a_process_that_does_not_answer_ends_the_others(tmp_path: Path, capfd: p
     (code, _), _ = together(2, work, tmp_path)
     assert code == 6
     assert "did not answer for train.process_timeout" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("owner", ["a collective of ours", "a collective of fully_shard"])
+def test_a_process_that_was_killed_is_missed_by_the_others(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], owner: str
+) -> None:
+    def work(processes: Processes) -> dict[str, Tensor]:
+        processes.connect(CPU, timeout=20)
+        processes.total([1.0])
+        if processes.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if owner == "a collective of ours":
+            processes.total([1.0])
+        torch.distributed.all_reduce(torch.ones(1))
+        return {}
+
+    assert [code for code, _ in together(2, work, tmp_path)] == [6, -signal.SIGKILL]
+    assert "another process of this run ended" in capfd.readouterr().err
 
 
 def test_devices_of_one_process_are_refused_for_several() -> None:
