@@ -31,10 +31,19 @@ class Seconds:
 
 @attrs.frozen(kw_only=True)
 class Measured:
-    """One contestant: median seconds of its turns, and the most bytes of tensors alive at once beside its inputs."""
+    """One contestant: seconds of each of its turns, and the most bytes of tensors alive at once beside its inputs."""
 
-    seconds: float
+    turns: tuple[float, ...]
     peak_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """The median of its turns."""
+        return statistics.median(self.turns)
+
+    def times(self, other: Measured) -> float:
+        """Its time to another's, by turns, to two places: turns of equal work differ by more than the third."""
+        return round(median_ratio(self.turns, other.turns), 2)
 
 
 @attrs.frozen(kw_only=True)
@@ -57,10 +66,11 @@ class Ratio:
 
 
 def measure(contestants: Mapping[str, Contestant], *, repeats: int, device: torch.device) -> dict[str, Measured]:
-    """Time of each as the median of `repeats` turns, after one that does not count; then the peak memory of each."""
-    seconds = medians(contestants, repeats=repeats, device=device)
+    """Time of each in `repeats` turns, after one that does not count; then the peak memory of each."""
+    taken = turns(contestants, repeats=repeats, device=device)
     return {
-        name: Measured(seconds=seconds[name], peak_bytes=peak_bytes(run, device)) for name, run in contestants.items()
+        name: Measured(turns=tuple(one.on(device) for one in taken[name]), peak_bytes=peak_bytes(run, device))
+        for name, run in contestants.items()
     }
 
 

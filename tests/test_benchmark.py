@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from qframe import benchmark
-from qframe.benchmark import Ratio, Seconds, matmul_ceiling, measure, median_ratio, medians, peak_bytes, table, turns
+from qframe.benchmark import (
+    Measured,
+    Ratio,
+    Seconds,
+    matmul_ceiling,
+    measure,
+    median_ratio,
+    medians,
+    peak_bytes,
+    table,
+    turns,
+)
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -36,6 +47,13 @@ def test_both_clocks_are_read_and_the_processor_counts_on_a_cpu() -> None:
 def test_turns_are_compared_in_pairs() -> None:
     """Both were three times slower in the second turn; the medians of each alone would say 4 / 3."""
     assert median_ratio([2, 6, 4], [1, 3, 4]) == 2
+
+
+def test_contestants_are_compared_turn_by_turn() -> None:
+    """The machine was three times slower in the second turn of both, and in the third of one."""
+    one, other = (Measured(turns=taken, peak_bytes=0) for taken in ((2.0, 6.0, 6.0), (1.0, 3.0, 1.0)))
+    assert one.seconds / other.seconds == 6
+    assert one.times(other) == 2
 
 
 def test_peak_is_what_lives_at_once() -> None:
@@ -68,6 +86,7 @@ def test_peak_of_a_backward_pass_holds_what_was_kept_for_it() -> None:
 
 def test_measuring_gives_time_and_memory() -> None:
     found = measure({"two": lambda: floats(2)}, repeats=2, device=CPU)["two"]
+    assert len(found.turns) == 2
     assert found.seconds >= 0
     assert found.peak_bytes == pytest.approx(2 * MIB, abs=64)
 

@@ -47,22 +47,17 @@ def compare(settings: Settings) -> Found:
     measured = measure(contestants(settings), repeats=settings.repeats, device=torch.device(settings.device))
     loop, call, theirs = measured["loop"], measured["call"], measured["diffusers"]
     ratios = [
-        Ratio(name="loop / its forward passes alone: time", value=_times(loop, measured["passes"]), most=1.03),
-        Ratio(name="call / diffusers' pipeline: time", value=_times(call, theirs), most=1.0),
+        Ratio(name="loop / its forward passes alone: time", value=loop.times(measured["passes"]), most=1.03),
+        Ratio(name="call / diffusers' pipeline: time", value=call.times(theirs), most=1.0),
         Ratio(name="call / diffusers' pipeline: memory", value=call.peak_bytes / theirs.peak_bytes, most=1.0),
     ]
     if "joined" in measured:
         joined = measured["joined"]
         ratios += [
-            Ratio(name="guidance joined / apart: time", value=_times(joined, loop)),
+            Ratio(name="guidance joined / apart: time", value=joined.times(loop)),
             Ratio(name="guidance joined / apart: memory", value=joined.peak_bytes / loop.peak_bytes),
         ]
     return Found(measured=measured, ratios=tuple(ratios))
-
-
-def _times(one: Measured, other: Measured) -> float:
-    """Ratio of the seconds; turns of equal work differ by more than its third place."""
-    return round(one.seconds / other.seconds, 2)
 
 
 def contestants(settings: Settings) -> dict[str, Contestant]:

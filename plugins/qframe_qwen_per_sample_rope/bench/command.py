@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from typing import Any
 
 import attrs
@@ -28,7 +29,7 @@ class Settings:
 
 _FULL = {"width": 3072, "head": 128, "layers": 60, "text_width": 3584}
 """transformer/config.json of Qwen/Qwen-Image."""
-_QUICK: dict[str, Any] = {"s": (8,), "width": 128}
+_QUICK: dict[str, Any] = {"s": (8,), "layers": 1}
 
 
 def _sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -39,12 +40,12 @@ def _sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
 
 @click.command()
 @click.option("--s", default="8,16", show_default=True, callback=_sizes, help="Sides of the small pictures, in tokens.")
-@click.option("--width", type=click.IntRange(min=64), default=256, show_default=True, help="Of the stream.")
+@click.option("--width", type=click.IntRange(min=64), default=128, show_default=True, help="Of the stream.")
 @click.option("--head", type=click.IntRange(min=16), default=64, show_default=True, help="Channels of a head.")
 @click.option("--layers", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--text-width", type=click.IntRange(min=1), default=256, show_default=True, help="Of the prompts.")
 @click.option("--full", is_flag=True, help="The published size: 60 layers, width 3072 (40 GB in bfloat16).")
-@click.option("--quick", is_flag=True, help="Small: s = 8, width 128.")
+@click.option("--quick", is_flag=True, help="Small: s = 8, one layer.")
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each contestant.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
@@ -67,5 +68,5 @@ def transformer(full: bool, quick: bool, as_json: bool, **options: Any) -> None:
     from qframe_qwen_per_sample_rope.bench.tables import as_text, run
 
     find_device("--device", settings.device)
-    found = run(settings)
+    found = run(settings, tell=partial(click.echo, err=True))
     click.echo(json.dumps(attrs.asdict(found), indent=2) if as_json else as_text(found))

@@ -104,6 +104,12 @@ def run_groups(network: nn.Module, groups: Sequence[Batch]) -> None:
     torch.stack([_loss(_call(network, group)) for group in groups]).sum().backward()
 
 
+def run_groups_apart(network: nn.Module, groups: Sequence[Batch]) -> None:
+    """The same step by gradient accumulation: each group goes back before the next begins, so one is kept at a time."""
+    for group in groups:
+        _loss(_call(network, group)).backward()
+
+
 def run_padded(network: nn.Module, batch: Batch) -> None:
     """The batch padded to its longest sample, with a mask even where prompts are equal.
 
