@@ -209,7 +209,7 @@ def _read_sessions(file: Path, gaps: list[str]) -> list[dict[str, Any]]:
     if not sessions:
         gaps.append(
             f"There is no {file.name} (the run is of an earlier version, or ended while it was encoding): where values "
-            "come from, the data, the machine and the base model are not known."
+            "come from, the data, the machine and the licence are not known."
         )
     return sessions
 
