@@ -17,9 +17,12 @@ from qframe.cli import main
 from qframe.config import dump_config
 from qframe.schema import Config
 from qframe.storage import verify_folder
+from qframe.train.distributed import Processes
 from qframe.train.loop import run_steps
 from qframe.train.signals import Stopped
 from qframe.train.state import checkpoint_folder, restore
+from qframe.types import Example
+from tests.train.processes import needs_fork, together
 from tests.train.test_loop import BASE, Scene, scene  # noqa: F401 (a fixture)
 from tests.train.test_trainer import config, model, same, weights  # noqa: F401 (fixtures)
 
@@ -62,6 +65,27 @@ def test_a_step_is_left_out_where_its_batches_would_take_long_and_is_taken_again
     run_steps(resumed.job, resumed.state)
     for name, value in whole.weights().items():
         assert torch.equal(value, resumed.weights()[name]), name
+
+
+@needs_fork
+def test_a_signal_that_one_process_hears_stops_all_at_the_same_batch(
+    tmp_path: Path,
+    mixed_examples: list[Example],
+) -> None:
+    def work(processes: Processes) -> dict[str, torch.Tensor]:
+        processes.connect(torch.device("cpu"), timeout=20)
+        run = Scene(tmp_path / f"run-{processes.rank}", mixed_examples, LONG_STEPS)
+        heard = 6 + 3 if processes.rank else 0  # never in the first process
+        examples = Signalling(list(run.job.examples), heard, signal.SIGTERM)
+        with pytest.raises(Stopped, match="stopped at step 1"):
+            run_steps(attrs.evolve(run.job, examples=examples, processes=processes), run.state)
+        assert verify_folder(checkpoint_folder(run.folder, 1)) == []
+        return {"reads": torch.tensor(examples.reads)} | run.weights()
+
+    (one, first), (other, second) = together(2, work, tmp_path / "world")
+    assert (one, other) == (0, 0)
+    assert first["reads"] == second["reads"] == 9
+    assert same(first, second)
 
 
 class Twice(Exception):
