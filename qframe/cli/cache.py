@@ -64,12 +64,15 @@ def build(
 
     share = Share.of_environment() if shard is None else Share.parse(shard)
     announce(config, data=True)
-    made = Trainer(config, progress=terminal_progress()).cache(share=share)
-    missing = made.missing() if isinstance(made, CachedExamples) and share.count > 1 else 0
-    if missing:
+    trainer = Trainer(config, progress=terminal_progress())
+    made = trainer.cache(share=share)
+    held_out = trainer.cache(share=share, records=trainer.measured) if trainer.measured else ()
+    parts = [part for part in (made, held_out) if isinstance(part, CachedExamples) and share.count > 1]
+    if missing := sum(part.missing() for part in parts):
         click.echo(f"share {share} is ready; {missing} entries of other shares are still missing")
     else:
-        click.echo(f"{len(made)} examples are ready")
+        apart = f", and {len(held_out)} held out" if held_out else ""
+        click.echo(f"{len(made)} examples are ready{apart}")
 
 
 @cache.command()
@@ -271,10 +274,13 @@ def _plan(config: Config, opened: Cache, *, unconditional: bool) -> CachePlan:
     from qframe.compose import compose
     from qframe.data.choose import open_source
     from qframe.plugins import load_registry
+    from qframe.train.records import measured_records, split_records
 
     registry = load_registry()
     composition = compose(config, registry)
-    records = open_source(config, registry).records()
+    records, held_out = split_records(open_source(config, registry), config)
+    if measured := measured_records(held_out, config):
+        records = [*records, *measured]
     return configured_plan(composition, records, opened, unconditional=unconditional, progress=terminal_progress())
 
 

@@ -53,6 +53,11 @@ def spread(records: Sequence[Record], count: int) -> list[Record]:
     return [records[place * len(records) // count] for place in range(count)]
 
 
+def measured_records(held: Sequence[Record], config: Config) -> list[Record]:
+    """Those held out that the validation loss is taken over: at most `validation.count`, none without `every`."""
+    return [] if config.validation.every is None else spread(held, config.validation.count)
+
+
 def sampled_records(
     source: RecordSource, records: Sequence[Record], held: Sequence[Record], config: Config, registry: Registry
 ) -> tuple[RecordSource, list[Record]]:

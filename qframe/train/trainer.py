@@ -36,7 +36,7 @@ from qframe.train.held_out import held_out_losses
 from qframe.train.loop import TrainingJob, run_steps
 from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory, schedule_factor
 from qframe.train.order import make_order, sample_sizes, token_budget, total_steps
-from qframe.train.records import sampled_records, split_records, spread
+from qframe.train.records import measured_records, sampled_records, split_records
 from qframe.train.run import Run
 from qframe.train.sessions import describe_data, describe_machine, write_session
 from qframe.train.sharding import check_sharding, load_whole, shard
@@ -104,8 +104,9 @@ class Trainer:
                 config, self.composition.classes["denoiser"], quantised="denoiser" in self.composition.quantisers
             )
         self.source: RecordSource = open_source(config, self.registry)
-        self.records, self.held_out = split_records(self.source, config)
-        self._judge, self._sampled = sampled_records(self.source, self.records, self.held_out, config, self.registry)
+        self.records, held_out = split_records(self.source, config)
+        self.measured = measured_records(held_out, config)
+        self._judge, self._sampled = sampled_records(self.source, self.records, held_out, config, self.registry)
         self._loggers = {name: self._logger(name) for name in config.logging.use}  # may lack a package
         self.state: TrainingState | None = None
         self._steps: int | None = None  # of the whole run, once the examples are known
@@ -312,7 +313,7 @@ class Trainer:
         data = examples.digest()
         if checkpoint is not None:
             resuming.check_data(checkpoint, data)
-        held_out = self._encode_held_out()
+        held_out = self._cache_together(self.measured) if self.measured else None
         validation = Validation(run.folder / "samples", self._judge, self._sampled)
         if processes.first:
             self._write_session(run, examples, changes)
@@ -359,12 +360,6 @@ class Trainer:
         with Cache(cache_folder(self.config)) as cache:
             found = made_by(self.composition, cache, self.progress, roles=_MADE_OF)
         return {role: dict(ingredients) for role, ingredients in found.items()}
-
-    def _encode_held_out(self) -> CachedExamples | LiveExamples | None:
-        """What the validation loss is taken over; None if there is none."""
-        if self.config.validation.every is None:
-            return None
-        return self._cache_together(spread(self.held_out, self.config.validation.count))
 
     def _cache_together(self, records: Sequence[Record] | None = None) -> CachedExamples | LiveExamples:
         """Every process encodes its share of the records (by default those to train on), and waits for the others."""

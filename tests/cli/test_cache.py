@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,16 @@ def test_prune_keeps_what_any_of_several_configurations_needs(cache: Run, run: R
     both = run("cache", "prune", "--config", "a.toml", "--config", "b.toml")
     assert both.out.splitlines()[-1] == "there is nothing to take out", both.err
     assert "4 entries would go" in run("cache", "prune", "--config", "b.toml").out
+
+
+def test_records_held_out_are_built_and_kept_where_a_loss_is_taken_over_them(cache: Run) -> None:
+    held = ("--set", "data.holdout=0.5", "--set", "validation.every=5")
+    told = re.fullmatch(r"(\d) examples are ready, and (\d) held out", cache("build", *held).out.splitlines()[-1])
+    assert told is not None
+    assert sum(map(int, told.groups())) == 4
+    assert "  missing     0" in cache("stats", *held).out
+    assert cache("prune", *held).out.splitlines()[-1] == "there is nothing to take out"
+    assert "entries would go" in cache("prune", "--set", "data.holdout=0.5").out
 
 
 CHANGES = {
