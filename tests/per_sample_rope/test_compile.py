@@ -1,15 +1,18 @@
 """The repeated block compiles once for all mixtures of shapes: nothing in it depends on which lengths a batch has.
 
-The compiler runs what was traced as it is: recompilations and results show without minutes of C++.
+Most tests run what was traced as it is: recompilations and results show without C++. One goes all the way.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import varlen
@@ -110,6 +113,23 @@ def test_with_the_ragged_kernel_a_block_is_one_piece(monkeypatch: pytest.MonkeyP
     for batch in MIXTURES:
         assert_same(packed(own, batch), one_by_one(stock, batch))
     assert compiler.frame_count == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor compiles C++ for a CPU")
+@torch.no_grad()
+def test_inductor_compiles_once_for_all_mixtures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real back end, with nothing kept from an earlier run: half a minute of one core, nearly all of it C++."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)
+    stock = stock_network(num_layers=1)
+    own = own_network(stock)
+    own.compile_repeated_blocks(dynamic=True)
+    assert_same(packed(own, MIXTURES[0]), one_by_one(stock, MIXTURES[0]))
+    assert list(tmp_path.rglob("*.so")), "it was compiled"
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for batch in MIXTURES[1:]:
+            assert_same(packed(own, batch), one_by_one(stock, batch))
 
 
 @torch.library.custom_op("qframe_tests::varlen", mutates_args=())
