@@ -39,8 +39,13 @@ Steer = Callable[[StepState, int], StepState]
 """`(state after step i, i) -> the state that step i + 1 starts from`."""
 
 
-def check_callback(names: Sequence[str]) -> None:
-    """ConfigError if a callback asks for tensors that there are not."""
+def check_callback(callback: StepCallback | None, names: Sequence[str]) -> None:
+    """ConfigError if a callback cannot be called, or asks for tensors that there are not."""
+    if callback is not None and not callable(callback):
+        raise ConfigError(
+            f"callback_on_step_end must be a function, got {type(callback).__name__}",
+            "It is called as (pipe, step, timestep, tensors).",
+        )
     unknown = [name for name in names if name not in TENSORS]
     if unknown:
         raise ConfigError(
@@ -63,8 +68,12 @@ def replaced(state: StepState, returned: Mapping[str, Tensor | None] | None) -> 
 
     ConfigError for a name that there is not, a shape that does not fit, or a negative prompt without guidance.
     """
-    if not returned:
+    if returned is None:
         return state
+    if not isinstance(returned, Mapping):
+        raise ConfigError(
+            f"callback_on_step_end returned a {type(returned).__name__}", "It may return None, or tensors by name."
+        )
     unknown = [name for name in returned if name not in TENSORS]
     if unknown:
         raise ConfigError(
@@ -99,6 +108,8 @@ def _replaced_side(side: str, cond: Any, returned: Mapping[str, Tensor | None]) 
     return attrs.evolve(found, extras=cond.extras)
 
 
-def _check_shape(name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
+def _check_shape(name: str, tensor: Any, wanted: tuple[int, ...]) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ConfigError(f"callback_on_step_end returned {name} as a {type(tensor).__name__}", "Return a tensor.")
     if tuple(tensor.shape) != wanted:
         raise ConfigError(f"callback_on_step_end returned {name} of shape {tuple(tensor.shape)}, expected {wanted}")

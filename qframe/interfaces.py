@@ -334,6 +334,7 @@ class Recipe(ABC):
     version: raised when `inputs` means something else than before; part of every cache key.
     request_type: the Request (or a subclass) whose fields the task takes. references: its plans have references.
     pictures: its prompts come with pictures, which the encoder must look at.
+    positional: the arguments that a call takes by position, as diffusers' pipeline of the task does.
     geometry: what pictures of its task are brought into, and so the size of a result where a request names none; set
     by `__init__` where there is one, and needed by transforms.
     """
@@ -342,6 +343,7 @@ class Recipe(ABC):
     request_type: ClassVar[type[Request]] = Request
     references: ClassVar[bool] = False
     pictures: ClassVar[bool] = False
+    positional: ClassVar[tuple[str, ...]] = ("prompt", "negative_prompt")
     geometry: Geometry
 
     def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:

@@ -31,6 +31,7 @@ def transformed(recipe: type[Recipe], transform: type[PlanTransform]) -> type[Re
             "version": recipe.version,
             "references": recipe.references,
             "pictures": recipe.pictures,
+            "positional": recipe.positional,
             "request_type": _joined(recipe.request_type, transform.request_type),
             "recipe_class": recipe,
             "transform_class": transform,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -24,7 +25,7 @@ from qframe.guidance import guided_velocity, joined_velocity
 from qframe.interfaces import Denoiser, Loadable, OnStep, Parts, Sampler
 from qframe.pictures import from_pixels
 from qframe.placement import ORDER, Offload, Placement, place
-from qframe.planning import check_fields, check_prompts, picture_count
+from qframe.planning import check_fields, check_kinds, check_prompts, picture_count
 from qframe.progress import SILENT, Progress
 from qframe.types import Conditioning, PackedSequence, Plan, Request, Velocity
 
@@ -148,17 +149,17 @@ class Pipeline:
         self.placement = placement or Placement()
 
     @overload
-    def __call__(self, *, return_dict: Literal[True] = True, **arguments: Any) -> PipelineOutput: ...
+    def __call__(self, *positional: Any, return_dict: Literal[True] = True, **arguments: Any) -> PipelineOutput: ...
 
     @overload
-    def __call__(self, *, return_dict: Literal[False], **arguments: Any) -> tuple[Pictures]: ...
+    def __call__(self, *positional: Any, return_dict: Literal[False], **arguments: Any) -> tuple[Pictures]: ...
 
     @overload
-    def __call__(self, *, return_dict: bool, **arguments: Any) -> PipelineOutput | tuple[Pictures]: ...
+    def __call__(self, *positional: Any, return_dict: bool, **arguments: Any) -> PipelineOutput | tuple[Pictures]: ...
 
     def __call__(
         self,
-        *,
+        *positional: Any,
         output_type: OutputType = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -169,6 +170,7 @@ class Pipeline:
     ) -> PipelineOutput | tuple[Pictures]:
         """Sample. Further arguments are the fields of the recipe's request, by the names of the diffusers pipeline.
 
+        positional: the first of them, see `Recipe.positional`: `pipe("a circle")`, `pipe(image, "make it red")`.
         return_dict: False returns `(images,)`. callback_on_step_end: `(pipe, step, timestep, tensors)` after every
         step; what it returns by name replaces latents or embeddings (`qframe.callbacks.TENSORS`). Of a request whose
         pictures have several sizes it sees the parts of one size in turn, each from step 0; `current_pictures` says
@@ -179,13 +181,13 @@ class Pipeline:
             raise ConfigError(
                 f"output_type must be pil, np, pt or latent, got {output_type!r}", "Leave it out for pil."
             )
-        check_callback(callback_on_step_end_tensor_inputs)
+        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs or ())
         images = self.run(
-            self._request(request, seed),
+            self._request(self._by_name(positional, request), seed),
             output_type=output_type,
             progress=progress,
             callback=callback_on_step_end,
-            tensors=callback_on_step_end_tensor_inputs,
+            tensors=callback_on_step_end_tensor_inputs or (),
         )
         return PipelineOutput(images) if return_dict else (images,)
 
@@ -244,8 +246,10 @@ class Pipeline:
         self._guidance_scale, self._attention_kwargs = request.guidance_scale, request.attention_kwargs or {}
         found: dict[int, Tensor] = {}
         with self.placement.freed():
-            for places, part in self.recipe.split(request):
-                plan = self.recipe.plan(part, self.parts)
+            # All are planned before the first step: so what is wrong with the last one costs no sampling.
+            planned = deque((places, self.recipe.plan(part, self.parts)) for places, part in self.recipe.split(request))
+            while planned:
+                places, plan = planned.popleft()
                 tokens = self._sample(plan, places, watch)
                 decode, lengths = plan.decode, plan.start.lengths
                 del plan  # decoding takes the most memory, and needs nothing of it
@@ -284,6 +288,21 @@ class Pipeline:
         finally:
             self._current_timestep, self._current_pictures = None, ()
 
+    def _by_name(self, positional: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by name. ConfigError if there are too many without one, or one is given twice."""
+        names = self.recipe.positional
+        if len(positional) > len(names):
+            raise ConfigError(
+                f"{len(positional)} arguments by position, family {self.composition.family.name!r} takes "
+                f"{', '.join(names)}",
+                "Name the others.",
+            )
+        found = dict(zip(names, positional, strict=False))
+        twice = sorted(set(found) & set(named))
+        if twice:
+            raise ConfigError(f"{', '.join(twice)}: given by position and by name", "Give it once.")
+        return found | dict(named)
+
     def _request(self, fields: Mapping[str, Any], seed: int | None) -> Request:
         kind = self.recipe.request_type
         known = {field.name for field in attrs.fields(kind)}
@@ -294,6 +313,7 @@ class Pipeline:
                 f"It takes {', '.join(sorted(known | _own_arguments()))}.",
             )
         request = kind(**fields)
+        check_kinds(request)
         check_prompts(request)
         width = self.parts.denoiser_spec.text_width
         for name in ("prompt_embeds", "negative_prompt_embeds"):
@@ -305,11 +325,13 @@ class Pipeline:
                 )
         if seed is None:
             return request
-        if seed < 0:
-            raise ConfigError(f"seed must be a whole number from 0 on, got {seed}", "Leave it out for a random one.")
+        if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**62:
+            raise ConfigError(
+                f"seed must be a whole number from 0 to 2^62, got {seed!r}", "Leave it out for a random one."
+            )
         if request.generator is not None:
             raise ConfigError("both seed and generator are given", "Give one of them.")
-        generators = [torch.Generator().manual_seed(seed + i) for i in range(picture_count(request))]
+        generators = [torch.Generator().manual_seed(int(seed) + i) for i in range(picture_count(request))]
         return attrs.evolve(request, generator=generators)
 
 

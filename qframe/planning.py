@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import attrs
@@ -77,6 +78,42 @@ def fitting_geometry(settings: Any, prefix: str = "") -> Geometry:
 # -- requests ---------------------------------------------------------------------------------------------------------
 
 
+_KINDS: tuple[tuple[tuple[Any, ...], type, str], ...] = (
+    ((int, "int", int | None, "int | None"), Integral, "a whole number"),
+    ((float, "float", float | None, "float | None"), Real, "a number"),
+)
+
+
+def check_kinds(request: Request) -> None:
+    """ConfigError for a value of another kind than its field's: told before anything computes with it."""
+    for field in attrs.fields(type(request)):
+        value = getattr(request, field.name)
+        for declared, kind, wanted in _KINDS:
+            absent = value is None and "None" in str(field.type)
+            if field.type in declared and not absent and (isinstance(value, bool) or not isinstance(value, kind)):
+                raise ConfigError(f"{field.name} must be {wanted}, got {value!r}", "Leave it out for the default.")
+    generator, sigmas = request.generator, request.sigmas
+    for one in generator if isinstance(generator, Sequence) else [generator]:
+        if generator is not None and not isinstance(one, torch.Generator):
+            raise ConfigError(
+                f"generator must be a torch.Generator or a list of them, got {type(one).__name__}",
+                "Give torch.Generator().manual_seed(0), or seed=0.",
+            )
+    if sigmas is not None and not (
+        isinstance(sigmas, Iterable) and all(isinstance(one, Real | Tensor) for one in sigmas)
+    ):
+        raise ConfigError(f"sigmas must be a list of numbers, got {sigmas!r}", "Or give only a number of steps.")
+    for name in ("latents", "prompt_embeds", "negative_prompt_embeds"):
+        values = getattr(request, name)
+        if name == "latents" and values is not None and not isinstance(values, Tensor):
+            raise ConfigError(
+                f"latents must be a tensor, got {type(values).__name__}", "Give torch.as_tensor(latents)."
+            )
+        if isinstance(values, Tensor) and not (values.is_floating_point() and bool(values.isfinite().all())):
+            found = "inf or nan" if values.is_floating_point() else values.dtype
+            raise ConfigError(f"{name} must be finite and of floating point, got {found}", "Look at what made them.")
+
+
 def check_fields(request: Request) -> None:
     """ConfigError if the fields that every family has cannot be met."""
     check_prompts(request)
@@ -86,6 +123,8 @@ def check_fields(request: Request) -> None:
             raise ConfigError(
                 f"{name} must be text, got {type(wrong[0]).__name__}", "Give a string, or a list of them."
             )
+        if any("\ud800" <= character <= "\udfff" for text in value for character in text):
+            raise ConfigError(f"{name} holds half a character (a lone surrogate)", "Decode the text with its encoding.")
     scales = {name: getattr(request, name) for name in ("true_cfg_scale", "guidance_scale")}
     if request.attention_kwargs is not None:
         if not isinstance(request.attention_kwargs, Mapping):
@@ -95,7 +134,7 @@ def check_fields(request: Request) -> None:
             )
         scales["attention_kwargs: scale"] = request.attention_kwargs.get("scale")
     for name, scale in scales.items():
-        if scale is not None and not math.isfinite(scale):
+        if scale is not None and not (isinstance(scale, Real) and math.isfinite(scale)):
             raise ConfigError(
                 f"{name} must be a finite number, got {scale}", "4 is usual; up to 1 is without guidance."
             )
@@ -104,7 +143,8 @@ def check_fields(request: Request) -> None:
             raise ConfigError(
                 f"{name} must be at least 1, got {getattr(request, name)}", "Leave it out for the default."
             )
-    broadcast(request.negative_prompt or (UNCONDITIONAL,), request.prompt_count, "negative_prompt")
+    negative = (UNCONDITIONAL,) if request.negative_prompt is None else request.negative_prompt
+    broadcast(negative, request.prompt_count, "negative_prompt")
     if request.negative_prompt_embeds is not None:
         broadcast(tuple(request.negative_prompt_embeds), request.prompt_count, "negative_prompt_embeds")
     if isinstance(request.generator, Sequence) and len(request.generator) != picture_count(request):

@@ -51,11 +51,17 @@ def split_by_size(
 ) -> list[tuple[tuple[int, ...], Request]]:
     """As `Recipe.split`: one part per size. sizes: one, or one per prompt.
 
-    pictures: values for fields of the request, one for all prompts or one per prompt.
+    pictures: values for fields of the request, one for all prompts or one per prompt. ConfigError: latents, which
+    have one size, for several.
     """
     times, count = request.num_images_per_prompt, request.prompt_count
     if len(set(sizes)) == 1:
         return [(tuple(range(count * times)), as_request(type(request), request, **pictures))]
+    if request.latents is not None:
+        raise ConfigError(
+            f"latents are of one size, and the pictures lead to outputs of several: {sorted(set(sizes))}",
+            "Name height and width, or call once per size.",
+        )
     alike: dict[Size, list[int]] = defaultdict(list)
     for prompt, size in enumerate(sizes):
         alike[size].append(prompt)

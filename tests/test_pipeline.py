@@ -173,7 +173,7 @@ def test_lora_files_change_the_result_by_their_weight(checkpoint: Checkpoint, pi
         ({}, "no prompt"),
         ({"prompt": "a", "output_type": "jpeg"}, "output_type must be"),
         ({"prompt": "a", "seed": 1, "generator": torch.Generator()}, "both seed and generator"),
-        ({"prompt": "a", "seed": -1}, "seed must be a whole number from 0"),
+        ({"prompt": "a", "seed": -1}, "seed must be a whole number from 0 to"),
         ({"prompt": "a", "image": PICTURE, "true_cfg_scale": float("nan")}, "true_cfg_scale must be a finite number"),
         ({"prompt": "a", "image": PICTURE, "height": 96000, "width": 96000}, "more than 100,000,000 pixels"),
     ],
@@ -192,3 +192,24 @@ def test_defaults_are_those_of_the_diffusers_pipelines() -> None:
     for field in attrs.fields(EditRequest):
         if field.name != "prompt":
             assert field.default == upstream[field.name].default, field.name
+
+
+def test_all_parts_are_planned_before_the_first_step(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with the second size costs no sampling of the first."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a step was sampled")
+
+    monkeypatch.setattr(type(pipe.parts.denoiser), "bind", refuse)
+    plan = pipe.recipe.plan
+    planned: list[int] = []
+
+    def second_fails(*args: Any) -> Any:
+        planned.append(1)
+        if len(planned) == 2:
+            raise ConfigError("the second part cannot be met")
+        return plan(*args)
+
+    monkeypatch.setattr(pipe.recipe, "plan", second_fails)
+    with pytest.raises(ConfigError, match="the second part"):
+        pipe(prompt=["a", "b"], image=[tiny.picture(0, 96, 96), tiny.picture(1, 64, 128)], **FAST)

@@ -94,6 +94,7 @@ class EditPlusRecipe(Recipe):
     request_type: ClassVar[type[Request]] = EditPlusRequest
     references: ClassVar[bool] = True
     pictures: ClassVar[bool] = True
+    positional: ClassVar[tuple[str, ...]] = ("image", "prompt", "negative_prompt")
 
     def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
         super().__init__(with_defaults(settings or EditPlusSettings(), checkpoint, PUBLISHED), checkpoint)

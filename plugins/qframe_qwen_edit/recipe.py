@@ -68,6 +68,7 @@ class EditRecipe(Recipe):
     request_type: ClassVar[type[Request]] = EditRequest
     references: ClassVar[bool] = True
     pictures: ClassVar[bool] = True
+    positional: ClassVar[tuple[str, ...]] = ("image", "prompt", "negative_prompt")
 
     def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
         super().__init__(with_defaults(settings or EditSettings(), checkpoint, PUBLISHED), checkpoint)

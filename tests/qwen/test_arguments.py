@@ -70,6 +70,28 @@ def test_a_call_takes_what_the_diffusers_pipeline_takes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UPSTREAM)
+def test_the_first_arguments_go_by_position_as_in_diffusers(name: str) -> None:
+    """As many as diffusers' pipelines agree on; the recipe says which."""
+    registry = load_registry()
+    found = recipe_class(registry.family(family_of(name)), registry).positional
+    wanted = [argument for argument in inspect.signature(UPSTREAM[name].__call__).parameters if argument != "self"]
+    assert found == tuple(wanted[: len(found)])
+    assert "prompt" in found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_call_by_position_is_the_call_by_name(load: Load, name: str) -> None:
+    pipe, arguments = load(name), {"prompt": "a", **given(name), **GUIDED, "num_inference_steps": 2}
+    wanted = pipe(**arguments, generator=seeded()).images
+    positional = [arguments.pop(argument) for argument in pipe.recipe.positional]
+    assert torch.equal(pipe(*positional, **arguments, generator=seeded()).images, wanted)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"4 arguments by position, family '{family_of(name)}' takes"):
+        pipe(*positional, *([None] * (4 - len(positional))), **arguments)
+    with pytest.raises(ConfigError, match="prompt: given by position and by name"):
+        pipe(*positional, **arguments, prompt="a")
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
 def test_the_page_lists_what_is_added(name: str) -> None:
     page = (Path(qframe.__file__).parents[1] / "docs" / "reference" / "pipeline.md").read_text(encoding="utf-8")
     assert all(f"`{argument}`" in page for argument in own_arguments(name))
