@@ -171,6 +171,7 @@ class _Bench:
             schedule=parts.schedule,
             patch=parts.denoiser_spec.patch,
             forward=ForwardOptions(guidance=train.guidance_scale if parts.denoiser_spec.guidance else None),
+            weigh=cached.composition.recipe.loss_weight,
             examples=encoded,
             order=make_order(sizes, train, lambda index: cached.records[index].id),
             device=cached.composition.device("denoiser"),
