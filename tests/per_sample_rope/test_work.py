@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from qframe.types import Grid
-from qframe_qwen_per_sample_rope.bench import contestants
+from qframe_qwen_per_sample_rope.bench import contestants, tables
 from tests.per_sample_rope.test_bench import TINY
 
 SMALL: tuple[Grid, ...] = ((1, 4, 4),) * 2
@@ -64,6 +64,19 @@ def test_a_mixed_batch_copies_little_more_than_its_groups_through_the_original()
     found, wanted = both([SMALL, LARGE, SMALL, LARGE])
     assert found[0] == wanted[0]
     assert found[1] < 1.1 * wanted[1]
+
+
+def test_work_is_flat_in_the_number_of_shapes() -> None:
+    """As many tokens in 1 to 16 different shapes: the same products, and within 10 % as many bytes written."""
+    settings = attrs.evolve(TINY, layers=2)
+    _, own = contestants.networks(settings)
+    counted = []
+    for count in (1, 2, 4, 8, 16):
+        batch = contestants.random_batch(settings, tables.shapes_of(8, count), [77] * 16)
+        counted.append(work(partial(contestants.run_packed, own, batch)))
+    operations, written = zip(*counted, strict=True)
+    assert max(operations) < 1.001 * min(operations)
+    assert max(written) < 1.1 * written[0]
 
 
 def both(grids: Sequence[tuple[Grid, ...]]) -> tuple[tuple[int, int], tuple[int, int]]:
