@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 
 import attrs
@@ -161,6 +162,14 @@ def make_layout(
     )
 
 
+def as_grid(sample: int, shape: Sequence[int]) -> Grid:
+    """ValueError names the sample whose picture is not (frames, height, width) in whole tokens."""
+    if len(shape) != 3 or not all(hasattr(side, "__index__") for side in shape) or min(shape) < 1:
+        raise ValueError(f"sample {sample}: a grid is 3 positive integers, got {tuple(shape)}")
+    frames, height, width = map(operator.index, shape)
+    return frames, height, width
+
+
 def check_rows(what: str, lengths: Sequence[int], rows: int) -> None:
     """ValueError names the sample that runs past the end of the tensor, or the last one if rows are left over."""
     end = 0
@@ -270,8 +279,7 @@ def _check_samples(grids: Grids, text_lengths: Sequence[int]) -> None:
         if not own:
             raise ValueError(f"sample {sample}: 0 pictures, at least 1 is needed")
         for grid in own:
-            if len(grid) != 3 or min(grid) < 1:
-                raise ValueError(f"sample {sample}: a grid is 3 positive integers, got {tuple(grid)}")
+            as_grid(sample, grid)
         if length < 1:
             raise ValueError(f"sample {sample}: {length} text tokens, at least 1 is needed")
 

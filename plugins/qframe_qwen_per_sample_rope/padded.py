@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qframe.types import Grid, grid_length
+from qframe_qwen_per_sample_rope.layout import as_grid
 
 Shapes = Sequence[Grid] | Sequence[Sequence[Grid]]
 
@@ -52,10 +53,10 @@ def per_sample_shapes(img_shapes: Shapes, batch: int) -> tuple[tuple[Grid, ...],
             f"one per sample; got {img_shapes!r}"
         )
     if not nested[0]:
-        return (tuple(_grid(item) for item in items),) * batch
+        return (tuple(as_grid(0, item) for item in items),) * batch
     if len(items) != batch:
         raise ValueError(f"sample {min(len(items), batch)}: shapes of {len(items)} samples, tensor of {batch}")
-    return tuple(tuple(_grid(grid) for grid in own) for own in items)
+    return tuple(tuple(as_grid(sample, grid) for grid in own) for sample, own in enumerate(items))
 
 
 def image_rows(grids: Sequence[Sequence[Grid]], mask: Tensor | None, columns: int, device: torch.device) -> Rows:
@@ -118,8 +119,3 @@ def _leading(lengths: Sequence[int], columns: int, device: torch.device) -> Tens
 def _rows(mask: Tensor) -> Rows:
     lengths = tuple(int(count) for count in mask.sum(1).tolist())
     return Rows(None if min(lengths) == mask.shape[1] else mask, lengths)
-
-
-def _grid(shape: Sequence[int]) -> Grid:
-    frames, height, width = shape
-    return (int(frames), int(height), int(width))

@@ -148,6 +148,8 @@ def test_one_sample_needs_no_mask(own: Own, stock: Any) -> None:
         (lambda f: {"attention_mask": f.mask * float("nan")}, "sample 0: attention_mask marks with 1"),
         (lambda f: {"img_shapes": f.shapes[:4]}, "sample 4: shapes of 4 samples, tensor of 6"),
         (lambda f: {"img_shapes": [[], *f.shapes[1:]]}, "img_shapes is a list of"),
+        (lambda f: {"img_shapes": [*f.shapes[:5], [(1, 2, 8, 1)]]}, "sample 5: a grid is 3 positive integers"),
+        (lambda f: {"img_shapes": [*f.shapes[:5], [(1, 2.9, 8)]]}, "sample 5: a grid is 3 positive integers"),
         (
             lambda f: {"img_shapes": [(1, 9, 9)], "attention_mask": None},
             "sample 0: its grids have 81 .* tensor 28 rows",

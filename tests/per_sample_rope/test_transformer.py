@@ -349,6 +349,10 @@ def test_arguments_are_left_alone(own: Own) -> None:
             {"grids": (*GRIDS[:3], ((1, 0, 4),), *GRIDS[4:])},
             r"sample 3: a grid is 3 positive integers, got \(1, 0, 4\)",
         ),
+        (
+            {"grids": (*GRIDS[:3], ((1, 2.0, 4),), *GRIDS[4:])},
+            r"sample 3: a grid is 3 positive integers, got \(1, 2.0, 4\)",
+        ),
         ({"timestep": torch.rand(4)}, "sample 4: 4 timesteps, 6 samples"),
     ],
 )
