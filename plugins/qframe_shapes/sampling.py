@@ -21,15 +21,16 @@ def qframe_sampler(
     steps: int = 16,
     true_cfg_scale: float = 1.0,
     lora: str | Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> Sample:
     """A callable for ``evaluate.evaluate``: loads each family when its first request comes.
 
-    true_cfg_scale: guidance of requests that have a negative prompt.
+    true_cfg_scale: guidance of requests that have a negative prompt. overrides: as of `qframe.load`.
     """
 
     @functools.cache
     def pipeline(family: str) -> Pipeline:
-        return qframe.load(family, model=model, lora=lora)
+        return qframe.load(family, model=model, lora=lora, overrides=overrides)
 
     def sample(requests: Sequence[SampleRequest]) -> list[Image.Image]:
         first = requests[0]
