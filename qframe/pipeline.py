@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -345,34 +346,40 @@ def load(
     family: str | None = None,
     *,
     model: str | Path | None = None,
-    device: str | None = None,
-    devices: Sequence[str] | Mapping[str, str] | None = None,
+    device: str | torch.device | None = None,
+    devices: str | Sequence[str] | Mapping[str, str] | None = None,
     offload: Offload | None = None,
-    dtype: Literal["auto", "float32", "bfloat16"] | None = None,
+    dtype: Literal["auto", "float32", "bfloat16"] | torch.dtype | None = None,
     lora: str | Path | Mapping[str | Path, float] | Sequence[str | Path] | None = None,
     components: Mapping[str, str] | None = None,
     config: str | Path | None = None,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
 ) -> Pipeline:
     """The pipeline of a family, its weights loaded.
 
     model: a folder in the diffusers layout, a hub id or a bundled name; by default the family's own. devices: names to
     spread the components over, or by role, e.g. {"encoder": "cuda:1"}. offload: "model" keeps on the device only the
     network that computes, "group" only a block of it. lora: files to put on the denoiser, with weights if a mapping.
+    ConfigError names what cannot be met before a weight is read.
     components: registered names by role, e.g. {"sampler": "heun"}.
     config: a TOML file under all of these. overrides: "key=value", as with `--set`.
     """
     by_role = devices if isinstance(devices, Mapping) else {}
     chosen = components or {}
+    loras = _loras(lora)
+    for role in by_role:
+        if role not in ORDER:
+            raise ConfigError(f"devices: no component {role!r}", f"Known: {', '.join(ORDER)}.")
     values: dict[str, Any] = {
         "model": str(model) if model is not None else None,
-        "device": device,
-        "devices": None if devices is None or by_role else list(devices),
+        "device": None if device is None else str(device),
+        "devices": None if devices is None or by_role else [devices] if isinstance(devices, str) else list(devices),
         "offload": offload,
-        "dtype": dtype,
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         **{role: {"use": chosen.get(role), "device": by_role.get(role)} for role in (*chosen, *by_role)},
     }
-    return assemble(compose(load_config(config, family=family, values=values, overrides=overrides)), _loras(lora))
+    overrides = (overrides,) if isinstance(overrides, str) else overrides
+    return assemble(compose(load_config(config, family=family, values=values, overrides=overrides)), loras)
 
 
 def assemble(composition: Composition, loras: Mapping[Path, float]) -> Pipeline:
@@ -389,11 +396,21 @@ def assemble(composition: Composition, loras: Mapping[Path, float]) -> Pipeline:
 
 
 def _loras(lora: str | Path | Mapping[str | Path, float] | Sequence[str | Path] | None) -> dict[Path, float]:
+    """Files and their weights. ConfigError for a weight that is no finite number, or a file that is given twice."""
     if lora is None:
         return {}
-    if isinstance(lora, Mapping):
-        return {Path(file): weight for file, weight in lora.items()}
-    return {Path(file): 1.0 for file in ([lora] if isinstance(lora, str | Path) else lora)}
+    if isinstance(lora, str | Path):
+        return {Path(lora): 1.0}
+    if not isinstance(lora, Iterable):
+        raise ConfigError(f"lora must be a file, a list of files or a mapping, got {lora!r}", "Give a path.")
+    given = list(lora.items()) if isinstance(lora, Mapping) else [(file, 1.0) for file in lora]
+    for file, weight in given:
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ConfigError(f"lora {file}: the weight must be a finite number, got {weight!r}", "1.0 is usual.")
+    found = {Path(file): float(weight) for file, weight in given}
+    if len(found) < len(given):
+        raise ConfigError("lora: a file is given twice", "Give it once, with the sum of its weights.")
+    return found
 
 
 def _as_output(pictures: list[Tensor], output_type: OutputType) -> Pictures:

@@ -260,6 +260,9 @@ def test_the_command_line_offloads_and_spreads(model: Path, tmp_path: Path, caps
     assert output.exists()
     assert main([*command, "--overwrite", "--devices", "vae=cpu"]) == 2
     assert "--devices vae=cpu: no component 'vae'" in capsys.readouterr().err
+    for devices in ("", "cpu,", "encoder="):
+        assert main([*command, "--overwrite", "--devices", devices]) == 2
+        assert f"--devices {devices!r}: a device is missing" in capsys.readouterr().err
 
 
 # Training

@@ -123,6 +123,8 @@ def sample(
 
     stored = None if picture is None else read_stored(Path(picture))
     loras = dict(map(weighted_file, lora))
+    if len(loras) < len(lora):
+        raise ConfigError("--lora: a file is given twice", "Give it once, with the sum of its weights.")
     prompts = _prompts(request.pop("prompt"), request.pop("prompt_file"), stored)
     given = {name: value for name, value in request.items() if value not in (None, ())}
     files: list[Path] = []
@@ -306,8 +308,10 @@ def _placement(offload: str | None, devices: str | None) -> list[str]:
     """The keys that --offload and --devices set. ConfigError names a component that has no device to choose."""
     found = [] if offload is None else [f"offload={offload}"]
     listed = []
-    for name in filter(None, (devices or "").replace(" ", "").split(",")):
+    for name in [] if devices is None else devices.replace(" ", "").split(","):
         role, sign, device = name.rpartition("=")
+        if not device:
+            raise ConfigError(f"--devices {devices!r}: a device is missing", "For example cuda:0,cuda:1.")
         if not sign:
             listed.append(device)
         elif role in ("encoder", "denoiser", "codec"):
