@@ -252,6 +252,11 @@ def _started(request: Request, recipe: Recipe) -> dict[str, Any]:
 
 
 def _masked(request: Request) -> dict[str, Any]:
+    """The mask and the strength. ConfigError for what diffusers does not do with several pictures, or at all."""
+    if getattr(request, "padding_mask_crop", None) is not None:
+        raise ConfigError("padding_mask_crop is not compared: diffusers crops one picture alone", "Leave it out.")
+    if getattr(request, "mask_edges", "hard") != "hard":
+        raise ConfigError("soft mask_edges are not compared: diffusers has hard ones alone", "Leave mask_edges out.")
     masks = [load_grey(value) for value in getattr(request, "mask_image", None) or ()]
     return {"mask_image": masks, "strength": getattr(request, "strength", 0.6)}
 

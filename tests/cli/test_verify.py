@@ -79,3 +79,10 @@ def test_what_cannot_be_compared_is_said(run: Run) -> None:
     outcome = run("verify", "--family", "qwen-edit-inpaint", *FAST, "--size", "64x64")
     assert outcome.code == 2
     assert "takes no size of its own" in outcome.err
+    for option, message in (
+        ("--padding-mask-crop", "padding_mask_crop is not"),
+        ("--mask-edges", "soft mask_edges are not"),
+    ):
+        outcome = run("verify", "--family", "qwen-inpaint", *FAST, option, "soft" if "edges" in option else 4)
+        assert outcome.code == 2
+        assert f"{message} compared" in outcome.err
