@@ -63,7 +63,7 @@ def test_pictures_of_several_sizes_come_back_in_order(checkpoint: Checkpoint, fa
     for place, prompt in enumerate("abc"):
         mask = {name: values[place] for name, values in own.items()}
         (alone,) = loaded(prompt=prompt, image=images[place], seed=1 + place, **common, **mask).images
-        torch.testing.assert_close(together[place], alone, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(together[place], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_the_defaults_are_those_of_diffusers(inpaint_pipeline: Any, edit_inpaint_pipeline: Any) -> None:
@@ -96,7 +96,7 @@ def test_a_denoiser_for_mixed_shapes_gives_the_same(checkpoint: Checkpoint, fami
         for name in ("qwen-per-sample-rope", "qwen-image")
     )
     for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_editing_inside_a_mask_needs_a_denoiser_that_takes_references(

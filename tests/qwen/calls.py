@@ -61,7 +61,7 @@ def given(name: str, count: int = 1) -> dict[str, Any]:
 
 
 def close(found: Any, wanted: Any) -> None:
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def as_tokens(latents: Tensor) -> Tensor:

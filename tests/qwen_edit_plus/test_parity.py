@@ -150,7 +150,7 @@ def test_three_prompts_with_their_own_references_equal_three_runs(oracle: Oracle
         }
         generator = torch.Generator().manual_seed(place)
         wanted = upstream_steps(oracle.pipeline, **alone, generator=generator)[-1]
-        torch.testing.assert_close(found[place], wanted, rtol=1e-3, atol=2e-4)
+        torch.testing.assert_close(found[place], wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_several_pictures_per_prompt_equal_as_many_runs(oracle: Oracle) -> None:
@@ -161,4 +161,4 @@ def test_several_pictures_per_prompt_equal_as_many_runs(oracle: Oracle) -> None:
     for place in range(2):
         generator = torch.Generator().manual_seed(place)
         wanted = upstream_steps(oracle.pipeline, **arguments(2, 4.0, 3), generator=generator)[-1]
-        torch.testing.assert_close(found[place], wanted, rtol=1e-3, atol=2e-4)
+        torch.testing.assert_close(found[place], wanted, rtol=1e-4, atol=1e-4)
