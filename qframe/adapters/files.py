@@ -27,6 +27,9 @@ NAMES_KEY = "qframe_layers"
 METADATA_OF_LAYOUTS = frozenset({"format", METADATA_KEY, NAMES_KEY})
 """Metadata that belongs to a layout, and not to what the file holds."""
 
+_LENGTH = 8
+"""Bytes that a safetensors file begins with: the length of its header."""
+
 
 def save_lora(
     file: Path,
@@ -71,7 +74,20 @@ def save_lora(
                 "The disk or the memory may be faulty. A former file was left as it is.",
             )
 
-    write_file(file, save(tensors, metadata=header), check=check)
+    write_file(file, _in_order(save(tensors, metadata=header)), check=check)
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file's bytes, its metadata in the order of their keys.
+
+    safetensors writes them in an order that is another every time: two runs of equal bits would differ in their sums.
+    """
+    end = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
+    header = json.loads(data[_LENGTH:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _LENGTH)  # tensors begin at a multiple of it
+    return b"".join((len(text).to_bytes(_LENGTH, "little"), text, memoryview(data)[end:]))
 
 
 def _scale_metadata(file: Path, layout: LoraLayout, layers: Mapping[str, LoraLayer]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -50,6 +51,23 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, layout: LoraLayout, dty
     assert described.styles == (layout,)
     assert described.metadata["base_model"] == "m"
     assert [one.scale for one in described.layers] == [one.alpha / one.rank for one in described.layers]
+
+
+def test_equal_layers_make_the_same_file(tmp_path: Path) -> None:
+    """The library that writes them orders metadata at random."""
+    about = {f"key {number}": '\u00e4\u20ac"\\\n\x01' for number in range(8)}
+    file = tmp_path / "lora.safetensors"
+    save_lora(file, layers(), metadata=about)
+    with safe_open(file, framework="pt") as opened:
+        assert list(opened.metadata().values()).count(about["key 0"]) == len(about)
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    assert length % 8 == 0
+    keys = list(json.loads(data[8 : 8 + length])["__metadata__"])
+    assert keys == sorted(keys)
+    assert len(keys) > len(about)
+    save_lora(file, layers(), metadata=dict(reversed(about.items())))
+    assert file.read_bytes() == data
 
 
 def test_layouts_pass_from_hand_to_hand_without_loss(tmp_path: Path) -> None:
