@@ -62,7 +62,7 @@ def _flag(name: str) -> str:
 )
 @options(FAMILY, MODEL)
 @click.option("--prompt", multiple=True, help="What to make. Repeat it for several pictures.")
-@click.option("--prompt-file", metavar="FILE", help="A text file that is the prompt, as a whole.")
+@click.option("--prompt-file", metavar="FILE", help="A text file that is one prompt, as a whole.")
 @click.option("--batch", metavar="FILE", help="JSON lines, each a request; what is done already is skipped.")
 @click.option("--from", "picture", metavar="FILE", help="Make this picture again; other options change what they name.")
 @click.option("--negative-prompt", multiple=True, help="What to steer away from: one for all, or one per prompt.")
@@ -71,7 +71,7 @@ def _flag(name: str) -> str:
     "--guidance",
     type=click.FloatRange(min=0.0),
     callback=finite,
-    help="Guidance scale; above 1 every step takes twice as long [default: 4 with --negative-prompt, else off].",
+    help="Guidance scale; above 1 a step takes twice as long [default: 4 with --negative-prompt, else off].",
 )
 @click.option("--size", metavar="WxH", help="Width and height in pixels [default: the family's].")
 @click.option("--seed", type=int, callback=seed, help="Picture i takes seed + i [default: 0].")
