@@ -20,7 +20,7 @@ from qframe.report import LARGEST_PICTURES, write_report
 from qframe.report.curves import FRAME, make_panel, number
 from qframe.report.page import chosen_moments
 from qframe.report.pictures import Album
-from qframe.report.reading import Moment, Series
+from qframe.report.reading import Moment, Series, read_run
 from tests import browser
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
@@ -223,6 +223,21 @@ def test_a_run_that_goes_on_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
     assert "7 of 40, not finished" in page.text
     assert "Validation loss" not in page.text
     assert len(page.all("img")) == 2 * 3
+
+
+def test_sources_are_those_of_the_session_that_changed_a_value(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "mine")
+    sessions = (
+        {"train.max_steps": "more.toml:3", "train.learning_rate": "runs/mine/config.toml:9"},
+        {"train.max_steps": "config.toml:8", "train.learning_rate": "config.toml:9"},
+    )
+    with (run / "sessions.jsonl").open("a") as stream:
+        stream.writelines(json.dumps({"started": "", "sources": sources}) + "\n" for sources in sessions)
+    assert read_run(run).sources == {
+        "train.max_steps": "more.toml:3",
+        "train.learning_rate": "run.toml:7",
+        "lora.rank": "default",
+    }
 
 
 def test_a_run_by_epochs_has_ended_when_its_weights_are_those_of_its_last_step(tmp_path: Path) -> None:

@@ -99,9 +99,17 @@ class RunFiles:
 
     @property
     def sources(self) -> Mapping[str, str]:
-        """Where the values of the configuration come from, as the first session told it."""
-        found = self.sessions[0].get("sources") if self.sessions else None
-        return found if isinstance(found, dict) else {}
+        """Where the values of the configuration come from, as the last session told it that knew.
+
+        One that was started with the configuration that the run stores does not.
+        """
+        found: dict[str, str] = {}
+        for session in self.sessions:
+            told = session.get("sources")
+            for key, source in (told if isinstance(told, dict) else {}).items():
+                if key not in found or Path(str(source).rpartition(":")[0]).name != "config.toml":
+                    found[key] = source
+        return found
 
     def about(self, key: str) -> Any:
         """What the last session told under this key; None if it did not."""

@@ -313,6 +313,8 @@ class Trainer:
         data = examples.digest()
         if checkpoint is not None:
             resuming.check_data(checkpoint, data)
+            if processes.first:
+                write_file(run.folder / "config.toml", text.encode())  # with what changed, as nothing was refused
         held_out = self._cache_together(self.measured) if self.measured else None
         validation = Validation(run.folder / "samples", self._judge, self._sampled)
         if processes.first:

@@ -318,6 +318,9 @@ def test_more_steps_may_be_asked_for_when_resuming(config: Callable[..., Config]
     Trainer(config("run", *quiet)).fit(resume="latest")
     Trainer(config("whole", *quiet)).fit()
     assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    with pytest.raises(CheckpointError):
+        Trainer(config("run", *quiet, "train.seed=9")).fit(resume="latest")
+    assert qframe.load_config(tmp_path / "run" / "config.toml") == config("run", *quiet)
 
 
 def test_a_run_by_epochs_ends_with_its_last_epoch(config: Callable[..., Config], tmp_path: Path) -> None:
