@@ -11,6 +11,7 @@ import click
 
 from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, announce, examples, options, resolve
 from qframe.errors import CacheError, ConfigError, DataError
+from qframe.progress import duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -317,13 +318,17 @@ def _as_json(where: Path, found: Survey, wanted: dict[str, int] | None) -> dict[
     return values if wanted is None else {**values, "wanted": wanted}
 
 
+def _age(seconds: float) -> str:
+    return f"{seconds / _DAY:.1f} days" if seconds >= _DAY else duration(max(seconds, 0.0))
+
+
 def _table(where: Path, found: Survey, wanted: dict[str, int] | None) -> list[tuple[str, str]]:
     now = time.time()
     rows = [("cache", str(where)), ("entries", _amount(found.entries, sum(k.bytes for k in found.kinds.values())))]
     rows += [(f"  {kind}", _amount(amount.entries, amount.bytes)) for kind, amount in found.kinds.items()]
     rows.append(("shards", _amount(found.shards, found.bytes)))
     if found.oldest is not None and found.newest is not None:
-        rows.append(("written", f"{(now - found.oldest) / _DAY:.1f} to {(now - found.newest) / _DAY:.1f} days ago"))
+        rows.append(("written", f"{_age(now - found.oldest)} to {_age(now - found.newest)} ago"))
     rows.append(
         ("copies", f"{_amount(found.orphaned.entries, found.orphaned.bytes)} (`qframe cache prune` takes them out)")
     )

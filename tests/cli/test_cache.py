@@ -68,6 +68,7 @@ def test_stats_count_the_cache_and_what_a_data_set_needs_of_it(cache: Run, run: 
     assert wanted["entries"] + wanted["shared"] == wanted["parts"]
     table = cache("stats", "--set", "encoder.options.positions=upstream").out
     assert "  missing     4" in table
+    assert re.search(r"written +[\d.]+( min \d\d)? s to [\d.]+( min \d\d)? s ago", table)
     alone = run("cache", "stats", "--set", "train.max_steps=2")
     assert (alone.code, "--family" in alone.err) == (2, True)
 
