@@ -171,7 +171,11 @@ class TrainConfig:
     gradient_checkpointing: bool = attrs.field(
         default=False, metadata={"help": "recompute activations: less memory, more time"}
     )
-    checkpoint_every: int = attrs.field(default=500, validator=ge(1), metadata={"help": "steps between checkpoints"})
+    checkpoint_every: int = attrs.field(
+        default=500,
+        validator=ge(1),
+        metadata={"help": "steps between checkpoints; there is one before every sampling and validation loss, too"},
+    )
     keep_checkpoints: int = attrs.field(default=2, validator=ge(1), metadata={"help": "newest checkpoints kept"})
     save_dtype: Precision = attrs.field(
         default="float32",
