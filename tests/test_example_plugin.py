@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.pixels import pixels
+
 SOURCE = Path(__file__).parent / "example_plugin"
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -100,7 +102,7 @@ def test_family_of_the_plugin_samples(run: Command, tmp_path: Path) -> None:
     }.items():
         done = run(*request, *arguments, "--output", f"{name}.png")
         assert done.returncode == 0, done.stderr
-    pictures = {name: (tmp_path / f"{name}.png").read_bytes() for name in ("ab2", "euler", "first-order")}
+    pictures = {name: pixels(tmp_path / f"{name}.png") for name in ("ab2", "euler", "first-order")}
     assert pictures["first-order"] == pictures["euler"]
     assert pictures["ab2"] != pictures["euler"]
 

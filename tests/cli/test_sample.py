@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Outcome, Run
+from tests.pixels import pixels
 
 TEXT = ("sample", "--family", "qwen-image", "--prompt", "a red circle", "--steps", "2", "--size", "64x32")
 EDIT = ("sample", "--family", "qwen-edit", "--prompt", "make it blue", "--steps", "2")
@@ -30,7 +31,7 @@ def test_one_seed_gives_one_picture(run: Run, tiny_model: Path) -> None:
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         assert run(*TEXT, "--model", tiny_model, "--seed", seed, "--output", f"{name}.png").code == 0
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
-    assert Path("a.png").read_bytes() != Path("c.png").read_bytes()
+    assert pixels("a.png") != pixels("c.png")
 
 
 def test_several_pictures_are_numbered_and_seeded_one_by_one(run: Run, tiny_model: Path) -> None:
@@ -123,7 +124,7 @@ def test_guidance_needs_no_negative_prompt(run: Run, tiny_model: Path) -> None:
         ("same", ("--guidance", 4, "--negative-prompt", " ")),
     ):
         assert run(*TEXT, "--model", tiny_model, *guidance, "--output", f"{name}.png").code == 0
-    pictures = {name: Path(f"{name}.png").read_bytes() for name in ("off", "on", "same")}
+    pictures = {name: pixels(f"{name}.png") for name in ("off", "on", "same")}
     assert pictures["on"] == pictures["same"] != pictures["off"]
 
 

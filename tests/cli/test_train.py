@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Outcome, Run
+from tests.pixels import pixels
 
 SMALL = [
     "train.max_steps=3",
@@ -72,7 +73,7 @@ def test_trained_lora_changes_what_is_sampled(run: Run, tiny_model: Path) -> Non
     }.items():
         outcome = run(*request, "--steps", 2, *lora, "--output", f"{name}.png")
         assert outcome.code == 0, outcome.err
-    pictures = {name: Path(f"{name}.png").read_bytes() for name in ("without", "none", "with")}
+    pictures = {name: pixels(f"{name}.png") for name in ("without", "none", "with")}
     assert pictures["none"] == pictures["without"] != pictures["with"]
 
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 from qframe.checkpoint import Checkpoint
 from tests.cli.conftest import Run
+from tests.pixels import pixels
 from tests.qwen import tiny
 
 
@@ -24,7 +25,7 @@ def test_several_references_in_their_order(run: Run, sample: tuple[object, ...])
         outcome = run(*sample, *given, "--prompt", "x", "--output", f"out/{name}.png")
         assert outcome.code == 0, outcome.err
     assert [Image.open(f"out/{name}.png").size for name in ("ab", "b", "ba")] == [(128, 64), (128, 64), (96, 96)]
-    assert Path("out/ab.png").read_bytes() != Path("out/b.png").read_bytes()
+    assert pixels("out/ab.png") != pixels("out/b.png")
 
 
 def test_the_references_serve_every_prompt(run: Run, sample: tuple[object, ...]) -> None:
@@ -32,7 +33,7 @@ def test_the_references_serve_every_prompt(run: Run, sample: tuple[object, ...])
     prompts = ("--prompt", "make it blue", "--prompt", "remove it", "--prompt", "x")
     outcome = run(*sample, *images, *prompts, "--guidance", 4, "--output", "out.png")
     assert outcome.code == 0, outcome.err
-    made = [Path(f"out-{i}.png").read_bytes() for i in (1, 2, 3)]
+    made = [pixels(f"out-{i}.png") for i in (1, 2, 3)]
     assert len(set(made)) == 3
 
 

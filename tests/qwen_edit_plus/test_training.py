@@ -19,6 +19,7 @@ from qframe_qwen.denoiser import StockDenoiser
 from qframe_qwen_edit.plus import EditPlusRecipe
 from qframe_qwen_per_sample_rope.denoiser import PerSampleRopeDenoiser
 from tests.cli.conftest import Run
+from tests.pixels import pixels
 from tests.qwen import tiny
 from tests.qwen_edit_plus.conftest import Oracle
 
@@ -104,7 +105,7 @@ def test_mixed_numbers_of_references_train_from_the_cache_and_the_lora_samples(
     }.items():
         sampled = run(*sample, *images, *lora, "--output", f"{name}.png")
         assert sampled.code == 0, sampled.err
-    pictures = {name: Path(f"{name}.png").read_bytes() for name in ("without", "none", "with")}
+    pictures = {name: pixels(f"{name}.png") for name in ("without", "none", "with")}
     assert pictures["none"] == pictures["without"] != pictures["with"]
 
 
