@@ -71,7 +71,9 @@ def resolve(
     values = {**(below or {}), **{name: value for name, value in given.items() if value is not None}}
     resolved = resolve_config(config_file, family=family, overrides=overrides, values=values, registry=registry())
     for key in resolved.dropped:
-        click.echo(f"note: {key} of family {resolved.config.family!r} is for a component that is not in use", err=True)
+        if not key.startswith("data."):  # of the family's own data set, which everybody's own replaces
+            about = f"{key} of family {resolved.config.family!r}"
+            click.echo(f"note: {about} is for a component that is not in use", err=True)
     return resolved
 
 

@@ -47,6 +47,12 @@ def test_data_path_chooses_the_folder_source(run: Run) -> None:
     assert re.search(r'^data\.use +"folder" +default', outcome.out, re.M)
 
 
+def test_settings_of_a_family_s_data_set_are_not_talked_about_beside_ones_own(run: Run) -> None:
+    shown = run("config", "show", "--family", "qwen-inpaint", "--data", "pictures")
+    assert (shown.code, shown.err) == (0, "")
+    assert "mixture" not in shown.out
+
+
 def test_compose_prints_the_table_and_the_licence(run: Run, tiny_model: Path) -> None:
     outcome = run("compose", "--family", "qwen-edit", "--model", tiny_model)
     assert outcome.code == 0
