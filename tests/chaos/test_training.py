@@ -20,7 +20,7 @@ def test_runs_killed_at_any_moment_resume_bit_identical() -> None:
 
 
 def test_the_harness_of_killed_runs_catches_a_naive_saver() -> None:
-    done = run("training", "--kills", "5", "--saver", "naive")
+    done = run("training", "--kills", "12", "--saver", "naive")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "other bits" in done.stdout
 

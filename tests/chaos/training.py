@@ -231,10 +231,10 @@ def _save_often(where: Path, saves: int) -> None:
 def naive_saver() -> Iterator[None]:
     """What not to do: one folder, its files written in place, each good by itself."""
 
-    def save_in_place(run: Path, state: TrainingState, *, config: str, about: Mapping[str, Any], keep: int) -> Path:
+    def save_in_place(run: Path, state: TrainingState, **settings: Any) -> Path:
         folder = run / "checkpoints" / "last"
         with tempfile.TemporaryDirectory() as scratch:
-            whole = save_checkpoint(Path(scratch), state, config=config, about=about, keep=keep)
+            whole = save_checkpoint(Path(scratch), state, **settings)
             folder.mkdir(parents=True, exist_ok=True)
             for file in whole.iterdir():
                 (folder / file.name).write_bytes(file.read_bytes())
