@@ -116,6 +116,14 @@ def test_a_second_signal_has_its_usual_effect_at_once(scene: Callable[..., Scene
     assert not checkpoint_folder(run.folder, 3).exists()
 
 
+@pytest.fixture(autouse=True)
+def _an_interrupt_is_heard() -> Iterator[None]:
+    """Where the tests run in the background of a shell, SIGINT is ignored from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def _cli(config: Config, file: Path, *more: str) -> int:
     file.write_text(dump_config(config))
     return main(["train", "--config", str(file), *more])
