@@ -29,7 +29,7 @@ from qframe.train.loop import TrainingJob, optimizer_step
 from qframe.train.order import make_order, sample_sizes
 from qframe.train.state import TrainingState
 from qframe.train.trainer import Trainer
-from qframe.types import Example, ForwardOptions
+from qframe.types import Example
 
 _READ_SIZE = "1024 x 1024"
 _READ_ROUNDS = 12
@@ -165,16 +165,10 @@ class _Bench:
         parts, train = cached.load("denoiser"), config.train
         parts.denoiser.module.train()
         sizes = sample_sizes(encoded, parts.denoiser_spec.patch)
-        job = TrainingJob(
-            config=train,
-            denoiser=parts.denoiser,
-            schedule=parts.schedule,
-            patch=parts.denoiser_spec.patch,
-            forward=ForwardOptions(guidance=train.guidance_scale if parts.denoiser_spec.guidance else None),
-            weigh=cached.composition.recipe.loss_weight,
-            examples=encoded,
-            order=make_order(sizes, train, lambda index: cached.records[index].id),
-            device=cached.composition.device("denoiser"),
+        job = cached.job(
+            train,
+            encoded,
+            make_order(sizes, train, lambda index: cached.records[index].id),
             progress=SILENT,
             observe=lambda step, metrics: None,
             save=lambda: None,

@@ -28,14 +28,14 @@ from qframe.placement import Placement, rest_codec
 from qframe.plan_batches import group_plans, join_plans
 from qframe.plugins import Registry, load_registry
 from qframe.progress import SILENT, Progress
-from qframe.schema import Config, Precision
+from qframe.schema import Config, Precision, TrainConfig
 from qframe.storage import is_published, lock_folder, publish_folder, remove_published, write_file
 from qframe.train import resume as resuming
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.held_out import held_out_losses
 from qframe.train.loop import TrainingJob, run_steps
 from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory, schedule_factor
-from qframe.train.order import make_order, sample_sizes, token_budget, total_steps
+from qframe.train.order import BatchOrder, make_order, sample_sizes, token_budget, total_steps
 from qframe.train.records import measured_records, sampled_records, split_records
 from qframe.train.run import Run
 from qframe.train.sessions import describe_data, describe_machine, write_session
@@ -430,16 +430,10 @@ class Trainer:
         resuming.check_length(state.step, steps, "train.epochs")
         train = attrs.evolve(train, max_steps=steps)
         self._steps = steps
-        job = TrainingJob(
-            config=train,
-            denoiser=parts.denoiser,
-            schedule=parts.schedule,
-            patch=parts.denoiser_spec.patch,
-            forward=ForwardOptions(guidance=train.guidance_scale if parts.denoiser_spec.guidance else None),
-            weigh=self.composition.recipe.loss_weight,
-            examples=examples,
-            order=order,
-            device=self.composition.device("denoiser"),
+        job = self.job(
+            train,
+            examples,
+            order,
             progress=self.progress,
             observe=observe,
             examine=examine,
@@ -451,6 +445,28 @@ class Trainer:
         if state.step == 0 and (found := examine(0)):
             observe(0, found)
         run_steps(job, state)
+
+    def job(
+        self,
+        train: TrainConfig,
+        examples: CachedExamples | LiveExamples,
+        order: BatchOrder,
+        **watched: Any,
+    ) -> TrainingJob:
+        """The steps over `examples`. watched: who hears of them, saves and takes part, as `TrainingJob` has it."""
+        parts = self.load("denoiser")
+        return TrainingJob(
+            config=train,
+            denoiser=parts.denoiser,
+            schedule=parts.schedule,
+            patch=parts.denoiser_spec.patch,
+            forward=ForwardOptions(guidance=train.guidance_scale if parts.denoiser_spec.guidance else None),
+            weigh=self.composition.recipe.loss_weight,
+            examples=examples,
+            order=order,
+            device=self.composition.device("denoiser"),
+            **watched,
+        )
 
     def _save_result(self, run: Run) -> Path:
         lora = self.config.train.mode == "lora"
