@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qframe.interfaces import Parts, Recipe
-from qframe.mixing import as_request
-from qframe.pipeline import sample_plan
-from qframe.types import Plan, Request
+from qframe.compose.mixing import as_request
+from qframe.interfaces import Parts, Plan, Recipe, Request
+from qframe.sample.pipeline import sample_plan
 from qframe.verify import Oracle, Tolerance, Trace, compare, traces
 from tests.qwen import tiny
 

@@ -13,10 +13,10 @@ from PIL import Image
 from qframe.compose import compose
 from qframe.config import load_config
 from qframe.errors import ConfigError, PluginError
-from qframe.geometry import Geometry
-from qframe.hookspecs import Component
-from qframe.plugins import load_registry
-from qframe.types import Conditioning
+from qframe.interfaces import Conditioning
+from qframe.pictures.geometry import Geometry
+from qframe.plugins.hookspecs import Component
+from qframe.plugins.registry import load_registry
 from qframe.verify import EXACT, FLOAT32, Encoded, Norms, Report, Step, Trace, batch_rows, compare, oracle_of, verify
 from qframe.verify.examples import example_part, example_picture, example_size
 
@@ -196,7 +196,7 @@ def test_a_family_without_an_oracle_is_told_which_have_one() -> None:
 
 def test_an_oracle_that_is_none_is_a_broken_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = load_registry()
-    wrong = Component("oracle", "wrong", "qframe.samplers:EulerSampler")
+    wrong = Component("oracle", "wrong", "qframe.diffusion.samplers:EulerSampler")
     monkeypatch.setattr(registry, "component", lambda kind, name: wrong)
     monkeypatch.setattr(registry, "plugin_of", lambda declared: "mine")
     with pytest.raises(PluginError, match=r"plugin 'mine': .* is no subclass of qframe\.verify\.Oracle"):

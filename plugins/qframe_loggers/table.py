@@ -6,8 +6,8 @@ import csv
 import io
 import json
 
-from qframe.hookspecs import hookimpl
-from qframe.storage import write_file
+from qframe.files.storage import write_file
+from qframe.plugins.hookspecs import hookimpl
 from qframe.train.run import Run
 
 

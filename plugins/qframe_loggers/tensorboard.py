@@ -12,7 +12,7 @@ from PIL import Image
 
 from qframe.config import dump_config
 from qframe.errors import ConfigError
-from qframe.hookspecs import hookimpl
+from qframe.plugins.hookspecs import hookimpl
 from qframe.train.run import Run
 
 

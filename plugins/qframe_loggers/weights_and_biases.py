@@ -10,8 +10,8 @@ from typing import Any
 
 from qframe.config import config_items
 from qframe.errors import ConfigError
-from qframe.hookspecs import hookimpl
-from qframe.storage import write_file
+from qframe.files.storage import write_file
+from qframe.plugins.hookspecs import hookimpl
 from qframe.train.run import Run
 
 

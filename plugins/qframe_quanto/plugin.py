@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qframe.hookspecs import Component, hookimpl
+from qframe.plugins.hookspecs import Component, hookimpl
 
 
 @hookimpl

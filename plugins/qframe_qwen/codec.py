@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from qframe.checkpoint import Checkpoint
+from qframe.files.checkpoint import Checkpoint
 from qframe.interfaces import CodecSpec, LatentCodec
 from qframe_qwen.loading import component_config, load_weights, outline_of
 from qframe_qwen.options import QwenCodecOptions

@@ -17,11 +17,19 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from qframe.checkpoint import Checkpoint
+from qframe.diffusion.packing import pad
 from qframe.errors import CheckpointError, ConfigError, DataError
-from qframe.interfaces import Denoiser, DenoiserSpec
-from qframe.packing import pad
-from qframe.types import PLAIN, Conditioning, ForwardOptions, Grid, PackedSequence, Velocity
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import (
+    PLAIN,
+    Conditioning,
+    Denoiser,
+    DenoiserSpec,
+    ForwardOptions,
+    Grid,
+    PackedSequence,
+    Velocity,
+)
 from qframe_qwen.loading import component_config, load_weights, outline_of
 from qframe_qwen.options import QwenDenoiserOptions
 from qframe_qwen.spaces import TEXT_SPACE, latent_space

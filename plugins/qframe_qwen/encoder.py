@@ -13,12 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from qframe.checkpoint import Checkpoint
+from qframe.diffusion.packing import unpad
 from qframe.errors import CheckpointError, DataError
-from qframe.geometry import Size
-from qframe.interfaces import Encoder, EncoderSpec, TokenCounter
-from qframe.packing import unpad
-from qframe.types import Conditioning
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import Conditioning, Encoder, EncoderSpec, TokenCounter
+from qframe.pictures.geometry import Size
 from qframe_qwen.loading import component_config, load_weights
 from qframe_qwen.options import QwenVLOptions
 from qframe_qwen.prompts import (

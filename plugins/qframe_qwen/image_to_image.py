@@ -6,13 +6,19 @@ from typing import ClassVar
 
 import attrs
 
+from qframe.compose.mixing import as_request
 from qframe.errors import ConfigError
-from qframe.interfaces import Parts, PlanTransform, Recipe
-from qframe.mixing import as_request
-from qframe.pictures import resize
-from qframe.request_pictures import PictureLike, as_pictures, one_size, open_pictures, output_sizes, split_by_size
-from qframe.starts import check_start, source_tokens, start_from
-from qframe.types import Plan, Request
+from qframe.interfaces import Parts, Plan, PlanTransform, Recipe, Request
+from qframe.pictures.pixels import resize
+from qframe.sample.request_pictures import (
+    PictureLike,
+    as_pictures,
+    one_size,
+    open_pictures,
+    output_sizes,
+    split_by_size,
+)
+from qframe.sample.starts import check_start, source_tokens, start_from
 
 STRENGTH = 0.6
 """The default of diffusers' QwenImageImg2ImgPipeline."""

@@ -11,8 +11,8 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
-from qframe.checkpoint import Checkpoint
 from qframe.errors import CheckpointError
+from qframe.files.checkpoint import Checkpoint
 
 
 def component_config(

@@ -7,7 +7,7 @@ from typing import Literal
 import attrs
 from attrs.validators import and_, ge, in_, le, optional
 
-from qframe.geometry import GeometrySettings
+from qframe.pictures.geometry import GeometrySettings
 
 
 @attrs.frozen(kw_only=True)

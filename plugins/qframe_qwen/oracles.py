@@ -29,14 +29,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import Qwen2VLProcessor
 
+from qframe.diffusion.packing import pack_latents, unpad
 from qframe.errors import ConfigError
-from qframe.geometry import Geometry
-from qframe.interfaces import Parts, Recipe
-from qframe.packing import pack_latents, unpad
-from qframe.pictures import fit
-from qframe.planning import broadcast
-from qframe.request_pictures import load_grey, load_picture
-from qframe.types import Conditioning, Request
+from qframe.interfaces import Conditioning, Parts, Recipe, Request
+from qframe.pictures.geometry import Geometry
+from qframe.pictures.pixels import fit
+from qframe.sample.planning import broadcast
+from qframe.sample.request_pictures import load_grey, load_picture
 from qframe.verify import Encoded, Norms, Oracle, Step, Steps, Trace, listening, replaced, rows
 from qframe_qwen.codec import QwenCodec
 from qframe_qwen.denoiser import StockDenoiser

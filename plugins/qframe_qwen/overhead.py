@@ -20,7 +20,7 @@ from qframe.benchmark import Contestant, Measured, Ratio, measure, table
 from qframe.compose import compose
 from qframe.config import load_config
 from qframe.interfaces import Parts
-from qframe.pipeline import GuidanceBatching, Pipeline, sample_plan
+from qframe.sample.pipeline import GuidanceBatching, Pipeline, sample_plan
 from qframe.verify import replaced
 from qframe_qwen.bench import Settings
 from qframe_qwen.denoiser import StockDenoiser

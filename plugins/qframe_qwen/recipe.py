@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from qframe.checkpoint import Checkpoint
-from qframe.conditioning import encode_prompts, forward_options
+from qframe.diffusion.guidance import norm_rescaled_guidance
 from qframe.errors import DataError
-from qframe.guidance import norm_rescaled_guidance
-from qframe.interfaces import Parts, Recipe
-from qframe.planning import (
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import ExampleInputs, Parts, Plan, Recipe, Record, Request, TextInput, grid_length
+from qframe.pictures.picture import PixelInput
+from qframe.sample.conditioning import encode_prompts, forward_options
+from qframe.sample.planning import (
     UNCONDITIONAL,
     check_request,
     check_size,
@@ -19,7 +20,6 @@ from qframe.planning import (
     target_grid,
     with_defaults,
 )
-from qframe.types import ExampleInputs, PixelInput, Plan, Record, Request, TextInput, grid_length
 from qframe_qwen.options import TextToImageSettings
 
 # Qwen-Image was made for an area of 1024 x 1024; the pipeline's default_sample_size gives the same side.

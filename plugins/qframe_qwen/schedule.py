@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qframe.checkpoint import Checkpoint
+from qframe.diffusion.flow import shift_sigma
 from qframe.errors import CheckpointError, ConfigError
-from qframe.flow import shift_sigma
+from qframe.files.checkpoint import Checkpoint
 from qframe.interfaces import Schedule
 from qframe_qwen.loading import component_config
 

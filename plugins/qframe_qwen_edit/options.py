@@ -10,7 +10,7 @@ from typing import Literal
 import attrs
 from attrs.validators import ge, in_, optional
 
-from qframe.geometry import GeometrySettings
+from qframe.pictures.geometry import GeometrySettings
 
 
 @attrs.frozen(kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qframe.hookspecs import Family, hookimpl
+from qframe.plugins.hookspecs import Family, hookimpl
 
 
 @hookimpl

@@ -14,13 +14,14 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from qframe.checkpoint import Checkpoint
-from qframe.conditioning import encode_prompts, forward_options
+from qframe.diffusion.guidance import norm_rescaled_guidance
 from qframe.errors import ConfigError, DataError
-from qframe.guidance import norm_rescaled_guidance
-from qframe.interfaces import Parts, Recipe
-from qframe.pictures import fit, picture_size
-from qframe.planning import (
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import ExampleInputs, Parts, Plan, Recipe, Record, Request, TextInput, grid_length
+from qframe.pictures.picture import PixelInput
+from qframe.pictures.pixels import fit, picture_size
+from qframe.sample.conditioning import encode_prompts, forward_options
+from qframe.sample.planning import (
     UNCONDITIONAL,
     broadcast,
     check_request,
@@ -31,8 +32,7 @@ from qframe.planning import (
     target_grid,
     with_defaults,
 )
-from qframe.request_pictures import PictureLike, as_pictures, load_picture, one_size, output_sizes, split_by_size
-from qframe.types import ExampleInputs, PixelInput, Plan, Record, Request, TextInput, grid_length
+from qframe.sample.request_pictures import PictureLike, as_pictures, load_picture, one_size, output_sizes, split_by_size
 from qframe_qwen_edit.options import EditPlusSettings
 from qframe_qwen_edit.references import reference_tokens
 
@@ -80,7 +80,7 @@ def _is_set(value: Any) -> bool:
 class EditPlusRequest(Request):
     """image: the references of all prompts in order, one picture or a list; or a list of lists, one list per prompt.
 
-    Each is PIL, path, array or tensor (`qframe.request_pictures`); an array or tensor [n, ...] is a list.
+    Each is PIL, path, array or tensor (`qframe.sample.request_pictures`); an array or tensor [n, ...] is a list.
     """
 
     image: tuple[tuple[PictureLike, ...], ...] | None = attrs.field(

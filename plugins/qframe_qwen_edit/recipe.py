@@ -12,14 +12,15 @@ from typing import Any, ClassVar
 import attrs
 from PIL import Image
 
-from qframe.checkpoint import Checkpoint
-from qframe.conditioning import encode_prompts, forward_options
+from qframe.diffusion.guidance import norm_rescaled_guidance
 from qframe.errors import ConfigError, DataError
-from qframe.geometry import Size
-from qframe.guidance import norm_rescaled_guidance
-from qframe.interfaces import Parts, Recipe
-from qframe.pictures import fit
-from qframe.planning import (
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import ExampleInputs, Parts, Plan, Recipe, Record, Request, TextInput, grid_length
+from qframe.pictures.geometry import Size
+from qframe.pictures.picture import PixelInput
+from qframe.pictures.pixels import fit
+from qframe.sample.conditioning import encode_prompts, forward_options
+from qframe.sample.planning import (
     UNCONDITIONAL,
     broadcast,
     check_request,
@@ -30,15 +31,13 @@ from qframe.planning import (
     target_grid,
     with_defaults,
 )
-from qframe.request_pictures import PictureLike, as_pictures, one_size, open_pictures, output_sizes, split_by_size
-from qframe.types import (
-    ExampleInputs,
-    PixelInput,
-    Plan,
-    Record,
-    Request,
-    TextInput,
-    grid_length,
+from qframe.sample.request_pictures import (
+    PictureLike,
+    as_pictures,
+    one_size,
+    open_pictures,
+    output_sizes,
+    split_by_size,
 )
 from qframe_qwen_edit.options import EditSettings
 from qframe_qwen_edit.references import reference_tokens
@@ -55,7 +54,7 @@ PUBLISHED = {
 
 @attrs.frozen(eq=False, kw_only=True)
 class EditRequest(Request):
-    """image: the picture to change, or one per prompt: PIL, path, array or tensor (`qframe.request_pictures`)."""
+    """A request to edit. image: the picture to change, or one per prompt (`qframe.sample.request_pictures`)."""
 
     image: tuple[PictureLike, ...] | None = attrs.field(
         default=None, converter=as_pictures, metadata={"help": "picture to change"}

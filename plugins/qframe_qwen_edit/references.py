@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from qframe.interfaces import Parts
-from qframe.packing import pack_pictures
-from qframe.pictures import to_pixels
-from qframe.planning import broadcast, repeat_each
-from qframe.types import PackedSequence, Request
+from qframe.diffusion.packing import pack_pictures
+from qframe.interfaces import PackedSequence, Parts, Request
+from qframe.pictures.pixels import to_pixels
+from qframe.sample.planning import broadcast, repeat_each
 
 
 def reference_tokens(sets: Sequence[Sequence[Image.Image]], request: Request, parts: Parts) -> PackedSequence | None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import attrs
 from torch import Tensor
 
-from qframe.flow import add_noise
-from qframe.starts import start_from
-from qframe.types import Plan
+from qframe.diffusion.flow import add_noise
+from qframe.interfaces import Plan
+from qframe.sample.starts import start_from
 
 
 def keep_unmasked(plan: Plan, original: Tensor, mask: Tensor, strength: float) -> Plan:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from PIL import Image, ImageOps
 
-from qframe.geometry import Size
-from qframe.pictures import resize
+from qframe.pictures.geometry import Size
+from qframe.pictures.pixels import resize
 
 Box = tuple[int, int, int, int]
 """Left, upper, right, lower, in pixels; the last two lie outside."""

@@ -10,12 +10,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from qframe.diffusion.packing import pack_latents
 from qframe.errors import ConfigError
 from qframe.interfaces import Parts
-from qframe.packing import pack_latents
-from qframe.pictures import to_weight
-from qframe.planning import broadcast
-from qframe.request_pictures import PictureLike, load_grey
+from qframe.pictures.pixels import to_weight
+from qframe.sample.planning import broadcast
+from qframe.sample.request_pictures import PictureLike, load_grey
 
 Edges = Literal["hard", "soft"]
 EDGES: tuple[Edges, ...] = get_args(Edges)

@@ -12,16 +12,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from qframe.compose.mixing import as_request
+from qframe.diffusion.flow import draw_noise
 from qframe.errors import ConfigError
-from qframe.flow import draw_noise
-from qframe.geometry import Size
-from qframe.interfaces import Parts, PlanTransform, Recipe
-from qframe.mixing import as_request
-from qframe.pictures import from_pixels, open_picture, resize, to_pixels
-from qframe.planning import broadcast, repeat_each
-from qframe.request_pictures import PictureLike, as_pictures, one_size, open_pictures, output_sizes, split_by_size
-from qframe.starts import check_start, source_tokens
-from qframe.types import Example, Plan, Record, Request
+from qframe.interfaces import Example, Parts, Plan, PlanTransform, Recipe, Record, Request
+from qframe.pictures.geometry import Size
+from qframe.pictures.pixels import from_pixels, open_picture, resize, to_pixels
+from qframe.sample.planning import broadcast, repeat_each
+from qframe.sample.request_pictures import (
+    PictureLike,
+    as_pictures,
+    one_size,
+    open_pictures,
+    output_sizes,
+    split_by_size,
+)
+from qframe.sample.starts import check_start, source_tokens
 from qframe_qwen_inpaint.blending import keep_unmasked
 from qframe_qwen_inpaint.crop import Box, crop_box, fit_inside, put_back
 from qframe_qwen_inpaint.masks import EDGES, Edges, latent_mask, mask_tokens, open_masks

@@ -15,12 +15,20 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from qframe.checkpoint import Checkpoint
+from qframe.diffusion.packing import interleave
 from qframe.errors import ConfigError
-from qframe.interfaces import Denoiser, DenoiserSpec
-from qframe.packing import interleave
-from qframe.plugins import load_registry
-from qframe.types import PLAIN, Conditioning, ForwardOptions, Grid, PackedSequence, Velocity
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import (
+    PLAIN,
+    Conditioning,
+    Denoiser,
+    DenoiserSpec,
+    ForwardOptions,
+    Grid,
+    PackedSequence,
+    Velocity,
+)
+from qframe.plugins.registry import load_registry
 from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
 
 _STOCK = "qwen-image"

@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from qframe.types import Grid, grid_length
+from qframe.interfaces import Grid, grid_length
 from qframe_qwen_per_sample_rope.rotary import MOST_ROWS, Axes, sample_pictures, text_start, text_table
 
 Grids = Sequence[Sequence[Grid]]

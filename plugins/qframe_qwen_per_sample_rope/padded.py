@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from qframe.types import Grid, grid_length
+from qframe.interfaces import Grid, grid_length
 from qframe_qwen_per_sample_rope.layout import as_grid
 
 Shapes = Sequence[Grid] | Sequence[Sequence[Grid]]

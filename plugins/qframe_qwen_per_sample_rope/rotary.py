@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qframe.types import Grid
+from qframe.interfaces import Grid
 
 Axes = tuple[int, int, int]
 """How many of a head's channels turn with the frame, the row and the column (`axes_dims_rope` of the configuration)."""

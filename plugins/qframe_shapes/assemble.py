@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 from torch import nn
 
-from qframe import storage
+from qframe.files import storage
 from qframe_shapes import text
 from qframe_shapes.frame_vae import Z_DIM
 

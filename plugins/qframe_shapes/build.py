@@ -22,7 +22,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from safetensors.torch import load_file
 
-from qframe import storage
+from qframe.files import storage
 from qframe_shapes import denoiser as denoiser_training
 from qframe_shapes import vae as vae_training
 from qframe_shapes.assemble import assemble, folder_bytes, new_transformer

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from qframe.config import load_config
+from qframe.config.schema import Config
 from qframe.progress import SILENT, Progress
-from qframe.schema import Config
 from qframe.train.trainer import Trainer
 
 EXAMPLES = 30_000

@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 from PIL import Image
 
-from qframe.contact_sheet import Row, contact_sheet
+from qframe.pictures.contact_sheet import Row, contact_sheet
 from qframe_shapes import tasks, world
 from qframe_shapes.metrics import Verdict, judge
 from qframe_shapes.tasks import Episode

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 import qframe
-from qframe.pipeline import Pipeline
+from qframe.sample.pipeline import Pipeline
 from qframe_shapes.diffusers_sampling import diffusers_sampler, shared_arguments
 from qframe_shapes.evaluate import Sample, SampleRequest
 

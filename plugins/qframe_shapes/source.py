@@ -9,8 +9,8 @@ from typing import overload
 from PIL import Image
 
 from qframe.errors import ConfigError
-from qframe.interfaces import RecordSource
-from qframe.types import Picture, Record
+from qframe.interfaces import Record, RecordSource
+from qframe.pictures.picture import Picture
 from qframe_shapes import metrics, tasks, world
 from qframe_shapes.options import ShapesOptions
 from qframe_shapes.tasks import Episode

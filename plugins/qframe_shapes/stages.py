@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from qframe import storage
+from qframe.files import storage
 from qframe.progress import Stage
 
 logger = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from torch import Tensor
 from qframe.adapters.header import METADATA_KEY, StoredLora, open_lora, refuse, stored_lora
 from qframe.adapters.layer import LoraLayer
 from qframe.adapters.layouts import by_flat_name, flattened, tensor_name
+from qframe.config.schema import LoraLayout
 from qframe.errors import CheckpointError, ConfigError, QframeError
-from qframe.schema import LoraLayout
-from qframe.storage import write_file
+from qframe.files.storage import write_file
 
 NAMES_KEY = "qframe_layers"
 """Where a file with flattened names keeps the full ones."""

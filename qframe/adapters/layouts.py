@@ -11,7 +11,7 @@ from typing import Literal
 
 import attrs
 
-from qframe.schema import LoraLayout
+from qframe.config.schema import LoraLayout
 
 Style = Literal["diffusers", "comfyui", "kohya", "peft", "bare"]
 Part = Literal["down", "up", "alpha", "magnitude"]

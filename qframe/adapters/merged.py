@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from qframe.adapters.network import add_updates, layer_names, read_fitting
 from qframe.compose import Composition
 from qframe.errors import CheckpointError, ConfigError
+from qframe.files.storage import file_digest, publish_folder
 from qframe.interfaces import Denoiser
-from qframe.storage import file_digest, publish_folder
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from qframe.adapters.files import read_lora
 from qframe.adapters.layer import LoraLayer, as_float32
+from qframe.config.schema import LoraConfig
 from qframe.errors import CheckpointError, ConfigError, NumericsError, bullet_list
-from qframe.schema import LoraConfig
 
 _SHOWN = 10
 

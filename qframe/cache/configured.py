@@ -9,10 +9,10 @@ from qframe.cache.keys import Ingredients, PictureDigests
 from qframe.cache.plan import CachePlan
 from qframe.cache.store import Cache
 from qframe.compose import Composition
-from qframe.digests import DigestStore, FileDigests
+from qframe.config.schema import Config
+from qframe.files.digests import DigestStore, FileDigests
+from qframe.interfaces import Record
 from qframe.progress import SILENT, Progress
-from qframe.schema import Config
-from qframe.types import Record
 
 
 def cache_folder(config: Config) -> Path:

@@ -9,6 +9,15 @@ from typing import Any
 import attrs
 from torch import Tensor
 
+from qframe.cache.encoding import (
+    Shape,
+    content_digest,
+    encode_pixels,
+    encode_text,
+    encode_weight,
+    make_example,
+    windows,
+)
 from qframe.cache.keys import (
     ExampleKeys,
     Ingredients,
@@ -21,11 +30,9 @@ from qframe.cache.keys import (
 from qframe.cache.plan import CachePlan
 from qframe.cache.share import WHOLE, Share
 from qframe.cache.store import Cache, DamagedEntryError
-from qframe.encoding import Shape, content_digest, encode_pixels, encode_text, encode_weight, make_example, windows
 from qframe.errors import CacheError, DataError
-from qframe.interfaces import Parts, Recipe
+from qframe.interfaces import Conditioning, Example, Parts, Recipe, Record
 from qframe.progress import SILENT, Progress
-from qframe.types import Conditioning, Example, Record
 
 PartsLoader = Callable[..., Parts]
 """`loader("encoder", "codec") -> Parts` with these roles loaded."""

@@ -11,8 +11,8 @@ import attrs
 
 from qframe.cache.keys import KeyMaker, example_parts, key_of
 from qframe.cache.store import Cache
+from qframe.interfaces import ExampleInputs
 from qframe.progress import SILENT, Progress
-from qframe.types import ExampleInputs
 
 _CONTENT = 1000
 """What a different caption or picture weighs against a different setting: the nearest entry is of the same content."""

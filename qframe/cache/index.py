@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from qframe.cache.shards import Entry, StoredTensor
-from qframe.digests import Stamp
 from qframe.errors import CacheError, ResourceError
+from qframe.files.digests import Stamp
 
 _VERSION = 2
 _BUSY_SECONDS = 120.0

@@ -16,11 +16,11 @@ from typing import Any
 
 import attrs
 
-from qframe.digests import DigestStore, FileDigests
-from qframe.geometry import Geometry
-from qframe.interfaces import Recipe
-from qframe.pictures import POLICY
-from qframe.types import ExampleInputs, Picture, PixelInput, TextInput
+from qframe.files.digests import DigestStore, FileDigests
+from qframe.interfaces import ExampleInputs, Recipe, TextInput
+from qframe.pictures.geometry import Geometry
+from qframe.pictures.picture import Picture, PixelInput
+from qframe.pictures.pixels import POLICY
 
 SCHEMA = 1
 """Raised when the same inputs are encoded in another way than before (batching apart)."""

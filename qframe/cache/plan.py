@@ -8,9 +8,9 @@ import attrs
 
 from qframe.cache.keys import ExampleKeys, Ingredients, KeyMaker, PictureDigests
 from qframe.cache.share import WHOLE, Share
-from qframe.interfaces import Recipe
+from qframe.interfaces import ExampleInputs, Recipe, Record, TextInput
+from qframe.pictures.picture import PixelInput
 from qframe.progress import SILENT, Progress
-from qframe.types import ExampleInputs, PixelInput, Record, TextInput
 
 
 @attrs.define(eq=False)

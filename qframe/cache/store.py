@@ -21,10 +21,10 @@ from torch import Tensor
 from qframe.cache.index import Index, IndexDamagedError
 from qframe.cache.shards import SUFFIX, Entry, Header, make_shard, read_header, read_tensor, storable
 from qframe.cache.users import FolderUsers
-from qframe.digests import Stamp
 from qframe.errors import CacheError, QframeError
+from qframe.files.digests import Stamp
+from qframe.files.storage import clear_leftovers, require_space, write_file
 from qframe.progress import SILENT, Progress
-from qframe.storage import clear_leftovers, require_space, write_file
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")

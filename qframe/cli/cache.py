@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qframe.cache.plan import CachePlan
     from qframe.cache.prune import Pruning
     from qframe.cache.survey import Amount, Survey
-    from qframe.schema import Config
+    from qframe.config.schema import Config
 
 _OUTPUT = click.option("--output", metavar="DIR", help="The run's folder; the cache is where a run of it would look.")
 _DAY = 24 * 3600.0
@@ -274,7 +274,7 @@ def _plan(config: Config, opened: Cache, *, unconditional: bool) -> CachePlan:
     from qframe.cli.progress import terminal_progress
     from qframe.compose import compose
     from qframe.data.choose import open_source
-    from qframe.plugins import load_registry
+    from qframe.plugins.registry import load_registry
     from qframe.train.records import measured_records, split_records
 
     registry = load_registry()

@@ -20,8 +20,8 @@ def compose(
 ) -> None:
     """Check that the components fit each other. Reads no weight."""
     from qframe.compose import compose as check
-    from qframe.plugins import load_registry
-    from qframe.schema import ROLES
+    from qframe.config.schema import ROLES
+    from qframe.plugins.registry import load_registry
 
     config = resolve(family, config_file, overrides, model=model).config
     composition = check(config, load_registry())

@@ -34,7 +34,7 @@ def show(
 ) -> None:
     """Every key with its value, its source and its meaning."""
     from qframe.config import dump_config
-    from qframe.strict import show as as_text
+    from qframe.config.strict import show as as_text
 
     resolved = resolve(family, config_file, overrides, model=model, data=data)
     if toml:
@@ -54,7 +54,7 @@ def show(
 def _rows(value: Any, key: tuple[str, ...]) -> Iterator[tuple[str, Any, str]]:
     import attrs
 
-    from qframe.strict import fields_of
+    from qframe.config.strict import fields_of
 
     for name, field in fields_of(type(value)).items():
         inner = getattr(value, name)

@@ -14,8 +14,8 @@ from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, examples, option
 from qframe.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from qframe.data.check import Report
-    from qframe.schema import TrainConfig
+    from qframe.config.schema import TrainConfig
+    from qframe.preflight.data_check import Report
 
 _MOST_SHAPES = 20
 _BAR = 40
@@ -59,12 +59,12 @@ def check(
 
     from qframe.cli.progress import terminal_progress
     from qframe.compose import compose
-    from qframe.data.check import check_data
     from qframe.data.choose import open_source
-    from qframe.data.preview import preview_sheet
-    from qframe.plugins import load_registry
+    from qframe.files.storage import write_file
+    from qframe.plugins.registry import load_registry
+    from qframe.preflight.data_check import check_data
+    from qframe.preflight.data_preview import preview_sheet
     from qframe.progress import SILENT
-    from qframe.storage import write_file
 
     plugins = load_registry()
     composition = compose(config, plugins)

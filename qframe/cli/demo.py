@@ -16,9 +16,9 @@ from qframe.errors import ConfigError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from qframe.schema import Config
+    from qframe.config.schema import Config
+    from qframe.interfaces import Record
     from qframe.train.trainer import FitResult
-    from qframe.types import Record
 
 FAMILY_NAME = "qwen-edit"
 
@@ -58,10 +58,10 @@ def with_and_without(config: Config, result: FitResult) -> list[tuple[str, Path]
     from qframe.adapters import load_lora
     from qframe.compose import compose
     from qframe.data.choose import open_source
-    from qframe.jobs.picture_files import write_picture
-    from qframe.pictures import open_picture
-    from qframe.pipeline import Pipeline
-    from qframe.plugins import load_registry
+    from qframe.pictures.pixels import open_picture
+    from qframe.plugins.registry import load_registry
+    from qframe.sample.jobs.picture_files import write_picture
+    from qframe.sample.pipeline import Pipeline
 
     composition = compose(config)
     pipe = Pipeline(composition, composition.load("encoder", "codec", "denoiser"))

@@ -23,8 +23,8 @@ from qframe.cli.shared import (
     resolve,
     weighted_file,
 )
+from qframe.config.schema import LoraLayout
 from qframe.errors import CheckpointError, ConfigError, QframeError
-from qframe.schema import LoraLayout
 
 if TYPE_CHECKING:
     from qframe.adapters import StoredLora

@@ -18,8 +18,8 @@ def list_command() -> None:
 
     QFRAME_DISABLE_PLUGINS=a,b leaves plugins out; QFRAME_TRACE_PLUGINS=1 shows every step of loading them.
     """
-    from qframe.hookspecs import KINDS
-    from qframe.plugins import load_registry
+    from qframe.plugins.hookspecs import KINDS
+    from qframe.plugins.registry import load_registry
 
     registry = load_registry()
     _section("families", [(f.name, registry.plugin_of(f), f.summary) for f in registry.families()])

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from qframe.errors import QframeError
-from qframe.plugins import load_registry
+from qframe.plugins.registry import load_registry
 
 if TYPE_CHECKING:
-    from qframe.jobs.asked import OwnField
-    from qframe.types import Request
+    from qframe.interfaces import Request
+    from qframe.sample.jobs.asked import OwnField
 
 _CHOOSING = {"--family": "family", "--config": "config_file", "--set": "overrides", "--from": "picture"}
 
@@ -60,9 +60,9 @@ def opened(request_type: type[Request], values: Mapping[str, Any]) -> dict[str, 
 
     DataError names the option and the file.
     """
-    from qframe.jobs.asked import own_fields
-    from qframe.pictures import open_grey, open_picture
-    from qframe.types import Picture
+    from qframe.pictures.picture import Picture
+    from qframe.pictures.pixels import open_grey, open_picture
+    from qframe.sample.jobs.asked import own_fields
 
     found: dict[str, Any] = {}
     for field in own_fields(request_type):
@@ -96,7 +96,7 @@ def _own_options(args: Sequence[str]) -> list[click.Parameter] | None:
             registry=load_registry(),
         )
         from qframe.compose import recipe_class
-        from qframe.jobs.asked import own_fields
+        from qframe.sample.jobs.asked import own_fields
 
         return [_option(field) for field in own_fields(recipe_class(family, load_registry()).request_type)]
     except QframeError:
@@ -107,7 +107,7 @@ def _stored_family(pictures: Sequence[str]) -> str | None:
     """The family of the picture that --from names."""
     if not pictures:
         return None
-    from qframe.jobs.stored import read_stored
+    from qframe.sample.jobs.stored import read_stored
 
     return read_stored(Path(pictures[-1])).family
 

@@ -15,9 +15,9 @@ from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, announce, examples, op
 from qframe.errors import CheckpointError, ConfigError, DataError, UntrustedError, bullet_list
 
 if TYPE_CHECKING:
-    from qframe.jobs.asked import Asked
-    from qframe.jobs.job import Desk, Job
-    from qframe.jobs.stored import Stored
+    from qframe.sample.jobs.asked import Asked
+    from qframe.sample.jobs.job import Desk, Job
+    from qframe.sample.jobs.stored import Stored
 
 SOURCES = ("--prompt", "--prompt-file", "--batch", "--from")
 
@@ -118,8 +118,8 @@ def sample(
     options too (--image, --mask, ...).
     """
     from qframe.cli.sample_jobs import check_output, make
-    from qframe.jobs.job import numbered
-    from qframe.jobs.stored import check_models, read_stored
+    from qframe.sample.jobs.job import numbered
+    from qframe.sample.jobs.stored import check_models, read_stored
 
     stored = None if picture is None else read_stored(Path(picture))
     loras = dict(map(weighted_file, lora))
@@ -149,10 +149,10 @@ def sample(
 
     from qframe.cli.progress import terminal_progress
     from qframe.compose import compose
-    from qframe.jobs.asked import own_fields
-    from qframe.jobs.job import Desk
-    from qframe.jobs.rehearse import Rehearsal
-    from qframe.jobs.stored import setting
+    from qframe.sample.jobs.asked import own_fields
+    from qframe.sample.jobs.job import Desk
+    from qframe.sample.jobs.rehearse import Rehearsal
+    from qframe.sample.jobs.stored import setting
 
     composition = compose(config)
     desk = Desk(
@@ -197,7 +197,7 @@ def _repeated(stored: Stored, picture: str, given: Mapping[str, Any], loras: Map
     """Say what a picture names and check that it is there, unchanged; the LoRAs to use."""
     import torch
 
-    from qframe.jobs.stored import check_files
+    from qframe.sample.jobs.stored import check_files
 
     named = [
         path for key, paths in stored.request.items() if isinstance(paths, list) and key not in given for path in paths
@@ -223,10 +223,10 @@ def _jobs(
     """Every picture of the command line, in order: the pictures of one prompt together."""
     import attrs
 
-    from qframe.jobs.asked import asked_type, given_paths, read_asked
-    from qframe.jobs.job import Given
-    from qframe.planning import broadcast
-    from qframe.strict import InvalidError
+    from qframe.config.strict import InvalidError
+    from qframe.sample.jobs.asked import asked_type, given_paths, read_asked
+    from qframe.sample.jobs.job import Given
+    from qframe.sample.planning import broadcast
 
     kind = asked_type(desk.fields)
     negatives = broadcast(given.get("negative_prompt") or (None,), len(prompts), "--negative-prompt")
@@ -265,7 +265,7 @@ def _jobs(
 def _results(batch: Path, folder: Path) -> Iterator[None]:
     """Inside, the folder of results is this run's alone. DataError or ConfigError: batch or folder cannot be used."""
     from qframe.cli.sample_jobs import check_folder
-    from qframe.storage import clear_leftovers, lock_folder
+    from qframe.files.storage import clear_leftovers, lock_folder
 
     if not batch.is_file():
         raise DataError(f"--batch {batch}: there is no such file", "Give a file with a JSON object on every line.")
@@ -281,7 +281,7 @@ def _todo(
     desk: Desk, batch: Path, folder: Path, given: Mapping[str, Any], *, overwrite: bool, allow_outside: bool
 ) -> list[Job]:
     """The pictures of a batch that are not there yet; what the options say goes for lines that do not say otherwise."""
-    from qframe.jobs.batch import Batch
+    from qframe.sample.jobs.batch import Batch
 
     defaults = dict(given)
     negatives = defaults.pop("negative_prompt", ())
@@ -299,7 +299,7 @@ _HINT = "`qframe sample --family NAME --help` shows what a family takes."
 
 
 def _problems(error: Any) -> str:
-    from qframe.jobs.asked import describe
+    from qframe.sample.jobs.asked import describe
 
     return bullet_list(describe(problem) for problem in error.problems)
 

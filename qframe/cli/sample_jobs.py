@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from qframe.compose import Composition
-    from qframe.jobs.job import Job
     from qframe.progress import Progress
+    from qframe.sample.jobs.job import Job
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +39,9 @@ def make(
     import torch
 
     from qframe.cli.memory import foretold
-    from qframe.jobs.picture_files import write_picture
-    from qframe.pipeline import assemble
     from qframe.preflight import explained, forecast_sampling
+    from qframe.sample.jobs.picture_files import write_picture
+    from qframe.sample.pipeline import assemble
 
     forecast = forecast_sampling(composition)
     with foretold(forecast):
@@ -105,7 +105,7 @@ def check_output(files: Sequence[Path], *, overwrite: bool) -> None:
 
 def check_name(file: Path) -> None:
     """ConfigError unless a file of this name can be a picture."""
-    from qframe.jobs.picture_files import FORMATS
+    from qframe.sample.jobs.picture_files import FORMATS
 
     if file.suffix.lower() not in FORMATS:
         raise ConfigError(f"--output {file}: the name must end in one of {', '.join(FORMATS)}", "For example out.png.")

@@ -13,9 +13,9 @@ from qframe.errors import ConfigError
 
 if TYPE_CHECKING:
     from qframe.config import Resolved
-    from qframe.hookspecs import Family
-    from qframe.plugins import Registry
-    from qframe.schema import Config
+    from qframe.config.schema import Config
+    from qframe.plugins.hookspecs import Family
+    from qframe.plugins.registry import Registry
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -46,7 +46,7 @@ def options(*several: Callable[[_F], _F]) -> Callable[[_F], _F]:
 
 def registry() -> Registry:
     """The registry; each broken plugin is named on stderr."""
-    from qframe.plugins import load_registry
+    from qframe.plugins.registry import load_registry
 
     found = load_registry()
     for broken in found.broken:
@@ -108,7 +108,7 @@ def licence_line(model: str | None, family: Family) -> str:
 
 def announce(config: Config, *, data: bool) -> None:
     """The first lines of output: what is embedded, and the licence of the weights."""
-    from qframe.plugins import load_registry
+    from qframe.plugins.registry import load_registry
 
     plugins = load_registry()
     line = embedded_line(config, plugins, data=data)

@@ -14,7 +14,7 @@ from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, announce, exampl
 
 if TYPE_CHECKING:
     from qframe.config import Resolved
-    from qframe.schema import Config
+    from qframe.config.schema import Config
     from qframe.train.distributed import Processes
     from qframe.train.trainer import FitResult
 
@@ -115,7 +115,7 @@ def fit(resolved: Resolved, resume: str | None = None, processes: Processes | No
 
 def rehearse(config: Config, processes: int = 1) -> None:
     """Say what a run of so many processes would load, each of them, and whether it fits."""
-    from qframe.encoding import fitted_size
+    from qframe.cache.encoding import fitted_size
     from qframe.preflight import forecast_training
     from qframe.train.trainer import Trainer
 

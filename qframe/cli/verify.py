@@ -62,7 +62,7 @@ def verify(
     plugins = registry()
     from qframe.compose import recipe_class
     from qframe.config import chosen_family
-    from qframe.jobs.asked import size_of
+    from qframe.sample.jobs.asked import size_of
     from qframe.verify import oracle_of
     from qframe.verify import verify as compare
 

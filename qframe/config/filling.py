@@ -8,11 +8,11 @@ from typing import Any
 import attrs
 
 from qframe.config.layers import Key, Tree, source_at
+from qframe.config.schema import QUANTISABLE, ROLES, Config, TrainConfig
+from qframe.config.strict import InvalidError, Problem, fields_of, nested, structure
 from qframe.errors import ConfigError, PluginError, bullet_list
-from qframe.hookspecs import Component, Family
-from qframe.plugins import Registry, nearest
-from qframe.schema import QUANTISABLE, ROLES, Config, TrainConfig
-from qframe.strict import InvalidError, Problem, fields_of, nested, structure
+from qframe.plugins.hookspecs import Component, Family
+from qframe.plugins.registry import Registry, nearest
 
 MOST_SHOWN = 40
 

@@ -8,10 +8,10 @@ from typing import Any, Union
 
 import attrs
 
+from qframe.config.schema import ROLES
 from qframe.errors import ConfigError
-from qframe.hookspecs import Family
-from qframe.plugins import Registry
-from qframe.schema import ROLES
+from qframe.plugins.hookspecs import Family
+from qframe.plugins.registry import Registry
 
 DEEPEST = 32
 SOURCES = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}

@@ -11,8 +11,8 @@ from typing import Any
 import tomli
 
 from qframe.config.layers import Key, Leaf, Tree, put
+from qframe.config.strict import Problem
 from qframe.errors import ConfigError
-from qframe.strict import Problem
 
 LARGEST_FILE = 256 * 1024
 MOST_DOTS = 32

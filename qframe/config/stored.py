@@ -7,8 +7,8 @@ from typing import Any
 
 import attrs
 
-from qframe.schema import Config
-from qframe.strict import fields_of, unstructure
+from qframe.config.schema import Config
+from qframe.config.strict import fields_of, unstructure
 
 
 def config_items(config: Config) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qframe.config.schema import Config
 from qframe.errors import ConfigError, DataError, PluginError
 from qframe.interfaces import RecordSource
-from qframe.plugins import Registry
-from qframe.schema import Config
+from qframe.plugins.registry import Registry
 
 
 def open_source(config: Config, registry: Registry) -> RecordSource:

@@ -16,7 +16,8 @@ import attrs
 from qframe.data.files import FileSource, Problems, Root, text_problem
 from qframe.data.options import ColumnOptions
 from qframe.errors import DataError
-from qframe.types import Picture, Record
+from qframe.interfaces import Record
+from qframe.pictures.picture import Picture
 
 _TEXTS = ("prompt", "id", "group")
 _PICTURES = ("target", "weight", "mask")

@@ -14,8 +14,8 @@ from typing import ClassVar
 
 from qframe.data.options import SourceOptions
 from qframe.errors import DataError, bullet_list
-from qframe.interfaces import Problem, RecordSource, Survey
-from qframe.types import Picture, Record
+from qframe.interfaces import Problem, Record, RecordSource, Survey
+from qframe.pictures.picture import Picture
 
 _SHOWN = 20
 _LARGEST_CAPTION = 1_000_000

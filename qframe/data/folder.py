@@ -12,7 +12,8 @@ import attrs
 from qframe.data.files import FileSource, Problems, Root, read_text, text_problem
 from qframe.data.options import FolderOptions
 from qframe.errors import DataError
-from qframe.types import Picture, Record
+from qframe.interfaces import Record
+from qframe.pictures.picture import Picture
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _UNREADABLE = (".avif", ".heic", ".heif", ".jxl", ".svg", ".psd", ".cr2", ".nef", ".dng")

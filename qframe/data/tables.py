@@ -17,7 +17,8 @@ import attrs
 from qframe.data.files import FileSource, Problems, Root, decode, text_problem
 from qframe.data.options import TableOptions
 from qframe.errors import DataError
-from qframe.types import Picture, Record
+from qframe.interfaces import Record
+from qframe.pictures.picture import Picture
 
 _LONGEST_LINE = 1_000_000
 _LARGEST_CSV = 512_000_000

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from qframe.compose import Composition
+from qframe.compose.placement import ORDER, Room, room_on
 from qframe.errors import ResourceError, bullet_list
-from qframe.placement import ORDER, Room, room_on
 
 TEXT_TOKENS = 512
 """Tokens of a prompt that is not known yet: the length at which the pipelines of Qwen-Image cut it."""

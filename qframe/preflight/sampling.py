@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from qframe.cache.encoding import Shape
 from qframe.compose import Composition
-from qframe.encoding import Shape
-from qframe.placement import ORDER
+from qframe.compose.placement import ORDER
+from qframe.config.schema import QUANTISABLE
 from qframe.preflight.forecast import PICTURE, TEXT_TOKENS, Forecast, Remedy, components, quantise_remedies, ranked
 from qframe.preflight.shapes import META, Made, forward_bytes
-from qframe.schema import QUANTISABLE
 
 
 def forecast_sampling(composition: Composition) -> Forecast:

@@ -12,9 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from qframe.encoding import Shape
-from qframe.interfaces import Denoiser, DenoiserSpec
-from qframe.types import PLAIN, Conditioning, ForwardOptions, Grid, PackedSequence
+from qframe.cache.encoding import Shape
+from qframe.interfaces import PLAIN, Conditioning, Denoiser, DenoiserSpec, ForwardOptions, Grid, PackedSequence
 
 META = torch.device("meta")
 

@@ -9,14 +9,15 @@ import torch
 from torch import nn
 
 from qframe import adapters
+from qframe.cache.encoding import FittedSize, Shape, estimated_tokens, latent_shape, text_tokens
 from qframe.compose import Composition
-from qframe.encoding import FittedSize, Shape, estimated_tokens, latent_shape, text_tokens
-from qframe.geometry import Size
-from qframe.placement import network_bytes
+from qframe.compose.placement import network_bytes
+from qframe.interfaces import Record
+from qframe.pictures.geometry import Size
+from qframe.pictures.picture import PixelInput
 from qframe.preflight.forecast import PICTURE, Forecast, Remedy, components, quantise_remedies, ranked
 from qframe.preflight.shapes import forward_bytes
 from qframe.train.optim import optimizer_factory
-from qframe.types import PixelInput, Record
 
 LOOKED_AT = 32
 """Records whose sizes are read; the largest stands for the batch."""

@@ -11,11 +11,11 @@ from pathlib import Path
 import attrs
 import jinja2
 
+from qframe.files.storage import write_file
 from qframe.report.curves import FRAME, run_panels
 from qframe.report.facts import Rate, rate_of, short, value_text, view_run
 from qframe.report.pictures import Album, Thumbnail
 from qframe.report.reading import Moment, RunFiles, SampleRow, read_run
-from qframe.storage import write_file
 
 LARGEST_PICTURES = 6 * 1024 * 1024
 """Bytes that the pictures of a page may take, encoded as they stand in it."""

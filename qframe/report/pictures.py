@@ -10,8 +10,8 @@ import attrs
 from PIL import Image
 
 from qframe.errors import DataError
-from qframe.pictures import open_picture
-from qframe.types import Picture
+from qframe.pictures.picture import Picture
+from qframe.pictures.pixels import open_picture
 
 _LARGEST_SIDE = 320
 _KEPT_SIDE = 160  # up to here a picture is embedded without loss: its pixels are what matters

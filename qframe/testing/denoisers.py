@@ -6,8 +6,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from qframe.interfaces import Denoiser, DenoiserSpec
-from qframe.types import Conditioning, Grid, PackedSequence
+from qframe.interfaces import Conditioning, Denoiser, DenoiserSpec, Grid, PackedSequence
 
 
 @attrs.frozen(eq=False)

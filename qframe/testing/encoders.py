@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
-from qframe.interfaces import Encoder, EncoderSpec
-from qframe.types import Conditioning
+from qframe.interfaces import Conditioning, Encoder, EncoderSpec
 
 
 class EncoderContract:

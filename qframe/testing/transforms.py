@@ -5,10 +5,9 @@ from __future__ import annotations
 import attrs
 import torch
 
-from qframe.interfaces import Parts, PlanTransform, Recipe
-from qframe.mixing import as_request
-from qframe.planning import picture_count
-from qframe.types import Request
+from qframe.compose.mixing import as_request
+from qframe.interfaces import Parts, PlanTransform, Recipe, Request
+from qframe.sample.planning import picture_count
 
 
 class TransformContract:

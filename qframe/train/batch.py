@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from qframe.config.schema import TrainConfig
+from qframe.diffusion.flow import add_noise, velocity_target
+from qframe.diffusion.packing import pack_pictures, per_token
 from qframe.errors import DataError
-from qframe.flow import add_noise, velocity_target
-from qframe.interfaces import Schedule
-from qframe.packing import pack_pictures, per_token
-from qframe.schema import TrainConfig
+from qframe.interfaces import Conditioning, Example, PackedSequence, Schedule, grid_length
 from qframe.train.noise_levels import draw_sigma, sigma_weight
 from qframe.train.streams import stream
-from qframe.types import Conditioning, Example, PackedSequence, grid_length
 
 Weigh = Callable[[Example, torch.Generator], Tensor | None]
 """Where the loss of an example counts in one step: see `Recipe.loss_weight`."""

@@ -22,14 +22,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from qframe.benchmark import Contestant, Ratio, Seconds, median_ratio, table, turns
 from qframe.cache.bench import PUBLISHED_SIZES, ReadPace, published_size_examples, read_pace
 from qframe.cache.bench_index import Opened, open_index
+from qframe.config.schema import Config
 from qframe.errors import ConfigError
+from qframe.interfaces import Example
 from qframe.progress import SILENT, Progress
-from qframe.schema import Config
 from qframe.train.loop import TrainingJob, optimizer_step
 from qframe.train.order import make_order, sample_sizes
 from qframe.train.state import TrainingState
 from qframe.train.trainer import Trainer
-from qframe.types import Example
 
 _READ_SIZE = "1024 x 1024"
 _READ_ROUNDS = 12

@@ -14,10 +14,10 @@ import attrs
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from qframe.config.schema import TrainConfig
 from qframe.errors import NumericsError
-from qframe.interfaces import Denoiser, Schedule
+from qframe.interfaces import PLAIN, Denoiser, Example, ForwardOptions, Schedule
 from qframe.progress import Progress
-from qframe.schema import TrainConfig
 from qframe.train.batch import TrainingBatch, Weigh, flow_loss, given_weight, make_batch
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.order import BatchOrder, BatchShare, step_batches
@@ -25,7 +25,6 @@ from qframe.train.sharding import whole
 from qframe.train.signals import Stopped, StopSignals
 from qframe.train.state import TrainingState
 from qframe.train.streams import derived_seed
-from qframe.types import PLAIN, Example, ForwardOptions
 
 log = logging.getLogger(__name__)
 

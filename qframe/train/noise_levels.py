@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qframe.flow import (
+from qframe.config.schema import TrainConfig
+from qframe.diffusion.flow import (
     cosmap_weight,
     inverse_square_weight,
     logit_normal_density,
@@ -14,7 +15,6 @@ from qframe.flow import (
     uniform_density,
 )
 from qframe.interfaces import Schedule
-from qframe.schema import TrainConfig
 
 
 def draw_sigma(config: TrainConfig, schedule: Schedule, tokens: int, generator: torch.Generator) -> Tensor:

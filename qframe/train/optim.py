@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qframe.config.schema import TrainConfig
 from qframe.errors import PluginError
 from qframe.interfaces import OptimizerFactory
-from qframe.plugins import Registry, load_registry
-from qframe.schema import TrainConfig
+from qframe.plugins.registry import Registry, load_registry
 from qframe.train.sharding import shared_state
 
 

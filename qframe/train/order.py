@@ -18,11 +18,11 @@ from typing import ClassVar, Protocol
 import attrs
 import torch
 
-from qframe.encoding import Shape
+from qframe.cache.encoding import Shape
+from qframe.config.schema import TrainConfig
 from qframe.errors import ConfigError, bullet_list
-from qframe.schema import TrainConfig
+from qframe.interfaces import Grid, grid_length
 from qframe.train.streams import stream
-from qframe.types import Grid, grid_length
 
 _SHOWN = 5
 

@@ -9,12 +9,11 @@ from pathlib import Path
 import attrs
 
 from qframe.config.layers import SOURCES
+from qframe.config.schema import Config, DataConfig
 from qframe.data.choose import open_source
 from qframe.errors import ConfigError, DataError
-from qframe.interfaces import RecordSource
-from qframe.plugins import Registry
-from qframe.schema import Config, DataConfig
-from qframe.types import Record
+from qframe.interfaces import Record, RecordSource
+from qframe.plugins.registry import Registry
 
 
 def split_records(source: RecordSource, config: Config) -> tuple[Sequence[Record], Sequence[Record]]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qframe.config import diff_config, load_config
+from qframe.config.schema import Config
 from qframe.errors import CheckpointError, ConfigError, bullet_list
-from qframe.plugins import Registry
-from qframe.schema import Config
+from qframe.plugins.registry import Registry
 from qframe.train.sessions import SESSIONS_FILE
 from qframe.train.state import read_about
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import attrs
 
-from qframe.schema import Config
-from qframe.storage import disk_errors, write_file
+from qframe.config.schema import Config
+from qframe.files.storage import disk_errors, write_file
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from qframe.interfaces import Record
 from qframe.train.order import SizedExamples
-from qframe.types import Record
 
 SESSIONS_FILE = "sessions.jsonl"
 _LIBRARIES = ("qframe", "torch", "diffusers", "transformers", "peft", "accelerate", "optimum-quanto", "safetensors")

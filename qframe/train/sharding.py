@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qframe.config.schema import Config
 from qframe.errors import ConfigError
 from qframe.interfaces import Denoiser
-from qframe.schema import Config
 
 
 def check_sharding(config: Config, denoiser: type[Denoiser], *, quantised: bool) -> None:

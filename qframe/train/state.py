@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qframe.errors import CheckpointError, bullet_list
-from qframe.storage import is_published, publish_folder, remove_published, verify_folder
+from qframe.files.storage import is_published, publish_folder, remove_published, verify_folder
 from qframe.train.optim import Optimizers, WeightAverage
 from qframe.train.packed_state import pack, unpack
 from qframe.train.sharding import shared_like, whole_on_cpu

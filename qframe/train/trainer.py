@@ -16,20 +16,20 @@ from PIL import Image
 from qframe import adapters
 from qframe.cache import WHOLE, Cache, CachedExamples, Share, build_cache
 from qframe.cache.configured import cache_folder, made_by
+from qframe.cache.encoding import LiveExamples
 from qframe.compose import Composition, compose
+from qframe.compose.placement import Placement, rest_codec
 from qframe.config import dump_config
+from qframe.config.schema import Config, Precision, TrainConfig
 from qframe.data.choose import open_source
-from qframe.encoding import LiveExamples
 from qframe.errors import CacheError, ConfigError
-from qframe.interfaces import Denoiser, Parts, RecordSource
-from qframe.pictures import from_pixels
-from qframe.pipeline import Pipeline, run_plan
-from qframe.placement import Placement, rest_codec
-from qframe.plan_batches import group_plans, join_plans
-from qframe.plugins import Registry, load_registry
+from qframe.files.storage import is_published, lock_folder, publish_folder, remove_published, write_file
+from qframe.interfaces import Denoiser, Example, ForwardOptions, Parts, Plan, Record, RecordSource
+from qframe.pictures.pixels import from_pixels
+from qframe.plugins.registry import Registry, load_registry
 from qframe.progress import SILENT, Progress
-from qframe.schema import Config, Precision, TrainConfig
-from qframe.storage import is_published, lock_folder, publish_folder, remove_published, write_file
+from qframe.sample.pipeline import Pipeline, run_plan
+from qframe.sample.plan_batches import group_plans, join_plans
 from qframe.train import resume as resuming
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.held_out import held_out_losses
@@ -43,7 +43,6 @@ from qframe.train.sharding import check_sharding, load_whole, shard
 from qframe.train.state import TrainingState, find_checkpoint, read_about, restore, save_checkpoint
 from qframe.train.streams import derived_seed
 from qframe.train.validation import GroupResult, Validation, result_lines
-from qframe.types import Example, ForwardOptions, Plan, Record
 
 _MADE_OF = ("encoder", "codec", "denoiser", "schedule")
 """Components whose change makes another run. A sampler has no part in training."""

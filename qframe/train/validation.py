@@ -11,11 +11,11 @@ from pathlib import Path
 import attrs
 from PIL import Image
 
-from qframe.contact_sheet import Row, contact_sheet
-from qframe.interfaces import RecordSource
-from qframe.pictures import open_picture
-from qframe.storage import write_file
-from qframe.types import Picture, Record
+from qframe.files.storage import write_file
+from qframe.interfaces import Record, RecordSource
+from qframe.pictures.contact_sheet import Row, contact_sheet
+from qframe.pictures.picture import Picture
+from qframe.pictures.pixels import open_picture
 
 _MOST_ROWS = 20
 _LARGEST_INPUT = 512

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qframe.types import Conditioning
+from qframe.interfaces import Conditioning
 from qframe.verify.traces import Trace
 
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch.nn.functional import interpolate
 
-from qframe.geometry import Geometry, Size
+from qframe.pictures.geometry import Geometry, Size
 
 _PROPORTIONS = (3, 4)
 

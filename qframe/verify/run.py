@@ -11,11 +11,10 @@ from PIL import Image
 
 from qframe.compose import Composition
 from qframe.errors import ConfigError, PluginError
-from qframe.hookspecs import Family
-from qframe.interfaces import Recipe
-from qframe.plugins import Registry
-from qframe.request_pictures import load_grey, load_picture
-from qframe.types import Request
+from qframe.interfaces import Recipe, Request
+from qframe.plugins.hookspecs import Family
+from qframe.plugins.registry import Registry
+from qframe.sample.request_pictures import load_grey, load_picture
 from qframe.verify.compare import FLOAT32, Report, Row, batch_rows, compare
 from qframe.verify.examples import example_part, example_picture, example_size
 from qframe.verify.traces import Oracle, traces

@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from qframe.errors import ConfigError
-from qframe.interfaces import OnStep, Parts, Recipe, Sampler
-from qframe.pictures import from_pixels
-from qframe.pipeline import run_plan
-from qframe.types import AfterStep, Conditioning, Request, Velocity
+from qframe.interfaces import AfterStep, Conditioning, OnStep, Parts, Recipe, Request, Sampler, Velocity
+from qframe.pictures.pixels import from_pixels
+from qframe.sample.pipeline import run_plan
 
 # -- what a run leaves behind -----------------------------------------------------------------------------------------
 

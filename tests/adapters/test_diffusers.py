@@ -19,7 +19,7 @@ from qframe.adapters import (
     read_lora,
     save_lora,
 )
-from qframe.schema import LoraConfig, LoraLayout
+from qframe.config.schema import LoraConfig, LoraLayout
 from qframe_qwen.denoiser import StockDenoiser
 from tests.qwen.tiny import enlarge
 

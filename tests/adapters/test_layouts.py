@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qframe.adapters import LoraLayer, describe_lora, load_lora, read_lora, save_lora
+from qframe.config.schema import LoraLayout
 from qframe.errors import CheckpointError, ConfigError, QframeError, UntrustedError
-from qframe.schema import LoraLayout
 
 LAYOUTS = get_args(LoraLayout)
 NAMES = ("blocks.0.attn.to_out.0", "blocks.1.to_q", "proj_out")

@@ -18,52 +18,34 @@ Modules = Mapping[str, Module]
 LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"__main__"}),),
     (frozenset({"cli"}), frozenset({"testing"})),
-    (frozenset({"train", "pipeline", "verify", "cache", "data", "adapters", "report", "preflight", "jobs"}),),
-    (
-        frozenset(
-            {
-                "compose",
-                "placement",
-                "planning",
-                "conditioning",
-                "callbacks",
-                "starts",
-                "request_pictures",
-                "mixing",
-                "encoding",
-            }
-        ),
-    ),
-    (
-        frozenset({"plugins", "config", "schema", "strict", "hookspecs", "samplers_plugin"}),
-        frozenset({"interfaces", "samplers"}),
-    ),
-    (frozenset({"packing", "flow", "guidance", "plan_batches", "pictures", "contact_sheet", "benchmark"}),),
-    (frozenset({"types"}),),
-    (frozenset({"geometry"}), frozenset({"checkpoint", "digests", "storage"})),
-    (frozenset({"errors", "progress"}),),
+    (frozenset({"preflight"}), frozenset({"report"}), frozenset({"verify"})),
+    (frozenset({"train"}),),
+    (frozenset({"sample"}),),
+    (frozenset({"cache"}), frozenset({"data"}), frozenset({"adapters"})),
+    (frozenset({"compose"}),),
+    (frozenset({"config"}), frozenset({"diffusion"})),
+    (frozenset({"plugins"}), frozenset({"interfaces"})),
+    (frozenset({"files"}), frozenset({"pictures"}), frozenset({"benchmark"})),
+    (frozenset({"errors"}), frozenset({"progress"})),
 )
 
 # The door for declaring: importing any of these must import none of HEAVY, however indirectly.
 TORCH_FREE = (
     "qframe",
     "qframe.__main__",
-    "qframe.checkpoint",
     "qframe.cli",
     "qframe.config",
-    "qframe.digests",
+    "qframe.diffusion.plugin",
     "qframe.errors",
-    "qframe.geometry",
-    "qframe.hookspecs",
+    "qframe.files.checkpoint",
+    "qframe.files.digests",
+    "qframe.pictures.geometry",
     "qframe.plugins",
     "qframe.progress",
-    "qframe.samplers_plugin",
-    "qframe.schema",
-    "qframe.strict",
 )
 UPSTREAM = frozenset({"diffusers", "optimum", "peft", "transformers"})
 HEAVY = UPSTREAM | {"PIL", "accelerate", "datasets", "huggingface_hub", "numpy", "safetensors", "tokenizers", "torch"}
-UPSTREAM_ALLOWED = ("qframe.adapters", "qframe.placement")
+UPSTREAM_ALLOWED = ("qframe.adapters", "qframe.compose.placement")
 
 PICKLING = frozenset({"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"})
 PICKLING_CALLS = frozenset({"torch.save", "torch.load", "numpy.load", "np.load", "pandas.read_pickle"})
@@ -134,7 +116,7 @@ def plugins_reaching_too_far(modules: Modules) -> list[str]:
 
 
 def is_public(item: Import) -> bool:
-    closed = any(within(item.target, name) for name in ("qframe.cli", "qframe.__main__", "qframe.samplers_plugin"))
+    closed = any(within(item.target, name) for name in ("qframe.cli", "qframe.__main__", "qframe.diffusion.plugin"))
     return not closed and not any(part.startswith("_") for part in [*item.target.split(".")[1:], *item.names])
 
 
@@ -164,7 +146,12 @@ def import_cycles(modules: Modules) -> list[str]:
 
 def door(modules: Modules) -> list[str]:
     """The torch-free modules that exist: those listed, the plugins' entry modules, every declared settings class."""
-    names = {name for name in modules for free in TORCH_FREE if name == free or within(name, "qframe.cli")}
+    names = {
+        name
+        for name in modules
+        for free in TORCH_FREE
+        if name == free or any(within(name, room) for room in ("qframe.cli", "qframe.config", "qframe.plugins"))
+    }
     for module in bundled(modules):
         if module.name == module.top or module.name == f"{module.top}.plugin":
             names.add(module.name)

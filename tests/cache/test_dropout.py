@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from qframe.cache import Cache, build_cache
-from qframe.encoding import LiveExamples
-from qframe.pictures import open_fitted
-from qframe.schema import TrainConfig
+from qframe.cache.encoding import LiveExamples
+from qframe.config.schema import TrainConfig
+from qframe.interfaces import Conditioning
+from qframe.pictures.pixels import open_fitted
 from qframe.train.batch import make_batch
 from qframe.train.streams import stream
-from qframe.types import Conditioning
 from tests.cache.world import MADE_BY, Loader, TinyEncoder, TinyRecipe, record
 from tests.train.conftest import HalvingSchedule
 

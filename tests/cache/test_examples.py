@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from qframe.cache import Cache, CachedExamples, build_cache
-from qframe.encoding import LiveExamples, encode_examples
+from qframe.cache.encoding import LiveExamples, encode_examples
 from qframe.errors import CacheError, DataError, NumericsError
-from qframe.geometry import Geometry
-from qframe.types import Conditioning, Example, Picture, Record
+from qframe.interfaces import Conditioning, Example, Record
+from qframe.pictures.geometry import Geometry
+from qframe.pictures.picture import Picture
 from tests.cache.world import MADE_BY, Loader, TinyRecipe, grey, png, record, write_pictures
 
 RECORDS = [record(number) for number in range(23)]

@@ -12,8 +12,9 @@ import pytest
 from qframe.cache import Cache, KeyMaker, PictureDigests, build_cache
 from qframe.cache.explain import PartReport, explain
 from qframe.cache.shards import make_shard
-from qframe.geometry import Geometry
-from qframe.types import Picture, Record
+from qframe.interfaces import Record
+from qframe.pictures.geometry import Geometry
+from qframe.pictures.picture import Picture
 from tests.cache.world import GEOMETRY, MADE_BY, Loader, TinyRecipe, png, record
 
 RECORDS = [record(number) for number in range(8)]

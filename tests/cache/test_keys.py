@@ -12,8 +12,9 @@ import pytest
 from qframe.cache import Cache, KeyMaker, PictureDigests, pixel_key, text_key, weight_key
 from qframe.cache import keys as keys_module
 from qframe.errors import DataError
-from qframe.geometry import Geometry
-from qframe.types import Picture, PixelInput, TextInput
+from qframe.interfaces import TextInput
+from qframe.pictures.geometry import Geometry
+from qframe.pictures.picture import Picture, PixelInput
 from tests.cache.world import GEOMETRY, MADE_BY, TinyRecipe, png
 
 

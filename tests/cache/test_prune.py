@@ -14,7 +14,7 @@ from qframe.cache.prune import plan_pruning, prune
 from qframe.cache.shards import make_shard
 from qframe.cache.survey import WITHOUT_FIELDS, Amount, survey
 from qframe.errors import CacheError
-from qframe.types import Record
+from qframe.interfaces import Record
 from tests.cache.world import MADE_BY, Loader, TinyRecipe, record
 
 RECORDS = [record(number) for number in range(6)]

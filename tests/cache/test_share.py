@@ -9,7 +9,8 @@ import torch
 
 from qframe.cache import WHOLE, Cache, CachedExamples, Share, build_cache
 from qframe.errors import ConfigError
-from qframe.types import Picture, Record
+from qframe.interfaces import Record
+from qframe.pictures.picture import Picture
 from tests.cache.world import MADE_BY, Loader, TinyRecipe, record, write_pictures
 
 RECORDS = [record(number) for number in range(23)]

@@ -10,9 +10,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qframe.geometry import Geometry
-from qframe.interfaces import CodecSpec, Encoder, EncoderSpec, LatentCodec, Parts, Recipe
-from qframe.types import Conditioning, ExampleInputs, Picture, PixelInput, Plan, Record, Request, TextInput
+from qframe.interfaces import (
+    CodecSpec,
+    Conditioning,
+    Encoder,
+    EncoderSpec,
+    ExampleInputs,
+    LatentCodec,
+    Parts,
+    Plan,
+    Recipe,
+    Record,
+    Request,
+    TextInput,
+)
+from qframe.pictures.geometry import Geometry
+from qframe.pictures.picture import Picture, PixelInput
 
 GEOMETRY = Geometry(1, 64 * 64, multiple=16)
 MADE_BY = {

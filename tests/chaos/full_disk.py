@@ -29,7 +29,7 @@ import torch
 
 from qframe.cli import main as qframe_main
 from qframe.config import dump_config
-from qframe.storage import verify_folder
+from qframe.files.storage import verify_folder
 from tests.chaos.killing import Moment, start
 from tests.chaos.training import STEPS, Scene, differences, outcome
 

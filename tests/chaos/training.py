@@ -33,9 +33,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import qframe
-from qframe.plugins import load_registry
-from qframe.schema import Config, TrainConfig
-from qframe.storage import verify_folder
+from qframe.config.schema import Config, TrainConfig
+from qframe.files.storage import verify_folder
+from qframe.plugins.registry import load_registry
 from qframe.train.optim import Optimizers
 from qframe.train.state import TrainingState, read_about, save_checkpoint
 from qframe.train.trainer import Trainer

@@ -184,7 +184,7 @@ def test_training_from_a_cache_encodes_no_picture_and_loads_neither_encoder_nor_
     loads.clear()
     for opener in ("open_fitted", "open_weight"):
         monkeypatch.setattr(
-            f"qframe.encoding.{opener}", lambda *a, **k: pytest.fail("a picture was opened to encode it")
+            f"qframe.cache.encoding.{opener}", lambda *a, **k: pytest.fail("a picture was opened to encode it")
         )
     steps = ("--set", "train.max_steps=2", "--set", "sample.count=0")
     trained = run("train", "--family", "qwen-edit", "--model", tiny_model, "--output", "runs/a", *SMALL, *steps)

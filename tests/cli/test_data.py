@@ -14,10 +14,10 @@ from PIL import Image
 
 import qframe
 from qframe.compose import compose
-from qframe.data import check as checking
-from qframe.data.check import check_data
 from qframe.data.choose import open_source
-from qframe.plugins import load_registry
+from qframe.plugins.registry import load_registry
+from qframe.preflight import data_check as checking
+from qframe.preflight.data_check import check_data
 from qframe.train.trainer import Trainer
 from tests.cli.conftest import Outcome, Run
 

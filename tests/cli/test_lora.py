@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import qframe
 from qframe.adapters import LoraLayer, add_updates, describe_lora, layer_names, read_lora, save_lora
-from qframe.storage import verify_folder
+from qframe.files.storage import verify_folder
 from tests.cli.conftest import Run
 
 NAMES = [f"transformer_blocks.{block}.attn.{part}" for block in range(2) for part in ("to_q", "to_out.0")]

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from qframe.adapters import LoraLayer, save_lora
-from qframe.jobs.picture_files import write_picture
-from qframe.jobs.stored import Stored, read_stored
+from qframe.sample.jobs.picture_files import write_picture
+from qframe.sample.jobs.stored import Stored, read_stored
 from tests.cli.conftest import Run
 from tests.pixels import pixels
 

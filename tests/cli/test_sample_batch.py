@@ -17,8 +17,8 @@ from PIL import Image
 
 from qframe.cli.progress import LineProgress
 from qframe.errors import NumericsError
-from qframe.jobs.stored import read_stored
-from qframe.pipeline import Pipeline
+from qframe.sample.jobs.stored import read_stored
+from qframe.sample.pipeline import Pipeline
 from tests.cli.conftest import Outcome, Run
 
 TEXT = {"prompt": "a red circle", "steps": 2, "size": "64x32"}
@@ -43,7 +43,7 @@ def results() -> dict[str, tuple[bytes, int]]:
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry per load of a model."""
-    from qframe import pipeline
+    from qframe.sample import pipeline
 
     found: list[str] = []
     real = pipeline.assemble

@@ -19,8 +19,9 @@ from qframe.data.hub import DatasetsSource
 from qframe.data.options import ColumnOptions, DatasetsOptions
 from qframe.data.parquet import ParquetRows, ParquetSource
 from qframe.errors import ConfigError, DataError, QframeError
-from qframe.pictures import open_picture
-from qframe.types import Picture, Record
+from qframe.interfaces import Record
+from qframe.pictures.picture import Picture
+from qframe.pictures.pixels import open_picture
 
 
 def png(shade: int) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 from qframe.data.folder import FolderSource
 from qframe.data.options import FolderOptions
 from qframe.errors import DataError
-from qframe.types import Record
+from qframe.interfaces import Record
 
 
 def write(root: Path, *names: str) -> None:

@@ -11,8 +11,8 @@ import pytest
 from qframe.data.folder import FolderSource
 from qframe.data.options import ColumnOptions, DatasetsOptions, FolderOptions, SourceOptions, TableOptions
 from qframe.data.tables import CsvSource, JsonlSource
-from qframe.pictures import FORMATS
-from qframe.types import Record
+from qframe.interfaces import Record
+from qframe.pictures.pixels import FORMATS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "data-formats.md").read_text(encoding="utf-8")
 

@@ -13,7 +13,7 @@ from qframe.data.files import FileSource
 from qframe.data.options import TableOptions
 from qframe.data.tables import CsvSource, JsonlSource
 from qframe.errors import DataError
-from qframe.types import Record
+from qframe.interfaces import Record
 
 
 @pytest.fixture

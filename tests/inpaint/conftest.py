@@ -11,9 +11,9 @@ from diffusers import (
     QwenImageTransformer2DModel,
 )
 
-from qframe.checkpoint import Checkpoint
+from qframe.compose.mixing import transformed
+from qframe.files.checkpoint import Checkpoint
 from qframe.interfaces import Parts, Recipe
-from qframe.mixing import transformed
 from qframe_qwen.image_to_image import ImageToImage
 from qframe_qwen.options import QwenVLOptions
 from qframe_qwen.recipe import TextToImageRecipe

@@ -8,17 +8,16 @@ import attrs
 import pytest
 import torch
 
-from qframe.checkpoint import Checkpoint
-from qframe.interfaces import Parts, PlanTransform, Recipe
-from qframe.mixing import transformed
+from qframe.compose.mixing import transformed
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import Parts, Plan, PlanTransform, Recipe, Request
 from qframe.testing import TransformContract
-from qframe.types import Plan, Request
 from qframe_qwen.image_to_image import ImageToImage
 from qframe_qwen.recipe import TextToImageRecipe
 from qframe_qwen_edit.recipe import EditRecipe
 from qframe_qwen_inpaint.transform import KeepUnmasked
 from tests.qwen import tiny
-from tests.test_contracts import failures
+from tests.testing.test_contracts import failures
 
 
 def asking(recipe: Recipe, transform: PlanTransform, **fields: Any) -> Request:

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import qframe
-from qframe.checkpoint import Checkpoint
+from qframe.diffusion.packing import pack_latents
 from qframe.errors import CompositionError, ConfigError
+from qframe.files.checkpoint import Checkpoint
 from qframe.interfaces import Recipe
-from qframe.packing import pack_latents
-from qframe.pipeline import Pipeline
-from qframe.plugins import load_registry
+from qframe.plugins.registry import load_registry
+from qframe.sample.pipeline import Pipeline
 from qframe_qwen_inpaint import blending, crop, masks, transform
 from tests.parity import SIZES, asked, pictures
 from tests.parity import masks as mask_pictures

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qframe.checkpoint import Checkpoint
+from qframe.files.checkpoint import Checkpoint
 from tests.qwen import tiny
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "inpaint.md"

@@ -9,12 +9,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from qframe.checkpoint import Checkpoint
-from qframe.interfaces import Parts, Recipe
-from qframe.pictures import from_pixels
-from qframe.pipeline import run_plan
-from qframe.starts import first_step, source_tokens
-from qframe.types import Request
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import Parts, Recipe, Request
+from qframe.pictures.pixels import from_pixels
+from qframe.sample.pipeline import run_plan
+from qframe.sample.starts import first_step, source_tokens
 from qframe.verify import EXACT
 from qframe_qwen.oracles import EditInpaint, Inpaint, TextToImage
 from qframe_qwen.recipe import TextToImageRecipe

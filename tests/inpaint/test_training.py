@@ -15,16 +15,17 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import qframe
-from qframe.checkpoint import Checkpoint
+from qframe.config.schema import Config, TrainConfig
 from qframe.errors import DataError
-from qframe.pictures import to_pixels
-from qframe.schema import Config, TrainConfig
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import Record
+from qframe.pictures.picture import Picture
+from qframe.pictures.pixels import to_pixels
 from qframe.train.batch import TrainingBatch, flow_loss, make_batch
 from qframe.train.run import Run
 from qframe.train.signals import Stopped
 from qframe.train.streams import stream
 from qframe.train.trainer import Trainer
-from qframe.types import Picture, Record
 from qframe_qwen_inpaint.random_masks import random_mask
 from tests.train.conftest import PATCH, HalvingSchedule, toy_example
 from tests.train.test_trainer import same, weights

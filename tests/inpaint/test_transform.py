@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from qframe.checkpoint import Checkpoint
+from qframe.diffusion.packing import pack_latents, unpack_pictures
 from qframe.errors import ConfigError, DataError
-from qframe.interfaces import Parts, Recipe
-from qframe.packing import pack_latents, unpack_pictures
-from qframe.pictures import from_pixels
-from qframe.pipeline import run_plan, sample_plan
-from qframe.starts import first_step, source_tokens, start_from
-from qframe.types import Picture, Record, Request
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import Parts, Recipe, Record, Request
+from qframe.pictures.picture import Picture
+from qframe.pictures.pixels import from_pixels
+from qframe.sample.pipeline import run_plan, sample_plan
+from qframe.sample.starts import first_step, source_tokens, start_from
 from qframe_qwen.recipe import TextToImageRecipe
 from qframe_qwen_edit.recipe import EditRecipe, EditRequest
 from qframe_qwen_inpaint.blending import keep_unmasked
@@ -280,7 +280,7 @@ def test_a_mask_may_be_an_array_or_a_tensor_of_any_kind(inpaint: Recipe, parts: 
 
 
 def test_transparent_parts_of_a_mask_are_kept() -> None:
-    from qframe.request_pictures import load_grey
+    from qframe.sample.request_pictures import load_grey
 
     mask = Image.new("RGBA", (2, 1), (255, 255, 255, 255))
     mask.putpixel((1, 0), (255, 255, 255, 0))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from qframe.checkpoint import Checkpoint
+from qframe.files.checkpoint import Checkpoint
 from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
 from tests.per_sample_rope import oracle
 from tests.per_sample_rope.oracle import own_network, stock_network

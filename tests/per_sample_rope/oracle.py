@@ -10,7 +10,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
-from qframe.types import Grid
+from qframe.interfaces import Grid
 from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
 from tests.qwen.tiny import enlarge
 

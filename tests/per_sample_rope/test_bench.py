@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from qframe.benchmark import Measured
-from qframe.types import grid_length
+from qframe.interfaces import grid_length
 from qframe_qwen_per_sample_rope.bench import contestants, profiled, tables
 from qframe_qwen_per_sample_rope.bench.command import Settings, transformer
 

@@ -13,13 +13,12 @@ from PIL import Image
 
 import qframe
 from qframe.adapters import add_lora, load_lora, lora_layers, save_lora
-from qframe.checkpoint import Checkpoint
+from qframe.config.schema import LoraConfig
 from qframe.errors import CheckpointError
-from qframe.interfaces import Denoiser, DenoiserSpec
-from qframe.plugins import load_registry
-from qframe.schema import LoraConfig
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import Conditioning, Denoiser, DenoiserSpec, PackedSequence
+from qframe.plugins.registry import load_registry
 from qframe.testing import DenoiserContract
-from qframe.types import Conditioning, PackedSequence
 from qframe_qwen.denoiser import StockDenoiser
 from qframe_qwen_per_sample_rope.denoiser import PerSampleRopeDenoiser
 from tests.per_sample_rope.oracle import assert_same, relative_error

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qframe.adapters import add_lora
-from qframe.schema import LoraConfig
+from qframe.config.schema import LoraConfig
 from tests.per_sample_rope.oracle import (
     ENTRIES,
     Sample,

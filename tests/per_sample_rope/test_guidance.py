@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import qframe
-from qframe.checkpoint import Checkpoint
 from qframe.errors import CheckpointError, ConfigError
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import ForwardOptions
 from qframe.train.trainer import Trainer
-from qframe.types import ForwardOptions
 from qframe_qwen.denoiser import StockDenoiser
 from qframe_qwen_per_sample_rope.denoiser import PerSampleRopeDenoiser
 from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer, TimeEmbedding

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from qframe.types import Grid
+from qframe.interfaces import Grid
 from tests.per_sample_rope.oracle import (
     BFLOAT16_BOUND,
     ENTRIES,

@@ -13,8 +13,8 @@ from diffusers import BitsAndBytesConfig, QuantoConfig, QwenImageTransformer2DMo
 from diffusers.quantizers.bitsandbytes.bnb_quantizer import BnB4BitDiffusersQuantizer
 from optimum.quanto import QLinear, freeze, qint8, quantize
 
-from qframe.checkpoint import Checkpoint
 from qframe.errors import CheckpointError
+from qframe.files.checkpoint import Checkpoint
 from qframe_qwen_per_sample_rope.denoiser import PerSampleRopeDenoiser
 from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
 from tests.per_sample_rope.oracle import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedLayer3DRope, QwenEmbedRope
 
-from qframe.types import Grid
+from qframe.interfaces import Grid
 from qframe_qwen_per_sample_rope import rotary
 from qframe_qwen_per_sample_rope.layout import make_layout
 from tests.per_sample_rope.oracle import CHANNELS, WIDTH, own_network, packed, samples, stock_network

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 import qframe
 from qframe.adapters import add_lora
-from qframe.checkpoint import Checkpoint
-from qframe.schema import LoraConfig, TrainConfig
+from qframe.config.schema import LoraConfig, TrainConfig
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import Conditioning, Example
 from qframe.train.batch import flow_loss, make_batch
 from qframe.train.trainer import Trainer
-from qframe.types import Conditioning, Example
 from qframe_qwen.schedule import FlowMatchSchedule
 from qframe_qwen_per_sample_rope.denoiser import PerSampleRopeDenoiser
 from tests.qwen import tiny

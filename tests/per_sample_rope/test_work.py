@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from qframe.types import Grid
+from qframe.interfaces import Grid
 from qframe_qwen_per_sample_rope.bench import contestants, tables
 from tests.per_sample_rope.test_bench import TINY
 

@@ -17,8 +17,8 @@ from diffusers import (
 )
 from torch import Tensor
 
-from qframe.packing import pack_latents
-from qframe.pipeline import Pipeline
+from qframe.diffusion.packing import pack_latents
+from qframe.sample.pipeline import Pipeline
 from tests.qwen import tiny
 
 FAMILIES = ("qwen-image", "image-to-image", "qwen-inpaint", "qwen-edit", "qwen-edit-inpaint")

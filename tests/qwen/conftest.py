@@ -9,10 +9,10 @@ import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
 import qframe
-from qframe.checkpoint import Checkpoint
+from qframe.diffusion.samplers import EulerSampler
+from qframe.files.checkpoint import Checkpoint
 from qframe.interfaces import Parts
-from qframe.pipeline import Pipeline
-from qframe.samplers import EulerSampler
+from qframe.sample.pipeline import Pipeline
 from qframe_qwen.codec import QwenCodec
 from qframe_qwen.denoiser import StockDenoiser
 from qframe_qwen.encoder import QwenVLEncoder

@@ -17,8 +17,8 @@ from torch import Tensor
 import qframe
 from qframe.compose import recipe_class
 from qframe.errors import ConfigError
-from qframe.pipeline import Pipeline
-from qframe.plugins import load_registry
+from qframe.plugins.registry import load_registry
+from qframe.sample.pipeline import Pipeline
 from qframe_shapes import text
 from tests.parity import seeded
 from tests.qwen import tiny

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import qframe
-from qframe.checkpoint import Checkpoint
 from qframe.errors import ConfigError
+from qframe.files.checkpoint import Checkpoint
 from qframe_shapes import text
 from tests.parity import seeded
 from tests.qwen import tiny

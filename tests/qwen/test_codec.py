@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage
 
-from qframe.checkpoint import Checkpoint
 from qframe.errors import CheckpointError
+from qframe.files.checkpoint import Checkpoint
 from qframe.interfaces import CodecSpec, LatentCodec, Parts
 from qframe.testing import CodecContract
 from qframe_qwen.codec import QwenCodec

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from qframe.checkpoint import Checkpoint
 from qframe.errors import CheckpointError, DataError, UntrustedError
-from qframe.interfaces import Denoiser, DenoiserSpec, Parts
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import Conditioning, Denoiser, DenoiserSpec, PackedSequence, Parts
 from qframe.testing import DenoiserContract
-from qframe.types import Conditioning, PackedSequence
 from qframe_qwen.denoiser import StockDenoiser
 from tests.qwen.conftest import load_parts
 

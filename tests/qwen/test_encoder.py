@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from qframe.checkpoint import Checkpoint
 from qframe.errors import CheckpointError, DataError
+from qframe.files.checkpoint import Checkpoint
 from qframe.interfaces import Encoder, EncoderSpec, Parts
 from qframe.testing import EncoderContract
 from qframe_qwen.encoder import QwenVLEncoder

@@ -13,9 +13,9 @@ from diffusers import FirstBlockCacheConfig
 
 import qframe
 from qframe.adapters import LoraLayer, save_lora
-from qframe.checkpoint import Checkpoint
 from qframe.errors import ConfigError
-from qframe.pipeline import Pipeline
+from qframe.files.checkpoint import Checkpoint
+from qframe.sample.pipeline import Pipeline
 from qframe_shapes import text
 from tests.parity import seeded
 from tests.qwen import tiny

@@ -11,10 +11,9 @@ import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import Tensor, nn
 
-from qframe.checkpoint import Checkpoint
 from qframe.errors import ConfigError
-from qframe.interfaces import Denoiser
-from qframe.types import Conditioning, PackedSequence
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import Conditioning, Denoiser, PackedSequence
 from qframe_qwen.codec import QwenCodec
 from qframe_qwen.denoiser import StockDenoiser
 from qframe_qwen.options import QwenCodecOptions, QwenDenoiserOptions

@@ -9,10 +9,9 @@ import pytest
 import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
-from qframe.checkpoint import Checkpoint
-from qframe.interfaces import Parts, Recipe
-from qframe.pipeline import sample_plan
-from qframe.types import Request
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import Parts, Recipe, Request
+from qframe.sample.pipeline import sample_plan
 from qframe.verify import EXACT
 from qframe_qwen.options import QwenVLOptions
 from qframe_qwen.oracles import Edit, TextToImage

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from diffusers.utils import logging as of_diffusers
 
-from qframe.checkpoint import Checkpoint
+from qframe.files.checkpoint import Checkpoint
 from qframe_qwen.denoiser import StockDenoiser
 from qframe_qwen.encoder import QwenVLEncoder
 from qframe_qwen.options import QwenVLOptions

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from qframe.checkpoint import Checkpoint
+from qframe.diffusion.packing import unpack_pictures
 from qframe.errors import CheckpointError, ConfigError, DataError
-from qframe.geometry import Geometry
-from qframe.interfaces import Parts
-from qframe.packing import unpack_pictures
-from qframe.pictures import to_pixels
-from qframe.pipeline import run_plan
-from qframe.planning import UNCONDITIONAL
-from qframe.types import Picture, Record, Request
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import Parts, Record, Request
+from qframe.pictures.geometry import Geometry
+from qframe.pictures.picture import Picture
+from qframe.pictures.pixels import to_pixels
+from qframe.sample.pipeline import run_plan
+from qframe.sample.planning import UNCONDITIONAL
 from qframe_qwen.options import TextToImageSettings
 from qframe_qwen.recipe import TextToImageRecipe
 from qframe_qwen_edit.options import EditSettings

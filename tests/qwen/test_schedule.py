@@ -11,8 +11,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift, retrieve_timesteps
 
-from qframe.checkpoint import Checkpoint
 from qframe.errors import CheckpointError, ConfigError
+from qframe.files.checkpoint import Checkpoint
 from qframe.interfaces import Parts
 from qframe_qwen.schedule import FlowMatchSchedule
 from tests.qwen.tiny import SCHEDULER

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from qframe.checkpoint import Checkpoint
+from qframe.files.checkpoint import Checkpoint
 from qframe_qwen.oracles import PictureProcessor
 from qframe_shapes import text
 

@@ -5,7 +5,7 @@ from typing import Any
 import attrs
 import pytest
 
-from qframe.checkpoint import Checkpoint
+from qframe.files.checkpoint import Checkpoint
 from qframe.interfaces import Parts
 from qframe_qwen.options import QwenVLOptions
 from tests.cli.conftest import run as run  # the fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qframe.checkpoint import Checkpoint
+from qframe.files.checkpoint import Checkpoint
 from tests.cli.conftest import Run
 from tests.pixels import pixels
 from tests.qwen import tiny

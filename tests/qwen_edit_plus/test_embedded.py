@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import qframe
-from qframe.geometry import Geometry
-from qframe.pipeline import Pipeline
+from qframe.pictures.geometry import Geometry
+from qframe.sample.pipeline import Pipeline
 from qframe_shapes.options import ShapesOptions
 from qframe_shapes.source import ShapesSource
 

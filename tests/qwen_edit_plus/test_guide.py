@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qframe.checkpoint import Checkpoint
+from qframe.files.checkpoint import Checkpoint
 from qframe_qwen_edit.plus import PUBLISHED
 from tests.qwen import tiny
 

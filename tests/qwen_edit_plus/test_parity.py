@@ -11,7 +11,7 @@ import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 from PIL import Image
 
-from qframe.pipeline import run_plan
+from qframe.sample.pipeline import run_plan
 from qframe_qwen.options import QwenVLOptions
 from qframe_qwen_edit.plus import PUBLISHED, EditPlusRecipe, EditPlusRequest
 from tests.parity import PROMPTS, assert_every_step_agrees, our_steps, seeded, upstream_steps

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from qframe.checkpoint import Checkpoint
 from qframe.compose import recipe_class
+from qframe.diffusion.packing import unpack_pictures
 from qframe.errors import ConfigError, DataError, PluginError
-from qframe.geometry import Geometry
-from qframe.interfaces import Parts
-from qframe.packing import unpack_pictures
-from qframe.pictures import fit, to_pixels
-from qframe.planning import UNCONDITIONAL
-from qframe.plugins import load_registry
-from qframe.types import Picture, Record, Request
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import Parts, Record, Request
+from qframe.pictures.geometry import Geometry
+from qframe.pictures.picture import Picture
+from qframe.pictures.pixels import fit, to_pixels
+from qframe.plugins.registry import load_registry
+from qframe.sample.planning import UNCONDITIONAL
 from qframe_qwen_edit.options import EditPlusSettings
 from qframe_qwen_edit.plus import EditPlusRecipe, EditPlusRequest
 from tests.qwen import tiny

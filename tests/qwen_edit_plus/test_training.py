@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qframe.checkpoint import Checkpoint
-from qframe.encoding import encode_examples
-from qframe.interfaces import Parts
-from qframe.packing import pack_pictures
-from qframe.types import Conditioning, Example, PackedSequence, Picture, Record
+from qframe.cache.encoding import encode_examples
+from qframe.diffusion.packing import pack_pictures
+from qframe.files.checkpoint import Checkpoint
+from qframe.interfaces import Conditioning, Example, PackedSequence, Parts, Record
+from qframe.pictures.picture import Picture
 from qframe_qwen.denoiser import StockDenoiser
 from qframe_qwen_edit.plus import EditPlusRecipe
 from qframe_qwen_per_sample_rope.denoiser import PerSampleRopeDenoiser

@@ -30,7 +30,7 @@ from safetensors import safe_open
 from scipy import stats
 
 from qframe.cli import main as qframe_main
-from qframe.schema import LoraLayout
+from qframe.config.schema import LoraLayout
 from qframe_shapes import evaluate, tasks
 from qframe_shapes.evaluate import UNSEEN, Group
 from qframe_shapes.files import checkpoint_folder

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import qframe
-from qframe import storage
+from qframe.files import storage
 from qframe.train import loop
 from qframe_shapes import build as builder
 from qframe_shapes.assemble import BYTE_LIMIT, folder_bytes

@@ -10,7 +10,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from qframe import storage
+from qframe.files import storage
 from qframe_shapes import tasks, vae
 from qframe_shapes.assemble import BYTE_LIMIT, folder_bytes
 from qframe_shapes.diffusers_sampling import diffusers_components, diffusers_sampler

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from qframe.errors import ConfigError
-from qframe.types import Picture, Record
+from qframe.interfaces import Record
+from qframe.pictures.picture import Picture
 from qframe_shapes.options import ShapesOptions
 from qframe_shapes.source import ShapesSource
 

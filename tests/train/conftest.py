@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qframe.encoding import Shape
-from qframe.interfaces import Denoiser, Schedule
-from qframe.packing import per_token
+from qframe.cache.encoding import Shape
+from qframe.diffusion.packing import per_token
+from qframe.interfaces import PLAIN, Conditioning, Denoiser, Example, ForwardOptions, PackedSequence, Schedule
 from qframe.train.order import BatchOrder, BatchShare
-from qframe.types import PLAIN, Conditioning, Example, ForwardOptions, PackedSequence
 
 CHANNELS, PATCH, WIDTH = 4, 2, 6
 

@@ -8,13 +8,13 @@ import torch
 from diffusers.training_utils import compute_loss_weighting_for_sd3
 from torch import Tensor
 
+from qframe.config.schema import TrainConfig
+from qframe.diffusion.flow import low_sigma_ramp
+from qframe.diffusion.packing import per_token
 from qframe.errors import DataError
-from qframe.flow import low_sigma_ramp
-from qframe.packing import per_token
-from qframe.schema import TrainConfig
+from qframe.interfaces import Example
 from qframe.train.batch import TrainingBatch, flow_loss, make_batch
 from qframe.train.noise_levels import draw_sigma, sigma_quantile
-from qframe.types import Example
 from tests.train.conftest import PATCH, HalvingSchedule, ToyDenoiser, toy_example
 
 
@@ -67,7 +67,7 @@ def test_noise_and_timestep_depend_on_seed_step_and_slot_only(
 def test_noisy_and_target_follow_the_flow(schedule: HalvingSchedule) -> None:
     batch = batch_of([toy_example(0)], [0], schedule)
     clean = batch.noisy.tokens - batch.sigma * batch.velocity  # x_sigma = x_0 + sigma (eps - x_0)
-    from qframe.packing import pack_pictures
+    from qframe.diffusion.packing import pack_pictures
 
     torch.testing.assert_close(clean, pack_pictures([(toy_example(0).target,)], PATCH).tokens, rtol=1e-5, atol=1e-5)
 

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from qframe.config.schema import TrainConfig
 from qframe.errors import ConfigError, DataError
-from qframe.schema import TrainConfig
+from qframe.interfaces import Example
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.loop import run_steps
-from qframe.types import Example
 from tests.train.conftest import toy_example
 from tests.train.processes import needs_fork, together
 from tests.train.test_loop import BASE, Scene

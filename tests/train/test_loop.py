@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from qframe.adapters import add_lora
+from qframe.config.schema import LoraConfig, TrainConfig
 from qframe.errors import CheckpointError, NumericsError
+from qframe.files.storage import verify_folder
+from qframe.interfaces import Example
 from qframe.progress import SILENT
-from qframe.schema import LoraConfig, TrainConfig
-from qframe.storage import verify_folder
 from qframe.train.loop import TrainingJob, run_steps
 from qframe.train.optim import Optimizers, WeightAverage
 from qframe.train.order import make_order, sample_sizes, step_batches, total_steps
 from qframe.train.signals import Stopped
 from qframe.train.state import TrainingState, checkpoint_folder, find_checkpoint, restore, save_checkpoint
-from qframe.types import Example
 from tests.train.conftest import PATCH, FixedShares, HalvingSchedule, SizedList, ToyDenoiser
 
 BASE = TrainConfig(

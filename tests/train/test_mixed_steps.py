@@ -12,13 +12,13 @@ from torch import Tensor
 import qframe
 from qframe.adapters import add_lora
 from qframe.compose import Composition, compose
+from qframe.config.schema import LoraConfig, TrainConfig
+from qframe.interfaces import Conditioning, Example
 from qframe.progress import SILENT
-from qframe.schema import LoraConfig, TrainConfig
 from qframe.train.loop import TrainingJob, run_steps
 from qframe.train.optim import Optimizers
 from qframe.train.order import make_order, sample_sizes
 from qframe.train.state import TrainingState
-from qframe.types import Conditioning, Example
 from tests.qwen import tiny
 from tests.train.conftest import FixedShares, SizedList
 

@@ -15,10 +15,10 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 
+from qframe.config.schema import TrainConfig
 from qframe.errors import CheckpointError, ConfigError
 from qframe.interfaces import OptimizerFactory
-from qframe.plugins import Candidate, Registry, load_registry
-from qframe.schema import TrainConfig
+from qframe.plugins.registry import Candidate, Registry, load_registry
 from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory, schedule_factor
 from qframe.train.packed_state import pack, unpack
 from qframe.train.state import TrainingState, checkpoint_folder, restore, save_checkpoint

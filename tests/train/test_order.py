@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qframe.config.schema import TrainConfig
 from qframe.errors import ConfigError
-from qframe.schema import TrainConfig
 from qframe.train.order import (
     BatchOrder,
     BucketedOrder,

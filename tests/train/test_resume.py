@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from qframe.schema import ROLES, Config
+from qframe.config.schema import ROLES, Config
 from qframe.train.resume import _FREE
 
 _OF_COMPONENTS = [

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from qframe.interfaces import Record
+from qframe.pictures.picture import Picture
 from qframe.train.sessions import SESSIONS_FILE, describe_data, describe_machine, write_session
-from qframe.types import Picture, Record
 
 PICTURE = Picture("a picture", b"")
 

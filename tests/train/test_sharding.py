@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import qframe
+from qframe.config.schema import Config, TrainConfig
 from qframe.errors import CheckpointError, ConfigError
-from qframe.plugins import load_registry
-from qframe.schema import Config, TrainConfig
+from qframe.interfaces import Example
+from qframe.plugins.registry import load_registry
 from qframe.train.distributed import Processes
 from qframe.train.loop import run_steps
 from qframe.train.optim import Optimizers, WeightAverage
@@ -24,7 +25,6 @@ from qframe.train.resume import check_changes
 from qframe.train.sharding import shard, whole
 from qframe.train.state import TrainingState, checkpoint_folder, restore, save_checkpoint
 from qframe.train.trainer import Trainer
-from qframe.types import Example
 from tests.qwen import tiny
 from tests.train.processes import needs_fork, together
 from tests.train.test_loop import BASE, Scene

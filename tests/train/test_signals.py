@@ -15,13 +15,13 @@ import torch
 from qframe.cache import Cache
 from qframe.cli import main
 from qframe.config import dump_config
-from qframe.schema import Config
-from qframe.storage import verify_folder
+from qframe.config.schema import Config
+from qframe.files.storage import verify_folder
+from qframe.interfaces import Example
 from qframe.train.distributed import Processes
 from qframe.train.loop import run_steps
 from qframe.train.signals import Stopped
 from qframe.train.state import checkpoint_folder, restore
-from qframe.types import Example
 from tests.train.processes import needs_fork, together
 from tests.train.test_loop import BASE, Scene, scene  # noqa: F401 (a fixture)
 from tests.train.test_trainer import config, model, same, weights  # noqa: F401 (fixtures)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import qframe
+from qframe.config.schema import Config
 from qframe.progress import SilentProgress, Stage
-from qframe.schema import Config
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.trainer import Trainer
 from tests.train.processes import needs_fork, together

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from qframe.config.schema import TrainConfig
 from qframe.errors import CheckpointError
-from qframe.schema import TrainConfig
-from qframe.storage import remove_published, verify_folder
+from qframe.files.storage import remove_published, verify_folder
 from qframe.train.optim import Optimizers, WeightAverage
 from qframe.train.state import TrainingState, find_checkpoint, restore, save_checkpoint
 

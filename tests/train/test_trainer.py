@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 
 import qframe
 from qframe.adapters import describe_lora
+from qframe.config.schema import Config
 from qframe.data.options import FolderOptions
 from qframe.errors import CheckpointError, ConfigError, DataError
-from qframe.plugins import load_registry
-from qframe.schema import Config
+from qframe.plugins.registry import load_registry
 from qframe.train.resume import run_folder
 from qframe.train.run import Run
 from qframe.train.signals import Stopped
@@ -244,7 +244,7 @@ def test_the_lora_gives_the_same_picture_in_the_diffusers_pipeline(
 ) -> None:
     from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as upstream_module
 
-    from qframe.checkpoint import Checkpoint
+    from qframe.files.checkpoint import Checkpoint
 
     Trainer(config("run", "sample.count=0", "data.options.validation=0")).fit()
     file = tmp_path / "run" / "lora.safetensors"  # rank 4, alpha 10
@@ -376,7 +376,7 @@ def test_resuming_reads_the_checkpoint_with_the_trainers_own_plugins(
     def refuse() -> None:
         raise AssertionError("the installed plugins were asked, not the trainer's")
 
-    monkeypatch.setattr("qframe.config.load_registry", refuse)
+    monkeypatch.setattr("qframe.config.loading.load_registry", refuse)
     Trainer(quiet, registry=registry).fit(resume="latest")
 
 
@@ -408,7 +408,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_can_begin_again(
 
 
 def test_a_second_run_in_the_same_folder_is_refused(config: Callable[..., Config], tmp_path: Path) -> None:
-    from qframe.storage import lock_folder
+    from qframe.files.storage import lock_folder
 
     with lock_folder(tmp_path / "run"), pytest.raises(CheckpointError, match="another run is writing here"):
         Trainer(config()).fit()
@@ -574,9 +574,11 @@ def test_weights_that_did_not_change_are_read_for_their_fingerprint_once(
 ) -> None:
     """A base of 40 GB is not read at every start."""
     read: list[str] = []
-    digest = qframe.checkpoint._file_digest
-    monkeypatch.setattr("qframe.checkpoint._file_digest", lambda file, told: (read.append(file), digest(file, told))[1])
-    monkeypatch.setattr("qframe.digests._SETTLED", -1.0)  # the model's files are new
+    digest = qframe.files.checkpoint._file_digest
+    monkeypatch.setattr(
+        "qframe.files.checkpoint._file_digest", lambda file, told: (read.append(file), digest(file, told))[1]
+    )
+    monkeypatch.setattr("qframe.files.digests._SETTLED", -1.0)  # the model's files are new
     quiet = ("data.options.validation=0", "sample.count=0")
     for name in ("first", "second"):
         Trainer(config(name, *quiet)).fit()

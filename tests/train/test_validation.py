@@ -19,15 +19,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import qframe
+from qframe.config.schema import Config, DataConfig, TrainConfig
 from qframe.errors import ConfigError, DataError
-from qframe.plugins import load_registry
-from qframe.schema import Config, DataConfig, TrainConfig
+from qframe.interfaces import Example, Record
+from qframe.pictures.picture import Picture
+from qframe.plugins.registry import load_registry
 from qframe.train.held_out import QUANTILES, held_out_losses
 from qframe.train.noise_levels import sigma_quantile
 from qframe.train.records import split_records
 from qframe.train.run import Run
 from qframe.train.trainer import Trainer
-from qframe.types import Example, Picture, Record
 from tests.qwen import tiny
 from tests.train.conftest import HalvingSchedule, ToyDenoiser
 from tests.train.test_loop import Scene

@@ -11,8 +11,8 @@ from diffusers import QwenImageTransformer2DModel
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from qframe.packing import pad
-from qframe.types import Grid, grid_length
+from qframe.diffusion.packing import pad
+from qframe.interfaces import Grid, grid_length
 from qframe_qwen_per_sample_rope.bench.command import Settings
 from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
 

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from qframe.benchmark import matmul_ceiling, measure, table
-from qframe.types import Grid
+from qframe.interfaces import Grid
 from qframe_qwen_per_sample_rope.bench.command import Settings
 from qframe_qwen_per_sample_rope.bench.contestants import networks, random_batch, run_packed
 from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qframe.benchmark import Measured, Ratio, measure, table
-from qframe.types import Grid
+from qframe.interfaces import Grid
 from qframe_qwen_per_sample_rope.bench.command import Settings
 from qframe_qwen_per_sample_rope.bench.contestants import (
     networks,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from qframe.interfaces import OnStep, Sampler
-from qframe.types import AfterStep, Velocity
+from qframe.interfaces import AfterStep, OnStep, Sampler, Velocity
 from qframe_example.options import AdamsBashforthOptions
 
 

@@ -1,0 +1,1 @@
+"""The arithmetic of diffusion: noising and targets, packing, guidance, samplers."""

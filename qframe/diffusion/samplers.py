@@ -1,0 +1,63 @@
+"""Samplers that integrate dx/dsigma = v from noise to data. Built in, registered as any plugin's are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qframe.interfaces import AfterStep, OnStep, Sampler, Velocity
+
+
+def _euler_step(x: Tensor, velocity: Tensor, delta: Tensor) -> Tensor:
+    # The product in the velocity's dtype, the sum in float32, then back: the order of diffusers'
+    # FlowMatchEulerDiscreteScheduler.step, so that bf16 agrees to the bit.
+    return (x.float() + delta * velocity).to(x.dtype)
+
+
+class EulerSampler(Sampler):
+    """First order: x + (sigma_next - sigma) v. One velocity a step."""
+
+    def sample(
+        self,
+        velocity: Velocity,
+        x: Tensor,
+        sigmas: Tensor,
+        *,
+        after_step: AfterStep | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        for step in range(sigmas.shape[0] - 1):
+            x = _euler_step(x, velocity(x, sigmas[step]), sigmas[step + 1] - sigmas[step])
+            if after_step is not None:
+                x = after_step(x, step)
+            if on_step is not None and on_step(step):
+                break
+        return x
+
+
+class HeunSampler(Sampler):
+    """Second order: the mean of the velocities at both ends of the step (Karras et al. 2022, algorithm 1).
+
+    Two velocities a step, one at the last, where sigma_next = 0 and the correction would leave the domain.
+    """
+
+    def sample(
+        self,
+        velocity: Velocity,
+        x: Tensor,
+        sigmas: Tensor,
+        *,
+        after_step: AfterStep | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        for step in range(sigmas.shape[0] - 1):
+            delta = sigmas[step + 1] - sigmas[step]
+            first = velocity(x, sigmas[step])
+            guess = _euler_step(x, first, delta)
+            if sigmas[step + 1] > 0:
+                second = velocity(guess, sigmas[step + 1])
+                guess = _euler_step(x, torch.lerp(first.float(), second.float(), 0.5), delta)
+            x = guess if after_step is None else after_step(guess, step)
+            if on_step is not None and on_step(step):
+                break
+        return x

@@ -1,0 +1,72 @@
+"""The plan of a sampling run, and the functions that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+from torch import Tensor
+
+from qframe.interfaces.sequences import Conditioning, PackedSequence
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""`(tokens [N, C], sigma scalar tensor) -> velocity [N, C]`: what a sampler integrates."""
+
+
+@attrs.frozen(kw_only=True)
+class ForwardOptions:
+    """What a request sets for every forward pass of the denoiser, beside its inputs.
+
+    guidance: scale that a guidance-distilled network takes as an input; None for all others. attention_kwargs: as
+    diffusers' transformers take them; its "scale" scales the loaded LoRAs. cache_context: the name under which a step
+    cache on the network keeps what it keeps, so that both sides of guidance never share it; None without a cache.
+    """
+
+    guidance: float | None = None
+    attention_kwargs: Mapping[str, Any] | None = None
+    cache_context: str | None = None
+
+
+PLAIN = ForwardOptions()
+"""No options: what training and most requests use."""
+
+Guide = Callable[[Tensor, Tensor], Tensor]
+"""`(positive [N, C], negative [N, C]) -> guided velocity [N, C]`."""
+
+AfterStep = Callable[[Tensor, int], Tensor]
+"""`(tokens [N, C] after step i, i) -> tokens [N, C]`: what a recipe does between steps, e.g. blend a mask."""
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Plan:
+    """Everything one sampling run needs, decided before its first step.
+
+    start: noise, or noised source. sigmas: [S + 1] float32, descending, ending in 0.
+    guide: combines both velocities; None runs the positive alone. uncond is required with it.
+    forward: for every forward pass of both sides; its cache_context is set by the sampling loop.
+    decode: final tokens [N, C] -> one picture tensor [C, H, W] in [-1, 1] per sample.
+    """
+
+    start: PackedSequence
+    references: PackedSequence | None = None
+    cond: Conditioning
+    uncond: Conditioning | None = None
+    sigmas: Tensor
+    guide: Guide | None = None
+    forward: ForwardOptions = PLAIN
+    after_step: AfterStep | None = None
+    decode: Callable[[Tensor], list[Tensor]]
+
+    def __attrs_post_init__(self) -> None:
+        if (self.guide is None) != (self.uncond is None):
+            raise ValueError("a plan has both a guide and an unconditional side, or neither")
+        if self.sigmas.ndim != 1 or self.sigmas.shape[0] < 2:
+            raise ValueError(f"sigmas are [steps + 1] with at least one step, got {tuple(self.sigmas.shape)}")
+        for name, size in (
+            ("conditioning", self.cond.batch_size),
+            ("unconditional", self.uncond.batch_size if self.uncond else self.start.batch_size),
+            ("references", self.references.batch_size if self.references else self.start.batch_size),
+        ):
+            if size != self.start.batch_size:
+                raise ValueError(f"{name} has {size} samples, the start has {self.start.batch_size}")

@@ -1,0 +1,117 @@
+"""Values that hold the tokens of a whole batch, one sample after another, without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from types import MappingProxyType
+
+import attrs
+import torch
+from torch import Tensor
+
+Grid = tuple[int, int, int]
+"""Frames, height and width of one picture, counted in tokens."""
+
+
+def grid_length(grid: Grid) -> int:
+    """How many tokens a picture of this grid has."""
+    return grid[0] * grid[1] * grid[2]
+
+
+@attrs.frozen(eq=False)
+class PackedSequence:
+    """Image tokens of a batch, one sample after another, without padding.
+
+    tokens: [N, C]. grids: per sample, the grids of its pictures in order.
+    ValueError if the grids do not add up to N, naming both numbers.
+    """
+
+    tokens: Tensor
+    grids: tuple[tuple[Grid, ...], ...]
+
+    def __attrs_post_init__(self) -> None:
+        if self.tokens.ndim != 2:
+            raise ValueError(f"packed tokens are [N, C], got shape {tuple(self.tokens.shape)}")
+        for index, grids in enumerate(self.grids):
+            for grid in grids:
+                if len(grid) != 3 or min(grid) < 1:
+                    raise ValueError(f"sample {index}: a grid is three positive integers, got {grid}")
+        if sum(self.lengths) != self.tokens.shape[0]:
+            raise ValueError(f"grids add up to {sum(self.lengths)} tokens, the tensor holds {self.tokens.shape[0]}")
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.grids)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each sample."""
+        return tuple(sum(grid_length(g) for g in grids) for grids in self.grids)
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """[B + 1] int32: where each sample starts, and the end."""
+        return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32, device=self.tokens.device)
+
+    def with_tokens(self, tokens: Tensor) -> PackedSequence:
+        """The same grids around other tokens."""
+        return attrs.evolve(self, tokens=tokens)
+
+
+def _read_only(extras: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return MappingProxyType(dict(extras))
+
+
+@attrs.frozen(eq=False)
+class Conditioning:
+    """What an encoder says of each sample, one sample after another, without padding.
+
+    embeds: [M, D]. lengths: text tokens per sample, adding up to M.
+    extras: per-token side data [M, ...] of the encoder, e.g. which slots are images.
+    """
+
+    embeds: Tensor
+    lengths: tuple[int, ...]
+    extras: Mapping[str, Tensor] = attrs.field(factory=dict, converter=_read_only)
+
+    def __attrs_post_init__(self) -> None:
+        if self.embeds.ndim != 2:
+            raise ValueError(f"conditioning embeds are [M, D], got shape {tuple(self.embeds.shape)}")
+        if any(length < 1 for length in self.lengths):
+            raise ValueError(f"each sample needs at least one text token, got lengths {self.lengths}")
+        if sum(self.lengths) != self.embeds.shape[0]:
+            raise ValueError(f"lengths add up to {sum(self.lengths)} tokens, embeds hold {self.embeds.shape[0]}")
+        for name, extra in self.extras.items():
+            if extra.shape[0] != self.embeds.shape[0]:
+                raise ValueError(f"extra {name!r} has {extra.shape[0]} rows, embeds hold {self.embeds.shape[0]}")
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.lengths)
+
+    def split(self) -> tuple[Conditioning, ...]:
+        """One Conditioning per sample: views, no copy."""
+        embeds = self.embeds.split(list(self.lengths))
+        extras = {name: extra.split(list(self.lengths)) for name, extra in self.extras.items()}
+        return tuple(
+            Conditioning(embeds[i], (length,), {name: parts[i] for name, parts in extras.items()})
+            for i, length in enumerate(self.lengths)
+        )
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
+        """Embeds moved and cast; extras moved only (they may be integers)."""
+        extras = {name: extra.to(device) for name, extra in self.extras.items()}
+        return Conditioning(self.embeds.to(device=device, dtype=dtype), self.lengths, extras)
+
+    @staticmethod
+    def join(parts: Sequence[Conditioning]) -> Conditioning:
+        """The samples of `parts` in one batch; all must carry the same extras."""
+        names = {frozenset(part.extras) for part in parts}
+        if len(names) != 1:
+            raise ValueError(f"cannot join conditionings with different extras: {sorted(map(sorted, names))}")
+        return Conditioning(
+            torch.cat([part.embeds for part in parts]),
+            tuple(length for part in parts for length in part.lengths),
+            {name: torch.cat([part.extras[name] for part in parts]) for name in next(iter(names))},
+        )

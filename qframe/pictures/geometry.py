@@ -1,0 +1,101 @@
+"""The one place that decides how a picture's size becomes a model's size.
+
+Train, cache and sample call this module, so that a model sees in use what it saw in training.
+Imports neither torch nor Pillow: sizes are plain integers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import attrs
+from attrs.validators import ge, optional
+
+from qframe.errors import DataError
+
+Size = tuple[int, int]
+"""Height and width, in pixels."""
+
+
+def _positive(instance: object, attribute: attrs.Attribute[int], value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{attribute.name} must be at least 1, got {value}")
+
+
+def _ascending(areas: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted(set(areas)))
+
+
+@attrs.frozen
+class Geometry:
+    """How pictures are brought to a size that a model can take.
+
+    The aspect ratio is kept up to rounding; the area is kept where it lies in [min_area, max_area] (square
+    pixels) and brought to the nearest bound otherwise; sides are rounded to multiples of `multiple` pixels.
+    areas: if there are any, each picture is brought to the nearest of them (in ratio) instead.
+    min_area == max_area gives diffusers' `calculate_dimensions(area, ratio)` of the Qwen edit pipelines.
+    Nothing is cropped: the picture is stretched by less than half a multiple, with the Lanczos filter.
+    """
+
+    min_area: int = attrs.field(validator=_positive)
+    max_area: int = attrs.field(validator=_positive)
+    multiple: int = attrs.field(default=32, validator=_positive)
+    areas: tuple[int, ...] = attrs.field(default=(), converter=_ascending)
+
+    def __attrs_post_init__(self) -> None:
+        if any(area < 1 for area in self.areas):
+            raise ValueError(f"areas must be at least 1, got {self.areas}")
+        if self.min_area > self.max_area:
+            raise ValueError(f"min_area {self.min_area} is larger than max_area {self.max_area}")
+
+    def fit(self, height: int, width: int) -> Size:
+        """The size a picture of `height` x `width` is resized to. DataError if a side would vanish."""
+        if height < 1 or width < 1:
+            raise DataError(f"a picture of {width} x {height} pixels has no area")
+        area = self._area(height * width)
+        # Width first and height from it, as diffusers does: the order decides how a tie rounds.
+        ratio = width / height
+        new_width = math.sqrt(area * ratio)
+        new_height = new_width / ratio
+        fitted = (self._round(new_height), self._round(new_width))
+        if 0 in fitted:
+            raise DataError(
+                f"a picture of {width} x {height} pixels is too narrow: at an area of {area} pixels a side "
+                f"would be under half of {self.multiple} pixels",
+                "Crop the picture to a less extreme aspect ratio.",
+            )
+        return fitted
+
+    def _area(self, own: int) -> int:
+        if self.areas:
+            return min(self.areas, key=lambda area: max(area / own, own / area))
+        return min(max(own, self.min_area), self.max_area)
+
+    def _round(self, side: float) -> int:
+        return round(side / self.multiple) * self.multiple
+
+
+@attrs.frozen(kw_only=True)
+class GeometrySettings:
+    """What a recipe lets a user set of its geometry. None: see `qframe.sample.planning.with_defaults`."""
+
+    min_area: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={"help": "pictures of fewer pixels are enlarged to it"},
+    )
+    max_area: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={"help": "pictures of more pixels are reduced to it"},
+    )
+    areas: tuple[int, ...] | None = attrs.field(
+        default=None,
+        metadata={"help": "in place of both: each picture is brought to the nearest of these areas, in pixels"},
+    )
+    multiple: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={"help": "sides are rounded to multiples of it"},
+    )

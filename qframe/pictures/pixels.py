@@ -1,0 +1,304 @@
+"""From the bytes of a picture to pixels and back: one policy for train, cache and sample.
+
+Raise POLICY whenever the same bytes would give other pixels than before: it is part of every cache key.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from qframe.errors import DataError, NumericsError
+from qframe.pictures.geometry import Geometry, Size
+from qframe.pictures.picture import Picture, PixelInput
+
+logger = logging.getLogger(__name__)
+
+POLICY = 1
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+LIMIT_PIXELS = 100_000_000
+WHITE = (255, 255, 255)
+_BLACK = (0, 0, 0)
+_LARGEST_FILE = 1024**3
+_FILTER = Image.Resampling.LANCZOS  # what diffusers' VaeImageProcessor resizes with
+_ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
+_ORIENTATION = 0x0112
+_QUARTER_TURNS = {5, 6, 7, 8}  # EXIF 2.32, 4.6.4, tag 274
+_WITHOUT_RANGE = {"I", "F"}
+
+# What Pillow's decoders were seen to raise on damaged files, beside its own DecompressionBombError.
+DAMAGED = (
+    OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError,
+    RuntimeError, EOFError, struct.error, zlib.error,
+)  # fmt: skip
+
+
+def open_picture(
+    picture: Picture,
+    *,
+    limit_pixels: int = LIMIT_PIXELS,
+    background: tuple[int, int, int] | None = WHITE,
+) -> Image.Image:
+    """The whole picture as 8-bit sRGB, upright, without metadata.
+
+    Transparency is laid over `background`; if that is None it is kept, and the picture is RGBA. Colour profiles
+    are applied (one that is damaged or of another colour space is left out, with a warning); 16-bit samples are
+    scaled; EXIF orientation is applied.
+    DataError, naming `picture.origin`: not one of FORMATS, damaged or cut short, several frames or pages, more
+    than `limit_pixels` pixels, or samples without a known range (32-bit).
+    """
+    return to_rgb(_load(picture, limit_pixels), origin=picture.origin, background=background)
+
+
+def open_fitted(pixels: PixelInput, *, channels: int = 3, limit_pixels: int = LIMIT_PIXELS) -> Image.Image:
+    """The picture as `open_picture` gives it, RGB or RGBA by `channels`, at the size of its geometry.
+
+    DataError names the picture.
+    """
+    if channels not in (3, 4):
+        raise ValueError(f"pictures are opened with 3 or 4 channels, not {channels}")
+    background = WHITE if channels == 3 else None
+    return _fit(open_picture(pixels.picture, limit_pixels=limit_pixels, background=background), pixels)
+
+
+def picture_size(picture: Picture, *, limit_pixels: int = LIMIT_PIXELS) -> Size:
+    """(height, width) of the upright picture, from its header: nothing is decoded. DataError as `open_picture`."""
+    image = open_header(picture, limit_pixels)
+    # Pillow's TIFF reader gives the upright size already.
+    try:
+        turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS
+    except DAMAGED as error:
+        raise _unreadable(picture.origin, error) from error
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def open_grey(picture: Picture, *, limit_pixels: int = LIMIT_PIXELS) -> Image.Image:
+    """The whole picture as `to_grey` gives it. DataError as `open_picture`."""
+    return to_grey(_load(picture, limit_pixels), origin=picture.origin)
+
+
+def open_weight(pixels: PixelInput, *, limit_pixels: int = LIMIT_PIXELS) -> Tensor:
+    """A grey picture as numbers: [H, W] float32 in [0, 1], at the size of its geometry."""
+    grey = open_grey(pixels.picture, limit_pixels=limit_pixels)
+    return to_weight(_fit(grey, pixels))
+
+
+def fit(image: Image.Image, geometry: Geometry) -> Image.Image:
+    """The picture at the size that `geometry` gives it; itself if it has that size already."""
+    return resize(image, geometry.fit(image.height, image.width))
+
+
+def resize(image: Image.Image, size: Size) -> Image.Image:
+    """The picture stretched to `size` (height, width); itself if it has that size already."""
+    height, width = size
+    return image if image.size == (width, height) else image.resize((width, height), resample=_FILTER)
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """A picture as [3, H, W] (RGB) or [4, H, W] (RGBA) float32 in [-1, 1]."""
+    if image.mode not in ("RGB", "RGBA"):
+        raise ValueError(f"expected an RGB or RGBA picture, got mode {image.mode}")
+    values = np.array(image).astype(np.float32) / 255.0
+    return 2.0 * torch.from_numpy(values.transpose(2, 0, 1)).contiguous() - 1.0
+
+
+def to_weight(image: Image.Image) -> Tensor:
+    """A picture of mode L as [H, W] float32 in [0, 1]."""
+    if image.mode != "L":
+        raise ValueError(f"expected a grey picture, got mode {image.mode}")
+    return torch.from_numpy(np.array(image, dtype=np.float32) / 255.0)
+
+
+def from_pixels(pixels: Tensor) -> Image.Image:
+    """Pixels [3 or 4, H, W] in [-1, 1], clamped, as an RGB or RGBA picture. NumericsError if they are not finite."""
+    if pixels.ndim != 3 or pixels.shape[0] not in (3, 4):
+        raise ValueError(f"expected pixels [3 or 4, H, W], got {tuple(pixels.shape)}")
+    if not torch.isfinite(pixels).all():
+        raise NumericsError(
+            "the decoded picture has values that are not finite",
+            "Lower the guidance scale, or compute in float32 or bfloat16 instead of float16.",
+        )
+    # In this order, and rounded at the end, as diffusers' VaeImageProcessor.postprocess does.
+    values = (pixels * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().float().numpy()
+    return Image.fromarray((values * 255).round().astype("uint8"))
+
+
+def to_rgb(
+    image: Image.Image, *, origin: str = "picture", background: tuple[int, int, int] | None = WHITE
+) -> Image.Image:
+    """An opened picture of any mode as `open_picture` would give it. DataError names `origin`."""
+    return _converted(image, origin, background, profiled=True)
+
+
+def to_grey(image: Image.Image, *, origin: str = "picture") -> Image.Image:
+    """A picture of any mode as 8-bit grey (mode L), upright. DataError names `origin`.
+
+    Its values are no colours: no profile is applied. Where it is transparent it is black.
+    """
+    return _converted(image, origin, _BLACK, profiled=False).convert("L")
+
+
+def _converted(
+    image: Image.Image, origin: str, background: tuple[int, int, int] | None, *, profiled: bool
+) -> Image.Image:
+    try:
+        image = ImageOps.exif_transpose(image)
+        profile = image.info.get("icc_profile") if profiled else None
+        alpha, image = _colours(image, origin)
+        if profile:
+            image = _to_srgb(image, profile, origin)
+        image = image.convert("RGB")
+        if background is None:
+            image.putalpha(255 if alpha is None else alpha)
+        elif alpha is not None:
+            image = Image.composite(image, Image.new("RGB", image.size, background), alpha)
+    except DAMAGED as error:
+        raise _unreadable(origin, error) from error
+    image.info = {}
+    return image
+
+
+def _load(picture: Picture, limit_pixels: int) -> Image.Image:
+    """The decoded picture in its own mode."""
+    image = open_header(picture, limit_pixels)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+    except DAMAGED as error:
+        raise _unreadable(picture.origin, error) from error
+    return image
+
+
+def open_header(picture: Picture, limit_pixels: int = LIMIT_PIXELS) -> Image.Image:
+    """The picture with its header and metadata read. Its size and frames are checked; no pixel is decoded.
+
+    DataError as `open_picture`.
+    """
+    origin = picture.origin
+    if isinstance(picture.source, Path):
+        _check_file(picture.source, origin)
+    try:
+        # Pillow warns of sizes under its own limit and of odd metadata; neither is an error, nor news to a user.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(picture.read()), formats=FORMATS)
+            _check_size(image.width, image.height, limit_pixels, origin)
+            # Phones store JPEGs with a second picture (a preview, a gain map): their first one is the photograph.
+            if getattr(image, "is_animated", False) and image.format != "MPO":
+                raise DataError(
+                    f"{origin}: an animation or a document of several pages, expected one picture",
+                    "Save the frame or page that is meant as a picture of its own.",
+                )
+    except UnidentifiedImageError as error:
+        raise DataError(f"{origin}: not a picture of a known format", f"Formats read: {', '.join(FORMATS)}.") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{origin}: {error}", "Scale the picture down.") from error
+    except DAMAGED as error:
+        raise _unreadable(origin, error) from error
+    return image
+
+
+def _check_file(path: Path, origin: str) -> None:
+    if path.exists() and not path.is_file():
+        raise DataError(f"{origin}: {path} is not a file")
+    if path.exists() and path.stat().st_size > _LARGEST_FILE:
+        raise DataError(f"{origin}: {path} has over {_LARGEST_FILE} bytes, no picture within the limits has")
+
+
+def _check_size(width: int, height: int, limit: int, origin: str) -> None:
+    if width * height > limit:
+        raise DataError(
+            f"{origin}: {width} x {height} pixels, more than the limit of {limit}",
+            "Scale the picture down, or raise the limit if you trust the file.",
+        )
+
+
+def _colours(image: Image.Image, origin: str) -> tuple[Image.Image | None, Image.Image]:
+    """(alpha as mode L or None, the colours as L, RGB or another mode without alpha), 8 bits a sample."""
+    if image.mode in _WITHOUT_RANGE:
+        raise DataError(
+            f"{origin}: 32-bit samples (mode {image.mode}), whose white is not known",
+            "Save the picture with 8 or 16 bits per sample.",
+        )
+    if image.mode.startswith("I;16"):
+        return _from_16_bit(image)
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        with_alpha = image.convert("RGBA")
+        return with_alpha.getchannel("A"), with_alpha.convert("RGB")
+    if image.mode in {"P", "1"}:
+        return None, image.convert("RGB" if image.mode == "P" else "L")
+    return None, image
+
+
+def _from_16_bit(image: Image.Image) -> tuple[Image.Image | None, Image.Image]:
+    values = np.array(image).astype(np.uint32)
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 = 257 * 255
+    transparent = image.info.get("transparency")
+    if not isinstance(transparent, int):
+        return None, grey
+    return Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)), grey
+
+
+_SPACES = {"GRAY": "L", "RGB ": "RGB", "CMYK": "CMYK", "Lab ": "LAB"}
+
+
+def _to_srgb(image: Image.Image, profile: bytes, origin: str) -> Image.Image:
+    """The colours of `image`, meant in the colour space of `profile`, in sRGB."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = _SPACES.get(source.profile.xcolor_space)
+        if space == "L" and image.mode == "RGB" and _is_grey(image):
+            image = image.convert("L")
+        if space != image.mode:
+            logger.warning("%s: its colour profile is for %s, not %s; left out", origin, space, image.mode)
+            return image
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), image.mode, "RGB")
+        # A profile that is sRGB itself must not move values by its rounding.
+        if image.mode in {"L", "RGB"} and _changes_nothing(transform, image.mode):
+            return image
+        converted = ImageCms.applyTransform(image, transform)
+    except (ImageCms.PyCMSError, *DAMAGED) as error:
+        logger.warning("%s: its colour profile cannot be used (%s); left out", origin, error)
+        return image
+    assert converted is not None  # only in-place transforms return nothing
+    return converted
+
+
+def _is_grey(image: Image.Image) -> bool:
+    values = np.asarray(image)
+    return bool((values[..., 0] == values[..., 1]).all() and (values[..., 1] == values[..., 2]).all())
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Whether a transform to sRGB moves no sample of a coarse cube of colours by more than 1 of 255."""
+    levels = np.linspace(0, 255, 9).round().astype(np.uint8)
+    if mode == "L":
+        probe = Image.fromarray(levels[None])
+    else:
+        cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1)  # [9, 9, 9, 3]
+        probe = Image.fromarray(cube.reshape(9, 81, 3))
+    moved = ImageCms.applyTransform(probe, transform)
+    before, after = np.asarray(probe.convert("RGB"), dtype=np.int16), np.asarray(moved, dtype=np.int16)
+    return bool(np.abs(before - after).max() <= 1)
+
+
+def _fit(image: Image.Image, pixels: PixelInput) -> Image.Image:
+    try:
+        return fit(image, pixels.geometry)
+    except DataError as error:
+        raise DataError(f"{pixels.picture.origin}: {error.message}", error.hint) from error
+
+
+def _unreadable(origin: str, error: Exception) -> DataError:
+    reason = str(error) or type(error).__name__
+    return DataError(f"{origin}: damaged or cut short, it cannot be decoded ({reason})", "Replace the file.")

@@ -1,0 +1,1 @@
+"""What a plugin declares, and how qframe finds the plugins that are installed."""

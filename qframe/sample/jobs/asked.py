@@ -1,0 +1,177 @@
+"""A request in plain values: a command line, a line of JSON and the metadata of a picture all write it like this."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import attrs
+from attrs.validators import and_, ge, le, lt, optional
+
+from qframe.config.strict import Problem, structure
+from qframe.errors import ConfigError
+from qframe.interfaces import Request
+from qframe.pictures.picture import Picture
+from qframe.plugins.registry import nearest
+
+NEGATIVE = " "
+"""The negative prompt where guidance is asked for without one, as in the Qwen-Image documentation."""
+
+_SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
+
+
+def _whole_characters(instance: Any, attribute: attrs.Attribute[Any], value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"holds half a character (at {error.start})") from error
+
+
+@attrs.frozen(kw_only=True)
+class Asked:
+    """What every family takes; `asked_type` adds what one family takes beside. seed: of the first picture."""
+
+    prompt: str = attrs.field(validator=_whole_characters)
+    negative_prompt: str | None = attrs.field(default=None, validator=optional(_whole_characters))
+    steps: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    guidance: float | None = attrs.field(default=None, validator=optional(ge(0.0)))
+    size: str | None = None
+    seed: int = attrs.field(default=0, validator=and_(ge(0), lt(2**62)))
+    num_images: int = attrs.field(default=1, validator=and_(ge(1), le(10_000)))
+
+
+@attrs.frozen(kw_only=True)
+class OwnField:
+    """A field that a family's request adds. key: what options, lines and metadata call it. default: for people.
+
+    several: it takes any number of pictures; nested: a set of them for each prompt.
+    """
+
+    name: str
+    key: str
+    kind: Literal["picture", "flag", "number", "whole", "choice", "text"]
+    help: str | None = None
+    default: Any = None
+    required: bool = False
+    choices: tuple[str, ...] = ()
+    grey: bool = False
+    several: bool = False
+    nested: bool = False
+
+
+def own_fields(request_type: type[Request]) -> tuple[OwnField, ...]:
+    """The fields that a request type adds to those of every family, and that can be given in plain values.
+
+    Told by their annotations. metadata: "help"; "option", another key than the field's name, None for no key; "grey",
+    a picture whose values are no colours; "choices".
+    """
+    common = {field.name for field in attrs.fields(Request)}
+    added = [field for field in attrs.fields(request_type) if field.name not in common]
+    return tuple(_own_field(field) for field in added if field.metadata.get("option", field.name) is not None)
+
+
+def _own_field(field: attrs.Attribute[Any]) -> OwnField:
+    annotation, choices = str(field.type), field.metadata.get("choices")
+    kinds = (("picture", r"Image|Picture"), ("flag", "bool"), ("number", "float"), ("choice", None), ("whole", "int"))
+    kind = next(
+        (kind for kind, words in kinds if (re.search(words, annotation) if words else choices is not None)), "text"
+    )
+    return OwnField(
+        name=field.name,
+        key=field.metadata.get("option", field.name),
+        kind=kind,  # type: ignore[arg-type]  # one of those above
+        help=field.metadata.get("help"),
+        default=field.default if isinstance(field.default, int | float | str) else None,
+        required=field.default is attrs.NOTHING,
+        choices=tuple(choices or ()),
+        grey=bool(field.metadata.get("grey")),
+        several="tuple" in annotation,
+        nested=annotation.count("tuple") > 1,
+    )
+
+
+def asked_type(fields: Sequence[OwnField], base: type[Asked] = Asked) -> type[Asked]:
+    """`base` with a family's own keys, for `qframe.config.strict.structure`. Pictures are paths, one or a list."""
+    plain: dict[str, Any] = {"flag": bool, "number": float, "whole": int, "text": str, "picture": str | tuple[str, ...]}
+    added: dict[str, Any] = {}
+    for field in fields:
+        kind: Any = Literal[field.choices] if field.kind == "choice" else plain[field.kind]
+        default: Any = attrs.NOTHING if field.required else None
+        added[field.key] = attrs.field(default=default, type=kind | None)
+    made: type[Asked] = attrs.make_class(base.__name__, added, bases=(base,), frozen=True, kw_only=True)
+    return made
+
+
+def read_asked(values: Mapping[str, Any], kind: type[Asked]) -> Asked:
+    """The values as an `Asked`. InvalidError holds every problem."""
+    return structure(values, kind)
+
+
+def describe(problem: Problem) -> str:
+    """A problem of `read_asked` in one line, with the nearest key for one that there is not."""
+    near = nearest(problem.path[-1], problem.known, 1) if problem.known else []
+    advice = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(problem.known)}" if problem.known else ""
+    return ": ".join(filter(None, (".".join(problem.path), f"{problem.message}{advice}")))
+
+
+def given_paths(asked: Asked, field: OwnField) -> tuple[str, ...]:
+    """The paths of a picture field."""
+    value = getattr(asked, field.key)
+    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
+
+
+def as_request(
+    asked: Asked, kind: type[Request], fields: Sequence[OwnField], pictures: Mapping[str, Sequence[Picture]]
+) -> Request:
+    """The request for one picture; `pictures` by key. ConfigError names a value that cannot be met."""
+    values: dict[str, Any] = {"prompt": asked.prompt, **size_of(asked.size), **_guidance(asked)}
+    if asked.steps is not None:
+        values["num_inference_steps"] = asked.steps
+    for field in fields:
+        if field.kind == "picture":
+            opened = list(pictures.get(field.key, ()))
+            if len(opened) > 1 and not field.nested:
+                raise ConfigError(f"{field.key}: {len(opened)} pictures for one prompt", "Give one for each prompt.")
+            if opened:
+                values[field.name] = [opened] if field.nested else opened if field.several else opened[0]
+        elif (value := getattr(asked, field.key)) is not None:
+            values[field.name] = value
+    return kind(**values)
+
+
+def settled(asked: Asked, request: Request, fields: Sequence[OwnField], seed: int) -> dict[str, Any]:
+    """The values of one picture with the defaults written out, so that later ones change nothing about it."""
+    values: dict[str, Any] = {"prompt": asked.prompt, "steps": request.num_inference_steps, "seed": seed}
+    if request.negative_prompt is not None:
+        values["negative_prompt"] = request.negative_prompt[0]
+    if asked.guidance is not None or request.negative_prompt is not None:
+        values["guidance"] = request.true_cfg_scale
+    if asked.size is not None:
+        values["size"] = asked.size
+    for field in fields:
+        value = list(given_paths(asked, field)) if field.kind == "picture" else getattr(request, field.name)
+        if value not in (None, []):
+            values[field.key] = value
+    return values
+
+
+def size_of(size: str | None) -> dict[str, int]:
+    """WIDTHxHEIGHT as the fields of a request. ConfigError if it is anything else."""
+    if size is None:
+        return {}
+    match = _SIZE.fullmatch(size)
+    if match is None:
+        raise ConfigError(f"size: expected WIDTHxHEIGHT in pixels, e.g. 1024x768, got {size!r}")
+    return {"width": int(match[1]), "height": int(match[2])}
+
+
+def _guidance(asked: Asked) -> dict[str, Any]:
+    """Off unless a scale or a negative prompt is given; then the other takes its default."""
+    scale, negative = asked.guidance, asked.negative_prompt
+    if scale is None and negative is None:
+        return {"true_cfg_scale": 1.0}
+    given: dict[str, Any] = {} if scale is None else {"true_cfg_scale": scale}
+    if negative is not None or (scale is not None and scale > 1):
+        given["negative_prompt"] = NEGATIVE if negative is None else negative
+    return given

@@ -1,0 +1,81 @@
+"""Pictures as files: written whole or not at all, with a text in their metadata; and that text read from anybody's."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+from PIL import ExifTags, Image, PngImagePlugin
+
+from qframe.errors import ConfigError, UntrustedError
+from qframe.files.storage import write_file
+from qframe.pictures.picture import Picture
+from qframe.pictures.pixels import DAMAGED, open_header
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+LONGEST = 60_000
+"""Bytes of text: what fits into the 64 KB that a JPEG has for all of EXIF."""
+
+_KEYWORD = "qframe"
+_ASCII = b"ASCII\0\0\0"  # EXIF 2.32, 4.6.5, tag UserComment: the character code in its first 8 bytes
+
+
+def encode_picture(image: Image.Image, suffix: str, text: str | None = None) -> bytes:
+    """The file of a picture, by the suffix of its name; text: ASCII, at most LONGEST bytes.
+
+    A PNG keeps it in a text chunk "qframe", a JPEG or WebP in EXIF's UserComment.
+    """
+    kind = FORMATS[suffix.lower()]
+    options: dict[str, Any] = {}
+    if text is not None and kind == "PNG":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_text(_KEYWORD, text)
+    elif text is not None:
+        exif = Image.Exif()
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _ASCII + text.encode("ascii")
+        options["exif"] = exif.tobytes()
+    data = io.BytesIO()
+    image.save(data, format=kind, quality=95, **options)
+    return data.getvalue()
+
+
+def check_text(text: str) -> str:
+    """The text. ConfigError if a picture could not hold it."""
+    if len(text) > LONGEST:
+        raise ConfigError(
+            f"what the picture would store of its request has {len(text)} bytes, at most {LONGEST} fit",
+            "Shorten the prompt, or store nothing: --no-metadata.",
+        )
+    return text
+
+
+def write_picture(file: Path, image: Image.Image, text: str | None = None) -> None:
+    """Write a picture whole or not at all; its folder is made. ResourceError if the disk is full."""
+    write_file(file, encode_picture(image, file.suffix, text))
+
+
+def read_text(picture: Picture) -> str | None:
+    """The text that `encode_picture` put into a picture, None where there is none. Decodes no pixel.
+
+    DataError: no picture of a known format. UntrustedError: longer than LONGEST.
+    """
+    image = open_header(picture)
+    try:
+        if image.format == "PNG":
+            found = image.info.get(_KEYWORD)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+            found = None
+            if isinstance(comment, bytes) and comment.startswith(_ASCII):
+                found = comment.removeprefix(_ASCII).decode("ascii", "replace")
+    except DAMAGED:
+        return None  # metadata that cannot be read hold nothing of ours
+    if not isinstance(found, str):
+        return None
+    if len(found) > LONGEST:
+        raise UntrustedError(f"{picture.origin}: its stored request has {len(found)} bytes, at most {LONGEST} are read")
+    return found

@@ -1,0 +1,42 @@
+"""Files that a request names: their digests, and pictures that are read when their turn comes, unchanged."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import attrs
+
+from qframe.errors import CheckpointError, DataError
+from qframe.files.storage import file_digest
+from qframe.pictures.picture import Picture
+
+
+def digest_of(path: Path, origin: str, kind: type[DataError] | type[CheckpointError] = DataError) -> str:
+    """sha256 of a file. An error of `kind`, naming `origin`, if it cannot be read or is no plain file."""
+    try:
+        if path.exists() and not path.is_file():
+            raise kind(f"{origin}: not a file", "Give a plain file.")
+        return file_digest(path)
+    except OSError as error:
+        raise kind(
+            f"{origin}: cannot be read ({error.strerror})", "Check that the file exists and can be read."
+        ) from error
+
+
+def unchanged_picture(origin: str, path: Path, sha256: str) -> Picture:
+    """The picture of a file, read when it is opened. DataError if it is another file by then."""
+    return Picture(origin, _Unchanged(origin, path, sha256))
+
+
+@attrs.frozen
+class _Unchanged:
+    origin: str
+    path: Path
+    sha256: str
+
+    def __call__(self) -> bytes:
+        data = Picture(self.origin, self.path).read()
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise DataError(f"{self.origin}: {self.path} was changed while this ran", "Run it again.")
+        return data

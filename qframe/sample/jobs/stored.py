@@ -1,0 +1,200 @@
+"""What a picture stores of how it was made, and what is needed to make it again.
+
+Read from pictures of strangers too: a capped text, a strict schema, keys that choose registered components and
+placement alone. Which files it names is for the caller to say before they are read.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import torch
+
+from qframe.compose import Composition
+from qframe.config import diff_config, load_config
+from qframe.config.strict import InvalidError, structure, unstructure
+from qframe.data.tables import json_object
+from qframe.errors import CheckpointError, DataError, QframeError, UntrustedError, bullet_list
+from qframe.pictures.picture import Picture
+from qframe.sample.jobs.picture_files import read_text
+from qframe.sample.jobs.sources import digest_of
+
+_DOTTED = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_SECTIONS = ("encoder", "denoiser", "codec", "schedule", "sampler", "recipe", "compose")
+_KEYS = ("device", "devices", "dtype", "offload", "threads", "sample.guidance_batching")
+
+
+@attrs.frozen(kw_only=True)
+class StoredLora:
+    """A LoRA file as it was given, and what was in it."""
+
+    file: str
+    weight: float
+    sha256: str
+
+
+@attrs.frozen(kw_only=True)
+class Stored:
+    """How one picture was made.
+
+    model: as it was given; models: the identity of every checkpoint used, by name. config: dotted keys whose values
+    are not the family's. request: as `qframe.sample.jobs.asked.settled`; files: sha256 of the pictures it names, by
+    path.
+    made_with: versions and device, which may differ when it is made again.
+    """
+
+    format: Literal["qframe-picture-1"]
+    family: str
+    model: str
+    models: Mapping[str, str]
+    config: Mapping[str, Any] = attrs.field(factory=dict)
+    loras: tuple[StoredLora, ...] = ()
+    request: Mapping[str, Any] = attrs.field(factory=dict)
+    files: Mapping[str, str] = attrs.field(factory=dict)
+    made_with: Mapping[str, str] = attrs.field(factory=dict)
+
+    def text(self) -> str:
+        """As a picture stores it: ASCII."""
+        return json.dumps(unstructure(self))
+
+    def config_tables(self) -> dict[str, Any]:
+        """`config` as the nested tables that `load_config` takes, and the model."""
+        tables: dict[str, Any] = {"model": self.model}
+        for key, value in self.config.items():
+            *path, last = key.split(".")
+            table = tables
+            for name in path:
+                table = table.setdefault(name, {})
+            table[last] = value
+        return tables
+
+    def differences(self, other: Stored) -> list[str]:
+        """What would make another picture, by name. Names of files and versions do not count, what is in them does."""
+        mine, others = self._ingredients(), other._ingredients()
+        return sorted(name for name in {*mine, *others} if mine.get(name) != others.get(name))
+
+    def _ingredients(self) -> dict[str, Any]:
+        request = {name: _contents(value, self.files) for name, value in self.request.items()}
+        return {
+            "family": self.family,
+            "model": sorted(self.models.values()),
+            "lora": [(lora.sha256, lora.weight) for lora in self.loras],
+            **{name: unstructure(value) for name, value in self.config.items()},
+            **request,
+        }
+
+
+def _contents(value: Any, files: Mapping[str, str]) -> Any:
+    """The digests of a value that is a list of paths."""
+    return [files.get(path, path) for path in value] if isinstance(value, list) else value
+
+
+def setting(composition: Composition, loras: Mapping[Path, float]) -> Stored:
+    """What all pictures that are made with these components and LoRAs store; their requests are missing."""
+    config = composition.config
+    checkpoints = {checkpoint.name: checkpoint for checkpoint in composition.checkpoints.values()}
+    baseline = load_config(family=config.family, values={"model": composition.model_name})
+    changed = {key: unstructure(new) for key, _, new in diff_config(baseline, config) if new is not None}
+    return Stored(
+        format="qframe-picture-1",
+        family=config.family,
+        model=composition.model_name,
+        models={name: checkpoint.identity() for name, checkpoint in checkpoints.items()},
+        config={key: value for key, value in changed.items() if _is_sampling(key)},
+        loras=tuple(
+            StoredLora(file=str(file), weight=weight, sha256=digest_of(file, f"LoRA file {file}", CheckpointError))
+            for file, weight in loras.items()
+        ),
+        made_with={
+            "qframe": importlib.metadata.version("qframe"),
+            "torch": torch.__version__,
+            "device": composition.device("denoiser").type,
+            "dtype": str(composition.dtype("denoiser")).removeprefix("torch."),
+        },
+    )
+
+
+def _is_sampling(key: str) -> bool:
+    return key in _KEYS or key.partition(".")[0] in _SECTIONS
+
+
+def read_stored(file: Path) -> Stored:
+    """What a picture stores. DataError: nothing of ours. UntrustedError: something that it must not be."""
+    origin = str(file)
+    text = read_text(Picture(origin, file))
+    if text is None:
+        raise DataError(
+            f"{origin}: stores no request of qframe",
+            "Pictures of `qframe sample` do, unless made with --no-metadata or saved anew by another program.",
+        )
+    try:
+        stored = structure(json_object(text), Stored)
+    except InvalidError as error:
+        told = bullet_list(f"{'.'.join(problem.path)}: {problem.message}" for problem in error.problems)
+        raise UntrustedError(f"{origin}: its stored request is not as qframe writes it:\n{told}", _REMEDY) from error
+    except ValueError as error:
+        raise UntrustedError(f"{origin}: its stored request is not as qframe writes it: {error}", _REMEDY) from error
+    if (problem := _problem(stored)) is not None:
+        raise UntrustedError(f"{origin}: its stored request {problem}", _REMEDY)
+    return stored
+
+
+def _problem(stored: Stored) -> str | None:
+    """What a stored request may not do, or None: what is said of it and read for it must be what it names."""
+    foreign = [key for key in stored.config if not (_is_sampling(key) and _DOTTED.fullmatch(key))]
+    if foreign:
+        return f"sets {', '.join(map(ascii, foreign[:5]))}"
+    listed = [path for value in stored.request.values() if isinstance(value, list) for path in value]
+    if not all(isinstance(path, str) and path in stored.files for path in listed):
+        return "names pictures without their digests"
+    names = (stored.family, stored.model, *stored.files, *(lora.file for lora in stored.loras))
+    unprintable = [name for name in (*names, *stored.made_with.values()) if not name.isprintable()]
+    return f"holds names that cannot be shown: {unprintable[0]!a}" if unprintable else None
+
+
+_REMEDY = "Give the request yourself: --family, --prompt, ..."
+
+
+def check_files(stored: Stored, replaced: Collection[str], origin: str) -> None:
+    """DataError or CheckpointError names what is not what the picture was made from: pictures, LoRAs.
+
+    replaced: "lora", or keys of pictures, that others stand in for; those are not looked at.
+    """
+    named: list[tuple[str, str, str | None, type[DataError] | type[CheckpointError]]] = [
+        (key, path, stored.files.get(path), DataError)
+        for key, paths in stored.request.items()
+        if isinstance(paths, list)
+        for path in paths
+    ]
+    named += [("lora", lora.file, lora.sha256, CheckpointError) for lora in stored.loras]
+    wrong: list[tuple[str, type[QframeError]]] = []
+    for key, path, sha256, kind in named:
+        if key in replaced:
+            continue
+        try:
+            if digest_of(Path(path), f"--{key} {path}", kind) != sha256:
+                wrong.append((f"--{key} {path}: is not the file that it was made from (sha256)", kind))
+        except QframeError as error:
+            wrong.append((error.message, kind))
+    if wrong:
+        options = " or ".join(dict.fromkeys(f"--{line.split()[0].removeprefix('--')} FILE" for line, _ in wrong))
+        raise wrong[0][1](
+            f"{origin} cannot be made again:\n{bullet_list(line for line, _ in wrong)}",
+            f"Run it where these files lie as they were, or name others: {options}.",
+        )
+
+
+def check_models(stored: Stored, now: Stored, origin: str) -> None:
+    """CheckpointError names a checkpoint that has another content than the one the picture was made with."""
+    changed = [name for name, identity in now.models.items() if stored.models.get(name, identity) != identity]
+    if changed:
+        raise CheckpointError(
+            f"{origin} cannot be made again: model {', '.join(map(repr, changed))} is not what it was",
+            "Give --model to sample with it as it is now.",
+        )

@@ -1,0 +1,322 @@
+"""What a run needs is told before it loads anything: weights and optimizer exactly, activations nearly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import qframe
+from qframe import preflight
+from qframe.cli import main
+from qframe.compose import Composition, compose
+from qframe.compose.placement import Room, network_bytes
+from qframe.errors import ResourceError
+from qframe.preflight import Forecast, Loaded, Remedy, forecast_sampling, forecast_training
+from qframe.preflight.shapes import Made
+from qframe.train.trainer import Trainer
+from tests.qwen import tiny
+
+CPU = torch.device("cpu")
+AMPLE = Room(10**12, 10**12)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-preflight")).folder
+
+
+SETTINGS = [
+    "device=cpu",
+    "dtype=float32",
+    "train.precision=float32",
+    "train.batch_size=4",
+    "data.options.count=8",
+    "data.options.validation=0",
+    "sample.count=0",
+    "train.max_steps=1",
+]
+
+
+def trainer(model: Path, folder: Path, *overrides: str) -> Trainer:
+    values = {"model": str(model), "output": str(folder)}
+    return Trainer(qframe.load_config(family="qwen-edit", values=values, overrides=[*SETTINGS, *overrides]))
+
+
+def forecast(model: Path, *overrides: str) -> Forecast:
+    found = trainer(model, Path("nowhere"), *overrides)
+    return forecast_training(found.composition, found.records)
+
+
+def training(found: Forecast) -> dict[str, int]:
+    return dict(found.needs[CPU]["training"])
+
+
+@pytest.mark.parametrize(
+    "overrides", [(), ("train.ema_decay=0.9",), ("train.mode=full",), ("train.optimizer=muon",)], ids=str
+)
+def test_trained_parameters_and_optimizer_states_are_forecast_exactly(
+    model: Path, tmp_path: Path, overrides: Sequence[str]
+) -> None:
+    expected = training(forecast(model, *overrides))
+    fitted = trainer(model, tmp_path / "run", *overrides)
+    fitted.fit()
+    state = fitted.state
+    assert state is not None
+    assert expected["trained"] == sum(p.nbytes for p in state.parameters.values())
+    assert expected["gradients"] == expected["trained"]
+    held = [v for part in state.optimizers.parts for values in part.state.values() for v in values.values()]
+    real = sum(value.nbytes for value in held if isinstance(value, torch.Tensor))
+    idle = [
+        p for p in state.parameters.values() if p.grad is None and not any(p in o.state for o in state.optimizers.parts)
+    ]
+    # What gets no gradient (the text of the last block) gets no states: at most two moments and a step less.
+    assert real <= expected["optimizer"] <= real + sum(2 * p.nbytes + 4 for p in idle)
+    assert expected["average"] == (0 if state.average is None else sum(v.nbytes for v in state.average.values.values()))
+
+
+@pytest.mark.parametrize("overrides", [(), ("denoiser.quantise.use=quanto", "encoder.quantise.use=quanto")], ids=str)
+def test_weights_are_forecast_exactly(model: Path, tmp_path: Path, overrides: Sequence[str]) -> None:
+    found = trainer(model, tmp_path, *overrides)
+    loaded = {part.role: part for part in forecast_training(found.composition, found.records).loaded}
+    parts = found.load("encoder", "denoiser", "codec")
+    for role in ("encoder", "denoiser", "codec"):
+        network = getattr(parts, role).network
+        quantised = role in found.composition.quantisers
+        # quanto keeps two scales of activations in each layer, which weights alone do not use.
+        extra = 8 * sum(type(part).__name__ == "FrozenLinear" for part in network.modules())
+        stored = sum(preflight_bytes(tensor) for tensor in (*network.parameters(), *network.buffers()))
+        assert loaded[role].bytes == stored - extra
+        assert loaded[role].parameters == sum(p.numel() for p in network.parameters())
+        assert ("quantised (quanto)" in loaded[role].dtype) == quantised
+
+
+def preflight_bytes(tensor: torch.Tensor) -> int:
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return tensor.nbytes
+    return sum(preflight_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+
+
+@pytest.mark.parametrize("denoiser", ["qwen-image", "qwen-per-sample-rope"])
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_activations_are_forecast_nearly(model: Path, tmp_path: Path, denoiser: str, checkpointing: str) -> None:
+    """Against a real step forward and backward on the CPU, every allocation counted."""
+    overrides = (f"denoiser.use={denoiser}", f"train.gradient_checkpointing={checkpointing}")
+    found = trainer(model, tmp_path / "run", *overrides)
+    expected = training(forecast_training(found.composition, found.records))["activations"]
+    examples = found.cache()
+    found.prepare()
+    step = Made()
+    with step, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
+        real_step(found, examples)
+    assert 0.75 * step.peak < expected < 1.25 * step.peak
+
+
+def real_step(found: Trainer, examples: Any) -> None:
+    from qframe.interfaces import Conditioning, PackedSequence
+
+    parts = found.load("denoiser")
+    (height, width), references = examples.shape(0)
+    patch, channels = parts.denoiser_spec.patch, parts.denoiser_spec.token_channels
+    grid = (1, height // patch, width // patch)
+    tokens = grid[1] * grid[2]
+    text = max(examples.text_length(index) for index in range(len(examples)))
+    x = PackedSequence(torch.randn(4 * tokens, channels), ((grid,),) * 4)
+    given = PackedSequence(torch.randn(4 * tokens * len(references), channels), ((grid,) * len(references),) * 4)
+    cond = Conditioning(torch.randn(4 * text, parts.denoiser_spec.text_width), (text,) * 4)
+    parts.denoiser.velocity(x, torch.full((4,), 0.5), cond, given).sum().backward()
+
+
+def test_weights_are_no_activations(model: Path) -> None:
+    """Every layer makes a view of its weight; that is nothing new in memory."""
+    layer = torch.nn.Linear(1000, 10)
+    x = torch.zeros(2, 1000)
+    with Made() as made, torch.no_grad():
+        result = layer(x)
+    assert made.peak == result.nbytes
+
+
+def test_checkpointing_needs_less_and_a_larger_batch_more(model: Path) -> None:
+    plain = training(forecast(model))["activations"]
+    assert training(forecast(model, "train.gradient_checkpointing=true"))["activations"] < 0.9 * plain
+    assert 1.5 * plain < training(forecast(model, "train.batch_size=8"))["activations"] < 2.2 * plain
+
+
+def test_remedies_are_those_of_the_configuration_the_most_effective_first(model: Path) -> None:
+    found = forecast(model).remedies
+    assert [one.saves for one in found] == sorted((one.saves for one in found), reverse=True)
+    settings = {one.setting for one in found}
+    assert {"train.gradient_checkpointing=true", "denoiser.quantise.use=quanto"} <= settings
+    assert "train.batch_size=1 with train.gradient_accumulation=4" in settings
+    done = ("train.gradient_checkpointing=true", "train.batch_size=1", "denoiser.quantise.use=quanto")
+    rest = {one.setting for one in forecast(model, *done).remedies}
+    assert rest.isdisjoint(settings - {"lora.rank=8", "pictures of half the pixels (recipe.max_area)"})
+    assert "cache.enabled=true" in {one.setting for one in forecast(model, "cache.enabled=false").remedies}
+    assert "train.mode=lora" in {one.setting for one in forecast(model, "train.mode=full").remedies}
+
+
+def test_nothing_is_loaded_for_a_forecast(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("safetensors.safe_open", refuse)
+    monkeypatch.setattr("qframe.files.checkpoint.Checkpoint.weight_files", refuse)
+    assert forecast(model).peak(CPU) > 0
+    assert sampling(model).peak(CPU) > 0
+
+
+def composition(model: Path, *overrides: str) -> Composition:
+    values = {"model": str(model), "device": "cpu"}
+    return compose(qframe.load_config(family="qwen-edit", values=values, overrides=overrides))
+
+
+def sampling(model: Path, *overrides: str) -> Forecast:
+    return forecast_sampling(composition(model, *overrides))
+
+
+def test_offloading_is_forecast_to_hold_one_network_at_a_time(model: Path) -> None:
+    networks = {part.role: part.bytes or 0 for part in sampling(model).loaded}
+    assert {role: sampling(model).needs[CPU]["sampling"][role] for role in networks} == networks
+    stages = sampling(model, "offload=model").needs[CPU]
+    assert {name for parts in stages.values() for name in parts} == {"encoder", "denoiser", "codec", "working"}
+    assert all(len(parts.keys() - {"working"}) == 1 for parts in stages.values())
+    groups = sampling(model, "offload=group").needs[CPU]
+    assert groups["encoder in turn"]["groups"] < networks["encoder"]
+    peaks = [sampling(model, f"offload={how}").peak(CPU) for how in ("none", "model")]
+    assert peaks[0] > peaks[1]
+
+
+def made_up(weights: int, working: int = 0) -> Forecast:
+    return Forecast(
+        loaded=(Loaded("denoiser", "big", 10**10, "bfloat16", weights, CPU),),
+        needs={CPU: {"sampling": {"denoiser": weights, "working": working}}},
+        remedies=(Remedy("offload=model", 3 * 2**30), Remedy("denoiser.quantise.use=quanto", 2**30)),
+    )
+
+
+def test_weights_larger_than_the_device_are_refused_with_the_best_remedy_first() -> None:
+    with pytest.raises(ResourceError, match=r"cpu has 8\.0 GiB of memory, and weights alone take 20\.0 GiB") as caught:
+        made_up(20 * 2**30).check(lambda device: Room(2**33, 2**33))
+    assert caught.value.exit_code == 6
+    assert caught.value.hint is not None
+    assert caught.value.hint.splitlines()[1] == "  offload=model (about 3.0 GiB less)"
+
+
+def test_an_estimate_above_what_is_free_is_a_warning_and_one_below_is_none() -> None:
+    (warning,) = made_up(2**30, 2**30).check(lambda device: Room(2**30, 2**33))
+    assert "about 2.0 GiB needed, 1.0 GiB of 8.0 GiB free: may not fit" in warning
+    assert "offload=model" in warning
+    assert made_up(2**30, 2**30).check(lambda device: AMPLE) == []
+    assert made_up(2**30).summary(lambda device: Room(2**33, 2**33)) == "Memory: about 1.0 GiB of 8.0 GiB on cpu."
+
+
+def test_a_component_without_an_outline_is_said_to_be_of_unknown_size() -> None:
+    assert str(Loaded("codec", "other", None, "float32", None, CPU)) == "codec     other, size unknown, on cpu"
+    assert network_bytes(torch.nn.Linear(3, 2)) == 4 * 8
+
+
+# What commands say
+
+
+def command(model: Path, tmp_path: Path, *arguments: str) -> list[str]:
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    output = str(tmp_path / "run")
+    return ["train", "--family", "qwen-edit", "--model", str(model), "--output", output, *settings, *arguments]
+
+
+def test_a_dry_run_says_everything_and_leaves_nothing(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(model, tmp_path, "--dry-run")) == 0
+    lines = capsys.readouterr().out
+    for said in ("will load", "denoiser  qwen-image, 0.", "float32", "training on cpu: about", "free: fits"):
+        assert said in lines
+    assert "train.batch_size=1 with train.gradient_accumulation=4 (about" in lines
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_loaded(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight.Forecast.check, "__defaults__", (lambda device: Room(1000, 1000),))
+    monkeypatch.setattr(Composition, "load", lambda *args, **kwargs: pytest.fail("something was loaded"))
+    assert main(command(model, tmp_path)) == 6
+    assert "weights alone take" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_running_out_of_memory_names_what_helps_this_configuration_most(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "fit", fail)
+    assert main(command(model, tmp_path)) == 6
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("error: out of memory")
+    best = max(forecast(model).remedies, key=lambda one: one.saves)
+    assert said[2].strip() == str(best)
+    assert (
+        main(command(model, tmp_path, "--set", "train.batch_size=1", "--set", "train.gradient_checkpointing=true")) == 6
+    )
+    again = capsys.readouterr().err
+    assert "train.batch_size=1" not in again
+    assert "gradient_checkpointing" not in again
+
+
+def test_another_runtime_error_stays_what_it_is(model: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), preflight.explained(made_up(1)):
+        raise RuntimeError("shapes differ")
+
+
+def test_sampling_says_what_it_needs(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--family", "qwen-image", "--model", str(model), "--set", "device=cpu"]
+    output = str(tmp_path / "out.png")
+    size = ["--steps", "1", "--size", "32x32"]
+    assert main(["sample", *arguments, "--prompt", "a circle", *size, "--output", output]) == 0
+    assert "Memory: about" in capsys.readouterr().out
+    assert main(["compose", *arguments, "--memory"]) == 0
+    assert "sampling on cpu: about" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_of_two_processes_that_share_the_denoiser_out_each_needs_half_of_it_and_the_blocks_it_gathers(
+    model: Path, mode: str
+) -> None:
+    found = trainer(model, Path("nowhere"), f"train.mode={mode}", "train.ema_decay=0.9")
+    apart = forecast_training(found.composition, found.records, processes=2)
+    shared = trainer(model, Path("nowhere"), f"train.mode={mode}", "train.ema_decay=0.9", "train.shard=full")
+    together = forecast_training(shared.composition, shared.records, processes=2)
+    before, after = training(apart), training(together)
+    outline = found.composition.outlines["denoiser"]
+    blocks = [network_bytes(block) for block in getattr(outline.module, outline.blocks)]
+    if mode == "lora":
+        assert before["denoiser"] - after["denoiser"] == sum(blocks) - sum(blocks) // 2
+        assert after["trained"] == before["trained"]
+        assert after["gathered blocks"] == 2 * max(blocks)
+    else:
+        for name in ("trained", "gradients", "optimizer", "average"):
+            assert after[name] == before[name] // 2
+        assert after["gathered blocks"] == 3 * max(blocks)
+    assert after["activations"] < before["activations"]  # samples go one by one
+    offered = any(remedy.setting == "train.shard=full" for remedy in apart.remedies)
+    assert offered == (mode == "full")  # of two blocks a process needs both; beside a LoRA that saves nothing
+    assert not any(remedy.setting == "train.shard=full" for remedy in together.remedies)
+    alone = forecast_training(shared.composition, shared.records)
+    assert training(alone) == before
