@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import CodecSpec, LatentCodec
 from qframe_qwen.loading import component_config, load_weights, outline_of
 from qframe_qwen.options import QwenCodecOptions
@@ -34,8 +34,8 @@ class QwenCodec(LatentCodec):
         return decoder
 
     @classmethod
-    def describe(cls, checkpoint: Checkpoint, options: Any) -> CodecSpec:
-        config = component_config(checkpoint, _FOLDER, _CLASS)
+    def describe(cls, model: ModelFolder, options: Any) -> CodecSpec:
+        config = component_config(model, _FOLDER, _CLASS)
         return CodecSpec(
             latent_space=latent_space(config),
             channels=int(config.get("z_dim", len(PUBLISHED_MEAN))),
@@ -44,11 +44,11 @@ class QwenCodec(LatentCodec):
         )
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+    def load(cls, model: ModelFolder, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
         from diffusers import AutoencoderKLQwenImage
 
-        component_config(checkpoint, _FOLDER, _CLASS)
-        vae = load_weights(AutoencoderKLQwenImage, checkpoint, _FOLDER, device=device, dtype=dtype)
+        component_config(model, _FOLDER, _CLASS)
+        vae = load_weights(AutoencoderKLQwenImage, model, _FOLDER, device=device, dtype=dtype)
         options = options or QwenCodecOptions()
         if options.tiling:
             vae.enable_tiling()
@@ -57,18 +57,18 @@ class QwenCodec(LatentCodec):
         return cls(vae)
 
     @classmethod
-    def outline(cls, checkpoint: Checkpoint, options: Any, *, dtype: torch.dtype) -> Self:
+    def outline(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> Self:
         from diffusers import AutoencoderKLQwenImage
 
-        return cls(outline_of(AutoencoderKLQwenImage, component_config(checkpoint, _FOLDER, _CLASS), dtype))
+        return cls(outline_of(AutoencoderKLQwenImage, component_config(model, _FOLDER, _CLASS), dtype))
 
     @classmethod
-    def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
-        return " ".join(cls.ingredients(checkpoint, options).values())
+    def fingerprint(cls, model: ModelFolder, options: Any) -> str:
+        return " ".join(cls.ingredients(model, options).values())
 
     @classmethod
-    def ingredients(cls, checkpoint: Checkpoint, options: Any) -> dict[str, str]:
-        weights = {"weights": checkpoint.digest(_FOLDER)}
+    def ingredients(cls, model: ModelFolder, options: Any) -> dict[str, str]:
+        weights = {"weights": model.digest(_FOLDER)}
         return {**weights, "tiling": "true"} if options is not None and options.tiling else weights
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from qframe.diffusion.packing import pad
 from qframe.errors import CheckpointError, ConfigError, DataError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import (
     PLAIN,
     Conditioning,
@@ -110,22 +110,22 @@ class StockDenoiser(Denoiser):
         self._spaces = dict(spaces or {})
 
     @classmethod
-    def describe(cls, checkpoint: Checkpoint, options: Any) -> DenoiserSpec:
-        config = component_config(checkpoint, _FOLDER, _CLASS)
+    def describe(cls, model: ModelFolder, options: Any) -> DenoiserSpec:
+        config = component_config(model, _FOLDER, _CLASS)
         for flag, reason in cls.refused.items():
             if config.get(flag):
                 raise CheckpointError(
-                    f"model {checkpoint.name!r}: {_FOLDER}/config.json sets {flag}, "
+                    f"model {model.name!r}: {_FOLDER}/config.json sets {flag}, "
                     f"which this denoiser does not run: {reason}",
                     "Use a checkpoint without it, or a denoiser made for it.",
                 )
-        spaces = _spaces(checkpoint)
+        spaces = _spaces(model)
         return DenoiserSpec(
             latent_space=spaces["latent_space"],
             text_space=spaces["text_space"],
-            token_channels=_whole(checkpoint, config, "in_channels", 64),
-            patch=_whole(checkpoint, config, "patch_size", 2),
-            text_width=_whole(checkpoint, config, "joint_attention_dim", 3584),
+            token_channels=_whole(model, config, "in_channels", 64),
+            patch=_whole(model, config, "patch_size", 2),
+            text_width=_whole(model, config, "joint_attention_dim", 3584),
             references=True,
             guidance=bool(config.get("guidance_embeds")),
         )
@@ -138,24 +138,24 @@ class StockDenoiser(Denoiser):
         return QwenImageTransformer2DModel
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
-        cls.describe(checkpoint, options)
-        module = load_weights(cls.network_class(), checkpoint, _FOLDER, device=device, dtype=dtype)
+    def load(cls, model: ModelFolder, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+        cls.describe(model, options)
+        module = load_weights(cls.network_class(), model, _FOLDER, device=device, dtype=dtype)
         options = options or QwenDenoiserOptions()
         if options.attention_backend is not None:
             _use_attention(module, options.attention_backend)
         if options.compile:
             module.compile_repeated_blocks()
-        return cls(module, _spaces(checkpoint))
+        return cls(module, _spaces(model))
 
     @classmethod
-    def outline(cls, checkpoint: Checkpoint, options: Any, *, dtype: torch.dtype) -> Self:
-        cls.describe(checkpoint, options)
-        return cls(outline_of(cls.network_class(), checkpoint.config(_FOLDER), dtype), _spaces(checkpoint))
+    def outline(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> Self:
+        cls.describe(model, options)
+        return cls(outline_of(cls.network_class(), model.config(_FOLDER), dtype), _spaces(model))
 
     @classmethod
-    def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
-        return checkpoint.digest(_FOLDER)
+    def fingerprint(cls, model: ModelFolder, options: Any) -> str:
+        return model.digest(_FOLDER)
 
     def velocity(
         self,
@@ -278,22 +278,22 @@ def _of_group(forward: ForwardOptions, place: int) -> ForwardOptions:
     return attrs.evolve(forward, cache_context=f"{forward.cache_context}-{place}")
 
 
-def _whole(checkpoint: Checkpoint, config: Mapping[str, Any], key: str, default: int) -> int:
+def _whole(model: ModelFolder, config: Mapping[str, Any], key: str, default: int) -> int:
     value = config.get(key, default)
     if not isinstance(value, int) or value < 1:
         raise CheckpointError(
-            f"model {checkpoint.name!r}: {_FOLDER}/config.json sets {key} to {value!r}, expected a whole number from 1",
+            f"model {model.name!r}: {_FOLDER}/config.json sets {key} to {value!r}, expected a whole number from 1",
             "Download the checkpoint again.",
         )
     return value
 
 
-def _spaces(checkpoint: Checkpoint) -> dict[str, str]:
+def _spaces(model: ModelFolder) -> dict[str, str]:
     """The spaces a transformer was trained in: as `save` noted them, else those of its checkpoint's own codec."""
     noted = f"{_FOLDER}/{_SPACES}"
-    if checkpoint.has(noted):
-        return {"latent_space": "", "text_space": TEXT_SPACE, **checkpoint.read_json(noted)}
-    return {"latent_space": latent_space(checkpoint.config("vae")), "text_space": TEXT_SPACE}
+    if model.has(noted):
+        return {"latent_space": "", "text_space": TEXT_SPACE, **model.read_json(noted)}
+    return {"latent_space": latent_space(model.config("vae")), "text_space": TEXT_SPACE}
 
 
 def _groups(grids: Grids, cond: Conditioning, references: PackedSequence | None, like: Tensor) -> tuple[_Group, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qframe.diffusion.packing import unpad
 from qframe.errors import CheckpointError, DataError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Conditioning, Encoder, EncoderSpec, TokenCounter
 from qframe.pictures.geometry import Size
 from qframe_qwen.loading import component_config, load_weights
@@ -69,64 +69,64 @@ class QwenVLEncoder(Encoder):
         return network
 
     @classmethod
-    def describe(cls, checkpoint: Checkpoint, options: Any) -> EncoderSpec:
-        config = component_config(checkpoint, _FOLDER, _CLASS)
+    def describe(cls, model: ModelFolder, options: Any) -> EncoderSpec:
+        config = component_config(model, _FOLDER, _CLASS)
         options = options or QwenVLOptions()
-        pictures = options.template != "text" and any(checkpoint.has(file) for file in _PROCESSOR_FILES)
+        pictures = options.template != "text" and any(model.has(file) for file in _PROCESSOR_FILES)
         if options.template in ("edit", "edit-plus") and not pictures:
             raise CheckpointError(
-                f"model {checkpoint.name!r}: no {_PROCESSOR_FILES[0]}, without which its encoder sees no pictures",
+                f"model {model.name!r}: no {_PROCESSOR_FILES[0]}, without which its encoder sees no pictures",
                 "Use a checkpoint of an edit model, or encoder.options.template = 'text'.",
             )
         width = config.get("hidden_size") or config.get("text_config", {}).get("hidden_size")
         if not isinstance(width, int):
-            raise CheckpointError(f"model {checkpoint.name!r}: {_FOLDER}/config.json has no hidden_size")
+            raise CheckpointError(f"model {model.name!r}: {_FOLDER}/config.json has no hidden_size")
         return EncoderSpec(text_space=TEXT_SPACE, width=width, pictures=pictures)
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+    def load(cls, model: ModelFolder, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
         from transformers import Qwen2_5_VLForConditionalGeneration
 
         options = options or QwenVLOptions()
-        spec = cls.describe(checkpoint, options)
-        tokenizer = _tokenizer(checkpoint, spec)
+        spec = cls.describe(model, options)
+        tokenizer = _tokenizer(model, spec)
         # The head is not needed for hidden states, and its logits would be the largest tensor of the run.
-        model = load_weights(Qwen2_5_VLForConditionalGeneration, checkpoint, _FOLDER, device=device, dtype=dtype).model
-        return cls(model, tokenizer, _image_processor(checkpoint) if spec.pictures else None, options)
+        network = load_weights(Qwen2_5_VLForConditionalGeneration, model, _FOLDER, device=device, dtype=dtype).model
+        return cls(network, tokenizer, _image_processor(model) if spec.pictures else None, options)
 
     @classmethod
-    def outline(cls, checkpoint: Checkpoint, options: Any, *, dtype: torch.dtype) -> Self:
+    def outline(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> Self:
         from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen2Tokenizer
 
-        config = Qwen2_5_VLConfig.from_dict(component_config(checkpoint, _FOLDER, _CLASS))
-        tokenizer = Qwen2Tokenizer.from_pretrained(checkpoint.folder / "tokenizer", local_files_only=True)
+        config = Qwen2_5_VLConfig.from_dict(component_config(model, _FOLDER, _CLASS))
+        tokenizer = Qwen2Tokenizer.from_pretrained(model.folder / "tokenizer", local_files_only=True)
         with torch.device("meta"):
-            model = Qwen2_5_VLModel(config)
-        return cls(model.to(dtype).eval().requires_grad_(False), tokenizer, None, options or QwenVLOptions())
+            network = Qwen2_5_VLModel(config)
+        return cls(network.to(dtype).eval().requires_grad_(False), tokenizer, None, options or QwenVLOptions())
 
     @classmethod
-    def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
-        named = cls.ingredients(checkpoint, options)
+    def fingerprint(cls, model: ModelFolder, options: Any) -> str:
+        named = cls.ingredients(model, options)
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
     @classmethod
-    def ingredients(cls, checkpoint: Checkpoint, options: Any) -> dict[str, str]:
+    def ingredients(cls, model: ModelFolder, options: Any) -> dict[str, str]:
         return {
-            "weights": checkpoint.digest(_FOLDER),
-            "tokenizer": checkpoint.digest("tokenizer"),
-            "processor": checkpoint.digest("processor"),
+            "weights": model.digest(_FOLDER),
+            "tokenizer": model.digest("tokenizer"),
+            "processor": model.digest("processor"),
             # How positions and pictures are computed lies in transformers' code, and has changed between its versions.
             "transformers": importlib.metadata.version("transformers"),
             **{name: str(value) for name, value in attrs.asdict(options or QwenVLOptions()).items()},
         }
 
     @classmethod
-    def token_counter(cls, checkpoint: Checkpoint, options: Any) -> TokenCounter:
+    def token_counter(cls, model: ModelFolder, options: Any) -> TokenCounter:
         """See `Encoder.token_counter`: tokenizer and image processor alone, and the code that `encode` runs."""
         options = options or QwenVLOptions()
-        spec = cls.describe(checkpoint, options)
-        processor = _image_processor(checkpoint) if spec.pictures else None
-        reader = cls(None, _tokenizer(checkpoint, spec), processor, options)
+        spec = cls.describe(model, options)
+        processor = _image_processor(model) if spec.pictures else None
+        reader = cls(None, _tokenizer(model, spec), processor, options)
 
         def count(prompt: str, sizes: Sequence[Size]) -> int:
             row = reader._prompt(prompt, [reader._slots(size) for size in sizes], None)
@@ -231,25 +231,25 @@ class _Vision:
     slots: tuple[int, ...]
 
 
-def _tokenizer(checkpoint: Checkpoint, spec: EncoderSpec) -> Any:
+def _tokenizer(model: ModelFolder, spec: EncoderSpec) -> Any:
     from transformers import Qwen2Tokenizer
 
-    if not checkpoint.has("tokenizer"):
-        raise CheckpointError(f"model {checkpoint.name!r}: there is no folder 'tokenizer'")
+    if not model.has("tokenizer"):
+        raise CheckpointError(f"model {model.name!r}: there is no folder 'tokenizer'")
     try:
-        tokenizer = Qwen2Tokenizer.from_pretrained(checkpoint.folder / "tokenizer", local_files_only=True)
+        tokenizer = Qwen2Tokenizer.from_pretrained(model.folder / "tokenizer", local_files_only=True)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise CheckpointError(
-            f"model {checkpoint.name!r}: the tokenizer in tokenizer/ cannot be read: {error!r}",
+            f"model {model.name!r}: the tokenizer in tokenizer/ cannot be read: {error!r}",
             "Download the checkpoint again.",
         ) from error
     for template in (TEXT, EDIT) if spec.pictures else (TEXT,):
-        check_tokenizer(tokenizer, template, checkpoint.name)
+        check_tokenizer(tokenizer, template, model.name)
     return tokenizer
 
 
-def _image_processor(checkpoint: Checkpoint) -> Any:
+def _image_processor(model: ModelFolder) -> Any:
     # The PIL back end, also where torchvision is installed: the same picture gives the same numbers everywhere.
     from transformers import Qwen2VLImageProcessorPil
 
-    return Qwen2VLImageProcessorPil.from_pretrained(checkpoint.folder / "processor", local_files_only=True)
+    return Qwen2VLImageProcessorPil.from_pretrained(model.folder / "processor", local_files_only=True)

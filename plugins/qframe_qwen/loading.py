@@ -12,38 +12,36 @@ from safetensors import SafetensorError
 from torch import nn
 
 from qframe.errors import CheckpointError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 
 
-def component_config(
-    checkpoint: Checkpoint, subfolder: str, expected: str, *, file: str = "config.json"
-) -> dict[str, Any]:
+def component_config(model: ModelFolder, subfolder: str, expected: str, *, file: str = "config.json") -> dict[str, Any]:
     """The configuration of a component, which must name the class `expected`.
 
     CheckpointError if the file is missing or names another class.
     """
-    config = checkpoint.read_json(f"{subfolder}/{file}")
-    if not checkpoint.remote:  # from the hub, weights come later
-        checkpoint.check_shards(subfolder)
+    config = model.read_json(f"{subfolder}/{file}")
+    if not model.remote:  # from the hub, weights come later
+        model.check_shards(subfolder)
     named = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
     if named != expected:
         raise CheckpointError(
-            f"model {checkpoint.name!r}: {subfolder}/{file} names the class {named!r}, expected {expected!r}",
+            f"model {model.name!r}: {subfolder}/{file} names the class {named!r}, expected {expected!r}",
             "Use a checkpoint of this family, or the plugin that knows this class.",
         )
     return config
 
 
-def load_weights(cls: Any, checkpoint: Checkpoint, subfolder: str, *, device: torch.device, dtype: torch.dtype) -> Any:
+def load_weights(cls: Any, model: ModelFolder, subfolder: str, *, device: torch.device, dtype: torch.dtype) -> Any:
     """The network of class `cls` (diffusers' or transformers') in `subfolder`, frozen, in evaluation mode.
 
     CheckpointError if weights are missing, of another shape, or damaged: upstream would fill in random ones.
     """
-    checkpoint.weight_files(subfolder)
+    model.weight_files(subfolder)
     try:
         with _without_bars():
             module, report = cls.from_pretrained(
-                checkpoint.folder / subfolder,
+                model.folder / subfolder,
                 dtype=dtype,
                 use_safetensors=True,
                 local_files_only=True,
@@ -52,25 +50,25 @@ def load_weights(cls: Any, checkpoint: Checkpoint, subfolder: str, *, device: to
     except torch.OutOfMemoryError:
         raise
     except ImportError as error:
-        raise _lacking(checkpoint, subfolder, error) from error
+        raise _lacking(model, subfolder, error) from error
     except (SafetensorError, StrictDataclassError, RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
         if "GPU" in str(error):  # diffusers' quantisers, where there is none
-            raise _lacking(checkpoint, subfolder, error) from error
+            raise _lacking(model, subfolder, error) from error
         raise CheckpointError(
-            f"model {checkpoint.name!r}: {subfolder} cannot be loaded from its config.json and weights: {error}",
+            f"model {model.name!r}: {subfolder} cannot be loaded from its config.json and weights: {error}",
             "Download the checkpoint again.",
         ) from error
     broken = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
     unused = sorted(report["unexpected_keys"])
     if unused and not broken:
         raise CheckpointError(
-            f"model {checkpoint.name!r}: {subfolder} holds {len(unused)} weights its config.json has no place for: "
+            f"model {model.name!r}: {subfolder} holds {len(unused)} weights its config.json has no place for: "
             + ", ".join(unused[:5]),
             "The configuration and the weights do not belong together; download the checkpoint again.",
         )
     if broken:
         raise CheckpointError(
-            f"model {checkpoint.name!r}: {subfolder} lacks {len(broken)} weights that its config.json calls for, "
+            f"model {model.name!r}: {subfolder} lacks {len(broken)} weights that its config.json calls for, "
             f"or has them in another shape: {', '.join(broken[:5])}",
             "The configuration and the weights do not belong together; download the checkpoint again.",
         )
@@ -85,11 +83,11 @@ def outline_of(cls: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     return network.eval().requires_grad_(False)
 
 
-def _lacking(checkpoint: Checkpoint, subfolder: str, error: Exception) -> CheckpointError:
+def _lacking(model: ModelFolder, subfolder: str, error: Exception) -> CheckpointError:
     """What to say of weights that this machine has no library or no device for: quantised ones."""
-    method = checkpoint.read_json(f"{subfolder}/config.json").get("quantization_config", {}).get("quant_method", "none")
+    method = model.read_json(f"{subfolder}/config.json").get("quantization_config", {}).get("quant_method", "none")
     return CheckpointError(
-        f"model {checkpoint.name!r}: {subfolder} (quantised: {method}) cannot be loaded on this machine: {error}",
+        f"model {model.name!r}: {subfolder} (quantised: {method}) cannot be loaded on this machine: {error}",
         "4-bit checkpoints of bitsandbytes need a CUDA device and `pip install qframe[bitsandbytes]`. "
         "A checkpoint that is not quantised runs anywhere; denoiser.quantise makes its weights small as well.",
     )

@@ -70,7 +70,7 @@ class _Pipelines(Oracle):
         version = f"diffusers {importlib.metadata.version('diffusers')}, torch {torch.__version__}"
         if _stock(parts):
             return (version,)
-        return (version, f"diffusers runs its own transformer on the weights of {parts.checkpoint.name!r}")
+        return (version, f"diffusers runs its own transformer on the weights of {parts.model.name!r}")
 
 
 class TextToImage(_Pipelines):
@@ -212,7 +212,7 @@ def _transformer(parts: Parts) -> Any:
     if _stock(parts):
         return module
     weight = next(module.parameters())
-    return StockDenoiser.load(parts.checkpoint, None, device=weight.device, dtype=weight.dtype).module
+    return StockDenoiser.load(parts.model, None, device=weight.device, dtype=weight.dtype).module
 
 
 # -- arguments --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from qframe.diffusion.guidance import norm_rescaled_guidance
 from qframe.errors import DataError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import ExampleInputs, Parts, Plan, Recipe, Record, Request, TextInput, grid_length
 from qframe.pictures.picture import PixelInput
 from qframe.sample.conditioning import encode_prompts, forward_options
@@ -31,8 +31,8 @@ class TextToImageRecipe(Recipe):
 
     request_type: ClassVar[type[Request]] = Request
 
-    def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
-        super().__init__(with_defaults(settings or TextToImageSettings(), checkpoint, PUBLISHED), checkpoint)
+    def __init__(self, settings: Any, model: ModelFolder) -> None:
+        super().__init__(with_defaults(settings or TextToImageSettings(), model, PUBLISHED), model)
         self.geometry = fitting_geometry(self.settings)
 
     def inputs(self, record: Record) -> ExampleInputs:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qframe.diffusion.flow import shift_sigma
 from qframe.errors import CheckpointError, ConfigError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Schedule
 from qframe_qwen.loading import component_config
 
@@ -27,29 +27,27 @@ class FlowMatchSchedule(Schedule):
         self.scheduler = scheduler
 
     @classmethod
-    def describe(cls, checkpoint: Checkpoint, options: Any) -> None:
+    def describe(cls, model: ModelFolder, options: Any) -> None:
         """Nothing to compare with other parts; CheckpointError if it is a scheduler that this class cannot follow."""
-        config = component_config(checkpoint, _FOLDER, _CLASS, file=_FILE)
+        config = component_config(model, _FOLDER, _CLASS, file=_FILE)
         for key, wanted in (("num_train_timesteps", 1000), ("invert_sigmas", False), ("stochastic_sampling", False)):
             if config.get(key, wanted) != wanted:
                 raise CheckpointError(
-                    f"model {checkpoint.name!r}: {_FOLDER}/{_FILE} sets {key} to {config[key]!r}; "
+                    f"model {model.name!r}: {_FOLDER}/{_FILE} sets {key} to {config[key]!r}; "
                     f"schedule 'flow-match' needs {wanted!r}",
                     "Use a schedule made for this checkpoint.",
                 )
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+    def load(cls, model: ModelFolder, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        cls.describe(checkpoint, options)
-        return cls(
-            FlowMatchEulerDiscreteScheduler.from_config(component_config(checkpoint, _FOLDER, _CLASS, file=_FILE))
-        )
+        cls.describe(model, options)
+        return cls(FlowMatchEulerDiscreteScheduler.from_config(component_config(model, _FOLDER, _CLASS, file=_FILE)))
 
     @classmethod
-    def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
-        return checkpoint.digest(_FOLDER)
+    def fingerprint(cls, model: ModelFolder, options: Any) -> str:
+        return model.digest(_FOLDER)
 
     def mu(self, tokens: int) -> float:
         """The logarithm of the shift for a target of `tokens` tokens: a straight line through the configured ends.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qframe.diffusion.guidance import norm_rescaled_guidance
 from qframe.errors import ConfigError, DataError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import ExampleInputs, Parts, Plan, Recipe, Record, Request, TextInput, grid_length
 from qframe.pictures.picture import PixelInput
 from qframe.pictures.pixels import fit, picture_size
@@ -96,8 +96,8 @@ class EditPlusRecipe(Recipe):
     pictures: ClassVar[bool] = True
     positional: ClassVar[tuple[str, ...]] = ("image", "prompt", "negative_prompt")
 
-    def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
-        super().__init__(with_defaults(settings or EditPlusSettings(), checkpoint, PUBLISHED), checkpoint)
+    def __init__(self, settings: Any, model: ModelFolder) -> None:
+        super().__init__(with_defaults(settings or EditPlusSettings(), model, PUBLISHED), model)
         self.geometry = fitting_geometry(self.settings)
         self.encoder_geometry = fitting_geometry(self.settings, "encoder_")
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from qframe.diffusion.guidance import norm_rescaled_guidance
 from qframe.errors import ConfigError, DataError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import ExampleInputs, Parts, Plan, Recipe, Record, Request, TextInput, grid_length
 from qframe.pictures.geometry import Size
 from qframe.pictures.picture import PixelInput
@@ -69,8 +69,8 @@ class EditRecipe(Recipe):
     pictures: ClassVar[bool] = True
     positional: ClassVar[tuple[str, ...]] = ("image", "prompt", "negative_prompt")
 
-    def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
-        super().__init__(with_defaults(settings or EditSettings(), checkpoint, PUBLISHED), checkpoint)
+    def __init__(self, settings: Any, model: ModelFolder) -> None:
+        super().__init__(with_defaults(settings or EditSettings(), model, PUBLISHED), model)
         self.geometry = fitting_geometry(self.settings)
 
     def inputs(self, record: Record) -> ExampleInputs:

@@ -1,6 +1,6 @@
 """Component `qwen-per-sample-rope`: the checkpoints of denoiser `qwen-image`, run by the per-sample-RoPE transformer.
 
-Checkpoint, names of spaces, LoRA presets and files are those of the registered `qwen-image`, asked by that name: what
+ModelFolder, names of spaces, LoRA presets and files are those of the registered `qwen-image`, asked by that name: what
 that plugin learns to read or to refuse holds here too. Only the network is another one.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qframe.diffusion.packing import interleave
 from qframe.errors import ConfigError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import (
     PLAIN,
     Conditioning,
@@ -53,25 +53,25 @@ class PerSampleRopeDenoiser(Denoiser):
         self._reader = reader
 
     @classmethod
-    def describe(cls, checkpoint: Checkpoint, options: Any) -> DenoiserSpec:
-        spec: DenoiserSpec = _reader().describe(checkpoint, options)
+    def describe(cls, model: ModelFolder, options: Any) -> DenoiserSpec:
+        spec: DenoiserSpec = _reader().describe(model, options)
         return spec
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
-        found = cls(_reader().load(checkpoint, None, device=device, dtype=dtype))
+    def load(cls, model: ModelFolder, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+        found = cls(_reader().load(model, None, device=device, dtype=dtype))
         if options is not None and options.compile:
             found.module.compile_repeated_blocks()
         return found
 
     @classmethod
-    def outline(cls, checkpoint: Checkpoint, options: Any, *, dtype: torch.dtype) -> Self | None:
-        reader = _reader().outline(checkpoint, options, dtype=dtype)
+    def outline(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> Self | None:
+        reader = _reader().outline(model, options, dtype=dtype)
         return None if reader is None else cls(reader)
 
     @classmethod
-    def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
-        return _reader().fingerprint(checkpoint, options)
+    def fingerprint(cls, model: ModelFolder, options: Any) -> str:
+        return _reader().fingerprint(model, options)
 
     def velocity(
         self,

@@ -22,7 +22,7 @@ _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 def outlined(composition: Composition) -> Denoiser | None:
     """The denoiser on the meta device: its layers' names and shapes, before a weight is read. None if untold."""
     found: Denoiser | None = composition.classes["denoiser"].outline(
-        composition.checkpoint("denoiser"), composition.options("denoiser"), dtype=torch.float32
+        composition.model("denoiser"), composition.options("denoiser"), dtype=torch.float32
     )
     return found
 
@@ -56,16 +56,16 @@ def write_merged(
         dtype = dtype or stored_dtype(composition, layer_names(outline.module))
     if dtype is None:
         raise ConfigError(
-            f"model {composition.checkpoint('denoiser').name!r}: the dtype of its weights cannot be told yet",
+            f"model {composition.model('denoiser').name!r}: the dtype of its weights cannot be told yet",
             "Say --dtype bfloat16 or float32.",
         )
     denoiser: Denoiser = composition.classes["denoiser"].load(
-        composition.checkpoint("denoiser"), composition.options("denoiser"), device=torch.device("cpu"), dtype=dtype
+        composition.model("denoiser"), composition.options("denoiser"), device=torch.device("cpu"), dtype=dtype
     )
     module = denoiser.module
     add_updates(module, [(read_fitting(module, file), weight) for file, weight in loras])
     about = {
-        "base_model": composition.checkpoint("denoiser").name,
+        "base_model": composition.model("denoiser").name,
         "weights_licence": composition.licence,
         "merged": [{"lora": file.name, "sha256": file_digest(file), "weight": weight} for file, weight in loras],
     }
@@ -81,7 +81,7 @@ def write_merged(
 def stored_dtype(composition: Composition, layers: Sequence[str]) -> torch.dtype | None:
     """The dtype in which the checkpoint holds these layers; None if their weights are not here, or in another form."""
     wanted = {f"{name}.weight" for name in layers}
-    for file in sorted(composition.checkpoint("denoiser").folder.rglob("*.safetensors")):
+    for file in sorted(composition.model("denoiser").folder.rglob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118 - not a mapping
                 if key in wanted:

@@ -30,7 +30,7 @@ def compose(
         click.echo(line)
     click.echo(composition.table())
     for role in ROLES:
-        origin = composition.checkpoint(role).name if role in composition.checkpoints else "no checkpoint"
+        origin = composition.model(role).name if role in composition.models else "no model"
         click.echo(f"  {role:<9} {getattr(config, role).use}, {origin}")
     click.echo(licence_line(composition.model_name, composition.family))
     if memory:

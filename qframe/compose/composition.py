@@ -21,8 +21,8 @@ from qframe.compose import placement
 from qframe.compose.mixing import transformed
 from qframe.config.schema import QUANTISABLE, ROLES, ComponentConfig, Config, QuantiseConfig
 from qframe.errors import CheckpointError, CompositionError, ConfigError, PluginError, bullet_list
-from qframe.files.checkpoint import Checkpoint
 from qframe.files.digests import FileDigests
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import (
     CodecSpec,
     Denoiser,
@@ -80,7 +80,7 @@ class Composition:
     config: Config
     family: Family
     rows: tuple[Row, ...]
-    checkpoints: Mapping[str, Checkpoint]
+    models: Mapping[str, ModelFolder]
     classes: Mapping[str, Any]
     specs: Mapping[str, Any]
     quantisers: Mapping[str, Quantiser]
@@ -99,34 +99,34 @@ class Composition:
     @property
     def model_name(self) -> str:
         """The checkpoint, as the user named it."""
-        return self.checkpoints["model"].name
+        return self.models["model"].name
 
     def options(self, role: str) -> Any:
         """The settings of a component: an instance of the class it declares, or None."""
         return _section(self.config, role).options
 
-    def checkpoint(self, role: str) -> Checkpoint:
+    def model(self, role: str) -> ModelFolder:
         """The checkpoint that a component comes from."""
-        return self.checkpoints[role]
+        return self.models[role]
 
     def fingerprint(self, role: str) -> str:
         """sha256 over everything that the component's output depends on, quantisation included."""
-        own = str(self.classes[role].fingerprint(self.checkpoint(role), self.options(role)))
+        own = str(self.classes[role].fingerprint(self.model(role), self.options(role)))
         quantiser = self.quantisers.get(role)
         return own if quantiser is None else hashlib.sha256(f"{own} {quantiser.fingerprint()}".encode()).hexdigest()
 
     def token_counter(self) -> TokenCounter | None:
         """What counts the text tokens of prompts, as the encoder would give them; see `Encoder.token_counter`."""
         encoder: type[Encoder] = self.classes["encoder"]
-        return encoder.token_counter(self.checkpoint("encoder"), self.options("encoder"))
+        return encoder.token_counter(self.model("encoder"), self.options("encoder"))
 
     def ingredients(self, role: str, progress: Progress = SILENT, digests: FileDigests | None = None) -> dict[str, str]:
         """What a component's output depends on, by name, the dtype it computes in among them: the cache's keys hold it.
 
         progress: hears of large weights that are read. digests: of files that were read before.
         """
-        checkpoint = attrs.evolve(self.checkpoint(role), progress=progress, digests=digests)
-        named = self.classes[role].ingredients(checkpoint, self.options(role))
+        model = attrs.evolve(self.model(role), progress=progress, digests=digests)
+        named = self.classes[role].ingredients(model, self.options(role))
         quantiser = self.quantisers.get(role)
         quantised = {} if quantiser is None else {"quantised": quantiser.fingerprint()}
         return {**named, **quantised, "dtype": str(self.dtype(role)).removeprefix("torch.")}
@@ -156,7 +156,7 @@ class Composition:
 
     def outline(self, role: str, dtype: torch.dtype) -> Any:
         """A component of its own on the meta device, to try things on; None where its shapes cannot be told."""
-        return self.classes[role].outline(self.checkpoint(role), self.options(role), dtype=dtype)
+        return self.classes[role].outline(self.model(role), self.options(role), dtype=dtype)
 
     def weights(self, role: str) -> int | None:
         """Bytes of a component's weights once loaded, quantised where they will be; None where it cannot be told."""
@@ -207,7 +207,7 @@ class Composition:
             **{f"{role}_spec": spec for role, spec in self.specs.items()},
             schedule=self._load("schedule"),
             sampler=sampler() if options is None else sampler(options),
-            checkpoint=self.checkpoints["model"],
+            model=self.models["model"],
             **loaded,
         )
 
@@ -215,7 +215,7 @@ class Composition:
         device, quantiser = placement.CPU if offloaded else self.device(role), self.quantisers.get(role)
         # What is to be quantised never lies on the device whole: that is what it would not fit on.
         first = device if quantiser is None else placement.CPU
-        part = self.classes[role].load(self.checkpoint(role), self.options(role), device=first, dtype=self.dtype(role))
+        part = self.classes[role].load(self.model(role), self.options(role), device=first, dtype=self.dtype(role))
         if quantiser is not None:
             if part.network is None:
                 raise ConfigError(
@@ -238,10 +238,10 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
     family = registry.family(config.family)
     components = {role: registry.component(role, _section(config, role).use) for role in ROLES}
     classes = {role: _class(registry, component) for role, component in components.items()}
-    checkpoints = _checkpoints(config, family, registry)
+    models = _models(config, family, registry)
     specs = {}
     for role, spec in _SPECS.items():
-        specs[role] = classes[role].describe(checkpoints[role], _section(config, role).options)
+        specs[role] = classes[role].describe(models[role], _section(config, role).options)
         if not isinstance(specs[role], spec):
             component = components[role]
             raise PluginError(
@@ -256,7 +256,7 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
         )
     if config.offload == "group":
         placement.check_groups(list(quantisers))
-    recipe = recipe_class(family, registry)(config.recipe, checkpoints["model"])
+    recipe = recipe_class(family, registry)(config.recipe, models["model"])
     rows = _rows(specs["encoder"], specs["codec"], specs["denoiser"], recipe, config.compose.allow)
     title = ", ".join(
         f"{role} {components[role].name!r} (plugin {registry.plugin_of(components[role])})"
@@ -274,7 +274,7 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
         config=config,
         family=family,
         rows=rows,
-        checkpoints=checkpoints,
+        models=models,
         classes=classes,
         specs=specs,
         quantisers=quantisers,
@@ -349,11 +349,11 @@ def _check_class(found: object, interface: type, target: str, plugin: str) -> No
         raise PluginError(f"plugin {plugin!r}: {target} lacks methods of {interface.__name__}: {missing}")
 
 
-def _checkpoints(config: Config, family: Family, registry: Registry) -> dict[str, Checkpoint]:
+def _models(config: Config, family: Family, registry: Registry) -> dict[str, ModelFolder]:
     """By role, and "model": the one of the whole configuration. Each name is opened once."""
-    opened: dict[str, Checkpoint] = {}
+    opened: dict[str, ModelFolder] = {}
 
-    def get(name: str) -> Checkpoint:
+    def get(name: str) -> ModelFolder:
         if name not in opened:
             opened[name] = open_model(name, registry)
         return opened[name]
@@ -371,7 +371,7 @@ def _checkpoints(config: Config, family: Family, registry: Registry) -> dict[str
     }
 
 
-def open_model(name: str, registry: Registry) -> Checkpoint:
+def open_model(name: str, registry: Registry) -> ModelFolder:
     """The checkpoint of a registered name, a folder or a hub id."""
     for component in registry.components("model"):
         if component.name == name:
@@ -382,9 +382,9 @@ def open_model(name: str, registry: Registry) -> Checkpoint:
                     f"model {name!r} of plugin {registry.plugin_of(component)!r}: {folder} is no folder",
                     "Reinstall the plugin.",
                 )
-            return Checkpoint(name, folder)
+            return ModelFolder(name, folder)
     try:
-        return Checkpoint.open(name)
+        return ModelFolder.open(name)
     except CheckpointError as error:
         bundled = ", ".join(component.name for component in registry.components("model"))
         if bundled and error.hint:

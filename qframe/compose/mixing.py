@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from qframe.errors import ConfigError, PluginError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Example, ExampleInputs, Parts, Plan, PlanTransform, Recipe, Record, Request
 
 R = TypeVar("R", bound=Request)
@@ -49,10 +49,10 @@ class _Transformed(Recipe):
     recipe_class: ClassVar[type[Recipe]]
     transform_class: ClassVar[type[PlanTransform]]
 
-    def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
-        self.recipe = self.recipe_class(settings, checkpoint)
+    def __init__(self, settings: Any, model: ModelFolder) -> None:
+        self.recipe = self.recipe_class(settings, model)
         self.transform = self.transform_class()
-        super().__init__(self.recipe.settings, checkpoint)
+        super().__init__(self.recipe.settings, model)
         if not hasattr(self.recipe, "geometry"):
             raise PluginError(
                 f"recipe {self.recipe_class.__qualname__} has no geometry, which transforms need",

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 from PIL import Image
 
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces.loadable import Loadable
 from qframe.interfaces.sequences import Conditioning
 from qframe.pictures.geometry import Size
@@ -44,7 +44,7 @@ class Encoder(Loadable):
         """DataError for a prompt that `encode` refuses, whatever pictures come with it. Runs no network."""
 
     @classmethod
-    def token_counter(cls, checkpoint: Checkpoint, options: Any) -> TokenCounter | None:
+    def token_counter(cls, model: ModelFolder, options: Any) -> TokenCounter | None:
         """What tells how many text tokens `encode` gives, reading no weights; None if only encoding tells.
 
         The counter raises DataError for a prompt that `encode` refuses.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import nn
 
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 
 
 class Loadable(ABC):
@@ -39,7 +39,7 @@ class Loadable(ABC):
         return torch.device("cpu") if first is None else first.device
 
     @classmethod
-    def outline(cls, checkpoint: Checkpoint, options: Any, *, dtype: torch.dtype) -> Self | None:
+    def outline(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> Self | None:
         """The part with its network on the meta device: shapes without weights, from configuration files alone.
 
         None where it cannot be told; then nothing is estimated.
@@ -48,23 +48,23 @@ class Loadable(ABC):
 
     @classmethod
     @abstractmethod
-    def describe(cls, checkpoint: Checkpoint, options: Any) -> Any:
+    def describe(cls, model: ModelFolder, options: Any) -> Any:
         """Its Spec, from configuration files alone: no weight is read. CheckpointError names what is missing."""
 
     @classmethod
     @abstractmethod
-    def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+    def load(cls, model: ModelFolder, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
         """The part itself, weights on `device` in `dtype`, in evaluation mode, without gradients."""
 
     @classmethod
     @abstractmethod
-    def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
+    def fingerprint(cls, model: ModelFolder, options: Any) -> str:
         """sha256 over everything that its output depends on: weights, configuration, options. Loads nothing."""
 
     @classmethod
-    def ingredients(cls, checkpoint: Checkpoint, options: Any) -> Mapping[str, str]:
+    def ingredients(cls, model: ModelFolder, options: Any) -> Mapping[str, str]:
         """The same by name: digests, settings, versions. What the cache's keys hold, and `qframe cache explain` tells.
 
         By default the fingerprint alone; a component that names more tells its users which of them changed.
         """
-        return {"fingerprint": cls.fingerprint(checkpoint, options)}
+        return {"fingerprint": cls.fingerprint(model, options)}

@@ -7,7 +7,7 @@ from typing import TypeVar
 import attrs
 
 from qframe.errors import QframeError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces.codec import CodecSpec, LatentCodec
 from qframe.interfaces.denoiser import Denoiser, DenoiserSpec
 from qframe.interfaces.encoder import Encoder, EncoderSpec
@@ -26,7 +26,7 @@ class Parts:
     denoiser_spec: DenoiserSpec
     schedule: Schedule
     sampler: Sampler
-    checkpoint: Checkpoint
+    model: ModelFolder
     loaded_encoder: Encoder | None = None
     loaded_codec: LatentCodec | None = None
     loaded_denoiser: Denoiser | None = None

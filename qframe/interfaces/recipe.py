@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from qframe.errors import PluginError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces.examples import Example, ExampleInputs, Record
 from qframe.interfaces.parts import Parts
 from qframe.interfaces.plan import Plan
@@ -37,9 +37,9 @@ class Recipe(ABC):
     positional: ClassVar[tuple[str, ...]] = ("prompt", "negative_prompt")
     geometry: Geometry
 
-    def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
+    def __init__(self, settings: Any, model: ModelFolder) -> None:
         self.settings = settings
-        self.checkpoint = checkpoint
+        self.model = model
 
     @abstractmethod
     def inputs(self, record: Record) -> ExampleInputs:

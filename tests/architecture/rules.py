@@ -37,7 +37,7 @@ TORCH_FREE = (
     "qframe.config",
     "qframe.diffusion.plugin",
     "qframe.errors",
-    "qframe.files.checkpoint",
+    "qframe.files.model_folder",
     "qframe.files.digests",
     "qframe.pictures.geometry",
     "qframe.plugins",

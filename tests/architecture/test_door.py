@@ -38,7 +38,10 @@ def test_command_imports_no_torch(command: list[str]) -> None:
 
 def test_wrapper_would_see_torch() -> None:
     output = subprocess.run(
-        [sys.executable, "-c", "import qframe.interfaces\n" + WRAPPER, "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", "import qframe.interfaces\n" + WRAPPER, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "torch" in json.loads(output.stdout.splitlines()[-1])[1]
 

@@ -36,7 +36,11 @@ RULES: list[Rule] = [
 # Rule, files that break it, and what the finding says.
 VIOLATIONS: list[tuple[Rule, dict[str, str], str]] = [
     (rules.modules_without_a_layer, {"qframe/helpers.py": ""}, "qframe.helpers"),
-    (rules.upward_imports, {"qframe/pictures/a.py": "import qframe.diffusion"}, "qframe.pictures.a:1 imports qframe.diff"),
+    (
+        rules.upward_imports,
+        {"qframe/pictures/a.py": "import qframe.diffusion"},
+        "qframe.pictures.a:1 imports qframe.diff",
+    ),
     (rules.upward_imports, {"qframe/diffusion/a.py": "from qframe.compose import load"}, "imports qframe.compose"),
     (rules.upward_imports, {"qframe/files/a.py": "def f():\n    from qframe.train import loop"}, "qframe.files.a:2"),
     (rules.upward_imports, {"qframe/errors.py": "from .train import loop"}, "imports qframe.train"),

@@ -99,7 +99,7 @@ class TinyCodec(LatentCodec):
         self.batches: list[int] = []
 
     @classmethod
-    def describe(cls, checkpoint: Any, options: Any) -> Any:
+    def describe(cls, model: Any, options: Any) -> Any:
         raise NotImplementedError
 
     load = fingerprint = describe
@@ -123,7 +123,7 @@ class TinyEncoder(Encoder):
         self.prompts: list[str] = []
 
     @classmethod
-    def describe(cls, checkpoint: Any, options: Any) -> Any:
+    def describe(cls, model: Any, options: Any) -> Any:
         raise NotImplementedError
 
     load = fingerprint = describe
@@ -156,7 +156,7 @@ class Loader:
             denoiser_spec=None,  # type: ignore[arg-type]  # encoding asks none of these
             schedule=None,  # type: ignore[arg-type]
             sampler=None,  # type: ignore[arg-type]
-            checkpoint=None,  # type: ignore[arg-type]
+            model=None,  # type: ignore[arg-type]
             loaded_encoder=self.encoder if "encoder" in roles else None,
             loaded_codec=self.codec if "codec" in roles else None,
         )

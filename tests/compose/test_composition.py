@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qframe.compose import Composition, compose, find_device
 from qframe.config import load_config
 from qframe.errors import CheckpointError, CompositionError, ConfigError, PluginError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import (
     PLAIN,
     CodecSpec,
@@ -47,21 +47,21 @@ LOADED: list[str] = []
 class Loads:
     """What the fakes below share: loading writes down what was loaded."""
 
-    checkpoint: Checkpoint
+    model: ModelFolder
     options: Any
     device: torch.device
     dtype: torch.dtype
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, options: Any, *, device: torch.device, dtype: torch.dtype) -> Any:
+    def load(cls, model: ModelFolder, options: Any, *, device: torch.device, dtype: torch.dtype) -> Any:
         LOADED.append(cls.__name__)
         part = cls()
-        part.checkpoint, part.options, part.device, part.dtype = checkpoint, options, device, dtype
+        part.model, part.options, part.device, part.dtype = model, options, device, dtype
         return part
 
     @classmethod
-    def fingerprint(cls, checkpoint: Checkpoint, options: Any) -> str:
-        return f"{cls.__name__} {checkpoint.name} {options}"
+    def fingerprint(cls, model: ModelFolder, options: Any) -> str:
+        return f"{cls.__name__} {model.name} {options}"
 
 
 @attrs.frozen
@@ -72,7 +72,7 @@ class WidthOptions:
 
 class FakeEncoder(Loads, Encoder):
     @classmethod
-    def describe(cls, checkpoint: Checkpoint, options: Any) -> EncoderSpec:
+    def describe(cls, model: ModelFolder, options: Any) -> EncoderSpec:
         return EncoderSpec(text_space="qwen2.5-vl", width=options.width, pictures=options.sees)
 
     def encode(self, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]]) -> Conditioning:
@@ -83,8 +83,8 @@ class FakeCodec(Loads, LatentCodec):
     space = "qwen-image"
 
     @classmethod
-    def describe(cls, checkpoint: Checkpoint, options: Any) -> CodecSpec:
-        channels = checkpoint.config("vae")["z_dim"]
+    def describe(cls, model: ModelFolder, options: Any) -> CodecSpec:
+        channels = model.config("vae")["z_dim"]
         return CodecSpec(latent_space=cls.space, channels=channels, compression=8)
 
     def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -103,7 +103,7 @@ class FakeDenoiser(Loads, Denoiser):
     takes_references = True
 
     @classmethod
-    def describe(cls, checkpoint: Checkpoint, options: Any) -> DenoiserSpec:
+    def describe(cls, model: ModelFolder, options: Any) -> DenoiserSpec:
         return DenoiserSpec(
             latent_space="qwen-image",
             text_space="qwen2.5-vl",
@@ -134,13 +134,13 @@ class PlainDenoiser(FakeDenoiser):
 
 class MisdescribedDenoiser(FakeDenoiser):
     @classmethod
-    def describe(cls, checkpoint: Checkpoint, options: Any) -> Any:
+    def describe(cls, model: ModelFolder, options: Any) -> Any:
         return {"token_channels": 64}
 
 
 class FakeSchedule(Loads, Schedule):
     @classmethod
-    def describe(cls, checkpoint: Checkpoint, options: Any) -> Any:
+    def describe(cls, model: ModelFolder, options: Any) -> Any:
         raise NotImplementedError
 
     def sigmas(self, steps: int, tokens: int, custom: Sequence[float] | None = None) -> Tensor:
@@ -227,7 +227,7 @@ REGISTRY = make_registry()
 
 
 @pytest.fixture(autouse=True)
-def checkpoint(tmp_path: Path) -> Path:
+def model(tmp_path: Path) -> Path:
     folder = make_checkpoint(tmp_path / "checkpoint")
     BUNDLED[:] = [folder]
     LOADED.clear()
@@ -338,17 +338,17 @@ def test_wrong_spec_is_named() -> None:
 # Checkpoints
 
 
-def test_one_role_may_come_from_another_checkpoint(tmp_path: Path, checkpoint: Path) -> None:
+def test_one_role_may_come_from_another_checkpoint(tmp_path: Path, model: Path) -> None:
     other = make_checkpoint(tmp_path / "other")
     composition = composed(f"codec.model={other}")
-    assert composition.checkpoint("codec").folder == other
-    assert composition.checkpoint("encoder").folder == checkpoint
+    assert composition.model("codec").folder == other
+    assert composition.model("encoder").folder == model
     assert composition.model_name == "bundled"
 
 
 def test_model_may_be_a_folder(tmp_path: Path) -> None:
     other = make_checkpoint(tmp_path / "other")
-    assert composed(f"model={other}").checkpoint("denoiser").folder == other
+    assert composed(f"model={other}").model("denoiser").folder == other
 
 
 def test_folder_without_a_component_names_the_file(tmp_path: Path) -> None:
@@ -414,10 +414,10 @@ def test_sampler_is_built_with_its_options_if_it_declares_any() -> None:
     assert type(composed().load().sampler).__name__ == "EulerSampler"
 
 
-def test_recipe_has_settings_and_checkpoint(checkpoint: Path) -> None:
+def test_recipe_has_settings_and_checkpoint(model: Path) -> None:
     recipe = composed("recipe.width=9").recipe
     assert recipe.settings == WidthOptions(9)
-    assert recipe.checkpoint.folder == checkpoint
+    assert recipe.model.folder == model
 
 
 def test_fingerprint_and_licence_are_those_declared() -> None:

@@ -14,7 +14,7 @@ from qframe.compose import recipe_class
 from qframe.compose.mixing import as_request, transformed
 from qframe.config import load_config
 from qframe.errors import ConfigError, PluginError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Example, ExampleInputs, Parts, Plan, PlanTransform, Recipe, Record, Request
 from qframe.pictures.geometry import Geometry
 from qframe.plugins.hookspecs import Component, Family, hookimpl
@@ -49,8 +49,8 @@ class SomeRecipe(Recipe):
     references: ClassVar[bool] = True
     request_type: ClassVar[type[Request]] = PictureRequest
 
-    def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
-        super().__init__(settings, checkpoint)
+    def __init__(self, settings: Any, model: ModelFolder) -> None:
+        super().__init__(settings, model)
         self.geometry = Geometry(16, 16, 4)
 
     def inputs(self, record: Record) -> ExampleInputs:
@@ -82,8 +82,8 @@ class Sharpen(Blur):
 
 
 class NoGeometry(SomeRecipe):
-    def __init__(self, settings: Any, checkpoint: Checkpoint) -> None:
-        Recipe.__init__(self, settings, checkpoint)
+    def __init__(self, settings: Any, model: ModelFolder) -> None:
+        Recipe.__init__(self, settings, model)
 
 
 def make_registry() -> Registry:

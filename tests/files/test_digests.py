@@ -9,19 +9,17 @@ import attrs
 import pytest
 
 from qframe.cache import Cache
-from qframe.files import checkpoint as checkpoint_module
-from qframe.files.checkpoint import Checkpoint
+from qframe.files import model_folder as module
 from qframe.files.digests import FileDigests
+from qframe.files.model_folder import ModelFolder
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were read for their digest. Time goes on, so that stamps are trusted."""
     found: list[str] = []
-    real = checkpoint_module._file_digest
-    monkeypatch.setattr(
-        checkpoint_module, "_file_digest", lambda file, told: (found.append(file.name), real(file, told))[1]
-    )
+    real = module._file_digest
+    monkeypatch.setattr(module, "_file_digest", lambda file, told: (found.append(file.name), real(file, told))[1])
     later = time.time_ns() + 10_000_000_000
     monkeypatch.setattr(time, "time_ns", lambda: later)
     return found
@@ -36,12 +34,12 @@ def test_weights_are_read_once_until_they_change(tmp_path: Path, reads: list[str
     def digest() -> str:
         with Cache(tmp_path / "cache") as cache:
             digests = FileDigests(cache)
-            found = attrs.evolve(Checkpoint.open(tmp_path / "model"), digests=digests).digest("vae")
+            found = attrs.evolve(ModelFolder.open(tmp_path / "model"), digests=digests).digest("vae")
             digests.save()
         return found
 
     first = digest()
-    assert first == Checkpoint.open(tmp_path / "model").digest("vae")
+    assert first == ModelFolder.open(tmp_path / "model").digest("vae")
     reads.clear()
     assert digest() == first
     assert reads == []
@@ -53,9 +51,9 @@ def test_weights_are_read_once_until_they_change(tmp_path: Path, reads: list[str
 def test_without_a_store_a_file_is_read_once_in_a_run(tmp_path: Path, reads: list[str]) -> None:
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "a.json").write_text("{}")
-    checkpoint = attrs.evolve(Checkpoint.open(tmp_path), digests=FileDigests())
-    assert checkpoint.digest("vae") == checkpoint.digest("vae")
+    model = attrs.evolve(ModelFolder.open(tmp_path), digests=FileDigests())
+    assert model.digest("vae") == model.digest("vae")
     assert reads == ["a.json"]
-    plain = Checkpoint.open(tmp_path)
+    plain = ModelFolder.open(tmp_path)
     assert plain.digest("vae") == plain.digest("vae")
     assert reads == ["a.json"] * 3, "a checkpoint alone remembers nothing"

@@ -12,7 +12,7 @@ from diffusers import (
 )
 
 from qframe.compose.mixing import transformed
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Parts, Recipe
 from qframe_qwen.image_to_image import ImageToImage
 from qframe_qwen.options import QwenVLOptions
@@ -29,40 +29,40 @@ def quiet_upstream() -> None:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    checkpoint = tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-qwen"))
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    model = tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-qwen"))
     # Between noise and a picture the network sees larger numbers than from noise alone: matrices times 3, not 5.
-    folder = checkpoint.folder / "transformer"
+    folder = model.folder / "transformer"
     transformer = QwenImageTransformer2DModel.from_pretrained(folder)
     tiny.enlarge(transformer, 3 / 5)
     transformer.save_pretrained(folder)
-    return checkpoint
+    return model
 
 
 @pytest.fixture(scope="session")
-def parts(checkpoint: Checkpoint) -> Parts:
-    return load_parts(checkpoint)
+def parts(model: ModelFolder) -> Parts:
+    return load_parts(model)
 
 
 @pytest.fixture(scope="session")
-def upstream_parts(checkpoint: Checkpoint) -> Parts:
+def upstream_parts(model: ModelFolder) -> Parts:
     """With the positions of diffusers' edit pipelines."""
-    return load_parts(checkpoint, QwenVLOptions(positions="upstream"))
+    return load_parts(model, QwenVLOptions(positions="upstream"))
 
 
 @pytest.fixture(scope="session")
-def image_to_image(checkpoint: Checkpoint) -> Recipe:
-    return transformed(TextToImageRecipe, ImageToImage)(None, checkpoint)
+def image_to_image(model: ModelFolder) -> Recipe:
+    return transformed(TextToImageRecipe, ImageToImage)(None, model)
 
 
 @pytest.fixture(scope="session")
-def inpaint(checkpoint: Checkpoint) -> Recipe:
-    return transformed(TextToImageRecipe, KeepUnmasked)(None, checkpoint)
+def inpaint(model: ModelFolder) -> Recipe:
+    return transformed(TextToImageRecipe, KeepUnmasked)(None, model)
 
 
 @pytest.fixture(scope="session")
-def edit_inpaint(checkpoint: Checkpoint) -> Recipe:
-    return transformed(EditRecipe, KeepUnmasked)(None, checkpoint)
+def edit_inpaint(model: ModelFolder) -> Recipe:
+    return transformed(EditRecipe, KeepUnmasked)(None, model)
 
 
 def _upstream(cls: Any, source: Any, *names: str) -> Any:
@@ -75,8 +75,8 @@ _PARTS = ("scheduler", "vae", "text_encoder", "tokenizer", "transformer")
 
 
 @pytest.fixture(scope="session")
-def image_to_image_pipeline(checkpoint: Checkpoint) -> Any:
-    return _upstream(QwenImageImg2ImgPipeline, tiny.upstream_text_to_image(checkpoint), *_PARTS)
+def image_to_image_pipeline(model: ModelFolder) -> Any:
+    return _upstream(QwenImageImg2ImgPipeline, tiny.upstream_text_to_image(model), *_PARTS)
 
 
 @pytest.fixture(scope="session")
@@ -85,5 +85,5 @@ def inpaint_pipeline(image_to_image_pipeline: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def edit_inpaint_pipeline(checkpoint: Checkpoint) -> Any:
-    return _upstream(QwenImageEditInpaintPipeline, tiny.upstream_edit(checkpoint), *_PARTS, "processor")
+def edit_inpaint_pipeline(model: ModelFolder) -> Any:
+    return _upstream(QwenImageEditInpaintPipeline, tiny.upstream_edit(model), *_PARTS, "processor")

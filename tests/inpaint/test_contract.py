@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qframe.compose.mixing import transformed
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Parts, Plan, PlanTransform, Recipe, Request
 from qframe.testing import TransformContract
 from qframe_qwen.image_to_image import ImageToImage
@@ -40,8 +40,8 @@ class TestImageToImage(TransformContract):
         return ImageToImage()
 
     @pytest.fixture
-    def recipe(self, checkpoint: Checkpoint) -> Recipe:
-        return TextToImageRecipe(None, checkpoint)
+    def recipe(self, model: ModelFolder) -> Recipe:
+        return TextToImageRecipe(None, model)
 
     @pytest.fixture
     def asked(self, recipe: Recipe, transform: PlanTransform) -> Request:
@@ -54,8 +54,8 @@ class TestKeepUnmasked(TransformContract):
         return KeepUnmasked()
 
     @pytest.fixture(params=[TextToImageRecipe, EditRecipe])
-    def recipe(self, checkpoint: Checkpoint, request: pytest.FixtureRequest) -> Recipe:
-        made: Recipe = request.param(None, checkpoint)
+    def recipe(self, model: ModelFolder, request: pytest.FixtureRequest) -> Recipe:
+        made: Recipe = request.param(None, model)
         return made
 
     @pytest.fixture
@@ -76,8 +76,8 @@ class Careless(ImageToImage):
         return attrs.evolve(plan, after_step=lambda tokens, step: tokens)
 
 
-def test_a_careless_transform_is_caught(checkpoint: Checkpoint, parts: Parts) -> None:
-    recipe, good, careless = TextToImageRecipe(None, checkpoint), ImageToImage(), Careless()
+def test_a_careless_transform_is_caught(model: ModelFolder, parts: Parts) -> None:
+    recipe, good, careless = TextToImageRecipe(None, model), ImageToImage(), Careless()
     with torch.no_grad():
         given = {"recipe": recipe, "parts": parts, "asked": asking(recipe, good)}
         assert failures(TransformContract(), transform=good, **given) == set()

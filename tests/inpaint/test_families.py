@@ -11,7 +11,7 @@ import torch
 import qframe
 from qframe.diffusion.packing import pack_latents
 from qframe.errors import CompositionError, ConfigError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Recipe
 from qframe.plugins.registry import load_registry
 from qframe.sample.pipeline import Pipeline
@@ -23,8 +23,8 @@ from tests.qwen import tiny
 MIXED = {"qwen-inpaint": "qwen-image", "qwen-edit-inpaint": "qwen-edit"}
 
 
-def pipe(family: str, checkpoint: Checkpoint) -> Pipeline:
-    return qframe.load(family, model=checkpoint.folder, device="cpu")
+def pipe(family: str, model: ModelFolder) -> Pipeline:
+    return qframe.load(family, model=model.folder, device="cpu")
 
 
 @pytest.mark.parametrize("family", MIXED)
@@ -41,22 +41,22 @@ def test_the_plugin_has_no_recipe_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("family", MIXED)
-def test_a_mixed_family_at_full_mask_and_strength_is_the_family_it_mixes(checkpoint: Checkpoint, family: str) -> None:
+def test_a_mixed_family_at_full_mask_and_strength_is_the_family_it_mixes(model: ModelFolder, family: str) -> None:
     noise = pack_latents(torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0)), 2)
     common: dict[str, Any] = asked(1, guidance=4.0, steps=3, latents=noise, output_type="latent")
     image = tiny.picture(0, 96, 96)
-    found = pipe(family, checkpoint)(
+    found = pipe(family, model)(
         **common, image=image, mask_image=mask_pictures("full", 1, (96, 96)), strength=1.0
     ).images
     given = {"image": image} if family == "qwen-edit-inpaint" else {"height": 96, "width": 96}
-    assert torch.equal(found, pipe(MIXED[family], checkpoint)(**common, **given).images)  # type: ignore[arg-type]
+    assert torch.equal(found, pipe(MIXED[family], model)(**common, **given).images)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("family", ["qwen-image", *MIXED])
-def test_pictures_of_several_sizes_come_back_in_order(checkpoint: Checkpoint, family: str) -> None:
+def test_pictures_of_several_sizes_come_back_in_order(model: ModelFolder, family: str) -> None:
     images = [tiny.picture(0, 96, 96), tiny.picture(1, 64, 128), tiny.picture(2, 96, 96)]
     own = {} if family == "qwen-image" else {"mask_image": [image.convert("L") for image in images]}
-    loaded = pipe(family, checkpoint)
+    loaded = pipe(family, model)
     common: dict[str, Any] = {"true_cfg_scale": 1.0, "num_inference_steps": 2, "output_type": "pt"}
     together = loaded(prompt=["a", "b", "c"], image=images, seed=1, **common, **own).images
     assert [tuple(one.shape) for one in together] == [(3, 96, 96), (3, 128, 64), (3, 96, 96)]  # type: ignore[union-attr]
@@ -75,24 +75,24 @@ def test_the_defaults_are_those_of_diffusers(inpaint_pipeline: Any, edit_inpaint
             assert getattr(own, name) == upstream[name].default
 
 
-def test_unknown_arguments_name_those_that_are_taken(checkpoint: Checkpoint) -> None:
+def test_unknown_arguments_name_those_that_are_taken(model: ModelFolder) -> None:
     with pytest.raises(ConfigError, match=r"takes no mask\n.*mask_image"):
-        pipe("qwen-inpaint", checkpoint)(prompt="a", mask=None)
+        pipe("qwen-inpaint", model)(prompt="a", mask=None)
 
 
-def test_a_component_may_be_another_one_here_too(checkpoint: Checkpoint) -> None:
-    loaded = qframe.load("qwen-inpaint", model=checkpoint.folder, device="cpu", components={"sampler": "heun"})
+def test_a_component_may_be_another_one_here_too(model: ModelFolder) -> None:
+    loaded = qframe.load("qwen-inpaint", model=model.folder, device="cpu", components={"sampler": "heun"})
     arguments = asked(1, guidance=None, steps=2, image=pictures(1, SIZES["square"]), seed=0)
     assert loaded(**arguments, mask_image=mask_pictures("random", 1, SIZES["square"])).images
 
 
 @pytest.mark.parametrize("family", MIXED)
-def test_a_denoiser_for_mixed_shapes_gives_the_same(checkpoint: Checkpoint, family: str) -> None:
+def test_a_denoiser_for_mixed_shapes_gives_the_same(model: ModelFolder, family: str) -> None:
     images = [tiny.picture(0, 96, 96), tiny.picture(1, 64, 128)]
     arguments: dict[str, Any] = asked(2, guidance=4.0, steps=3, image=images, seed=0, output_type="latent")
     arguments["mask_image"] = [image.convert("L") for image in images]
     found, wanted = (
-        qframe.load(family, model=checkpoint.folder, device="cpu", components={"denoiser": name})(**arguments).images
+        qframe.load(family, model=model.folder, device="cpu", components={"denoiser": name})(**arguments).images
         for name in ("qwen-per-sample-rope", "qwen-image")
     )
     for one, other in zip(found, wanted, strict=True):
@@ -100,7 +100,7 @@ def test_a_denoiser_for_mixed_shapes_gives_the_same(checkpoint: Checkpoint, fami
 
 
 def test_editing_inside_a_mask_needs_a_denoiser_that_takes_references(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    model: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import attrs
 
@@ -111,5 +111,5 @@ def test_editing_inside_a_mask_needs_a_denoiser_that_takes_references(
         StockDenoiser, "describe", classmethod(lambda cls, *given: attrs.evolve(real(*given), references=False))
     )
     with pytest.raises(CompositionError, match="references"):
-        pipe("qwen-edit-inpaint", checkpoint)
-    assert pipe("qwen-inpaint", checkpoint).recipe.references is False
+        pipe("qwen-edit-inpaint", model)
+    assert pipe("qwen-inpaint", model).recipe.references is False

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Parts, Recipe, Request
 from qframe.pictures.pixels import from_pixels
 from qframe.sample.pipeline import run_plan
@@ -72,7 +72,7 @@ def test_inpainting_equals_diffusers(
 
 @CASES_BEGUN
 def test_blending_by_an_empty_mask_equals_diffusers(
-    checkpoint: Checkpoint,
+    model: ModelFolder,
     parts: Parts,
     inpaint: Recipe,
     shape: str,
@@ -90,7 +90,7 @@ def test_blending_by_an_empty_mask_equals_diffusers(
     request = Request(**common, generator=seeded())
     with torch.no_grad():
         original = source_tokens(images, request, parts)
-        plan = TextToImageRecipe(None, checkpoint).plan(request, parts)
+        plan = TextToImageRecipe(None, model).plan(request, parts)
         found = steps_of(keep_unmasked(plan, original, torch.zeros(original.shape[0], 1), strength), parts)
     assert_every_step_agrees(found, wanted)
 
@@ -149,9 +149,9 @@ def test_torchs_own_generator_gives_what_it_gives_diffusers(
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
-def test_bfloat16_equals_diffusers_to_the_bit(checkpoint: Checkpoint, inpaint: Recipe, strength: float) -> None:
+def test_bfloat16_equals_diffusers_to_the_bit(model: ModelFolder, inpaint: Recipe, strength: float) -> None:
     """Encoding, noising and blending in the order and dtype of diffusers."""
-    loaded = load_parts(checkpoint)
+    loaded = load_parts(model)
     for module in (loaded.denoiser.module, loaded.encoder.model, loaded.codec.vae):  # type: ignore[attr-defined]
         module.to(torch.bfloat16)
     arguments = arguments_of("square", 1, strength, 4.0, 4) | {"mask_image": masks("random", 1, (64, 64))}

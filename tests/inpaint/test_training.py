@@ -17,7 +17,7 @@ from torch import Tensor
 import qframe
 from qframe.config.schema import Config, TrainConfig
 from qframe.errors import DataError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Record
 from qframe.pictures.picture import Picture
 from qframe.pictures.pixels import to_pixels
@@ -139,9 +139,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(checkpoint: Checkpoint, data: Path, tmp_path: Path) -> Callable[..., Config]:
+def config(model: ModelFolder, data: Path, tmp_path: Path) -> Callable[..., Config]:
     sizes = {"recipe": {"min_area": 48 * 48, "max_area": 96 * 96, "multiple": 16, "side": 64}}
-    (checkpoint.folder / "qframe.json").write_text(json.dumps(sizes))
+    (model.folder / "qframe.json").write_text(json.dumps(sizes))
 
     def make(output: str, *overrides: str, family: str = "qwen-inpaint") -> Config:
         settings = [
@@ -153,7 +153,7 @@ def config(checkpoint: Checkpoint, data: Path, tmp_path: Path) -> Callable[..., 
             "sample.count=0",
             "device=cpu",
         ]
-        values = {"model": str(checkpoint.folder), "output": str(tmp_path / output), "data": {"path": str(data)}}
+        values = {"model": str(model.folder), "output": str(tmp_path / output), "data": {"path": str(data)}}
         return qframe.load_config(family=family, values=values, overrides=[*settings, *overrides])
 
     return make

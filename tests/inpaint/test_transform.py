@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from qframe.diffusion.packing import pack_latents, unpack_pictures
 from qframe.errors import ConfigError, DataError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Parts, Recipe, Record, Request
 from qframe.pictures.picture import Picture
 from qframe.pictures.pixels import from_pixels
@@ -69,9 +69,9 @@ def test_a_prompt_moves_the_latents(inpaint: Recipe, parts: Parts) -> None:
 
 @pytest.mark.parametrize("strength", [0.3, 0.6, 1.0])
 @torch.no_grad()
-def test_an_empty_mask_returns_the_source(checkpoint: Checkpoint, parts: Parts, strength: float) -> None:
+def test_an_empty_mask_returns_the_source(model: ModelFolder, parts: Parts, strength: float) -> None:
     request = Request(prompt="a", true_cfg_scale=1.0, num_inference_steps=4, generator=seeded())
-    plan = TextToImageRecipe(None, checkpoint).plan(request, parts)
+    plan = TextToImageRecipe(None, model).plan(request, parts)
     original = source_tokens([tiny.picture(0, 64, 64)], request, parts)
     kept = keep_unmasked(plan, original, torch.zeros_like(original), strength)
     assert torch.equal(sample_plan(kept, parts.denoiser, parts.sampler), original)
@@ -79,28 +79,28 @@ def test_an_empty_mask_returns_the_source(checkpoint: Checkpoint, parts: Parts, 
 
 @pytest.mark.parametrize("strength", [0.3, 0.6, 1.0])
 @torch.no_grad()
-def test_a_full_mask_is_image_to_image(checkpoint: Checkpoint, parts: Parts, strength: float) -> None:
+def test_a_full_mask_is_image_to_image(model: ModelFolder, parts: Parts, strength: float) -> None:
     request = Request(prompt="a", true_cfg_scale=1.0, num_inference_steps=4, generator=seeded())
-    plan = TextToImageRecipe(None, checkpoint).plan(request, parts)
+    plan = TextToImageRecipe(None, model).plan(request, parts)
     original = source_tokens([tiny.picture(0, 64, 64)], request, parts)
     steps = steps_of(keep_unmasked(plan, original, torch.ones_like(original), strength), parts)
     for one, other in zip(steps, steps_of(start_from(plan, original, strength), parts), strict=True):
         assert torch.equal(one, other)
 
 
-def test_a_full_mask_at_strength_1_is_text_to_image(checkpoint: Checkpoint, inpaint: Recipe, parts: Parts) -> None:
+def test_a_full_mask_at_strength_1_is_text_to_image(model: ModelFolder, inpaint: Recipe, parts: Parts) -> None:
     common = {"prompt": "a", "negative_prompt": "b", "num_inference_steps": 4, "latents": noise()}
     found = result(inpaint, parts, **common, image=SQUARE, mask_image=WHITE, strength=1.0)
-    wanted = result(TextToImageRecipe(None, checkpoint), parts, **common, height=96, width=96)
+    wanted = result(TextToImageRecipe(None, model), parts, **common, height=96, width=96)
     assert torch.equal(found, wanted)
 
 
-def test_a_full_mask_at_strength_1_is_editing(checkpoint: Checkpoint, edit_inpaint: Recipe, parts: Parts) -> None:
+def test_a_full_mask_at_strength_1_is_editing(model: ModelFolder, edit_inpaint: Recipe, parts: Parts) -> None:
     image = tiny.picture(0, 50, 90)
     common = {"prompt": "a", "negative_prompt": "b", "num_inference_steps": 4, "image": image}
     common["latents"] = torch.randn(1, 4, 16, 8, generator=seeded(1))
     found = result(edit_inpaint, parts, **common, mask_image=WHITE.resize((50, 90)), strength=1.0)
-    assert torch.equal(found, result(EditRecipe(None, checkpoint), parts, **common))
+    assert torch.equal(found, result(EditRecipe(None, model), parts, **common))
 
 
 @pytest.mark.parametrize("family", ["inpaint", "edit_inpaint"])
@@ -118,19 +118,17 @@ def test_what_the_mask_leaves_out_is_the_source_exactly(
     assert not torch.isclose(found[right], source[right], atol=1e-2).any(dim=1).all()
 
 
-def test_strength_1_begins_with_the_noise_alone(checkpoint: Checkpoint, image_to_image: Recipe, parts: Parts) -> None:
+def test_strength_1_begins_with_the_noise_alone(model: ModelFolder, image_to_image: Recipe, parts: Parts) -> None:
     common = {"prompt": "a", "true_cfg_scale": 1.0, "num_inference_steps": 4, "latents": noise()}
     found = result(image_to_image, parts, **common, image=SQUARE, strength=1.0)
-    assert torch.equal(found, result(TextToImageRecipe(None, checkpoint), parts, **common, height=96, width=96))
+    assert torch.equal(found, result(TextToImageRecipe(None, model), parts, **common, height=96, width=96))
 
 
 def test_without_an_image_image_to_image_is_text_to_image(
-    checkpoint: Checkpoint, image_to_image: Recipe, parts: Parts
+    model: ModelFolder, image_to_image: Recipe, parts: Parts
 ) -> None:
     common = {"prompt": "a", "true_cfg_scale": 1.0, "num_inference_steps": 2, "latents": noise(side=8)}
-    assert torch.equal(
-        result(image_to_image, parts, **common), result(TextToImageRecipe(None, checkpoint), parts, **common)
-    )
+    assert torch.equal(result(image_to_image, parts, **common), result(TextToImageRecipe(None, model), parts, **common))
 
 
 # -- strength ---------------------------------------------------------------------------------------------------------
@@ -155,10 +153,10 @@ def test_strength_that_leaves_no_step_is_refused() -> None:
 
 
 @torch.no_grad()
-def test_what_a_recipe_does_between_steps_goes_on(checkpoint: Checkpoint, parts: Parts) -> None:
+def test_what_a_recipe_does_between_steps_goes_on(model: ModelFolder, parts: Parts) -> None:
     """Its own steps keep their numbers, and it comes before the blending."""
     request = Request(prompt="a", true_cfg_scale=1.0, num_inference_steps=5, generator=seeded())
-    plan = TextToImageRecipe(None, checkpoint).plan(request, parts)
+    plan = TextToImageRecipe(None, model).plan(request, parts)
     heard: list[int] = []
 
     def after_step(tokens: torch.Tensor, step: int) -> torch.Tensor:
@@ -414,9 +412,9 @@ def test_guidance_asked_for_by_half_is_said_once(
     assert caplog.text.count("none is given") == 1
 
 
-def test_image_to_image_trains_as_text_to_image(checkpoint: Checkpoint, image_to_image: Recipe) -> None:
+def test_image_to_image_trains_as_text_to_image(model: ModelFolder, image_to_image: Recipe) -> None:
     record = Record(id="1", origin="a:1", prompt="a", target=Picture("a.png", b"a"))
-    alone = TextToImageRecipe(None, checkpoint)
+    alone = TextToImageRecipe(None, model)
     found, wanted = image_to_image.inputs(record), alone.inputs(record)
     assert found.target.geometry == wanted.target.geometry
     assert found.conditioning.prompt == wanted.conditioning.prompt

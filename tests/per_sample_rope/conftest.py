@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
 from tests.per_sample_rope import oracle
 from tests.per_sample_rope.oracle import own_network, stock_network
@@ -44,7 +44,7 @@ def exact(stock: Any) -> PerSampleRopeTransformer:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     return tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-qwen"))
 
 

@@ -15,7 +15,7 @@ import qframe
 from qframe.adapters import add_lora, load_lora, lora_layers, save_lora
 from qframe.config.schema import LoraConfig
 from qframe.errors import CheckpointError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Conditioning, Denoiser, DenoiserSpec, PackedSequence
 from qframe.plugins.registry import load_registry
 from qframe.testing import DenoiserContract
@@ -29,28 +29,28 @@ NAME = "qwen-per-sample-rope"
 CPU = torch.device("cpu")
 
 
-def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> PerSampleRopeDenoiser:
-    return PerSampleRopeDenoiser.load(checkpoint, None, device=CPU, dtype=dtype)
+def load(model: ModelFolder, dtype: torch.dtype = torch.float32) -> PerSampleRopeDenoiser:
+    return PerSampleRopeDenoiser.load(model, None, device=CPU, dtype=dtype)
 
 
 class TestPerSampleRopeDenoiser(DenoiserContract):
     tolerance = 1e-4  # the enlarged matrices of the tiny model enlarge roundings too
 
     @pytest.fixture
-    def denoiser(self, checkpoint: Checkpoint) -> Denoiser:
-        return load(checkpoint)
+    def denoiser(self, model: ModelFolder) -> Denoiser:
+        return load(model)
 
     @pytest.fixture
-    def spec(self, checkpoint: Checkpoint) -> DenoiserSpec:
-        return PerSampleRopeDenoiser.describe(checkpoint, None)
+    def spec(self, model: ModelFolder) -> DenoiserSpec:
+        return PerSampleRopeDenoiser.describe(model, None)
 
 
 class TestZeroCondT(TestPerSampleRopeDenoiser):
     """Checkpoints of Edit-2511."""
 
     @pytest.fixture
-    def denoiser(self, checkpoint: Checkpoint, tmp_path: Path) -> Denoiser:
-        return load(changed(checkpoint, tmp_path, "transformer", zero_cond_t=True))
+    def denoiser(self, model: ModelFolder, tmp_path: Path) -> Denoiser:
+        return load(changed(model, tmp_path, "transformer", zero_cond_t=True))
 
 
 def mixed_batch() -> tuple[PackedSequence, torch.Tensor, Conditioning, PackedSequence]:
@@ -67,30 +67,30 @@ def mixed_batch() -> tuple[PackedSequence, torch.Tensor, Conditioning, PackedSeq
 
 
 @torch.no_grad()
-def test_velocity_equals_that_of_the_stock_denoiser(checkpoint: Checkpoint) -> None:
+def test_velocity_equals_that_of_the_stock_denoiser(model: ModelFolder) -> None:
     """Some samples with references, some without, some with several."""
-    stock = StockDenoiser.load(checkpoint, None, device=CPU, dtype=torch.float32)
-    assert_same(load(checkpoint).velocity(*mixed_batch()), stock.velocity(*mixed_batch()))
+    stock = StockDenoiser.load(model, None, device=CPU, dtype=torch.float32)
+    assert_same(load(model).velocity(*mixed_batch()), stock.velocity(*mixed_batch()))
     x, sigma, cond, _ = mixed_batch()
-    assert_same(load(checkpoint).velocity(x, sigma, cond), stock.velocity(x, sigma, cond))
+    assert_same(load(model).velocity(x, sigma, cond), stock.velocity(x, sigma, cond))
 
 
 @torch.no_grad()
-def test_bfloat16_velocity_of_float32_tokens(checkpoint: Checkpoint) -> None:
-    stock = StockDenoiser.load(checkpoint, None, device=CPU, dtype=torch.bfloat16)
-    exact = load(checkpoint).velocity(*mixed_batch())
-    found = load(checkpoint, torch.bfloat16).velocity(*mixed_batch())
+def test_bfloat16_velocity_of_float32_tokens(model: ModelFolder) -> None:
+    stock = StockDenoiser.load(model, None, device=CPU, dtype=torch.bfloat16)
+    exact = load(model).velocity(*mixed_batch())
+    found = load(model, torch.bfloat16).velocity(*mixed_batch())
     assert found.dtype == torch.float32
     assert relative_error(found, exact) < 1.25 * relative_error(stock.velocity(*mixed_batch()), exact)
 
 
 @torch.no_grad()
-def test_time_is_rounded_to_bfloat16_as_the_pipelines_round_it(checkpoint: Checkpoint) -> None:
+def test_time_is_rounded_to_bfloat16_as_the_pipelines_round_it(model: ModelFolder) -> None:
     """Before the division by 1000: 0.745 is 0.742 then, and 0.746 otherwise."""
     x, cond = PackedSequence(torch.randn(16, 16), (((1, 4, 4),),)), Conditioning(torch.randn(3, 64), (3,))
     seen: list[float] = []
     for kind in (StockDenoiser, PerSampleRopeDenoiser):
-        denoiser: Any = kind.load(checkpoint, None, device=CPU, dtype=torch.bfloat16)
+        denoiser: Any = kind.load(model, None, device=CPU, dtype=torch.bfloat16)
         denoiser.module.time_text_embed.time_proj.register_forward_pre_hook(
             lambda m, given: seen.append(given[0].item())
         )
@@ -99,8 +99,8 @@ def test_time_is_rounded_to_bfloat16_as_the_pipelines_round_it(checkpoint: Check
     assert seen == [0.7421875] * 4
 
 
-def test_bind_projects_the_text_once(checkpoint: Checkpoint) -> None:
-    denoiser = load(checkpoint)
+def test_bind_projects_the_text_once(model: ModelFolder) -> None:
+    denoiser = load(model)
     x, sigma, cond, references = mixed_batch()
     calls = []
     denoiser.module.txt_in.register_forward_hook(lambda module, given, result: calls.append(1))
@@ -111,8 +111,8 @@ def test_bind_projects_the_text_once(checkpoint: Checkpoint) -> None:
     assert calls == [1]
 
 
-def test_presets_are_those_of_the_stock_denoiser(checkpoint: Checkpoint) -> None:
-    assert load(checkpoint).lora_presets == StockDenoiser.lora_presets
+def test_presets_are_those_of_the_stock_denoiser(model: ModelFolder) -> None:
+    assert load(model).lora_presets == StockDenoiser.lora_presets
 
 
 def test_it_is_registered_under_its_name() -> None:
@@ -121,32 +121,32 @@ def test_it_is_registered_under_its_name() -> None:
     assert load_registry().resolve(component) is PerSampleRopeDenoiser
 
 
-def test_fingerprint_and_spec_are_the_checkpoints(checkpoint: Checkpoint) -> None:
-    assert PerSampleRopeDenoiser.fingerprint(checkpoint, None) == StockDenoiser.fingerprint(checkpoint, None)
-    assert PerSampleRopeDenoiser.describe(checkpoint, None) == StockDenoiser.describe(checkpoint, None)
+def test_fingerprint_and_spec_are_the_checkpoints(model: ModelFolder) -> None:
+    assert PerSampleRopeDenoiser.fingerprint(model, None) == StockDenoiser.fingerprint(model, None)
+    assert PerSampleRopeDenoiser.describe(model, None) == StockDenoiser.describe(model, None)
 
 
-def test_what_it_saves_both_denoisers_load(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    load(checkpoint).save(tmp_path)
-    saved = Checkpoint.open(tmp_path)
-    assert PerSampleRopeDenoiser.describe(saved, None) == PerSampleRopeDenoiser.describe(checkpoint, None)
-    wanted = load(checkpoint).module.state_dict()
+def test_what_it_saves_both_denoisers_load(model: ModelFolder, tmp_path: Path) -> None:
+    load(model).save(tmp_path)
+    saved = ModelFolder.open(tmp_path)
+    assert PerSampleRopeDenoiser.describe(saved, None) == PerSampleRopeDenoiser.describe(model, None)
+    wanted = load(model).module.state_dict()
     for kind in (PerSampleRopeDenoiser, StockDenoiser):
         found = kind.load(saved, None, device=CPU, dtype=torch.float32).module.state_dict()
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-def test_a_lora_trained_here_is_read_there(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_lora_trained_here_is_read_there(model: ModelFolder, tmp_path: Path) -> None:
     """One file, the same velocity in both."""
-    denoiser = load(checkpoint)
+    denoiser = load(model)
     trained = add_lora(denoiser.module, LoraConfig(rank=2, targets=("all-linear",)), denoiser.lora_presets, seed=0)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in trained.values():
             parameter.normal_(std=0.2)
     save_lora(tmp_path / "lora.safetensors", lora_layers(denoiser.module))
-    stock = StockDenoiser.load(checkpoint, None, device=CPU, dtype=torch.float32)
+    stock = StockDenoiser.load(model, None, device=CPU, dtype=torch.float32)
     with torch.no_grad():
         before = stock.velocity(*mixed_batch())
         load_lora(stock.module, tmp_path / "lora.safetensors")
@@ -156,13 +156,13 @@ def test_a_lora_trained_here_is_read_there(checkpoint: Checkpoint, tmp_path: Pat
 
 
 @pytest.mark.parametrize("flag", ["use_additional_t_cond", "use_layer3d_rope"])
-def test_flags_that_no_recipe_serves_are_refused(checkpoint: Checkpoint, tmp_path: Path, flag: str) -> None:
+def test_flags_that_no_recipe_serves_are_refused(model: ModelFolder, tmp_path: Path, flag: str) -> None:
     with pytest.raises(CheckpointError, match=flag):
-        PerSampleRopeDenoiser.describe(changed(checkpoint, tmp_path, "transformer", **{flag: True}), None)
+        PerSampleRopeDenoiser.describe(changed(model, tmp_path, "transformer", **{flag: True}), None)
 
 
-def test_batches_that_do_not_fit_are_named(checkpoint: Checkpoint) -> None:
-    denoiser = load(checkpoint)
+def test_batches_that_do_not_fit_are_named(model: ModelFolder) -> None:
+    denoiser = load(model)
     x, sigma, cond, references = mixed_batch()
     with pytest.raises(ValueError, match="3 targets, 1 prompts, 3 sets of references"):
         denoiser.velocity(x, sigma, cond.split()[0], references)
@@ -175,7 +175,7 @@ def pictures() -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("family", ["qwen-edit", "qwen-image"])
-def test_pictures_equal_those_of_the_stock_denoiser(checkpoint: Checkpoint, family: str) -> None:
+def test_pictures_equal_those_of_the_stock_denoiser(model: ModelFolder, family: str) -> None:
     """Guided, prompts of different lengths, pictures of different sizes."""
     request: dict[str, Any] = {
         "prompt": ["make the circle blue", "remove it"],
@@ -185,7 +185,7 @@ def test_pictures_equal_those_of_the_stock_denoiser(checkpoint: Checkpoint, fami
         "output_type": "pt",
     }
     request |= {"image": pictures()} if family == "qwen-edit" else {"height": 64, "width": 96}
-    where: dict[str, Any] = {"model": checkpoint.folder, "device": "cpu", "dtype": "float32"}
+    where: dict[str, Any] = {"model": model.folder, "device": "cpu", "dtype": "float32"}
     stock = qframe.load(family, **where)
     own = qframe.load(family, **where, components={"denoiser": NAME})
     assert isinstance(own.parts.denoiser, PerSampleRopeDenoiser)
@@ -193,12 +193,12 @@ def test_pictures_equal_those_of_the_stock_denoiser(checkpoint: Checkpoint, fami
         assert_same(found, wanted, 1e-4)
 
 
-def test_it_serves_in_the_diffusers_pipeline(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_serves_in_the_diffusers_pipeline(model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The padded entry takes what QwenImageEditPipeline passes."""
     real = pipeline_qwenimage_edit.calculate_dimensions
     monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda area, ratio: real(tiny.AREA, ratio))
     logging.getLogger("diffusers").setLevel(logging.ERROR)
-    pipeline = tiny.upstream_edit(checkpoint)
+    pipeline = tiny.upstream_edit(model)
     request = {
         "image": pictures()[0],
         "prompt": "make the circle blue",
@@ -207,6 +207,6 @@ def test_it_serves_in_the_diffusers_pipeline(checkpoint: Checkpoint, monkeypatch
         "output_type": "latent",
     }
     wanted = pipeline(**request, generator=torch.Generator().manual_seed(0)).images
-    pipeline.transformer = load(checkpoint).module
+    pipeline.transformer = load(model).module
     found = pipeline(**request, generator=torch.Generator().manual_seed(0)).images
     assert_same(found, wanted, 1e-4)

@@ -15,7 +15,7 @@ import torch
 
 import qframe
 from qframe.errors import CheckpointError, ConfigError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import ForwardOptions
 from qframe.train.trainer import Trainer
 from qframe_qwen.denoiser import StockDenoiser
@@ -35,11 +35,11 @@ REQUEST: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def distilled(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def distilled(model: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     """The tiny checkpoint with a network that takes the scale: the same weights, and an embedding of its own."""
     folder = tmp_path_factory.mktemp("distilled") / "model"
-    shutil.copytree(checkpoint.folder, folder)
-    stock = StockDenoiser.load(checkpoint, None, device=CPU, dtype=torch.float32).module
+    shutil.copytree(model.folder, folder)
+    stock = StockDenoiser.load(model, None, device=CPU, dtype=torch.float32).module
     torch.manual_seed(5)
     network = PerSampleRopeTransformer(
         **{name: value for name, value in stock.config.items() if not name.startswith("_")} | {"guidance_embeds": True}
@@ -50,10 +50,10 @@ def distilled(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) 
     assert all("guidance_embedder" in name for name in report.missing_keys)
     shutil.rmtree(folder / "transformer")
     network.save_pretrained(folder / "transformer")
-    return Checkpoint.open(folder)
+    return ModelFolder.open(folder)
 
 
-def by_hand(distilled: Checkpoint, pipeline: Any, scale: float) -> Any:
+def by_hand(distilled: ModelFolder, pipeline: Any, scale: float) -> Any:
     """Diffusers' pipeline, the embedding of `scale` added to that of time inside its network."""
     source = PerSampleRopeDenoiser.load(distilled, None, device=CPU, dtype=torch.float32).module.time_text_embed
     added = source.guidance_embedder(source.time_proj(torch.tensor([scale])))
@@ -63,12 +63,12 @@ def by_hand(distilled: Checkpoint, pipeline: Any, scale: float) -> Any:
 
 @pytest.mark.parametrize("scale", [1.0, 3.5])
 @torch.no_grad()
-def test_pictures_are_those_of_the_scale(checkpoint: Checkpoint, distilled: Checkpoint, scale: float) -> None:
+def test_pictures_are_those_of_the_scale(model: ModelFolder, distilled: ModelFolder, scale: float) -> None:
     """E14, A1: from the checkpoint to the latents."""
     own = qframe.load("qwen-image", model=distilled.folder, device="cpu", components={"denoiser": NAME})
     assert own.parts.denoiser_spec.guidance
     found = own(**REQUEST, guidance_scale=scale, seed=0).images
-    upstream = tiny.upstream_text_to_image(checkpoint)
+    upstream = tiny.upstream_text_to_image(model)
     plain = upstream(**REQUEST, generator=torch.Generator().manual_seed(0)).images
     wanted = by_hand(distilled, upstream, scale)(**REQUEST, generator=torch.Generator().manual_seed(0)).images
     assert_same(torch.as_tensor(found[0]), wanted[0], 1e-4)
@@ -76,7 +76,7 @@ def test_pictures_are_those_of_the_scale(checkpoint: Checkpoint, distilled: Chec
 
 
 @torch.no_grad()
-def test_the_scale_reaches_every_sample_of_a_mixed_batch(distilled: Checkpoint) -> None:
+def test_the_scale_reaches_every_sample_of_a_mixed_batch(distilled: ModelFolder) -> None:
     denoiser = PerSampleRopeDenoiser.load(distilled, None, device=CPU, dtype=torch.float32)
     x, _, cond, references = mixed_batch()
     forward = ForwardOptions(guidance=3.5)
@@ -88,31 +88,29 @@ def test_the_scale_reaches_every_sample_of_a_mixed_batch(distilled: Checkpoint) 
         assert relative_error(changed, one) > 1e-3
 
 
-def test_a_missing_scale_is_refused_before_anything_runs(distilled: Checkpoint) -> None:
+def test_a_missing_scale_is_refused_before_anything_runs(distilled: ModelFolder) -> None:
     own = qframe.load("qwen-image", model=distilled.folder, device="cpu", components={"denoiser": NAME})
     with pytest.raises(ConfigError, match="guidance_scale is needed"):
         own(**REQUEST, seed=0)
 
 
-def test_the_stock_denoiser_says_which_one_takes_it(distilled: Checkpoint) -> None:
+def test_the_stock_denoiser_says_which_one_takes_it(distilled: ModelFolder) -> None:
     with pytest.raises(CheckpointError, match=r"guidance_embeds.*'qwen-per-sample-rope' does"):
         StockDenoiser.describe(distilled, None)
 
 
-def test_a_checkpoint_without_the_layer_is_refused(
-    checkpoint: Checkpoint, distilled: Checkpoint, tmp_path: Path
-) -> None:
+def test_a_checkpoint_without_the_layer_is_refused(model: ModelFolder, distilled: ModelFolder, tmp_path: Path) -> None:
     """The flag without its weights: they would be random."""
     folder = tmp_path / "model"
-    shutil.copytree(checkpoint.folder, folder)
+    shutil.copytree(model.folder, folder)
     shutil.copy(distilled.folder / "transformer/config.json", folder / "transformer/config.json")
     with pytest.raises(CheckpointError, match=r"lacks 4 weights.*guidance_embedder"):
-        PerSampleRopeDenoiser.load(Checkpoint.open(folder), None, device=CPU, dtype=torch.float32)
+        PerSampleRopeDenoiser.load(ModelFolder.open(folder), None, device=CPU, dtype=torch.float32)
 
 
-def test_what_it_saves_it_loads(distilled: Checkpoint, tmp_path: Path) -> None:
+def test_what_it_saves_it_loads(distilled: ModelFolder, tmp_path: Path) -> None:
     PerSampleRopeDenoiser.load(distilled, None, device=CPU, dtype=torch.float32).save(tmp_path)
-    saved = Checkpoint.open(tmp_path)
+    saved = ModelFolder.open(tmp_path)
     assert PerSampleRopeDenoiser.describe(saved, None).guidance
     again = PerSampleRopeDenoiser.load(saved, None, device=CPU, dtype=torch.float32).module.state_dict()
     before = PerSampleRopeDenoiser.load(distilled, None, device=CPU, dtype=torch.float32).module.state_dict()
@@ -120,7 +118,7 @@ def test_what_it_saves_it_loads(distilled: Checkpoint, tmp_path: Path) -> None:
 
 
 def test_training_gives_the_network_its_scale(
-    distilled: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    distilled: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1 unless configured: the data follow the distribution that no guidance has sharpened. Samples have their own."""
     (distilled.folder / "qframe.json").write_text(

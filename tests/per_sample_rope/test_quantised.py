@@ -14,7 +14,7 @@ from diffusers.quantizers.bitsandbytes.bnb_quantizer import BnB4BitDiffusersQuan
 from optimum.quanto import QLinear, freeze, qint8, quantize
 
 from qframe.errors import CheckpointError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe_qwen_per_sample_rope.denoiser import PerSampleRopeDenoiser
 from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
 from tests.per_sample_rope.oracle import (
@@ -94,8 +94,8 @@ def test_a_4_bit_checkpoint_asks_for_what_it_needs(plain: Path, tmp_path: Path, 
         load.from_pretrained(folder)
 
 
-def test_a_4_bit_checkpoint_that_cannot_run_here_says_what_is_lacking(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    small = changed(checkpoint, tmp_path, "transformer", quantization_config=NF4)
+def test_a_4_bit_checkpoint_that_cannot_run_here_says_what_is_lacking(model: ModelFolder, tmp_path: Path) -> None:
+    small = changed(model, tmp_path, "transformer", quantization_config=NF4)
     with pytest.raises(
         CheckpointError, match=r"transformer \(quantised: bitsandbytes\) cannot be loaded on this"
     ) as error:

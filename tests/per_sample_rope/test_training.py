@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import qframe
 from qframe.adapters import add_lora
 from qframe.config.schema import LoraConfig, TrainConfig
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Conditioning, Example
 from qframe.train.batch import flow_loss, make_batch
 from qframe.train.trainer import Trainer
@@ -41,11 +41,11 @@ def examples() -> list[Example]:
 
 
 def lora_update(
-    checkpoint: Checkpoint, passes: Sequence[Sequence[int]], *, checkpointing: bool = False
+    model: ModelFolder, passes: Sequence[Sequence[int]], *, checkpointing: bool = False
 ) -> dict[str, torch.Tensor]:
     """What one AdamW step changes, its gradient summed over these forward passes."""
-    denoiser = PerSampleRopeDenoiser.load(checkpoint, None, device=CPU, dtype=torch.float32)
-    schedule = FlowMatchSchedule.load(checkpoint, None, device=CPU, dtype=torch.float32)
+    denoiser = PerSampleRopeDenoiser.load(model, None, device=CPU, dtype=torch.float32)
+    schedule = FlowMatchSchedule.load(model, None, device=CPU, dtype=torch.float32)
     trained = add_lora(denoiser.module, LoraConfig(rank=2, targets=("attention+mlp",)), denoiser.lora_presets, seed=1)
     if checkpointing:
         denoiser.module.enable_gradient_checkpointing()
@@ -74,11 +74,11 @@ def error(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> fl
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("passes", [[range(6)], [[0, 1, 2], [3, 4, 5]], [[5, 1], [0, 3, 2, 4]]])
 def test_grouping_of_samples_does_not_change_the_lora_update(
-    checkpoint: Checkpoint, passes: list[list[int]], checkpointing: bool
+    model: ModelFolder, passes: list[list[int]], checkpointing: bool
 ) -> None:
-    one_by_one = lora_update(checkpoint, [[i] for i in range(6)])
-    assert error(lora_update(checkpoint, passes, checkpointing=checkpointing), one_by_one) < 1e-4
-    assert error(lora_update(checkpoint, [range(5)]), one_by_one) > 1e-2
+    one_by_one = lora_update(model, [[i] for i in range(6)])
+    assert error(lora_update(model, passes, checkpointing=checkpointing), one_by_one) < 1e-4
+    assert error(lora_update(model, [range(5)]), one_by_one) > 1e-2
 
 
 @pytest.fixture(scope="module")

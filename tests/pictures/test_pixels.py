@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
 from qframe.errors import DataError, NumericsError
+from qframe.pictures import pixels as pictures
 from qframe.pictures.geometry import Geometry
 from qframe.pictures.picture import Picture, PixelInput
-from qframe.pictures import pixels as pictures
 
 
 def noise(height: int = 40, width: int = 56, channels: int = 3, seed: int = 0) -> np.ndarray[Any, Any]:

@@ -163,7 +163,7 @@ def test_nothing_is_loaded_for_a_forecast(model: Path, monkeypatch: pytest.Monke
         raise AssertionError("weights were read")
 
     monkeypatch.setattr("safetensors.safe_open", refuse)
-    monkeypatch.setattr("qframe.files.checkpoint.Checkpoint.weight_files", refuse)
+    monkeypatch.setattr("qframe.files.model_folder.ModelFolder.weight_files", refuse)
     assert forecast(model).peak(CPU) > 0
     assert sampling(model).peak(CPU) > 0
 

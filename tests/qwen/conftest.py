@@ -10,7 +10,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
 import qframe
 from qframe.diffusion.samplers import EulerSampler
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Parts
 from qframe.sample.pipeline import Pipeline
 from qframe_qwen.codec import QwenCodec
@@ -23,49 +23,49 @@ from tests.qwen.calls import UPSTREAM, Load, Upstream, family_of
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     return tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-qwen"))
 
 
-def load_parts(checkpoint: Checkpoint, options: QwenVLOptions | None = None, **replaced: Any) -> Parts:
+def load_parts(model: ModelFolder, options: QwenVLOptions | None = None, **replaced: Any) -> Parts:
     where = {"device": torch.device("cpu"), "dtype": torch.float32}
     parts = {
-        "encoder_spec": QwenVLEncoder.describe(checkpoint, options),
-        "codec_spec": QwenCodec.describe(checkpoint, None),
-        "denoiser_spec": StockDenoiser.describe(checkpoint, None),
-        "schedule": FlowMatchSchedule.load(checkpoint, None, **where),
+        "encoder_spec": QwenVLEncoder.describe(model, options),
+        "codec_spec": QwenCodec.describe(model, None),
+        "denoiser_spec": StockDenoiser.describe(model, None),
+        "schedule": FlowMatchSchedule.load(model, None, **where),
         "sampler": EulerSampler(),
-        "checkpoint": checkpoint,
-        "loaded_encoder": QwenVLEncoder.load(checkpoint, options, **where),
-        "loaded_codec": QwenCodec.load(checkpoint, None, **where),
-        "loaded_denoiser": StockDenoiser.load(checkpoint, None, **where),
+        "model": model,
+        "loaded_encoder": QwenVLEncoder.load(model, options, **where),
+        "loaded_codec": QwenCodec.load(model, None, **where),
+        "loaded_denoiser": StockDenoiser.load(model, None, **where),
     }
     return Parts(**(parts | replaced))
 
 
 @pytest.fixture(scope="session")
-def parts(checkpoint: Checkpoint) -> Parts:
-    return load_parts(checkpoint)
+def parts(model: ModelFolder) -> Parts:
+    return load_parts(model)
 
 
 @pytest.fixture(scope="session")
-def upstream_parts(checkpoint: Checkpoint) -> Parts:
+def upstream_parts(model: ModelFolder) -> Parts:
     """With the positions of diffusers' edit pipeline."""
-    return load_parts(checkpoint, QwenVLOptions(positions="upstream"))
+    return load_parts(model, QwenVLOptions(positions="upstream"))
 
 
 @pytest.fixture(scope="session")
-def text_pipeline(checkpoint: Checkpoint) -> Any:
-    return tiny.upstream_text_to_image(checkpoint)
+def text_pipeline(model: ModelFolder) -> Any:
+    return tiny.upstream_text_to_image(model)
 
 
 @pytest.fixture(scope="session")
-def edit_pipeline(checkpoint: Checkpoint) -> Any:
-    return tiny.upstream_edit(checkpoint)
+def edit_pipeline(model: ModelFolder) -> Any:
+    return tiny.upstream_edit(model)
 
 
 @pytest.fixture(scope="module")
-def load(checkpoint: Checkpoint) -> Load:
+def load(model: ModelFolder) -> Load:
     loaded: dict[Any, Pipeline] = {}
 
     def found(name: str, *overrides: str, **more: Any) -> Pipeline:
@@ -73,9 +73,7 @@ def load(checkpoint: Checkpoint) -> Load:
         settings = (*overrides, *(["encoder.options.positions=upstream"] if edits else []))
         key = (family_of(name), settings, repr(more))
         if key not in loaded:
-            loaded[key] = qframe.load(
-                family_of(name), model=checkpoint.folder, device="cpu", overrides=settings, **more
-            )
+            loaded[key] = qframe.load(family_of(name), model=model.folder, device="cpu", overrides=settings, **more)
         return loaded[key]
 
     return found

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import qframe
 from qframe.errors import ConfigError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe_shapes import text
 from tests.parity import seeded
 from tests.qwen import tiny
@@ -188,9 +188,9 @@ def test_a_callback_sees_parts_of_several_sizes_in_turn(load: Load) -> None:
 
 @pytest.mark.parametrize("step_cache", [False, True])
 def test_nothing_of_a_run_stays_referenced(
-    checkpoint: Checkpoint, step_cache: bool, monkeypatch: pytest.MonkeyPatch
+    model: ModelFolder, step_cache: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipe = qframe.load("qwen-edit", model=checkpoint.folder, device="cpu")
+    pipe = qframe.load("qwen-edit", model=model.folder, device="cpu")
     if step_cache:
         enable_step_cache(pipe, 0.05)
     kept: list[weakref.ref[Any]] = []

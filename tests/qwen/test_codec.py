@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage
 
 from qframe.errors import CheckpointError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import CodecSpec, LatentCodec, Parts
 from qframe.testing import CodecContract
 from qframe_qwen.codec import QwenCodec
@@ -67,6 +67,6 @@ def test_codec_and_denoiser_of_one_checkpoint_name_the_same_space(parts: Parts) 
     assert parts.codec_spec.latent_space == parts.denoiser_spec.latent_space != "qwen-image"
 
 
-def test_the_video_vae_of_another_model_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_the_video_vae_of_another_model_is_refused(model: ModelFolder, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="AutoencoderKLWan"):
-        QwenCodec.describe(changed(checkpoint, tmp_path, "vae", _class_name="AutoencoderKLWan"), None)
+        QwenCodec.describe(changed(model, tmp_path, "vae", _class_name="AutoencoderKLWan"), None)

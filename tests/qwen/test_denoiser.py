@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qframe.errors import CheckpointError, DataError, UntrustedError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Conditioning, Denoiser, DenoiserSpec, PackedSequence, Parts
 from qframe.testing import DenoiserContract
 from qframe_qwen.denoiser import StockDenoiser
@@ -32,18 +32,18 @@ class TestZeroCondT(TestStockDenoiser):
     """Checkpoints of Edit-2511: references are modulated at time 0."""
 
     @pytest.fixture
-    def denoiser(self, checkpoint: Checkpoint, tmp_path: Path) -> Denoiser:
-        folder = changed(checkpoint, tmp_path, "transformer", zero_cond_t=True)
+    def denoiser(self, model: ModelFolder, tmp_path: Path) -> Denoiser:
+        folder = changed(model, tmp_path, "transformer", zero_cond_t=True)
         return StockDenoiser.load(folder, None, device=torch.device("cpu"), dtype=torch.float32)
 
 
-def changed(checkpoint: Checkpoint, tmp_path: Path, subfolder: str, **values: Any) -> Checkpoint:
+def changed(model: ModelFolder, tmp_path: Path, subfolder: str, **values: Any) -> ModelFolder:
     """A copy of the checkpoint with other values in a component's config.json."""
     folder = tmp_path / "changed"
-    shutil.copytree(checkpoint.folder, folder)
+    shutil.copytree(model.folder, folder)
     file = folder / subfolder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
-    return Checkpoint.open(folder)
+    return ModelFolder.open(folder)
 
 
 def recorded_calls(denoiser: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
@@ -140,8 +140,8 @@ def test_gradient_checkpointing_changes_nothing_with_padded_prompts(parts: Parts
     assert torch.equal(*gradients)
 
 
-def test_float32_tokens_meet_a_bfloat16_model(checkpoint: Checkpoint) -> None:
-    denoiser = StockDenoiser.load(checkpoint, None, device=torch.device("cpu"), dtype=torch.bfloat16)
+def test_float32_tokens_meet_a_bfloat16_model(model: ModelFolder) -> None:
+    denoiser = StockDenoiser.load(model, None, device=torch.device("cpu"), dtype=torch.bfloat16)
     x = PackedSequence(torch.randn(16, 16), (((1, 4, 4),),))
     found = denoiser.velocity(x, torch.tensor([0.5]), Conditioning(torch.randn(5, 64), (5,)))
     assert found.dtype == torch.float32
@@ -160,69 +160,69 @@ def test_two_targets_in_one_sample_are_refused(parts: Parts) -> None:
 
 
 @pytest.mark.parametrize("flag", ["guidance_embeds", "use_additional_t_cond", "use_layer3d_rope"])
-def test_flags_it_cannot_honour_are_refused(checkpoint: Checkpoint, tmp_path: Path, flag: str) -> None:
+def test_flags_it_cannot_honour_are_refused(model: ModelFolder, tmp_path: Path, flag: str) -> None:
     with pytest.raises(CheckpointError, match=flag):
-        StockDenoiser.describe(changed(checkpoint, tmp_path, "transformer", **{flag: True}), None)
+        StockDenoiser.describe(changed(model, tmp_path, "transformer", **{flag: True}), None)
 
 
-def test_saved_and_loaded_again_is_the_same(checkpoint: Checkpoint, parts: Parts, tmp_path: Path) -> None:
+def test_saved_and_loaded_again_is_the_same(model: ModelFolder, parts: Parts, tmp_path: Path) -> None:
     """Its folder holds no codec, so it carries the name of its latent space."""
     parts.denoiser.save(tmp_path)
-    saved = Checkpoint.open(tmp_path)
+    saved = ModelFolder.open(tmp_path)
     assert StockDenoiser.describe(saved, None) == parts.denoiser_spec
     again = StockDenoiser.load(saved, None, device=torch.device("cpu"), dtype=torch.float32)
     for name, tensor in again.module.state_dict().items():
         assert torch.equal(tensor, parts.denoiser.module.state_dict()[name])
 
 
-def test_fingerprint_changes_with_the_weights(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    before = StockDenoiser.fingerprint(checkpoint, None)
-    assert before == StockDenoiser.fingerprint(checkpoint, None)
-    assert before != StockDenoiser.fingerprint(changed(checkpoint, tmp_path, "transformer", x=1), None)
+def test_fingerprint_changes_with_the_weights(model: ModelFolder, tmp_path: Path) -> None:
+    before = StockDenoiser.fingerprint(model, None)
+    assert before == StockDenoiser.fingerprint(model, None)
+    assert before != StockDenoiser.fingerprint(changed(model, tmp_path, "transformer", x=1), None)
 
 
-def test_a_missing_weight_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_missing_weight_is_named(model: ModelFolder, tmp_path: Path) -> None:
     """Upstream would fill it with random numbers and go on."""
-    deeper = changed(checkpoint, tmp_path, "transformer", num_layers=3)
+    deeper = changed(model, tmp_path, "transformer", num_layers=3)
     with pytest.raises(CheckpointError, match=r"transformer_blocks\.2"):
         load_parts(deeper)
 
 
-def test_pickled_weights_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    folder = changed(checkpoint, tmp_path, "transformer")
+def test_pickled_weights_are_refused(model: ModelFolder, tmp_path: Path) -> None:
+    folder = changed(model, tmp_path, "transformer")
     (weights,) = (folder.folder / "transformer").glob("*.safetensors")
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(UntrustedError, match="pickled"):
         load_parts(folder)
 
 
-def test_damaged_weights_are_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    folder = changed(checkpoint, tmp_path, "transformer")
+def test_damaged_weights_are_named(model: ModelFolder, tmp_path: Path) -> None:
+    folder = changed(model, tmp_path, "transformer")
     (weights,) = (folder.folder / "transformer").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="transformer"):
         load_parts(folder)
 
 
-def test_another_class_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_another_class_is_refused(model: ModelFolder, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="FluxTransformer2DModel"):
-        StockDenoiser.describe(changed(checkpoint, tmp_path, "transformer", _class_name="FluxTransformer2DModel"), None)
+        StockDenoiser.describe(changed(model, tmp_path, "transformer", _class_name="FluxTransformer2DModel"), None)
 
 
-def test_weights_that_the_configuration_has_no_place_for_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    fewer = changed(checkpoint, tmp_path, "transformer", num_layers=1)
+def test_weights_that_the_configuration_has_no_place_for_are_refused(model: ModelFolder, tmp_path: Path) -> None:
+    fewer = changed(model, tmp_path, "transformer", num_layers=1)
     with pytest.raises(CheckpointError, match=r"transformer holds \d+ weights its config.json has no place for"):
         StockDenoiser.load(fewer, None, device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("value", ["a", 0, 1.5])
-def test_a_size_that_is_no_number_is_named(checkpoint: Checkpoint, tmp_path: Path, value: object) -> None:
+def test_a_size_that_is_no_number_is_named(model: ModelFolder, tmp_path: Path, value: object) -> None:
     with pytest.raises(CheckpointError, match=r"transformer/config.json sets joint_attention_dim to"):
-        StockDenoiser.describe(changed(checkpoint, tmp_path, "transformer", joint_attention_dim=value), None)
+        StockDenoiser.describe(changed(model, tmp_path, "transformer", joint_attention_dim=value), None)
 
 
-def test_a_missing_shard_is_found_before_anything_is_loaded(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    copy = changed(checkpoint, tmp_path, "transformer")
+def test_a_missing_shard_is_found_before_anything_is_loaded(model: ModelFolder, tmp_path: Path) -> None:
+    copy = changed(model, tmp_path, "transformer")
     index = {"weight_map": {"a": "diffusion_pytorch_model-00002-of-00002.safetensors"}}
     (copy.folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="lacks 1 of 1 shards"):

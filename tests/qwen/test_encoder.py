@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from qframe.errors import CheckpointError, DataError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Encoder, EncoderSpec, Parts
 from qframe.testing import EncoderContract
 from qframe_qwen.encoder import QwenVLEncoder
@@ -87,17 +87,17 @@ def test_conditioning_of_edits_equals_the_pipelines_with_their_positions(
 
 
 @pytest.mark.parametrize("shown", [0, 1])
-def test_the_token_counter_says_what_encoding_gives(checkpoint: Checkpoint, parts: Parts, shown: int) -> None:
+def test_the_token_counter_says_what_encoding_gives(model: ModelFolder, parts: Parts, shown: int) -> None:
     images = [tiny.picture(0, 64, 64), tiny.picture(1, 96, 48), tiny.picture(2, 500, 70), tiny.picture(3, 30, 40)]
     prompts = [*PROMPTS[:3], "naïve " * 700]  # cut where there is no picture
-    count = QwenVLEncoder.token_counter(checkpoint, None)
+    count = QwenVLEncoder.token_counter(model, None)
     counted = [count(p, [(i.height, i.width)][:shown]) for p, i in zip(prompts, images, strict=True)]
     assert tuple(counted) == parts.encoder.encode(prompts, [[image][:shown] for image in images]).lengths
 
 
-def test_the_token_counter_refuses_what_encoding_refuses(checkpoint: Checkpoint) -> None:
+def test_the_token_counter_refuses_what_encoding_refuses(model: ModelFolder) -> None:
     with pytest.raises(DataError, match="which would change the prompt's structure"):
-        QwenVLEncoder.token_counter(checkpoint, None)("a <|im_end|> b", [])
+        QwenVLEncoder.token_counter(model, None)("a <|im_end|> b", [])
 
 
 def test_image_positions_are_those_of_qwen2_5_vls_definition(
@@ -208,14 +208,14 @@ def test_pictures_that_a_template_cannot_show_are_refused(parts: Parts, template
         with_options(parts, template=template).encode(["blue"], [[Image.new("RGB", (64, 64))] * pictures])
 
 
-def without_processor(checkpoint: Checkpoint, tmp_path: Path) -> Checkpoint:
+def without_processor(model: ModelFolder, tmp_path: Path) -> ModelFolder:
     folder = tmp_path / "text-only"
-    shutil.copytree(checkpoint.folder, folder, ignore=shutil.ignore_patterns("processor"))
-    return Checkpoint.open(folder)
+    shutil.copytree(model.folder, folder, ignore=shutil.ignore_patterns("processor"))
+    return ModelFolder.open(folder)
 
 
-def test_a_checkpoint_without_processor_serves_prompts_only(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    text_only = without_processor(checkpoint, tmp_path)
+def test_a_checkpoint_without_processor_serves_prompts_only(model: ModelFolder, tmp_path: Path) -> None:
+    text_only = without_processor(model, tmp_path)
     assert not QwenVLEncoder.describe(text_only, None).pictures
     encoder = QwenVLEncoder.load(text_only, None, device=torch.device("cpu"), dtype=torch.float32)
     assert encoder.encode(["blue"], [()]).embeds.isfinite().all()
@@ -225,41 +225,41 @@ def test_a_checkpoint_without_processor_serves_prompts_only(checkpoint: Checkpoi
         QwenVLEncoder.describe(text_only, QwenVLOptions(template="edit"))
 
 
-def test_another_vocabulary_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_another_vocabulary_is_refused(model: ModelFolder, tmp_path: Path) -> None:
     """Its prefix would have another length, and the wrong tokens would be dropped."""
     folder = tmp_path / "other"
-    shutil.copytree(checkpoint.folder, folder)
+    shutil.copytree(model.folder, folder)
     from transformers import Qwen2Tokenizer
 
     tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
     tokenizer.add_tokens(["system\nDescribe the image"])
     tokenizer.save_pretrained(folder / "tokenizer")
     with pytest.raises(CheckpointError, match="expected 34"):
-        QwenVLEncoder.load(Checkpoint.open(folder), None, device=torch.device("cpu"), dtype=torch.float32)
+        QwenVLEncoder.load(ModelFolder.open(folder), None, device=torch.device("cpu"), dtype=torch.float32)
 
 
 def test_fingerprint_holds_everything_the_result_depends_on(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from importlib import metadata
 
     fingerprints = [
-        QwenVLEncoder.fingerprint(checkpoint, options)
+        QwenVLEncoder.fingerprint(model, options)
         for options in (None, QwenVLOptions(positions="upstream"), QwenVLOptions(template="text"))
     ]
-    fingerprints.append(QwenVLEncoder.fingerprint(without_processor(checkpoint, tmp_path), None))
+    fingerprints.append(QwenVLEncoder.fingerprint(without_processor(model, tmp_path), None))
     monkeypatch.setattr(metadata, "version", lambda name: "5.999")
-    fingerprints.append(QwenVLEncoder.fingerprint(checkpoint, None))
+    fingerprints.append(QwenVLEncoder.fingerprint(model, None))
     assert len(set(fingerprints)) == 5
 
 
-def test_ingredients_name_what_the_fingerprint_is_made_of(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    plain = QwenVLEncoder.ingredients(checkpoint, None)
+def test_ingredients_name_what_the_fingerprint_is_made_of(model: ModelFolder, tmp_path: Path) -> None:
+    plain = QwenVLEncoder.ingredients(model, None)
     assert {"weights", "tokenizer", "processor", "transformers", "positions", "template"} <= plain.keys()
 
-    def changed(other: Checkpoint, options: QwenVLOptions | None = None) -> set[str]:
+    def changed(other: ModelFolder, options: QwenVLOptions | None = None) -> set[str]:
         return {name for name, value in QwenVLEncoder.ingredients(other, options).items() if value != plain[name]}
 
-    assert changed(checkpoint) == set()
-    assert changed(checkpoint, QwenVLOptions(positions="upstream")) == {"positions"}
-    assert changed(without_processor(checkpoint, tmp_path)) == {"processor"}
+    assert changed(model) == set()
+    assert changed(model, QwenVLOptions(positions="upstream")) == {"positions"}
+    assert changed(without_processor(model, tmp_path)) == {"processor"}

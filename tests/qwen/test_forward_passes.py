@@ -14,7 +14,7 @@ from diffusers import FirstBlockCacheConfig
 import qframe
 from qframe.adapters import LoraLayer, save_lora
 from qframe.errors import ConfigError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.sample.pipeline import Pipeline
 from qframe_shapes import text
 from tests.parity import seeded
@@ -91,9 +91,9 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("denoiser", ["qwen-image", "qwen-per-sample-rope"])
 @pytest.mark.parametrize("scale", [0.0, 0.5, 2.0])
 def test_the_scale_of_loras_equals_diffusers(
-    checkpoint: Checkpoint, load: Load, lora: Path, denoiser: str, scale: float
+    model: ModelFolder, load: Load, lora: Path, denoiser: str, scale: float
 ) -> None:
-    pipeline = tiny.upstream_text_to_image(checkpoint)
+    pipeline = tiny.upstream_text_to_image(model)
     pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
     arguments = {"prompt": "a", **given("qwen-image"), **GUIDED}
     pipe = load("qwen-image", components={"denoiser": denoiser}, lora=str(lora))
@@ -119,15 +119,15 @@ def test_other_attention_kwargs_go_where_diffusers_sends_them(load: Load, upstre
 
 
 @pytest.fixture
-def cached(checkpoint: Checkpoint) -> Pipeline:
-    return qframe.load("qwen-edit", model=checkpoint.folder, device="cpu")
+def cached(model: ModelFolder) -> Pipeline:
+    return qframe.load("qwen-edit", model=model.folder, device="cpu")
 
 
 @pytest.mark.parametrize("batching", ["apart", "joined"])
-def test_a_step_cache_that_never_skips_changes_nothing(checkpoint: Checkpoint, batching: str) -> None:
+def test_a_step_cache_that_never_skips_changes_nothing(model: ModelFolder, batching: str) -> None:
     """Pictures of two sizes in one forward call, and both sides of guidance: each has a context of its own."""
     settings = [f"sample.guidance_batching={batching}"]
-    pipe = qframe.load("qwen-edit", model=checkpoint.folder, device="cpu", overrides=settings)
+    pipe = qframe.load("qwen-edit", model=model.folder, device="cpu", overrides=settings)
     images = [tiny.picture(0, 96, 96), tiny.picture(1, 64, 128)]
     arguments = {"prompt": PROMPTS, "image": images, "height": 64, "width": 64, **GUIDED}
     wanted = pipe(**arguments, generator=seeded()).images
@@ -148,10 +148,10 @@ def test_a_step_cache_skips_blocks_and_keeps_nothing_for_the_next_run(cached: Pi
     assert not torch.equal(other, first)  # type: ignore[arg-type]
 
 
-def test_a_step_cache_equals_diffusers_with_the_same(checkpoint: Checkpoint, load: Load, cached: Pipeline) -> None:
-    pipeline = tiny.upstream_text_to_image(checkpoint)
+def test_a_step_cache_equals_diffusers_with_the_same(model: ModelFolder, load: Load, cached: Pipeline) -> None:
+    pipeline = tiny.upstream_text_to_image(model)
     pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=2.0))
-    pipe = qframe.load("qwen-image", model=checkpoint.folder, device="cpu")
+    pipe = qframe.load("qwen-image", model=model.folder, device="cpu")
     enable_step_cache(pipe, 2.0)
     arguments = {"prompt": "a", **given("qwen-image"), **GUIDED, "num_inference_steps": 8}
     wanted = pipeline(**arguments, generator=seeded()).images

@@ -12,7 +12,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import Tensor, nn
 
 from qframe.errors import ConfigError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Conditioning, Denoiser, PackedSequence
 from qframe_qwen.codec import QwenCodec
 from qframe_qwen.denoiser import StockDenoiser
@@ -23,8 +23,8 @@ from qframe_qwen_per_sample_rope.options import PerSampleRopeOptions
 HERE = {"device": torch.device("cpu"), "dtype": torch.float32}
 
 
-def codec(checkpoint: Checkpoint, **options: bool) -> QwenCodec:
-    return QwenCodec.load(checkpoint, QwenCodecOptions(**options), **HERE)
+def codec(model: ModelFolder, **options: bool) -> QwenCodec:
+    return QwenCodec.load(model, QwenCodecOptions(**options), **HERE)
 
 
 def waves(batch: int, height: int, width: int) -> Tensor:
@@ -35,9 +35,9 @@ def waves(batch: int, height: int, width: int) -> Tensor:
     )
 
 
-def test_slices_give_what_a_batch_gives(checkpoint: Checkpoint) -> None:
+def test_slices_give_what_a_batch_gives(model: ModelFolder) -> None:
     pixels = waves(3, 32, 48)
-    plain, sliced = codec(checkpoint), codec(checkpoint, slicing=True)
+    plain, sliced = codec(model), codec(model, slicing=True)
     calls: list[int] = []
     encode = sliced.vae._encode
     sliced.vae._encode = lambda x: calls.append(len(x)) or encode(x)
@@ -61,9 +61,9 @@ class Largest(torch.utils._python_dispatch.TorchDispatchMode):
         return result
 
 
-def test_tiles_need_less_memory_and_change_little(checkpoint: Checkpoint) -> None:
+def test_tiles_need_less_memory_and_change_little(model: ModelFolder) -> None:
     pixels = waves(1, 320, 448)
-    plain, tiled = codec(checkpoint), codec(checkpoint, tiling=True)
+    plain, tiled = codec(model), codec(model, tiling=True)
     with Largest() as whole:
         latents = plain.encode(pixels)
         decoded = plain.decode(latents)
@@ -76,14 +76,14 @@ def test_tiles_need_less_memory_and_change_little(checkpoint: Checkpoint) -> Non
     assert 0 < (decoded_of_tiles - decoded).abs().mean() < 0.1 * decoded.std()
 
 
-def test_pictures_below_a_tile_are_coded_as_ever(checkpoint: Checkpoint) -> None:
+def test_pictures_below_a_tile_are_coded_as_ever(model: ModelFolder) -> None:
     pixels = waves(1, 64, 96)
-    assert torch.equal(codec(checkpoint, tiling=True).encode(pixels), codec(checkpoint).encode(pixels))
+    assert torch.equal(codec(model, tiling=True).encode(pixels), codec(model).encode(pixels))
 
 
-def test_tiles_are_part_of_the_fingerprint_and_slices_are_not(checkpoint: Checkpoint) -> None:
+def test_tiles_are_part_of_the_fingerprint_and_slices_are_not(model: ModelFolder) -> None:
     options = [None, QwenCodecOptions(), QwenCodecOptions(slicing=True), QwenCodecOptions(tiling=True)]
-    found = [QwenCodec.fingerprint(checkpoint, one) for one in options]
+    found = [QwenCodec.fingerprint(model, one) for one in options]
     assert len(set(found[:3])) == 1
     assert found[3] != found[0]
 
@@ -111,24 +111,24 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 @torch.no_grad()
-def test_compiled_blocks_give_what_plain_ones_give(checkpoint: Checkpoint, eager: list[str]) -> None:
+def test_compiled_blocks_give_what_plain_ones_give(model: ModelFolder, eager: list[str]) -> None:
     for cls, options, block in (
         (StockDenoiser, QwenDenoiserOptions(compile=True), "QwenImageTransformerBlock"),
         (PerSampleRopeDenoiser, PerSampleRopeOptions(compile=True), "PerSampleRopeBlock"),
     ):
-        plain = velocity(cls.load(checkpoint, None, **HERE))
+        plain = velocity(cls.load(model, None, **HERE))
         assert eager == []
-        compiled = velocity(cls.load(checkpoint, options, **HERE))
+        compiled = velocity(cls.load(model, options, **HERE))
         assert eager == [block] * 2
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
         eager.clear()
 
 
 @torch.no_grad()
-def test_an_attention_kernel_is_chosen_for_one_network_alone(checkpoint: Checkpoint) -> None:
+def test_an_attention_kernel_is_chosen_for_one_network_alone(model: ModelFolder) -> None:
     before = _AttentionBackendRegistry.get_active_backend()
-    plain = StockDenoiser.load(checkpoint, None, **HERE)
-    chosen = StockDenoiser.load(checkpoint, QwenDenoiserOptions(attention_backend="_native_math"), **HERE)
+    plain = StockDenoiser.load(model, None, **HERE)
+    chosen = StockDenoiser.load(model, QwenDenoiserOptions(attention_backend="_native_math"), **HERE)
     assert _AttentionBackendRegistry.get_active_backend() == before
     processors = {part.processor._attention_backend for part in chosen.module.modules() if hasattr(part, "processor")}
     assert {processor.value for processor in processors} == {"_native_math"}
@@ -148,6 +148,6 @@ def test_an_attention_kernel_is_chosen_for_one_network_alone(checkpoint: Checkpo
         ),
     ],
 )
-def test_a_kernel_that_is_not_there_is_refused(checkpoint: Checkpoint, name: str, message: str) -> None:
+def test_a_kernel_that_is_not_there_is_refused(model: ModelFolder, name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        StockDenoiser.load(checkpoint, QwenDenoiserOptions(attention_backend=name), **HERE)
+        StockDenoiser.load(model, QwenDenoiserOptions(attention_backend=name), **HERE)

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from diffusers.utils import logging as of_diffusers
 
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe_qwen.denoiser import StockDenoiser
 from qframe_qwen.encoder import QwenVLEncoder
 from qframe_qwen.options import QwenVLOptions
@@ -20,29 +20,29 @@ HERE = {"device": torch.device("cpu"), "dtype": torch.float32}
 
 
 def test_a_checkpoint_of_several_shards_loads_without_bars(
-    checkpoint: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    model: ModelFolder, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(checkpoint.folder / "vae", tmp_path / "vae")
-    network = QwenImageTransformer2DModel.from_pretrained(checkpoint.folder / "transformer")
+    shutil.copytree(model.folder / "vae", tmp_path / "vae")
+    network = QwenImageTransformer2DModel.from_pretrained(model.folder / "transformer")
     network.save_pretrained(tmp_path / "transformer", max_shard_size="200KB")
     assert len(list((tmp_path / "transformer").glob("*.safetensors"))) > 1
     capfd.readouterr()
-    StockDenoiser.load(Checkpoint("sharded", tmp_path), None, **HERE)
+    StockDenoiser.load(ModelFolder("sharded", tmp_path), None, **HERE)
     assert capfd.readouterr() == ("", "")
     assert of_diffusers.is_progress_bar_enabled()
 
 
-def test_bars_would_be_seen(checkpoint: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    AutoencoderKLQwenImage.from_pretrained(checkpoint.folder / "vae").save_pretrained(tmp_path, max_shard_size="50KB")
+def test_bars_would_be_seen(model: ModelFolder, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    AutoencoderKLQwenImage.from_pretrained(model.folder / "vae").save_pretrained(tmp_path, max_shard_size="50KB")
     capfd.readouterr()
     AutoencoderKLQwenImage.from_pretrained(tmp_path)
     assert "Loading checkpoint shards" in capfd.readouterr().err
 
 
 def test_a_prompt_longer_than_the_tokenizer_names_is_no_warning(
-    checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
+    model: ModelFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    encoder = QwenVLEncoder.load(checkpoint, QwenVLOptions(template="text"), **HERE)
+    encoder = QwenVLEncoder.load(model, QwenVLOptions(template="text"), **HERE)
     encoder.tokenizer.model_max_length = 8
     transformers = logging.getLogger("transformers")
     transformers.addHandler(caplog.handler)

@@ -13,7 +13,7 @@ import torch
 
 from qframe.diffusion.packing import unpack_pictures
 from qframe.errors import CheckpointError, ConfigError, DataError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Parts, Record, Request
 from qframe.pictures.geometry import Geometry
 from qframe.pictures.picture import Picture
@@ -38,51 +38,51 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 @pytest.fixture
-def edit(checkpoint: Checkpoint) -> EditRecipe:
-    return EditRecipe(None, checkpoint)
+def edit(model: ModelFolder) -> EditRecipe:
+    return EditRecipe(None, model)
 
 
 @pytest.fixture
-def text(checkpoint: Checkpoint) -> TextToImageRecipe:
-    return TextToImageRecipe(None, checkpoint)
+def text(model: ModelFolder) -> TextToImageRecipe:
+    return TextToImageRecipe(None, model)
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
-def published(checkpoint: Checkpoint, tmp_path: Path, table: Any = None) -> Checkpoint:
+def published(model: ModelFolder, tmp_path: Path, table: Any = None) -> ModelFolder:
     folder = tmp_path / "published"
-    shutil.copytree(checkpoint.folder / "vae", folder / "vae")
+    shutil.copytree(model.folder / "vae", folder / "vae")
     if table is not None:
         (folder / "qframe.json").write_text(json.dumps({"recipe": table}))
-    return Checkpoint.open(folder)
+    return ModelFolder.open(folder)
 
 
-def test_a_published_checkpoint_has_the_published_geometry(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_published_checkpoint_has_the_published_geometry(model: ModelFolder, tmp_path: Path) -> None:
     wanted = Geometry(1024 * 1024, 1024 * 1024, 32)
-    assert EditRecipe(None, published(checkpoint, tmp_path)).geometry == wanted
+    assert EditRecipe(None, published(model, tmp_path)).geometry == wanted
 
 
 def test_a_checkpoint_says_what_sizes_it_was_made_for(edit: EditRecipe, text: TextToImageRecipe) -> None:
     assert edit.geometry == text.geometry == Geometry(tiny.AREA, tiny.AREA, tiny.MULTIPLE)
 
 
-def test_the_configuration_overrules_the_checkpoint(checkpoint: Checkpoint) -> None:
-    recipe = EditRecipe(EditSettings(min_area=48 * 48, multiple=16), checkpoint)
+def test_the_configuration_overrules_the_checkpoint(model: ModelFolder) -> None:
+    recipe = EditRecipe(EditSettings(min_area=48 * 48, multiple=16), model)
     assert recipe.geometry == Geometry(48 * 48, tiny.AREA, 16)
 
 
 @pytest.mark.parametrize("kind", [EditRecipe, TextToImageRecipe])
-def test_areas_that_contradict_each_other_are_a_configuration_error(kind: Any, checkpoint: Checkpoint) -> None:
+def test_areas_that_contradict_each_other_are_a_configuration_error(kind: Any, model: ModelFolder) -> None:
     settings = {EditRecipe: EditSettings, TextToImageRecipe: TextToImageSettings}[kind]
     with pytest.raises(ConfigError, match=f"recipe: min_area 2000000 is larger than max_area {tiny.AREA}"):
-        kind(settings(min_area=2_000_000), checkpoint)
+        kind(settings(min_area=2_000_000), model)
 
 
 @pytest.mark.parametrize("table", [{"min_area": "small"}, {"multiple": 0}, {"references": "maybe"}, []])
-def test_a_damaged_qframe_json_is_named(checkpoint: Checkpoint, tmp_path: Path, table: Any) -> None:
+def test_a_damaged_qframe_json_is_named(model: ModelFolder, tmp_path: Path, table: Any) -> None:
     with pytest.raises(CheckpointError, match=r"qframe\.json"):
-        EditRecipe(None, published(checkpoint, tmp_path, table))
+        EditRecipe(None, published(model, tmp_path, table))
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
@@ -112,8 +112,8 @@ def test_records_with_the_wrong_number_of_references_are_named(edit: EditRecipe,
             recipe.inputs(wrong)
 
 
-def test_text_to_image_can_be_mixed_in(checkpoint: Checkpoint, parts: Parts) -> None:
-    recipe = EditRecipe(EditSettings(references="optional"), checkpoint)
+def test_text_to_image_can_be_mixed_in(model: ModelFolder, parts: Parts) -> None:
+    recipe = EditRecipe(EditSettings(references="optional"), model)
     assert recipe.inputs(record()).references == ()
     request = recipe.request_for(record())
     assert request.image is None
@@ -301,7 +301,7 @@ def test_guidance_asked_for_by_half_is_said(
         assert said in caplog.text
 
 
-def test_text_to_image_has_the_checkpoints_side(text: TextToImageRecipe, checkpoint: Checkpoint, parts: Parts) -> None:
+def test_text_to_image_has_the_checkpoints_side(text: TextToImageRecipe, model: ModelFolder, parts: Parts) -> None:
     assert text.plan(Request(prompt="a", true_cfg_scale=1.0), parts).start.grids == (((1, 4, 4),),)
-    wider = TextToImageRecipe(TextToImageSettings(side=96), checkpoint)
+    wider = TextToImageRecipe(TextToImageSettings(side=96), model)
     assert wider.plan(Request(prompt="a", true_cfg_scale=1.0, height=32), parts).start.grids == (((1, 2, 6),),)

@@ -12,7 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift, retrieve_timesteps
 
 from qframe.errors import CheckpointError, ConfigError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Parts
 from qframe_qwen.schedule import FlowMatchSchedule
 from tests.qwen.tiny import SCHEDULER
@@ -99,9 +99,9 @@ def test_sampling_leaves_no_trace(parts: Parts) -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("num_train_timesteps", 500), ("invert_sigmas", True), ("stochastic_sampling", True)]
 )
-def test_a_scheduler_it_cannot_follow_is_refused(checkpoint: Checkpoint, tmp_path: Path, key: str, value: Any) -> None:
-    shutil.copytree(checkpoint.folder / "scheduler", tmp_path / "scheduler")
+def test_a_scheduler_it_cannot_follow_is_refused(model: ModelFolder, tmp_path: Path, key: str, value: Any) -> None:
+    shutil.copytree(model.folder / "scheduler", tmp_path / "scheduler")
     file = tmp_path / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     with pytest.raises(CheckpointError, match=key):
-        FlowMatchSchedule.describe(Checkpoint.open(tmp_path), None)
+        FlowMatchSchedule.describe(ModelFolder.open(tmp_path), None)

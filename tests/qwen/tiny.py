@@ -20,7 +20,7 @@ from torch import nn
 from transformers import Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe_qwen.oracles import PictureProcessor
 from qframe_shapes import text
 
@@ -41,7 +41,7 @@ ENCODER_AREA = 64 * 64
 MULTIPLE = 32
 
 
-def tiny_qwen_checkpoint(folder: Path, *, seed: int = 0, z_dim: int = 4, zero_cond_t: bool = False) -> Checkpoint:
+def tiny_qwen_checkpoint(folder: Path, *, seed: int = 0, z_dim: int = 4, zero_cond_t: bool = False) -> ModelFolder:
     """Weights drawn from `seed`; the transformer's matrices so large that a prompt moves the latents by about 1."""
     torch.manual_seed(seed)
     vae = AutoencoderKLQwenImage(
@@ -76,7 +76,7 @@ def tiny_qwen_checkpoint(folder: Path, *, seed: int = 0, z_dim: int = 4, zero_co
     recipe = {"min_area": AREA, "max_area": AREA, "multiple": MULTIPLE, "side": 64}
     recipe |= {"encoder_min_area": ENCODER_AREA, "encoder_max_area": ENCODER_AREA}
     (folder / "qframe.json").write_text(json.dumps({"recipe": recipe}))
-    return Checkpoint.open(folder)
+    return ModelFolder.open(folder)
 
 
 def enlarge(module: nn.Module, factor: float = 5.0) -> None:
@@ -87,10 +87,10 @@ def enlarge(module: nn.Module, factor: float = 5.0) -> None:
                 parameter.mul_(factor)
 
 
-def upstream_text_to_image(checkpoint: Checkpoint) -> Any:
+def upstream_text_to_image(model: ModelFolder) -> Any:
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    folder = checkpoint.folder
+    folder = model.folder
     pipeline = QwenImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
         vae=AutoencoderKLQwenImage.from_pretrained(folder / "vae").eval(),
@@ -102,18 +102,18 @@ def upstream_text_to_image(checkpoint: Checkpoint) -> Any:
     return pipeline
 
 
-def upstream_edit(checkpoint: Checkpoint) -> Any:
-    return _with_pictures(QwenImageEditPipeline, checkpoint)
+def upstream_edit(model: ModelFolder) -> Any:
+    return _with_pictures(QwenImageEditPipeline, model)
 
 
-def upstream_edit_plus(checkpoint: Checkpoint) -> Any:
-    return _with_pictures(QwenImageEditPlusPipeline, checkpoint)
+def upstream_edit_plus(model: ModelFolder) -> Any:
+    return _with_pictures(QwenImageEditPlusPipeline, model)
 
 
-def _with_pictures(pipeline_class: Any, checkpoint: Checkpoint) -> Any:
-    parts = upstream_text_to_image(checkpoint).components
+def _with_pictures(pipeline_class: Any, model: ModelFolder) -> Any:
+    parts = upstream_text_to_image(model).components
     processor = PictureProcessor(
-        Qwen2VLImageProcessorPil.from_pretrained(checkpoint.folder / "processor"), parts["tokenizer"]
+        Qwen2VLImageProcessorPil.from_pretrained(model.folder / "processor"), parts["tokenizer"]
     )
     pipeline = pipeline_class(**parts, processor=processor)
     pipeline.set_progress_bar_config(disable=True)

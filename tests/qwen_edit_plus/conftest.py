@@ -5,7 +5,7 @@ from typing import Any
 import attrs
 import pytest
 
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Parts
 from qframe_qwen.options import QwenVLOptions
 from tests.cli.conftest import run as run  # the fixture
@@ -17,7 +17,7 @@ from tests.qwen.conftest import load_parts
 class Oracle:
     """A tiny checkpoint, our parts of it with diffusers' positions, and diffusers' pipeline."""
 
-    checkpoint: Checkpoint
+    model: ModelFolder
     parts: Parts
     pipeline: Any
 
@@ -26,16 +26,16 @@ class Oracle:
 def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     """As the two published checkpoints: the second with `zero_cond_t`."""
     folder = tmp_path_factory.mktemp("tiny-edit-plus")
-    checkpoint = tiny.tiny_qwen_checkpoint(folder, zero_cond_t=request.param)
-    parts = load_parts(checkpoint, QwenVLOptions(template="edit-plus", positions="upstream"))
-    return Oracle(checkpoint, parts, tiny.upstream_edit_plus(checkpoint))
+    model = tiny.tiny_qwen_checkpoint(folder, zero_cond_t=request.param)
+    parts = load_parts(model, QwenVLOptions(template="edit-plus", positions="upstream"))
+    return Oracle(model, parts, tiny.upstream_edit_plus(model))
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     return tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny"), zero_cond_t=True)
 
 
 @pytest.fixture(scope="session")
-def parts(checkpoint: Checkpoint) -> Parts:
-    return load_parts(checkpoint, QwenVLOptions(template="edit-plus"))
+def parts(model: ModelFolder) -> Parts:
+    return load_parts(model, QwenVLOptions(template="edit-plus"))

@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from tests.cli.conftest import Run
 from tests.pixels import pixels
 from tests.qwen import tiny
 
 
 @pytest.fixture
-def sample(run: Run, checkpoint: Checkpoint) -> tuple[object, ...]:
+def sample(run: Run, model: ModelFolder) -> tuple[object, ...]:
     """The start of a command line; a.png is square, b.png wide."""
     tiny.picture(0, 70, 70).save("a.png")
     tiny.picture(1, 90, 40).save("b.png")
-    return ("sample", "--family", "qwen-edit-plus", "--model", checkpoint.folder, "--steps", 2)
+    return ("sample", "--family", "qwen-edit-plus", "--model", model.folder, "--steps", 2)
 
 
 def test_several_references_in_their_order(run: Run, sample: tuple[object, ...]) -> None:

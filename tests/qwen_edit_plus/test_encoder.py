@@ -151,7 +151,7 @@ def test_a_limit_does_not_count_pictures(parts: Parts) -> None:
 
 
 def test_the_token_counter_says_what_encoding_gives(parts: Parts) -> None:
-    count = QwenVLEncoder.token_counter(parts.checkpoint, QwenVLOptions(template="edit-plus"))
+    count = QwenVLEncoder.token_counter(parts.model, QwenVLOptions(template="edit-plus"))
     assert count is not None
     for shown in (1, 2, 3):
         images = pictures(shown)

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe_qwen_edit.plus import PUBLISHED
 from tests.qwen import tiny
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "edit-plus.md"
 
 
-def test_the_python_of_the_guide_runs(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_the_guide_runs(model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tiny.picture(0, 70, 70).save("a.png")
     tiny.picture(1, 90, 40).save("b.png")
     (text,) = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    given = text.replace('"qwen-edit-plus"', f'"qwen-edit-plus", model={str(checkpoint.folder)!r}')
+    given = text.replace('"qwen-edit-plus"', f'"qwen-edit-plus", model={str(model.folder)!r}')
     made: dict[str, object] = {}
     exec(compile(given.replace("seed=0", "seed=0, num_inference_steps=2"), str(GUIDE), "exec"), made)
     assert made["one"].size == (128, 64)  # type: ignore[attr-defined]

@@ -53,7 +53,7 @@ def arguments(count: int, scale: float | None, steps: int, shape: str = "square"
 
 def assert_equal_to_diffusers(oracle: Oracle, given: dict[str, Any]) -> None:
     wanted = upstream_steps(oracle.pipeline, **given, generator=seeded())
-    recipe = EditPlusRecipe(None, oracle.checkpoint)
+    recipe = EditPlusRecipe(None, oracle.model)
     found = our_steps(recipe, EditPlusRequest(**given, generator=seeded()), oracle.parts)
     assert_every_step_agrees(found, wanted)
 
@@ -85,13 +85,13 @@ def test_another_size_equals_diffusers(oracle: Oracle) -> None:
 
 def test_bfloat16_equals_diffusers_to_the_bit(oracle: Oracle) -> None:
     """The same roundings in the same order, in encoder, codec and denoiser."""
-    parts = load_parts(oracle.checkpoint, QwenVLOptions(template="edit-plus", positions="upstream"))
+    parts = load_parts(oracle.model, QwenVLOptions(template="edit-plus", positions="upstream"))
     for module in (parts.encoder.model, parts.denoiser.module, parts.codec.vae):  # type: ignore[attr-defined]
         module.to(torch.bfloat16)
     given = arguments(2, 4.0, 4, "wide")
-    pipeline = tiny.upstream_edit_plus(oracle.checkpoint).to(torch.bfloat16)
+    pipeline = tiny.upstream_edit_plus(oracle.model).to(torch.bfloat16)
     wanted = upstream_steps(pipeline, **given, generator=seeded())
-    found = our_steps(EditPlusRecipe(None, oracle.checkpoint), EditPlusRequest(**given, generator=seeded()), parts)
+    found = our_steps(EditPlusRecipe(None, oracle.model), EditPlusRequest(**given, generator=seeded()), parts)
     assert found[0].dtype == torch.bfloat16
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
@@ -100,14 +100,14 @@ def test_decoded_pictures_equal_diffusers(oracle: Oracle) -> None:
     given = arguments(2, 4.0, 2, "wide")
     wanted = oracle.pipeline(**given, generator=seeded(), output_type="pt").images
     with torch.no_grad():
-        plan = EditPlusRecipe(None, oracle.checkpoint).plan(EditPlusRequest(**given, generator=seeded()), oracle.parts)
+        plan = EditPlusRecipe(None, oracle.model).plan(EditPlusRequest(**given, generator=seeded()), oracle.parts)
         (found,) = run_plan(plan, oracle.parts.denoiser, oracle.parts.sampler)
     torch.testing.assert_close(found * 0.5 + 0.5, wanted[0], rtol=1e-4, atol=1e-5)
 
 
 def test_every_reference_moves_the_result(oracle: Oracle) -> None:
     """The tests above could not fail if references, or their order, did nothing."""
-    recipe = EditPlusRecipe(None, oracle.checkpoint)
+    recipe = EditPlusRecipe(None, oracle.model)
 
     def end(images: list[Image.Image]) -> torch.Tensor:
         request = EditPlusRequest(**arguments(1, None, 4, image=images), generator=seeded())
@@ -124,14 +124,14 @@ def test_one_step_is_finite(oracle: Oracle) -> None:
     """Upstream gives NaN here (#14411)."""
     given = arguments(2, 4.0, 1)
     assert upstream_steps(oracle.pipeline, **given, generator=seeded())[0].isnan().all()
-    recipe = EditPlusRecipe(None, oracle.checkpoint)
+    recipe = EditPlusRecipe(None, oracle.model)
     (found,) = our_steps(recipe, EditPlusRequest(**given, generator=seeded()), oracle.parts)
     assert found.isfinite().all()
 
 
 def test_three_prompts_with_their_own_references_equal_three_runs(oracle: Oracle) -> None:
     """Upstream refuses more than one prompt. Larger batches round otherwise, which guidance enlarges."""
-    recipe = EditPlusRecipe(None, oracle.checkpoint)
+    recipe = EditPlusRecipe(None, oracle.model)
     sets = [references(count) for count in (1, 3, 2)]
     together = EditPlusRequest(
         prompt=PROMPTS,
@@ -154,7 +154,7 @@ def test_three_prompts_with_their_own_references_equal_three_runs(oracle: Oracle
 
 
 def test_several_pictures_per_prompt_equal_as_many_runs(oracle: Oracle) -> None:
-    recipe = EditPlusRecipe(None, oracle.checkpoint)
+    recipe = EditPlusRecipe(None, oracle.model)
     given = EditPlusRequest(**arguments(2, 4.0, 3), num_images_per_prompt=2)
     generators = [torch.Generator().manual_seed(i) for i in range(2)]
     found = our_steps(recipe, attrs.evolve(given, generator=generators), oracle.parts)[-1].chunk(2)

@@ -14,7 +14,7 @@ import torch
 from qframe.compose import recipe_class
 from qframe.diffusion.packing import unpack_pictures
 from qframe.errors import ConfigError, DataError, PluginError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Parts, Record, Request
 from qframe.pictures.geometry import Geometry
 from qframe.pictures.picture import Picture
@@ -38,36 +38,36 @@ def ask(prompt: Any = "blue", image: Any = SQUARE, **more: Any) -> EditPlusReque
 
 
 @pytest.fixture
-def recipe(checkpoint: Checkpoint) -> EditPlusRecipe:
-    return EditPlusRecipe(None, checkpoint)
+def recipe(model: ModelFolder) -> EditPlusRecipe:
+    return EditPlusRecipe(None, model)
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
-def bare(checkpoint: Checkpoint, tmp_path: Path, table: Any = None) -> Checkpoint:
+def bare(model: ModelFolder, tmp_path: Path, table: Any = None) -> ModelFolder:
     folder = tmp_path / "bare"
-    shutil.copytree(checkpoint.folder / "vae", folder / "vae")
+    shutil.copytree(model.folder / "vae", folder / "vae")
     if table is not None:
         (folder / "qframe.json").write_text(json.dumps({"recipe": table}))
-    return Checkpoint.open(folder)
+    return ModelFolder.open(folder)
 
 
-def test_a_published_checkpoint_has_the_published_geometries(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    recipe = EditPlusRecipe(None, bare(checkpoint, tmp_path))
+def test_a_published_checkpoint_has_the_published_geometries(model: ModelFolder, tmp_path: Path) -> None:
+    recipe = EditPlusRecipe(None, bare(model, tmp_path))
     assert recipe.geometry == Geometry(1024 * 1024, 1024 * 1024, 32)
     assert recipe.encoder_geometry == Geometry(384 * 384, 384 * 384, 32)
 
 
-def test_checkpoint_and_configuration_say_otherwise_in_this_order(checkpoint: Checkpoint) -> None:
-    recipe = EditPlusRecipe(EditPlusSettings(encoder_min_area=48 * 48, multiple=16), checkpoint)
+def test_checkpoint_and_configuration_say_otherwise_in_this_order(model: ModelFolder) -> None:
+    recipe = EditPlusRecipe(EditPlusSettings(encoder_min_area=48 * 48, multiple=16), model)
     assert recipe.geometry == Geometry(tiny.AREA, tiny.AREA, 16)
     assert recipe.encoder_geometry == Geometry(48 * 48, tiny.ENCODER_AREA, 16)
 
 
-def test_encoder_areas_that_contradict_each_other_are_named(checkpoint: Checkpoint) -> None:
+def test_encoder_areas_that_contradict_each_other_are_named(model: ModelFolder) -> None:
     with pytest.raises(ConfigError, match="min_area 2000000 is larger") as caught:
-        EditPlusRecipe(EditPlusSettings(encoder_min_area=2_000_000), checkpoint)
+        EditPlusRecipe(EditPlusSettings(encoder_min_area=2_000_000), model)
     assert "recipe.encoder_min_area and recipe.encoder_max_area" in caught.value.hint
 
 
@@ -192,8 +192,8 @@ def test_a_picture_cut_short_is_named(recipe: EditPlusRecipe, parts: Parts, tmp_
         recipe.plan(ask(image=[tmp_path / "whole.png", tmp_path / "half.png"]), parts)
 
 
-def test_more_references_can_be_allowed(checkpoint: Checkpoint, parts: Parts) -> None:
-    recipe = EditPlusRecipe(EditPlusSettings(max_references=9), checkpoint)
+def test_more_references_can_be_allowed(model: ModelFolder, parts: Parts) -> None:
+    recipe = EditPlusRecipe(EditPlusSettings(max_references=9), model)
     plan = recipe.plan(ask(image=[SQUARE] * 9), parts)
     assert plan.references is not None
     assert len(plan.references.grids[0]) == 9

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from qframe.cache.encoding import encode_examples
 from qframe.diffusion.packing import pack_pictures
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Conditioning, Example, PackedSequence, Parts, Record
 from qframe.pictures.picture import Picture
 from qframe_qwen.denoiser import StockDenoiser
@@ -54,8 +54,8 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def model(checkpoint: Checkpoint) -> Path:
-    return checkpoint.folder
+def model_path(model: ModelFolder) -> Path:
+    return model.folder
 
 
 def records(data: Path) -> list[Record]:
@@ -80,9 +80,9 @@ def examples(recipe: EditPlusRecipe, data: Path, parts: Parts) -> list[Example]:
 
 
 def test_mixed_numbers_of_references_train_from_the_cache_and_the_lora_samples(
-    run: Run, model: Path, data: Path
+    run: Run, model_path: Path, data: Path
 ) -> None:
-    train = ("train", "--family", "qwen-edit-plus", "--model", model, "--data", data, *OVERRIDES)
+    train = ("train", "--family", "qwen-edit-plus", "--model", model_path, "--data", data, *OVERRIDES)
     outcome = run(*train, "--output", "runs/a")
     assert outcome.code == 0, outcome.err
     assert any(line.startswith("training 3/3, ") for line in outcome.out.splitlines())
@@ -96,7 +96,7 @@ def test_mixed_numbers_of_references_train_from_the_cache_and_the_lora_samples(
     one, other = (load_file(f"runs/{name}/lora.safetensors") for name in "ab")
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
-    sample = ("sample", "--family", "qwen-edit-plus", "--model", model, "--prompt", "swap", "--steps", 2)
+    sample = ("sample", "--family", "qwen-edit-plus", "--model", model_path, "--prompt", "swap", "--steps", 2)
     images = ("--image", data.parent / "1-0.png", "--image", data.parent / "1-1.png")
     for name, lora in {
         "without": (),
@@ -109,8 +109,8 @@ def test_mixed_numbers_of_references_train_from_the_cache_and_the_lora_samples(
     assert pictures["none"] == pictures["without"] != pictures["with"]
 
 
-def test_cached_and_live_training_are_the_same(run: Run, model: Path, data: Path) -> None:
-    train = ("train", "--family", "qwen-edit-plus", "--model", model, "--data", data, *OVERRIDES)
+def test_cached_and_live_training_are_the_same(run: Run, model_path: Path, data: Path) -> None:
+    train = ("train", "--family", "qwen-edit-plus", "--model", model_path, "--data", data, *OVERRIDES)
     for name, more in (("a", ()), ("b", ("--set", "cache.enabled=false"))):
         assert run(*train, *more, "--output", f"runs/{name}").code == 0
     one, other = (load_file(f"runs/{name}/lora.safetensors") for name in "ab")
@@ -118,10 +118,10 @@ def test_cached_and_live_training_are_the_same(run: Run, model: Path, data: Path
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-3)
 
 
-def test_records_without_references_are_named_with_their_row(run: Run, model: Path, data: Path) -> None:
+def test_records_without_references_are_named_with_their_row(run: Run, model_path: Path, data: Path) -> None:
     with data.open("a") as rows:
         rows.write(json.dumps({"target": "0.png", "prompt": "alone", "id": "alone"}) + "\n")
-    outcome = run("train", "--family", "qwen-edit-plus", "--model", model, "--data", data, *OVERRIDES)
+    outcome = run("train", "--family", "qwen-edit-plus", "--model", model_path, "--data", data, *OVERRIDES)
     assert outcome.code == 3
     assert "rows.jsonl, row 6" in outcome.err
     assert "0 reference pictures, family qwen-edit-plus takes 1 to 8" in outcome.err
@@ -137,8 +137,8 @@ def test_the_embedded_model_and_its_data_serve_by_default(run: Run) -> None:
 # -- what a batch of such records is ----------------------------------------------------------------------------------
 
 
-def test_an_examples_references_keep_their_order_and_sizes(checkpoint: Checkpoint, parts: Parts, data: Path) -> None:
-    recipe = EditPlusRecipe(None, checkpoint)
+def test_an_examples_references_keep_their_order_and_sizes(model: ModelFolder, parts: Parts, data: Path) -> None:
+    recipe = EditPlusRecipe(None, model)
     found = examples(recipe, data, parts)
     assert [len(one.references) for one in found] == COUNTS
     for one, record in zip(found, records(data), strict=True):
@@ -163,8 +163,8 @@ def test_a_mixed_batch_equals_its_samples_alone(
     oracle: Oracle, parts: Parts, data: Path, denoiser_class: type[StockDenoiser] | type[PerSampleRopeDenoiser]
 ) -> None:
     """With references of several sizes and numbers, `zero_cond_t` off and on."""
-    found = examples(EditPlusRecipe(None, oracle.checkpoint), data, parts)
-    denoiser = denoiser_class.load(oracle.checkpoint, None, device=torch.device("cpu"), dtype=torch.float32)
+    found = examples(EditPlusRecipe(None, oracle.model), data, parts)
+    denoiser = denoiser_class.load(oracle.model, None, device=torch.device("cpu"), dtype=torch.float32)
     together = denoiser.velocity(*batch(found)).split(list(batch(found)[0].lengths))
     x, sigma, _, _ = batch(found)
     for place, one in enumerate(found):
@@ -177,8 +177,8 @@ def test_a_mixed_batch_equals_its_samples_alone(
 @torch.no_grad()
 def test_zero_cond_t_is_read_from_the_checkpoint(oracle: Oracle, parts: Parts, data: Path) -> None:
     """The same weights with and without it: it moves the prediction, so the tests above see it."""
-    found = examples(EditPlusRecipe(None, oracle.checkpoint), data, parts)
-    flag = oracle.checkpoint.config("transformer")["zero_cond_t"]
+    found = examples(EditPlusRecipe(None, oracle.model), data, parts)
+    flag = oracle.model.config("transformer")["zero_cond_t"]
     network = oracle.parts.denoiser.module
     assert network.zero_cond_t == flag
     right = oracle.parts.denoiser.velocity(*batch(found))

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import qframe
 from qframe.errors import CheckpointError, ConfigError, DataError, QframeError, UntrustedError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.sample.pipeline import Pipeline
 from tests.cli.conftest import Run
 from tests.cli.conftest import run as run  # the fixture
@@ -35,12 +35,12 @@ MASK = torch.ones(1, 4, dtype=torch.long)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     return tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-qwen"))
 
 
 @pytest.fixture(scope="module")
-def pipes(checkpoint: Checkpoint) -> dict[str, Pipeline]:
+def pipes(checkpoint: ModelFolder) -> dict[str, Pipeline]:
     return {family: qframe.load(family, model=checkpoint.folder, device="cpu") for family in FAMILIES}
 
 
@@ -299,7 +299,7 @@ def test_a_mask_that_is_white_everywhere_repaints_everything(pipes: dict[str, Pi
     assert len(made.images) == 1
 
 
-def test_special_tokens_may_be_read_as_letters(checkpoint: Checkpoint) -> None:
+def test_special_tokens_may_be_read_as_letters(checkpoint: ModelFolder) -> None:
     """Then the template stays what it is: the same number of tokens before the prompt are dropped."""
     pipe = qframe.load(
         "qwen-image", model=checkpoint.folder, device="cpu", overrides=["encoder.options.special_tokens=literal"]
@@ -319,21 +319,21 @@ def lora(folder: Path, layers: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> 
     return file
 
 
-def load_with(checkpoint: Checkpoint, file: Path) -> QframeError:
+def load_with(checkpoint: ModelFolder, file: Path) -> QframeError:
     with pytest.raises(QframeError) as caught:
         qframe.load("qwen-image", model=checkpoint.folder, device="cpu", lora=file)
     assert caught.value.hint, "no next step"
     return caught.value
 
 
-def test_a_lora_for_another_model_names_its_keys(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_lora_for_another_model_names_its_keys(checkpoint: ModelFolder, tmp_path: Path) -> None:
     file = lora(tmp_path, {"double_blocks.0.img_attn.qkv": (torch.zeros(2, 32), torch.zeros(32, 2))})
     error = load_with(checkpoint, file)
     assert isinstance(error, CheckpointError)
     assert "double_blocks.0.img_attn.qkv" in error.message
 
 
-def test_a_lora_of_another_width_names_its_layer(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_lora_of_another_width_names_its_layer(checkpoint: ModelFolder, tmp_path: Path) -> None:
     file = lora(tmp_path, {"transformer_blocks.0.attn.to_q": (torch.zeros(2, 48), torch.zeros(48, 2))})
     error = load_with(checkpoint, file)
     assert "transformer_blocks.0.attn.to_q" in error.message
@@ -341,7 +341,7 @@ def test_a_lora_of_another_width_names_its_layer(checkpoint: Checkpoint, tmp_pat
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_lora_with_values_that_are_not_finite_names_the_key(
-    checkpoint: Checkpoint, tmp_path: Path, value: float
+    checkpoint: ModelFolder, tmp_path: Path, value: float
 ) -> None:
     file = lora(tmp_path, {"transformer_blocks.0.attn.to_q": (torch.full((2, 32), value), torch.zeros(32, 2))})
     error = load_with(checkpoint, file)
@@ -349,7 +349,7 @@ def test_a_lora_with_values_that_are_not_finite_names_the_key(
     assert "not finite" in error.message
 
 
-def test_a_missing_shard_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_missing_shard_is_named(checkpoint: ModelFolder, tmp_path: Path) -> None:
     model = shutil.copytree(checkpoint.folder, tmp_path / "model")
     weights = model / "transformer" / "diffusion_pytorch_model.safetensors"
     names = sorted(load_file(weights))
@@ -362,7 +362,7 @@ def test_a_missing_shard_is_named(checkpoint: Checkpoint, tmp_path: Path) -> Non
         qframe.load("qwen-image", model=model, device="cpu")
 
 
-def test_code_in_a_model_folder_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_code_in_a_model_folder_is_refused(checkpoint: ModelFolder, tmp_path: Path) -> None:
     model = shutil.copytree(checkpoint.folder, tmp_path / "model")
     (model / "transformer" / "modeling.py").write_text("raise SystemExit('code ran')")
     with pytest.raises(UntrustedError, match=r"modeling\.py"):
@@ -392,7 +392,7 @@ ON_THE_LINE = {
 
 @pytest.mark.parametrize("case", ON_THE_LINE)
 def test_the_command_line_says_it_in_a_message_and_an_exit_code(
-    run: Run, checkpoint: Checkpoint, tmp_path: Path, case: str
+    run: Run, checkpoint: ModelFolder, tmp_path: Path, case: str
 ) -> None:
     SQUARE.save(tmp_path / "in.png")
     HALF.save(tmp_path / "mask.png")

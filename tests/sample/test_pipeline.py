@@ -16,7 +16,7 @@ import qframe
 from qframe.adapters import LoraLayer, save_lora
 from qframe.compose import Composition
 from qframe.errors import CheckpointError, ConfigError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.sample.pipeline import Pipeline, PipelineOutput, run_plan, sample_plan
 from qframe_qwen_edit.recipe import EditRequest
 from tests.qwen import tiny
@@ -26,13 +26,13 @@ FAST = {"num_inference_steps": 2, "true_cfg_scale": 1.0}
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     return tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-qwen"))
 
 
 @pytest.fixture(scope="module")
-def pipe(checkpoint: Checkpoint) -> Pipeline:
-    return qframe.load("qwen-edit", model=checkpoint.folder, device="cpu")
+def pipe(model: ModelFolder) -> Pipeline:
+    return qframe.load("qwen-edit", model=model.folder, device="cpu")
 
 
 def tensors(output: PipelineOutput) -> list[Tensor]:
@@ -45,8 +45,8 @@ def test_a_loaded_family_gives_pictures(pipe: Pipeline) -> None:
     assert image.size == (96, 96)
 
 
-def test_text_to_image_needs_no_picture(checkpoint: Checkpoint) -> None:
-    pipe = qframe.load("qwen-image", model=checkpoint.folder, device="cpu")
+def test_text_to_image_needs_no_picture(model: ModelFolder) -> None:
+    pipe = qframe.load("qwen-image", model=model.folder, device="cpu")
     (image,) = pipe(prompt="a red circle", seed=0, height=32, width=64, **FAST).images
     assert image.size == (64, 32)  # type: ignore[union-attr]
 
@@ -126,31 +126,31 @@ def test_on_step_stops_a_plan_early(pipe: Pipeline) -> None:
     assert picture.isfinite().all()
 
 
-def test_components_are_swapped_by_name(checkpoint: Checkpoint, pipe: Pipeline) -> None:
-    heun = qframe.load("qwen-edit", model=checkpoint.folder, device="cpu", components={"sampler": "heun"})
+def test_components_are_swapped_by_name(model: ModelFolder, pipe: Pipeline) -> None:
+    heun = qframe.load("qwen-edit", model=model.folder, device="cpu", components={"sampler": "heun"})
     arguments: dict[str, Any] = {"prompt": "a", "image": tiny.picture(0, 96, 96), "output_type": "latent", "seed": 0}
     found = [tensors(one(**arguments, **FAST))[0] for one in (pipe, heun)]
     assert not torch.allclose(*found)
 
 
-def test_settings_come_through_overrides(checkpoint: Checkpoint) -> None:
+def test_settings_come_through_overrides(model: ModelFolder) -> None:
     pipe = qframe.load(
-        "qwen-edit", model=checkpoint.folder, device="cpu", overrides=["recipe.max_area=4096", "recipe.min_area=4096"]
+        "qwen-edit", model=model.folder, device="cpu", overrides=["recipe.max_area=4096", "recipe.min_area=4096"]
     )
     (image,) = pipe(prompt="a", image=tiny.picture(0, 96, 96), **FAST).images
     assert image.size == (64, 64)  # type: ignore[union-attr]
 
 
 def test_a_lora_that_does_not_fit_is_refused_before_the_weights_are_read(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Composition, "load", lambda *_, **__: pytest.fail("a part was loaded"))
     save_lora(tmp_path / "a", {"blocks.0.to_q": LoraLayer(torch.randn(2, 32), torch.randn(32, 2), 2.0)})
     with pytest.raises(CheckpointError, match="to_q: the network has no such linear layer"):
-        qframe.load("qwen-edit", model=checkpoint.folder, device="cpu", lora=tmp_path / "a")
+        qframe.load("qwen-edit", model=model.folder, device="cpu", lora=tmp_path / "a")
 
 
-def test_lora_files_change_the_result_by_their_weight(checkpoint: Checkpoint, pipe: Pipeline, tmp_path: Path) -> None:
+def test_lora_files_change_the_result_by_their_weight(model: ModelFolder, pipe: Pipeline, tmp_path: Path) -> None:
     width = 32
     layer = LoraLayer(torch.randn(2, width), torch.randn(width, 2), 2.0)
     save_lora(tmp_path / "a.safetensors", {"transformer_blocks.0.attn.to_q": layer}, metadata={})
@@ -158,9 +158,7 @@ def test_lora_files_change_the_result_by_their_weight(checkpoint: Checkpoint, pi
     plain = tensors(pipe(**arguments, **FAST))[0]
     found = {}
     for weight in (0.0, 1.0):
-        loaded = qframe.load(
-            "qwen-edit", model=checkpoint.folder, device="cpu", lora={tmp_path / "a.safetensors": weight}
-        )
+        loaded = qframe.load("qwen-edit", model=model.folder, device="cpu", lora={tmp_path / "a.safetensors": weight})
         found[weight] = tensors(loaded(**arguments, **FAST))[0]
     torch.testing.assert_close(found[0.0], plain)
     assert not torch.allclose(found[1.0], plain, atol=1e-2)
@@ -206,8 +204,8 @@ def test_what_cannot_be_loaded_is_refused_before_a_weight_is_read(
         qframe.load("qwen-edit", **arguments)
 
 
-def test_device_and_dtype_may_be_torchs_own(checkpoint: Checkpoint) -> None:
-    loaded = qframe.load("qwen-edit", model=checkpoint.folder, device=torch.device("cpu"), dtype=torch.bfloat16)
+def test_device_and_dtype_may_be_torchs_own(model: ModelFolder) -> None:
+    loaded = qframe.load("qwen-edit", model=model.folder, device=torch.device("cpu"), dtype=torch.bfloat16)
     assert loaded.composition.dtype("denoiser") == torch.bfloat16
 
 
@@ -243,6 +241,6 @@ def test_all_parts_are_planned_before_the_first_step(pipe: Pipeline, monkeypatch
         pipe(prompt=["a", "b"], image=[tiny.picture(0, 96, 96), tiny.picture(1, 64, 128)], **FAST)
 
 
-def test_one_name_of_a_device_is_not_taken_for_its_letters(checkpoint: Checkpoint) -> None:
+def test_one_name_of_a_device_is_not_taken_for_its_letters(model: ModelFolder) -> None:
     with pytest.raises(ConfigError, match="devices: 'cup' is not a device"):
-        qframe.load("qwen-edit", model=checkpoint.folder, devices="cup")
+        qframe.load("qwen-edit", model=model.folder, devices="cup")

@@ -45,15 +45,15 @@ class ToyDenoiser(Denoiser):
         self.module = ToyNetwork()
 
     @classmethod
-    def describe(cls, checkpoint: Any, options: Any) -> Any:
+    def describe(cls, model: Any, options: Any) -> Any:
         raise NotImplementedError
 
     @classmethod
-    def load(cls, checkpoint: Any, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+    def load(cls, model: Any, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
         raise NotImplementedError
 
     @classmethod
-    def fingerprint(cls, checkpoint: Any, options: Any) -> str:
+    def fingerprint(cls, model: Any, options: Any) -> str:
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
@@ -83,15 +83,15 @@ class HalvingSchedule(Schedule):
     """Moves every sigma to its half, so that a test can see whether it was asked."""
 
     @classmethod
-    def describe(cls, checkpoint: Any, options: Any) -> None:
+    def describe(cls, model: Any, options: Any) -> None:
         return None
 
     @classmethod
-    def load(cls, checkpoint: Any, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
+    def load(cls, model: Any, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
         return cls()
 
     @classmethod
-    def fingerprint(cls, checkpoint: Any, options: Any) -> str:
+    def fingerprint(cls, model: Any, options: Any) -> str:
         return ""
 
     def sigmas(self, steps: int, tokens: int, custom: Sequence[float] | None = None) -> Tensor:

@@ -244,7 +244,7 @@ def test_the_lora_gives_the_same_picture_in_the_diffusers_pipeline(
 ) -> None:
     from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as upstream_module
 
-    from qframe.files.checkpoint import Checkpoint
+    from qframe.files.model_folder import ModelFolder
 
     Trainer(config("run", "sample.count=0", "data.options.validation=0")).fit()
     file = tmp_path / "run" / "lora.safetensors"  # rank 4, alpha 10
@@ -258,7 +258,7 @@ def test_the_lora_gives_the_same_picture_in_the_diffusers_pipeline(
     ).images
 
     monkeypatch.setattr(upstream_module, "calculate_dimensions", lambda area, ratio: (64, 64, None))
-    pipeline = tiny.upstream_edit(Checkpoint.open(model))
+    pipeline = tiny.upstream_edit(ModelFolder.open(model))
     pipeline.load_lora_weights(str(file))
     theirs = pipeline(**request, true_cfg_scale=1.0, generator=torch.Generator().manual_seed(0)).images
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -574,9 +574,9 @@ def test_weights_that_did_not_change_are_read_for_their_fingerprint_once(
 ) -> None:
     """A base of 40 GB is not read at every start."""
     read: list[str] = []
-    digest = qframe.files.checkpoint._file_digest
+    digest = qframe.files.model_folder._file_digest
     monkeypatch.setattr(
-        "qframe.files.checkpoint._file_digest", lambda file, told: (read.append(file), digest(file, told))[1]
+        "qframe.files.model_folder._file_digest", lambda file, told: (read.append(file), digest(file, told))[1]
     )
     monkeypatch.setattr("qframe.files.digests._SETTLED", -1.0)  # the model's files are new
     quiet = ("data.options.validation=0", "sample.count=0")

@@ -43,7 +43,7 @@ class StoredLora:
 class Stored:
     """How one picture was made.
 
-    model: as it was given; models: the identity of every checkpoint used, by name. config: dotted keys whose values
+    model: as it was given; models: the identity of every model folder used, by name. config: dotted keys whose values
     are not the family's. request: as `qframe.sample.jobs.asked.settled`; files: sha256 of the pictures it names, by
     path.
     made_with: versions and device, which may differ when it is made again.
@@ -98,14 +98,14 @@ def _contents(value: Any, files: Mapping[str, str]) -> Any:
 def setting(composition: Composition, loras: Mapping[Path, float]) -> Stored:
     """What all pictures that are made with these components and LoRAs store; their requests are missing."""
     config = composition.config
-    checkpoints = {checkpoint.name: checkpoint for checkpoint in composition.checkpoints.values()}
+    models = {model.name: model for model in composition.models.values()}
     baseline = load_config(family=config.family, values={"model": composition.model_name})
     changed = {key: unstructure(new) for key, _, new in diff_config(baseline, config) if new is not None}
     return Stored(
         format="qframe-picture-1",
         family=config.family,
         model=composition.model_name,
-        models={name: checkpoint.identity() for name, checkpoint in checkpoints.items()},
+        models={name: model.identity() for name, model in models.items()},
         config={key: value for key, value in changed.items() if _is_sampling(key)},
         loras=tuple(
             StoredLora(file=str(file), weight=weight, sha256=digest_of(file, f"LoRA file {file}", CheckpointError))
@@ -191,7 +191,7 @@ def check_files(stored: Stored, replaced: Collection[str], origin: str) -> None:
 
 
 def check_models(stored: Stored, now: Stored, origin: str) -> None:
-    """CheckpointError names a checkpoint that has another content than the one the picture was made with."""
+    """CheckpointError names a model that has another content than the one the picture was made with."""
     changed = [name for name, identity in now.models.items() if stored.models.get(name, identity) != identity]
     if changed:
         raise CheckpointError(

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from qframe.errors import CheckpointError, DataError, UntrustedError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.sample.jobs.picture_files import write_picture
 from qframe.sample.jobs.sources import digest_of, unchanged_picture
 from qframe.sample.jobs.stored import Stored, StoredLora, check_files, check_models, read_stored
@@ -139,13 +139,13 @@ def test_devices_and_folders_are_no_files(tmp_path: Path) -> None:
 
 def test_the_identity_of_a_checkpoint_follows_its_contents(tmp_path: Path) -> None:
     folder = tiny_qwen_checkpoint(tmp_path / "model").folder
-    before = Checkpoint.open(folder).identity()
-    assert Checkpoint.open(folder.rename(tmp_path / "moved")).identity() == before
+    before = ModelFolder.open(folder).identity()
+    assert ModelFolder.open(folder.rename(tmp_path / "moved")).identity() == before
     weights = next((tmp_path / "moved" / "transformer").glob("*.safetensors"))
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    assert Checkpoint.open(tmp_path / "moved").identity() != before
+    assert ModelFolder.open(tmp_path / "moved").identity() != before
 
 
 def test_the_identity_of_large_weights_sees_their_training(tmp_path: Path) -> None:
@@ -155,5 +155,5 @@ def test_the_identity_of_large_weights_sees_their_training(tmp_path: Path) -> No
     found = set()
     for head, body, size in ((b"a", b"x", 0), (b"b", b"x", 0), (b"a", b"y", 0), (b"a", b"x", 1)):
         weights.write_bytes(head + body * (3_000_000 + size))
-        found.add(Checkpoint.open(tmp_path).identity())
+        found.add(ModelFolder.open(tmp_path).identity())
     assert len(found) == 4

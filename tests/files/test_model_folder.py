@@ -15,7 +15,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from qframe.errors import CheckpointError, UntrustedError
-from qframe.files.checkpoint import Checkpoint
+from qframe.files.model_folder import ModelFolder
 from qframe.progress import SilentProgress
 
 
@@ -30,73 +30,73 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_configuration_is_read_by_component(folder: Path) -> None:
-    checkpoint = Checkpoint.open(folder)
-    assert checkpoint.pipeline_config["_class_name"] == "QwenImagePipeline"
-    assert checkpoint.config("vae") == {"z_dim": 4}
-    assert [file.name for file in checkpoint.weight_files("vae")] == ["weights.safetensors"]
+    model = ModelFolder.open(folder)
+    assert model.pipeline_config["_class_name"] == "QwenImagePipeline"
+    assert model.config("vae") == {"z_dim": 4}
+    assert [file.name for file in model.weight_files("vae")] == ["weights.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./a/b", "/no/such/folder", "a/b/c"])
 def test_a_name_that_is_neither_folder_nor_hub_id_says_what_to_give(name: str) -> None:
     with pytest.raises(CheckpointError, match="there is no such folder") as caught:
-        Checkpoint.open(name)
+        ModelFolder.open(name)
     assert "model_index.json" in str(caught.value.hint)
 
 
 def test_a_missing_or_broken_file_is_named(folder: Path) -> None:
-    checkpoint = Checkpoint.open(folder)
+    model = ModelFolder.open(folder)
     with pytest.raises(CheckpointError, match=r"transformer/config.json cannot be read"):
-        checkpoint.config("transformer")
+        model.config("transformer")
     (folder / "vae" / "config.json").write_text('{"z_dim": 4')
     with pytest.raises(CheckpointError, match=r"vae/config.json is not valid JSON"):
-        checkpoint.config("vae")
+        model.config("vae")
     (folder / "vae" / "config.json").write_text("[1]")
     with pytest.raises(CheckpointError, match="holds a list, expected an object"):
-        checkpoint.config("vae")
+        model.config("vae")
 
 
 def test_a_missing_shard_is_named(folder: Path) -> None:
     index = {"weight_map": {"a": "weights.safetensors", "b": "more-00002.safetensors"}}
     (folder / "vae" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"lacks 1 of 2 shards: more-00002.safetensors"):
-        Checkpoint.open(folder).weight_files("vae")
+        ModelFolder.open(folder).weight_files("vae")
 
 
 def test_code_and_pickles_are_refused(folder: Path) -> None:
-    checkpoint = Checkpoint.open(folder)
+    model = ModelFolder.open(folder)
     (folder / "vae" / "config.json").write_text('{"auto_map": {"AutoModel": "evil.Model"}}')
     with pytest.raises(UntrustedError, match="auto_map"):
-        checkpoint.config("vae")
+        model.config("vae")
     (folder / "vae" / "weights.safetensors").rename(folder / "vae" / "weights.bin")
     with pytest.raises(UntrustedError, match=r"vae holds code or pickled weights.*: weights\.bin"):
-        checkpoint.weight_files("vae")
+        model.weight_files("vae")
     (folder / "vae" / "weights.bin").unlink()
     with pytest.raises(CheckpointError, match="no safetensors weights"):
-        checkpoint.weight_files("vae")
+        model.weight_files("vae")
 
 
 @pytest.mark.parametrize("name", ["modeling.py", "pytorch_model.bin", "optimizer.pt", "kernels.so", "model.ckpt"])
 @pytest.mark.parametrize("place", ["vae", "."])
 def test_code_and_pickles_beside_safetensors_are_refused_by_name(folder: Path, place: str, name: str) -> None:
     (folder / place / name).write_bytes(b"")
-    for read in (Checkpoint.check_shards, Checkpoint.weight_files):
+    for read in (ModelFolder.check_shards, ModelFolder.weight_files):
         with pytest.raises(UntrustedError, match=f"code or pickled weights.*: {name}") as caught:
-            read(Checkpoint.open(folder), "vae")
+            read(ModelFolder.open(folder), "vae")
         assert caught.value.exit_code == 7
         assert "safetensors alone" in str(caught.value.hint)
 
 
 def test_the_digest_changes_with_content_and_names_and_nothing_else(folder: Path) -> None:
-    checkpoint = Checkpoint.open(folder)
-    first = checkpoint.digest("vae")
+    model = ModelFolder.open(folder)
+    first = model.digest("vae")
     (folder / "vae" / ".cache").write_text("not part of it")
     (folder / "model_index.json").write_text("{}")
-    assert checkpoint.digest("vae") == first
+    assert model.digest("vae") == first
     save_file({"a": torch.ones(2)}, folder / "vae" / "weights.safetensors")
-    changed = checkpoint.digest("vae")
+    changed = model.digest("vae")
     assert changed != first
     (folder / "vae" / "weights.safetensors").rename(folder / "vae" / "renamed.safetensors")
-    assert checkpoint.digest("vae") != changed
+    assert model.digest("vae") != changed
 
 
 def test_reading_large_weights_for_a_digest_is_told_in_megabytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,18 +112,18 @@ def test_reading_large_weights_for_a_digest_is_told_in_megabytes(folder: Path, m
             told[-1][2].append(count)
 
     (folder / "vae" / "more.safetensors").write_bytes(bytes(25_500_000))
-    silent = Checkpoint.open(folder)
+    silent = ModelFolder.open(folder)
     plain = silent.digest("vae")
-    checkpoint = attrs.evolve(silent, progress=Heard())
-    assert checkpoint.digest("vae") == plain
+    model = attrs.evolve(silent, progress=Heard())
+    assert model.digest("vae") == plain
     assert told == [], "what is read in no time is not worth telling"
-    monkeypatch.setattr("qframe.files.checkpoint._WORTH_TELLING", 1_000_000)
-    assert checkpoint.digest("vae") == plain
+    monkeypatch.setattr("qframe.files.model_folder._WORTH_TELLING", 1_000_000)
+    assert model.digest("vae") == plain
     ((name, total, steps),) = told
     assert name == "fingerprinting vae (MB)"
     assert total == sum(steps) == 25
     assert len(steps) > 2
-    assert checkpoint == silent, "who listens is no part of what it is"
+    assert model == silent, "who listens is no part of what it is"
 
 
 def test_from_the_hub_weights_are_fetched_when_a_component_is_loaded(
@@ -136,11 +136,11 @@ def test_from_the_hub_weights_are_fetched_when_a_component_is_loaded(
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    checkpoint = Checkpoint.open("owner/name")
-    assert checkpoint.config("vae") == {"z_dim": 4}
+    model = ModelFolder.open("owner/name")
+    assert model.config("vae") == {"z_dim": 4}
     assert len(asked) == 1
     assert not any("safetensors" in pattern for pattern in asked[0][1])
-    checkpoint.weight_files("vae")
+    model.weight_files("vae")
     assert asked[1][0] == "owner/name"
     assert "vae/*.safetensors" in asked[1][1]
     assert all(pattern.startswith("vae/") for pattern in asked[1][1])
@@ -152,4 +152,4 @@ def test_a_hub_that_does_not_answer_is_explained(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(CheckpointError, match=r"'owner/name': no such folder, and the hub could not give it: offline"):
-        Checkpoint.open("owner/name")
+        ModelFolder.open("owner/name")

@@ -31,7 +31,7 @@ _PROBE_BYTES = 4096
 
 
 @attrs.frozen
-class Checkpoint:
+class ModelFolder:
     """A folder with one subfolder per component.
 
     name: what the user called it, for messages. folder: where it lies. remote: it came from the hub, so weights are
@@ -46,7 +46,7 @@ class Checkpoint:
     digests: FileDigests | None = attrs.field(default=None, eq=False, repr=False)
 
     @classmethod
-    def open(cls, name: str | Path) -> Checkpoint:
+    def open(cls, name: str | Path) -> ModelFolder:
         """The checkpoint of a local folder or a hub id; of the latter only configuration files are downloaded.
 
         CheckpointError if there is no such folder and the name cannot be a hub id, or the hub does not have it.
