@@ -45,8 +45,8 @@ class CacheError(QframeError):
     exit_code = 3
 
 
-class CheckpointError(QframeError):
-    """A model folder, a LoRA file or a run's saved state that cannot be used."""
+class WeightsError(QframeError):
+    """Files of weights that cannot be used: a model folder, a LoRA file, or a checkpoint of a training run."""
 
     exit_code = 4
 

@@ -15,7 +15,7 @@ import pytest
 import tomli_w
 from PIL import Image
 
-from qframe.errors import CheckpointError
+from qframe.errors import WeightsError
 from qframe.report import LARGEST_PICTURES, write_report
 from qframe.report.curves import FRAME, make_panel, number
 from qframe.report.page import chosen_moments
@@ -331,7 +331,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no run here"):
+    with pytest.raises(WeightsError, match="there is no run here"):
         write_report([tmp_path], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from qframe.diffusion.packing import pad
-from qframe.errors import CheckpointError, ConfigError, DataError
+from qframe.errors import ConfigError, DataError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import (
     PLAIN,
@@ -114,7 +114,7 @@ class StockDenoiser(Denoiser):
         config = component_config(model, _FOLDER, _CLASS)
         for flag, reason in cls.refused.items():
             if config.get(flag):
-                raise CheckpointError(
+                raise WeightsError(
                     f"model {model.name!r}: {_FOLDER}/config.json sets {flag}, "
                     f"which this denoiser does not run: {reason}",
                     "Use a checkpoint without it, or a denoiser made for it.",
@@ -281,7 +281,7 @@ def _of_group(forward: ForwardOptions, place: int) -> ForwardOptions:
 def _whole(model: ModelFolder, config: Mapping[str, Any], key: str, default: int) -> int:
     value = config.get(key, default)
     if not isinstance(value, int) or value < 1:
-        raise CheckpointError(
+        raise WeightsError(
             f"model {model.name!r}: {_FOLDER}/config.json sets {key} to {value!r}, expected a whole number from 1",
             "Download the checkpoint again.",
         )

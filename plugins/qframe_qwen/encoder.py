@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from qframe.diffusion.packing import unpad
-from qframe.errors import CheckpointError, DataError
+from qframe.errors import DataError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Conditioning, Encoder, EncoderSpec, TokenCounter
 from qframe.pictures.geometry import Size
@@ -74,13 +74,13 @@ class QwenVLEncoder(Encoder):
         options = options or QwenVLOptions()
         pictures = options.template != "text" and any(model.has(file) for file in _PROCESSOR_FILES)
         if options.template in ("edit", "edit-plus") and not pictures:
-            raise CheckpointError(
+            raise WeightsError(
                 f"model {model.name!r}: no {_PROCESSOR_FILES[0]}, without which its encoder sees no pictures",
                 "Use a checkpoint of an edit model, or encoder.options.template = 'text'.",
             )
         width = config.get("hidden_size") or config.get("text_config", {}).get("hidden_size")
         if not isinstance(width, int):
-            raise CheckpointError(f"model {model.name!r}: {_FOLDER}/config.json has no hidden_size")
+            raise WeightsError(f"model {model.name!r}: {_FOLDER}/config.json has no hidden_size")
         return EncoderSpec(text_space=TEXT_SPACE, width=width, pictures=pictures)
 
     @classmethod
@@ -235,11 +235,11 @@ def _tokenizer(model: ModelFolder, spec: EncoderSpec) -> Any:
     from transformers import Qwen2Tokenizer
 
     if not model.has("tokenizer"):
-        raise CheckpointError(f"model {model.name!r}: there is no folder 'tokenizer'")
+        raise WeightsError(f"model {model.name!r}: there is no folder 'tokenizer'")
     try:
         tokenizer = Qwen2Tokenizer.from_pretrained(model.folder / "tokenizer", local_files_only=True)
     except (ValueError, TypeError, KeyError, OSError) as error:
-        raise CheckpointError(
+        raise WeightsError(
             f"model {model.name!r}: the tokenizer in tokenizer/ cannot be read: {error!r}",
             "Download the checkpoint again.",
         ) from error

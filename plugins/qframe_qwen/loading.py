@@ -11,21 +11,21 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
-from qframe.errors import CheckpointError
+from qframe.errors import WeightsError
 from qframe.files.model_folder import ModelFolder
 
 
 def component_config(model: ModelFolder, subfolder: str, expected: str, *, file: str = "config.json") -> dict[str, Any]:
     """The configuration of a component, which must name the class `expected`.
 
-    CheckpointError if the file is missing or names another class.
+    WeightsError if the file is missing or names another class.
     """
     config = model.read_json(f"{subfolder}/{file}")
     if not model.remote:  # from the hub, weights come later
         model.check_shards(subfolder)
     named = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
     if named != expected:
-        raise CheckpointError(
+        raise WeightsError(
             f"model {model.name!r}: {subfolder}/{file} names the class {named!r}, expected {expected!r}",
             "Use a checkpoint of this family, or the plugin that knows this class.",
         )
@@ -35,7 +35,7 @@ def component_config(model: ModelFolder, subfolder: str, expected: str, *, file:
 def load_weights(cls: Any, model: ModelFolder, subfolder: str, *, device: torch.device, dtype: torch.dtype) -> Any:
     """The network of class `cls` (diffusers' or transformers') in `subfolder`, frozen, in evaluation mode.
 
-    CheckpointError if weights are missing, of another shape, or damaged: upstream would fill in random ones.
+    WeightsError if weights are missing, of another shape, or damaged: upstream would fill in random ones.
     """
     model.weight_files(subfolder)
     try:
@@ -54,20 +54,20 @@ def load_weights(cls: Any, model: ModelFolder, subfolder: str, *, device: torch.
     except (SafetensorError, StrictDataclassError, RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
         if "GPU" in str(error):  # diffusers' quantisers, where there is none
             raise _lacking(model, subfolder, error) from error
-        raise CheckpointError(
+        raise WeightsError(
             f"model {model.name!r}: {subfolder} cannot be loaded from its config.json and weights: {error}",
             "Download the checkpoint again.",
         ) from error
     broken = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
     unused = sorted(report["unexpected_keys"])
     if unused and not broken:
-        raise CheckpointError(
+        raise WeightsError(
             f"model {model.name!r}: {subfolder} holds {len(unused)} weights its config.json has no place for: "
             + ", ".join(unused[:5]),
             "The configuration and the weights do not belong together; download the checkpoint again.",
         )
     if broken:
-        raise CheckpointError(
+        raise WeightsError(
             f"model {model.name!r}: {subfolder} lacks {len(broken)} weights that its config.json calls for, "
             f"or has them in another shape: {', '.join(broken[:5])}",
             "The configuration and the weights do not belong together; download the checkpoint again.",
@@ -83,10 +83,10 @@ def outline_of(cls: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     return network.eval().requires_grad_(False)
 
 
-def _lacking(model: ModelFolder, subfolder: str, error: Exception) -> CheckpointError:
+def _lacking(model: ModelFolder, subfolder: str, error: Exception) -> WeightsError:
     """What to say of weights that this machine has no library or no device for: quantised ones."""
     method = model.read_json(f"{subfolder}/config.json").get("quantization_config", {}).get("quant_method", "none")
-    return CheckpointError(
+    return WeightsError(
         f"model {model.name!r}: {subfolder} (quantised: {method}) cannot be loaded on this machine: {error}",
         "4-bit checkpoints of bitsandbytes need a CUDA device and `pip install qframe[bitsandbytes]`. "
         "A checkpoint that is not quantised runs anywhere; denoiser.quantise makes its weights small as well.",

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from qframe.errors import CheckpointError, DataError
+from qframe.errors import DataError, WeightsError
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +65,11 @@ def edit_plus(pictures: int) -> Template:
 
 
 def check_tokenizer(tokenizer: Any, template: Template, name: str) -> None:
-    """CheckpointError if the tokenizer does not cut the template's start into as many tokens as are dropped."""
+    """WeightsError if the tokenizer does not cut the template's start into as many tokens as are dropped."""
     start = template.text.partition("<|vision_start|>" if template.pictures else "{}")[0]
     length = len(_ids(tokenizer, start))
     if length != template.dropped:
-        raise CheckpointError(
+        raise WeightsError(
             f"model {name!r}: its tokenizer cuts the start of the prompt template into {length} tokens, "
             f"expected {template.dropped}",
             "The tokenizer must be Qwen2.5-VL's, or one that cuts this text alike.",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qframe.diffusion.flow import shift_sigma
-from qframe.errors import CheckpointError, ConfigError
+from qframe.errors import ConfigError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Schedule
 from qframe_qwen.loading import component_config
@@ -28,11 +28,11 @@ class FlowMatchSchedule(Schedule):
 
     @classmethod
     def describe(cls, model: ModelFolder, options: Any) -> None:
-        """Nothing to compare with other parts; CheckpointError if it is a scheduler that this class cannot follow."""
+        """Nothing to compare with other parts; WeightsError if it is a scheduler that this class cannot follow."""
         config = component_config(model, _FOLDER, _CLASS, file=_FILE)
         for key, wanted in (("num_train_timesteps", 1000), ("invert_sigmas", False), ("stochastic_sampling", False)):
             if config.get(key, wanted) != wanted:
-                raise CheckpointError(
+                raise WeightsError(
                     f"model {model.name!r}: {_FOLDER}/{_FILE} sets {key} to {config[key]!r}; "
                     f"schedule 'flow-match' needs {wanted!r}",
                     "Use a schedule made for this checkpoint.",

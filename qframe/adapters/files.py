@@ -18,7 +18,7 @@ from qframe.adapters.header import METADATA_KEY, StoredLora, open_lora, refuse, 
 from qframe.adapters.layer import LoraLayer
 from qframe.adapters.layouts import by_flat_name, flattened, tensor_name
 from qframe.config.schema import LoraLayout
-from qframe.errors import CheckpointError, ConfigError, QframeError
+from qframe.errors import ConfigError, QframeError, WeightsError
 from qframe.files.storage import write_file
 
 NAMES_KEY = "qframe_layers"
@@ -40,7 +40,7 @@ def save_lora(
 ) -> None:
     """Write `layers` as the programs that read `layout` expect them, scale included. Atomic.
 
-    What was written is read back and compared with `layers` before it takes the place of a former file: CheckpointError
+    What was written is read back and compared with `layers` before it takes the place of a former file: WeightsError
     if it differs. ConfigError if there are no layers, or the layout has no place for DoRA's magnitudes.
     """
     if not layers:
@@ -66,10 +66,10 @@ def save_lora(
         try:
             read = read_lora(written)
         except QframeError as error:
-            raise CheckpointError(f"{file}: what was written cannot be read back: {error.message}") from error
+            raise WeightsError(f"{file}: what was written cannot be read back: {error.message}") from error
         wrong = sorted(read.keys() ^ layers.keys()) or [n for n in layers if not layers[n].equals(read[n])]
         if wrong:
-            raise CheckpointError(
+            raise WeightsError(
                 f"{file}: what was written does not read back as the weights in memory: {', '.join(wrong[:5])}",
                 "The disk or the memory may be faulty. A former file was left as it is.",
             )
@@ -124,7 +124,7 @@ def read_lora(file: Path, *, names: Iterable[str] | None = None) -> dict[str, Lo
     Read are the formats of diffusers, peft, ComfyUI and kohya, and bare names. names: of the network's layers, which a
     file with flattened names (kohya) needs unless it brings them along.
 
-    Everything is checked before it is used: CheckpointError names keys that belong to no layer, halves without a
+    Everything is checked before it is used: WeightsError names keys that belong to no layer, halves without a
     partner, shapes that do not fit, scales and values that are not finite. UntrustedError: larger than any LoRA.
     """
     with open_lora(file) as opened:
@@ -153,7 +153,7 @@ def _full_names(stored: StoredLora, names: tuple[str, ...] | None) -> dict[str, 
         return full
     known = _recorded_names(stored) if names is None else names
     if known is None:
-        raise CheckpointError(
+        raise WeightsError(
             f"LoRA file {stored.file}: its layers are spelled with '_' for '.' ({min(flat)}), and only the network "
             "that it was made for tells their names",
             "Name the model (--model, --family); from Python, pass the names of the network's layers.",

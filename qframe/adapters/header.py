@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from qframe.adapters.layer import as_float32
 from qframe.adapters.layouts import Part, TensorName, parse_name
-from qframe.errors import CheckpointError, UntrustedError, bullet_list
+from qframe.errors import UntrustedError, WeightsError, bullet_list
 
 METADATA_KEY = "lora_adapter_metadata"
 """Where diffusers keeps peft's configuration, alpha among it."""
@@ -87,7 +87,7 @@ def open_lora(file: Path) -> Iterator[Any]:
     """The file, lazily; its header was read, and is not larger than a LoRA's may be."""
     try:
         if not file.is_file():
-            raise CheckpointError(f"LoRA file {file}: there is no such file")
+            raise WeightsError(f"LoRA file {file}: there is no such file")
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
         size = file.stat().st_size
@@ -96,7 +96,7 @@ def open_lora(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as opened:
             yield opened
     except (SafetensorError, OSError, UnicodeError) as error:
-        raise CheckpointError(
+        raise WeightsError(
             f"LoRA file {file}: not a safetensors file ({error})",
             "Only safetensors files are read; pickles can run code.",
         ) from error
@@ -178,12 +178,12 @@ def _wrong_alpha(layer: str, alpha: float) -> str | None:
 
 
 def refuse(file: Path, problems: list[str], *, hint: str | None = None) -> None:
-    """CheckpointError with all problems of a file, if there are any."""
+    """WeightsError with all problems of a file, if there are any."""
     if problems:
         more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         shown = bullet_list(_printable(problem) for problem in problems[:_SHOWN])
         hint = hint or "Nothing of it was put on. Use another file, or save this one again where it was made."
-        raise CheckpointError(f"LoRA file {file} cannot be used:\n{shown}{more}", hint)
+        raise WeightsError(f"LoRA file {file} cannot be used:\n{shown}{more}", hint)
 
 
 def _printable(text: str) -> str:
@@ -234,4 +234,4 @@ def _noted(file: Path, metadata: Mapping[str, str]) -> _Noted:
         rslora, dora = bool(config.get("use_rslora")), bool(config.get("use_dora"))
         return _Noted(float(config["lora_alpha"]), patterns, rslora, dora)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"LoRA file {file}: its {METADATA_KEY} cannot be read ({error})") from error
+        raise WeightsError(f"LoRA file {file}: its {METADATA_KEY} cannot be read ({error})") from error

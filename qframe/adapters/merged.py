@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qframe.adapters.network import add_updates, layer_names, read_fitting
 from qframe.compose import Composition
-from qframe.errors import CheckpointError, ConfigError
+from qframe.errors import ConfigError, WeightsError
 from qframe.files.storage import file_digest, publish_folder
 from qframe.interfaces import Denoiser
 
@@ -28,7 +28,7 @@ def outlined(composition: Composition) -> Denoiser | None:
 
 
 def check_files(composition: Composition, files: Iterable[Path]) -> Denoiser | None:
-    """CheckpointError names what of `files` does not fit the denoiser, before its weights are read; the outline."""
+    """WeightsError names what of `files` does not fit the denoiser, before its weights are read; the outline."""
     outline = outlined(composition)
     if outline is not None:
         for file in files:
@@ -47,10 +47,10 @@ def write_merged(
 
     It is computed on the CPU, in float32, and written in `dtype`, by default that of the checkpoint. The folder is one
     that `denoiser.model` takes, appears whole or not at all, and must not exist. What can be known is checked before
-    a weight is read: CheckpointError names the file that does not fit.
+    a weight is read: WeightsError names the file that does not fit.
     """
     if target.exists():
-        raise CheckpointError(f"{target}: exists already, and nothing is overwritten", "Give another --output.")
+        raise WeightsError(f"{target}: exists already, and nothing is overwritten", "Give another --output.")
     outline = check_files(composition, [file for file, _ in loras])
     if outline is not None:
         dtype = dtype or stored_dtype(composition, layer_names(outline.module))
@@ -90,16 +90,16 @@ def stored_dtype(composition: Composition, layers: Sequence[str]) -> torch.dtype
 
 
 def _check_written(target: Path, folder: Path, module: nn.Module) -> None:
-    """CheckpointError unless the files hold the network's weights; of a layout with other names nothing is said."""
+    """WeightsError unless the files hold the network's weights; of a layout with other names nothing is said."""
     state = module.state_dict()
     left = set(state)
     for key, tensor in _tensors(folder):
         if key in left:
             left.remove(key)
             if not torch.equal(tensor, state[key].cpu()):
-                raise CheckpointError(f"{target}: {key} does not read back as it is in memory")
+                raise WeightsError(f"{target}: {key} does not read back as it is in memory")
     if left and len(left) < len(state):
-        raise CheckpointError(f"{target}: {min(left)} and {len(left) - 1} more weights were not written")
+        raise WeightsError(f"{target}: {min(left)} and {len(left) - 1} more weights were not written")
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qframe.adapters.files import read_lora
 from qframe.adapters.layer import LoraLayer, as_float32
 from qframe.config.schema import LoraConfig
-from qframe.errors import CheckpointError, ConfigError, NumericsError, bullet_list
+from qframe.errors import ConfigError, NumericsError, WeightsError, bullet_list
 
 _SHOWN = 10
 
@@ -133,7 +133,7 @@ def lora_layers(module: nn.Module, *, adapter: str = "default") -> dict[str, Lor
 def load_lora(module: nn.Module, file: Path, weight: float = 1.0, *, adapter: str = "default") -> None:
     """Put the adapter of a file on `module`, scaled by `weight`, beside those it carries already.
 
-    CheckpointError names layers that the network does not have and shapes that do not fit: nothing is loaded in
+    WeightsError names layers that the network does not have and shapes that do not fit: nothing is loaded in
     part. ConfigError: a layer would carry DoRA and another adapter, which peft multiplies with each other.
     """
     from peft import LoraConfig as PeftLoraConfig
@@ -191,7 +191,7 @@ def _fill(part: nn.Module, adapter: str, layer: LoraLayer) -> None:
 
 
 def read_fitting(module: nn.Module, file: Path) -> dict[str, LoraLayer]:
-    """The layers of a file, each of which `module` has in its shape. CheckpointError names those it has not."""
+    """The layers of a file, each of which `module` has in its shape. WeightsError names those it has not."""
     linears = _linears(module)
     layers = read_lora(file, names=linears)
     problems = []
@@ -208,7 +208,7 @@ def read_fitting(module: nn.Module, file: Path) -> dict[str, LoraLayer]:
             )
     if problems:
         more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise CheckpointError(
+        raise WeightsError(
             f"LoRA file {file} does not fit {type(module).__name__} ({len(problems)} of {len(layers)} layers):\n"
             + bullet_list(problems[:_SHOWN])
             + more,

@@ -24,7 +24,7 @@ from qframe.cli.shared import (
     weighted_file,
 )
 from qframe.config.schema import LoraLayout
-from qframe.errors import CheckpointError, ConfigError, QframeError
+from qframe.errors import ConfigError, QframeError, WeightsError
 
 if TYPE_CHECKING:
     from qframe.adapters import StoredLora
@@ -95,7 +95,7 @@ def convert(
     from qframe.adapters import METADATA_OF_LAYOUTS, describe_lora, layer_names, outlined, read_lora, save_lora
 
     if output.exists():
-        raise CheckpointError(f"{output}: exists already, and nothing is overwritten", "Give another --output.")
+        raise WeightsError(f"{output}: exists already, and nothing is overwritten", "Give another --output.")
     names = None
     if any((family, model, config_file, overrides)):
         composition = _composition(family, model, config_file, overrides)

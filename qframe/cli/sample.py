@@ -12,7 +12,7 @@ import click
 
 from qframe.cli.request_options import RequestCommand, finite, seed
 from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, announce, examples, options, resolve, weighted_file
-from qframe.errors import CheckpointError, ConfigError, DataError, UntrustedError, bullet_list
+from qframe.errors import ConfigError, DataError, UntrustedError, WeightsError, bullet_list
 
 if TYPE_CHECKING:
     from qframe.sample.jobs.asked import Asked
@@ -135,7 +135,7 @@ def sample(
         check_output(files, overwrite=overwrite)
     for file in loras:
         if not file.is_file():
-            raise CheckpointError(f"--lora {file}: there is no such file", "Give a .safetensors file.")
+            raise WeightsError(f"--lora {file}: there is no such file", "Give a .safetensors file.")
     config = resolve(
         family or (stored.family if stored else None),
         config_file,

@@ -20,7 +20,7 @@ import torch
 from qframe.compose import placement
 from qframe.compose.mixing import transformed
 from qframe.config.schema import QUANTISABLE, ROLES, ComponentConfig, Config, QuantiseConfig
-from qframe.errors import CheckpointError, CompositionError, ConfigError, PluginError, bullet_list
+from qframe.errors import CompositionError, ConfigError, PluginError, WeightsError, bullet_list
 from qframe.files.digests import FileDigests
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import (
@@ -231,7 +231,7 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
     """The composition of a configuration, checked. No weight is read.
 
     CompositionError holds the whole table if a joint does not fit and `compose.allow` does not name it.
-    CheckpointError: the checkpoint lacks a component, or holds one of another kind. PluginError: a plugin's class
+    WeightsError: the checkpoint lacks a component, or holds one of another kind. PluginError: a plugin's class
     cannot be imported or does not implement its interface.
     """
     registry = load_registry() if registry is None else registry
@@ -378,17 +378,17 @@ def open_model(name: str, registry: Registry) -> ModelFolder:
             locate: Callable[[], str | Path] = registry.resolve(component)
             folder = Path(locate())
             if not folder.is_dir():
-                raise CheckpointError(
+                raise WeightsError(
                     f"model {name!r} of plugin {registry.plugin_of(component)!r}: {folder} is no folder",
                     "Reinstall the plugin.",
                 )
             return ModelFolder(name, folder)
     try:
         return ModelFolder.open(name)
-    except CheckpointError as error:
+    except WeightsError as error:
         bundled = ", ".join(component.name for component in registry.components("model"))
         if bundled and error.hint:
-            raise CheckpointError(error.message, f"{error.hint} Bundled: {bundled}.") from error
+            raise WeightsError(error.message, f"{error.hint} Bundled: {bundled}.") from error
         raise
 
 

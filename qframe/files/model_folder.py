@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from qframe.errors import CheckpointError, UntrustedError
+from qframe.errors import UntrustedError, WeightsError
 from qframe.files.digests import FileDigests
 from qframe.progress import SILENT, Progress
 
@@ -49,13 +49,13 @@ class ModelFolder:
     def open(cls, name: str | Path) -> ModelFolder:
         """The checkpoint of a local folder or a hub id; of the latter only configuration files are downloaded.
 
-        CheckpointError if there is no such folder and the name cannot be a hub id, or the hub does not have it.
+        WeightsError if there is no such folder and the name cannot be a hub id, or the hub does not have it.
         """
         folder = Path(name).expanduser()
         if folder.is_dir():
             return cls(str(name), folder)
         if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
-            raise CheckpointError(
+            raise WeightsError(
                 f"model {str(name)!r}: there is no such folder",
                 "Give a folder in the diffusers layout (with model_index.json), or a hub id such as owner/name.",
             )
@@ -74,21 +74,21 @@ class ModelFolder:
         return (self.folder / path).exists()
 
     def read_json(self, path: str) -> dict[str, Any]:
-        """A JSON file of the checkpoint. CheckpointError names the file; `auto_map` (remote code) is refused."""
+        """A JSON file of the checkpoint. WeightsError names the file; `auto_map` (remote code) is refused."""
         file = self.folder / path
         try:
             if file.stat().st_size > _LARGEST_JSON:
                 raise UntrustedError(f"{file}: larger than {_LARGEST_JSON} bytes, no configuration is")
             value = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
-            raise CheckpointError(
+            raise WeightsError(
                 f"model {self.name!r}: {path} cannot be read ({error.strerror})",
                 "A checkpoint folder has model_index.json and one subfolder per component (diffusers layout).",
             ) from error
         except ValueError as error:
-            raise CheckpointError(f"model {self.name!r}: {path} is not valid JSON: {error}") from error
+            raise WeightsError(f"model {self.name!r}: {path} is not valid JSON: {error}") from error
         if not isinstance(value, dict):
-            raise CheckpointError(f"model {self.name!r}: {path} holds a {type(value).__name__}, expected an object")
+            raise WeightsError(f"model {self.name!r}: {path} holds a {type(value).__name__}, expected an object")
         if "auto_map" in value:
             raise UntrustedError(
                 f"model {self.name!r}: {path} asks for code of its own (auto_map)",
@@ -97,7 +97,7 @@ class ModelFolder:
         return value
 
     def check_shards(self, subfolder: str) -> None:
-        """CheckpointError names the shards that an index calls for and that are not there. Reads no weight.
+        """WeightsError names the shards that an index calls for and that are not there. Reads no weight.
 
         UntrustedError names code or pickled weights that lie there, or beside `model_index.json`.
         """
@@ -108,7 +108,7 @@ class ModelFolder:
             named = set(self.read_json(f"{subfolder}/{index.name}").get("weight_map", {}).values())
             missing = sorted(named - there)
             if missing:
-                raise CheckpointError(
+                raise WeightsError(
                     f"model {self.name!r}: {subfolder} lacks {len(missing)} of {len(named)} shards: "
                     + ", ".join(missing[:5]),
                     "Download the checkpoint again.",
@@ -117,14 +117,14 @@ class ModelFolder:
     def weight_files(self, subfolder: str) -> list[Path]:
         """The safetensors files of a component, sorted; every shard that an index names must be there.
 
-        CheckpointError if there are none or a shard is missing, UntrustedError as `check_shards`.
+        WeightsError if there are none or a shard is missing, UntrustedError as `check_shards`.
         """
         folder = self.folder / subfolder
         self._fetch(subfolder)
         self.check_shards(subfolder)
         files = sorted(folder.glob("*.safetensors"))
         if not files:
-            raise CheckpointError(
+            raise WeightsError(
                 f"model {self.name!r}: {subfolder} holds no safetensors weights",
                 "Use a safetensors version of the checkpoint.",
             )
@@ -223,7 +223,7 @@ def _download(name: str, patterns: tuple[str, ...]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
+        raise WeightsError(
             f"model {name!r}: no such folder, and the hub could not give it: {error}",
             "Check the name and the network, or give a local folder.",
         ) from error

@@ -24,7 +24,7 @@ from typing import Any
 import filelock
 from safetensors import SafetensorError
 
-from qframe.errors import CheckpointError, QframeError, ResourceError
+from qframe.errors import QframeError, ResourceError, WeightsError
 
 MANIFEST = "manifest.json"
 _FORMAT = "qframe-manifest-1"
@@ -41,7 +41,7 @@ def publish_folder(target: Path, write: Callable[[Path], None], *, expected_byte
 
     `target` must not exist. Whatever goes wrong, nothing is left behind; a killed process leaves a hidden
     sibling that the next writer clears away. expected_bytes: checked against the free space before anything
-    is written. CheckpointError if the target exists, ResourceError if the disk is full.
+    is written. WeightsError if the target exists, ResourceError if the disk is full.
     """
     _refuse_existing(target)
     parent = target.parent
@@ -105,9 +105,9 @@ def is_published(folder: Path) -> bool:
 
 
 def remove_published(folder: Path) -> None:
-    """Delete a published folder: it vanishes by one rename. CheckpointError if it carries no manifest of ours."""
+    """Delete a published folder: it vanishes by one rename. WeightsError if it carries no manifest of ours."""
     if folder.is_symlink() or not is_published(folder):
-        raise CheckpointError(
+        raise WeightsError(
             f"{folder}: not deleted, it carries no {MANIFEST} of qframe",
             "Delete it by hand if it is not needed.",
         )
@@ -181,14 +181,14 @@ def clear_leftovers(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold `folder` for one run. CheckpointError, naming the process that holds it, if another one does."""
+    """Hold `folder` for one run. WeightsError, naming the process that holds it, if another one does."""
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / ".qframe-owner.json"
     lock = filelock.FileLock(folder / ".qframe-lock", timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        raise CheckpointError(
+        raise WeightsError(
             f"{folder}: another run is writing here{_owner(owner)}",
             "Wait until it ends, or give this run another output folder.",
         ) from error
@@ -209,7 +209,7 @@ def file_digest(path: Path) -> str:
 
 def _refuse_existing(target: Path) -> None:
     if target.exists() or target.is_symlink():
-        raise CheckpointError(f"{target}: exists already, and a published folder is never rewritten")
+        raise WeightsError(f"{target}: exists already, and a published folder is never rewritten")
 
 
 def _part_name(target: Path) -> Path:

@@ -49,7 +49,7 @@ class Loadable(ABC):
     @classmethod
     @abstractmethod
     def describe(cls, model: ModelFolder, options: Any) -> Any:
-        """Its Spec, from configuration files alone: no weight is read. CheckpointError names what is missing."""
+        """Its Spec, from configuration files alone: no weight is read. WeightsError names what is missing."""
 
     @classmethod
     @abstractmethod

@@ -56,7 +56,7 @@ class Setting:
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
-    """Write the page of a run, or of several side by side. CheckpointError if a folder holds no run.
+    """Write the page of a run, or of several side by side. WeightsError if a folder holds no run.
 
     The page is bounded: its curves are thinned, pictures are small, and take `LARGEST_PICTURES` bytes at most.
     """

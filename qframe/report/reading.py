@@ -17,7 +17,7 @@ import attrs
 import numpy as np
 import tomli
 
-from qframe.errors import CheckpointError
+from qframe.errors import WeightsError
 from qframe.train.sessions import SESSIONS_FILE
 
 _LARGEST_FILE = 16 * 1024 * 1024
@@ -117,9 +117,9 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Everything of a run. CheckpointError if there is no run in `folder`."""
+    """Everything of a run. WeightsError if there is no run in `folder`."""
     if not folder.is_dir() or not any((folder / name).is_file() for name in ("config.toml", "metrics.jsonl")):
-        raise CheckpointError(
+        raise WeightsError(
             f"{folder}: there is no run here: neither config.toml nor metrics.jsonl",
             "Give the folder of a run, the --output of `qframe train`.",
         )

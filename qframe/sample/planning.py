@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qframe.diffusion.flow import draw_noise
 from qframe.diffusion.packing import pack_latents, unpack_pictures
-from qframe.errors import CheckpointError, ConfigError
+from qframe.errors import ConfigError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Grid, LatentCodec, PackedSequence, Parts, Request
 from qframe.pictures.geometry import Geometry, Size
@@ -43,17 +43,17 @@ def with_defaults(settings: Any, model: ModelFolder, published: Mapping[str, Any
     """`settings` (attrs) with each None replaced: by the checkpoint's qframe.json, table "recipe", else by `published`.
 
     So a small checkpoint says what sizes it was made for, and a configuration can still say otherwise.
-    CheckpointError if the table holds something that the settings do not allow.
+    WeightsError if the table holds something that the settings do not allow.
     """
     noted = model.read_json("qframe.json").get("recipe", {}) if model.has("qframe.json") else {}
     if not isinstance(noted, dict):
-        raise CheckpointError(f"model {model.name!r}: qframe.json: 'recipe' must be an object")
+        raise WeightsError(f"model {model.name!r}: qframe.json: 'recipe' must be an object")
     missing = {field.name for field in attrs.fields(type(settings)) if getattr(settings, field.name) is None}
     values = {name: noted.get(name, published.get(name)) for name in missing}
     try:
         return attrs.evolve(settings, **values)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(
+        raise WeightsError(
             f"model {model.name!r}: qframe.json, table 'recipe': {error.args[0]}",
             "Correct the file, or set the value in the configuration, table [recipe].",
         ) from error

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qframe.errors import CheckpointError
+from qframe.errors import WeightsError
 from qframe.train.sharding import whole
 
 _PLAIN = (bool, int, str, type(None))
@@ -18,7 +18,7 @@ _PLAIN = (bool, int, str, type(None))
 def pack(value: Any, *, keep: bool = True) -> tuple[dict[str, Tensor], Any]:
     """The tensors of `value` by their place ("0.state.3.exp_avg"), on the CPU, and all the rest as JSON.
 
-    Lists, tuples and dicts with keys of text or whole numbers may be nested. CheckpointError names the place of
+    Lists, tuples and dicts with keys of text or whole numbers may be nested. WeightsError names the place of
     anything else. keep: False only takes part in gathering what is shared out over processes.
     """
     tensors: dict[str, Tensor] = {}
@@ -56,7 +56,7 @@ def _pack(value: Any, place: tuple[str, ...], tensors: dict[str, Tensor] | None)
     if type(value) in (list, tuple):
         kind = type(value).__name__
         return {kind: [_pack(item, (*place, str(index)), tensors) for index, item in enumerate(value)]}
-    raise CheckpointError(
+    raise WeightsError(
         f"the optimizer's state at {'.'.join(place)} is a {type(value).__name__}, which is stored only by pickle",
         "Choose another train.optimizer, or ask its author to keep tensors and numbers.",
     )

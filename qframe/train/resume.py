@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qframe.config import diff_config, load_config
 from qframe.config.schema import Config
-from qframe.errors import CheckpointError, ConfigError, bullet_list
+from qframe.errors import ConfigError, WeightsError, bullet_list
 from qframe.plugins.registry import Registry
 from qframe.train.sessions import SESSIONS_FILE
 from qframe.train.state import read_about
@@ -41,7 +41,7 @@ _FREE = (
 def run_folder(config: Config, resume: str | None) -> Path:
     """Where the run lies: `output`, else runs/FAMILY with the next free number (the last used one to resume).
 
-    CheckpointError if the folder holds a run already and nothing is resumed: nothing is ever overwritten.
+    WeightsError if the folder holds a run already and nothing is resumed: nothing is ever overwritten.
     ConfigError if it is a file.
     """
     if config.output is not None:
@@ -50,9 +50,9 @@ def run_folder(config: Config, resume: str | None) -> Path:
         if not there.is_dir():
             raise ConfigError(f"output: {there} is a file, expected a folder", "Give another --output.")
         if resume is not None and not folder.is_dir():
-            raise CheckpointError(f"{folder}: there is no run to resume", "Give the --output of a run.")
+            raise WeightsError(f"{folder}: there is no run to resume", "Give the --output of a run.")
         if resume is None and folder.exists() and not _free(folder):
-            raise CheckpointError(
+            raise WeightsError(
                 f"{folder}: this folder is not empty, and a run never overwrites",
                 "Give another --output, or --resume to go on with the run in it.",
             )
@@ -64,7 +64,7 @@ def run_folder(config: Config, resume: str | None) -> Path:
     )
     if resume is not None:
         if not taken:
-            raise CheckpointError(f"{base}: there is no run of {config.family!r} to resume", "Give its --output.")
+            raise WeightsError(f"{base}: there is no run of {config.family!r} to resume", "Give its --output.")
         return taken[-1]
     number = _number(taken[-1], config.family) + 1 if taken else 1
     return base / (config.family if number == 1 else f"{config.family}-{number}")
@@ -96,7 +96,7 @@ def check_changes(checkpoint: Path, config: Config, registry: Registry, *, proce
     """What changed since the checkpoint, one line each. processes: how many train now.
 
     Their number may change. The batch size may change with it, so that a step has as many samples as before.
-    CheckpointError if something changed that would make the rest of the run neither the old nor a new one.
+    WeightsError if something changed that would make the rest of the run neither the old nor a new one.
     """
     changes = diff_config(load_config(checkpoint / "config.toml", registry=registry), config)
     before = int(read_about(checkpoint).get("processes", 1))
@@ -108,7 +108,7 @@ def check_changes(checkpoint: Path, config: Config, registry: Registry, *, proce
         if not (key.startswith(_FREE) or (key == share and same) or (key == "train.epochs" and None not in (old, new)))
     ]
     if refused:
-        raise CheckpointError(
+        raise WeightsError(
             f"{checkpoint}: cannot resume with these changes:\n{bullet_list(refused)}",
             "Undo them, or start a new run into another output folder.",
         )
@@ -131,7 +131,7 @@ def check_length(step: int, steps: int, key: str) -> None:
 
 
 def check_parts(checkpoint: Path, made_of: Mapping[str, Mapping[str, str]]) -> None:
-    """CheckpointError, by name, if the weights, settings or versions of a component are not those of the run.
+    """WeightsError, by name, if the weights, settings or versions of a component are not those of the run.
 
     made_of: the ingredients of each component, by role.
     """
@@ -143,7 +143,7 @@ def check_parts(checkpoint: Path, made_of: Mapping[str, Mapping[str, str]]) -> N
         if saved.get(role, {}).get(name) != made_of.get(role, {}).get(name)
     ]
     if changed:
-        raise CheckpointError(
+        raise WeightsError(
             f"{checkpoint}: cannot resume, the model is not the one of the run:\n{bullet_list(changed)}",
             "Bring back what there was, or start a new run into another output folder.",
         )
@@ -155,9 +155,9 @@ def _short(ingredient: str | None) -> str:
 
 
 def check_data(checkpoint: Path, data: str) -> None:
-    """CheckpointError if the examples (records, their order, what they are made of) are not those of the run."""
+    """WeightsError if the examples (records, their order, what they are made of) are not those of the run."""
     if read_about(checkpoint).get("data") != data:
-        raise CheckpointError(
+        raise WeightsError(
             f"{checkpoint}: cannot resume, the data set is not the one that the run was started on: records, their "
             "order, captions, pictures, or what encodes them changed",
             "Undo that, or start a new run into another output folder.",

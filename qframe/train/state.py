@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qframe.errors import CheckpointError, bullet_list
+from qframe.errors import WeightsError, bullet_list
 from qframe.files.storage import is_published, publish_folder, remove_published, verify_folder
 from qframe.train.optim import Optimizers, WeightAverage
 from qframe.train.packed_state import pack, unpack
@@ -99,14 +99,14 @@ def _newest_first(run: Path) -> list[Path]:
 def find_checkpoint(run: Path, wanted: str) -> Path:
     """The checkpoint to resume: "latest", or a checkpoint folder's name or path.
 
-    A damaged newest one is passed over, by name in the log, for the one before it. CheckpointError if there is
+    A damaged newest one is passed over, by name in the log, for the one before it. WeightsError if there is
     none, if all are damaged, or if the one that was named is.
     """
     if wanted != "latest":
         named = Path(wanted) if Path(wanted).is_dir() else run / "checkpoints" / wanted
         problems = verify_folder(named)
         if problems:
-            raise CheckpointError(f"{named}: not a sound checkpoint\n{bullet_list(problems[:5])}")
+            raise WeightsError(f"{named}: not a sound checkpoint\n{bullet_list(problems[:5])}")
         return named
     damaged: list[str] = []
     for folder in _newest_first(run):
@@ -117,26 +117,26 @@ def find_checkpoint(run: Path, wanted: str) -> Path:
             return folder
         damaged += problems[:1]
     if damaged:
-        raise CheckpointError(
+        raise WeightsError(
             f"{run}: every checkpoint is damaged\n{bullet_list(damaged)}",
             "Start again into another output folder; nothing was changed here.",
         )
-    raise CheckpointError(
+    raise WeightsError(
         f"{run}: there is no checkpoint to resume from",
         "If a run stopped here before its first one, remove the folder; then start without --resume.",
     )
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was told of the run. CheckpointError if the format is not ours."""
+    """What `save_checkpoint` was told of the run. WeightsError if the format is not ours."""
     value: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     if value.get("format") != _FORMAT:
-        raise CheckpointError(f"{folder}: written by another version ({value.get('format')}, expected {_FORMAT})")
+        raise WeightsError(f"{folder}: written by another version ({value.get('format')}, expected {_FORMAT})")
     return value
 
 
 def restore(folder: Path, state: TrainingState) -> None:
-    """Bring `state` to where the checkpoint was saved, bit for bit. CheckpointError names what does not fit."""
+    """Bring `state` to where the checkpoint was saved, bit for bit. WeightsError names what does not fit."""
     about = read_about(folder)
     weights = _tensors(folder / "weights.safetensors")
     _same_names(folder, weights, state.parameters)
@@ -147,9 +147,7 @@ def restore(folder: Path, state: TrainingState) -> None:
     try:
         state.optimizers.load(unpack(about["optimizer"], moments))
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder}: its optimizer's state is not that of this run's optimizer ({error})"
-        ) from error
+        raise WeightsError(f"{folder}: its optimizer's state is not that of this run's optimizer ({error})") from error
     if state.average is not None:
         average = _tensors(folder / "average.safetensors")
         _same_names(folder, average, state.average.values)
@@ -163,7 +161,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         with safe_open(file, framework="pt") as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
     except FileNotFoundError as error:
-        raise CheckpointError(
+        raise WeightsError(
             f"{file}: not in this checkpoint", "The run was started with other settings; see its config.toml."
         ) from error
 
@@ -177,4 +175,4 @@ def _same_names(folder: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, 
         if saved[name].shape != wanted[name].shape
     ]
     if problems:
-        raise CheckpointError(f"{folder} does not fit this run:\n{bullet_list(sorted(problems)[:10])}")
+        raise WeightsError(f"{folder} does not fit this run:\n{bullet_list(sorted(problems)[:10])}")

@@ -24,7 +24,7 @@ from qframe.adapters import (
     save_lora,
 )
 from qframe.config.schema import LoraConfig
-from qframe.errors import CheckpointError, ConfigError, NumericsError
+from qframe.errors import ConfigError, NumericsError, WeightsError
 
 PRESETS = {"default": ("to_q",), "both": ("to_q", "to_k")}
 INPUT = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
@@ -272,7 +272,7 @@ def test_metadata_that_cannot_be_used_is_refused(
     trained(network)
     save_lora(tmp_path / "a.safetensors", lora_layers(network))
     save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", {"lora_adapter_metadata": text})
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(WeightsError, match=message):
         read_lora(tmp_path / "b.safetensors")
 
 
@@ -463,7 +463,7 @@ def test_a_file_that_cannot_be_used_says_why_and_changes_nothing(
     file = _broken(tmp_path, network, change)
     copy = fresh(network)
     before = copy(INPUT)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(WeightsError, match=message):
         load_lora(copy, file)
     assert torch.equal(copy(INPUT), before)
 
@@ -471,7 +471,7 @@ def test_a_file_that_cannot_be_used_says_why_and_changes_nothing(
 def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
     file = tmp_path / "lora.safetensors"
     file.write_bytes(b"\x80\x04\x95 this is a pickle")
-    with pytest.raises(CheckpointError, match="not a safetensors file"):
+    with pytest.raises(WeightsError, match="not a safetensors file"):
         read_lora(file)
-    with pytest.raises(CheckpointError, match="no such file"):
+    with pytest.raises(WeightsError, match="no such file"):
         read_lora(tmp_path / "missing.safetensors")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qframe.adapters import LoraLayer, describe_lora, load_lora, read_lora, save_lora
 from qframe.config.schema import LoraLayout
-from qframe.errors import CheckpointError, ConfigError, QframeError, UntrustedError
+from qframe.errors import ConfigError, QframeError, UntrustedError, WeightsError
 
 LAYOUTS = get_args(LoraLayout)
 NAMES = ("blocks.0.attn.to_out.0", "blocks.1.to_q", "proj_out")
@@ -160,7 +160,7 @@ def test_flattened_names_are_told_by_the_network(tmp_path: Path, prefix: str) ->
     save_lora(tmp_path / "a", layers(), layout="kohya")
     tensors = {key.replace("lora_unet_", prefix): tensor for key, tensor in load_file(tmp_path / "a").items()}
     save_file(tensors, tmp_path / "a")
-    with pytest.raises(CheckpointError, match="only the network that it was made for tells their names"):
+    with pytest.raises(WeightsError, match="only the network that it was made for tells their names"):
         read_lora(tmp_path / "a")
     assert same(read_lora(tmp_path / "a", names=NAMES), layers())
     load_lora(network(*NAMES), tmp_path / "a")
@@ -169,9 +169,9 @@ def test_flattened_names_are_told_by_the_network(tmp_path: Path, prefix: str) ->
 def test_flattened_names_that_fit_no_layer_or_several_are_refused(tmp_path: Path) -> None:
     save_lora(tmp_path / "a", {"key.q": layer(2, 3.0)}, layout="kohya")
     save_file(load_file(tmp_path / "a"), tmp_path / "a")  # as kohya's own programs write it
-    with pytest.raises(CheckpointError, match="key_q: the network has no such layer"):
+    with pytest.raises(WeightsError, match="key_q: the network has no such layer"):
         load_lora(network("key.k"), tmp_path / "a")
-    with pytest.raises(CheckpointError, match=r"key_q: may be any of key\.q, key_q"):
+    with pytest.raises(WeightsError, match=r"key_q: may be any of key\.q, key_q"):
         read_lora(tmp_path / "a", names=["key.q", "key_q"])
     with pytest.raises(ConfigError, match=r"does not tell apart key\.q and key_q"):
         save_lora(tmp_path / "b", {"key.q": layer(2, 3.0), "key_q": layer(2, 3.0)}, layout="kohya")
@@ -181,7 +181,7 @@ def test_names_that_a_file_brings_along_must_be_its_own(tmp_path: Path) -> None:
     save_lora(tmp_path / "a", {"to.q": layer(2, 3.0)}, layout="kohya")
     for names in ('["other"]', "[1]", "{}", "[" * 100_000, "no json"):
         save_file(load_file(tmp_path / "a"), tmp_path / "b", {"qframe_layers": names})
-        with pytest.raises(CheckpointError, match="only the network"):
+        with pytest.raises(WeightsError, match="only the network"):
             read_lora(tmp_path / "b")
 
 
@@ -209,7 +209,7 @@ def test_a_save_that_does_not_read_back_leaves_the_former_file(
     save_lora(file, {"former": layer(2, 3.0)}, layout=layout)
     former = file.read_bytes()
     monkeypatch.setattr("qframe.adapters.files.save", damaged)
-    with pytest.raises(CheckpointError, match=r"a\.safetensors: what was written (does not read|cannot be read) back"):
+    with pytest.raises(WeightsError, match=r"a\.safetensors: what was written (does not read|cannot be read) back"):
         save_lora(file, layers(), layout=layout)
     assert file.read_bytes() == former
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
@@ -239,7 +239,7 @@ def test_ranks_are_capped_before_a_tensor_is_read(tmp_path: Path, monkeypatch: p
     header, size = claimed(50_000_000)  # 3.2 GB
     file = with_header(tmp_path / "a", header, size)
     monkeypatch.setattr(torch, "isfinite", lambda tensor: pytest.fail("values were read"))
-    with pytest.raises(CheckpointError, match="x: has rank 50000000, expected 1 to 4096"):
+    with pytest.raises(WeightsError, match="x: has rank 50000000, expected 1 to 4096"):
         read_lora(file)
 
 
@@ -266,7 +266,7 @@ def test_files_larger_than_any_lora_are_refused_by_their_size(tmp_path: Path) ->
 )
 def test_keys_of_no_layer_are_named(tmp_path: Path, key: str, words: str) -> None:
     save_file({**plain_tensors(), key: torch.ones(6)}, tmp_path / "a")
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(WeightsError, match=words):
         read_lora(tmp_path / "a")
 
 
@@ -285,7 +285,7 @@ def test_alpha_may_be_a_whole_number_as_some_programs_write_it(tmp_path: Path) -
 )
 def test_scales_that_cannot_be_meant_are_refused(tmp_path: Path, alpha: Tensor, words: str) -> None:
     save_file({**plain_tensors(), "x.alpha": alpha}, tmp_path / "a")
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(WeightsError, match=words):
         read_lora(tmp_path / "a")
 
 
@@ -295,14 +295,14 @@ def test_half_a_dora_is_refused(tmp_path: Path) -> None:
     metadata = dict(describe_lora(tmp_path / "a").metadata)
     del tensors["transformer.proj_out.lora_magnitude_vector"]
     save_file(tensors, tmp_path / "b", metadata)
-    with pytest.raises(CheckpointError, match="proj_out: has no magnitude, and the file is DoRA"):
+    with pytest.raises(WeightsError, match="proj_out: has no magnitude, and the file is DoRA"):
         read_lora(tmp_path / "b")
     save_file({k: t for k, t in tensors.items() if "magnitude" not in k}, tmp_path / "b", metadata)
-    with pytest.raises(CheckpointError, match="has no magnitude, and the file is DoRA"):
+    with pytest.raises(WeightsError, match="has no magnitude, and the file is DoRA"):
         read_lora(tmp_path / "b")
     tensors["transformer.proj_out.lora_magnitude_vector"] = torch.ones(5)
     save_file(tensors, tmp_path / "b", metadata)
-    with pytest.raises(CheckpointError, match=r"its magnitude has shape \[5\], expected \[6\]"):
+    with pytest.raises(WeightsError, match=r"its magnitude has shape \[5\], expected \[6\]"):
         read_lora(tmp_path / "b")
 
 

@@ -16,7 +16,6 @@ import pytest
 from qframe.cli.app import app
 from qframe.errors import (
     CacheError,
-    CheckpointError,
     CompositionError,
     ConfigError,
     DataError,
@@ -25,6 +24,7 @@ from qframe.errors import (
     QframeError,
     ResourceError,
     UntrustedError,
+    WeightsError,
 )
 from tests.cli.conftest import Run
 from tests.fake_distributions import install
@@ -58,7 +58,7 @@ def raising(error: BaseException) -> Callable[[], object]:
         (CompositionError("m"), 2),
         (DataError("m"), 3),
         (CacheError("m"), 3),
-        (CheckpointError("m"), 4),
+        (WeightsError("m"), 4),
         (NumericsError("m"), 5),
         (ResourceError("m"), 6),
         (PluginError("m"), 7),

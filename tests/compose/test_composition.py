@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qframe.compose import Composition, compose, find_device
 from qframe.config import load_config
-from qframe.errors import CheckpointError, CompositionError, ConfigError, PluginError
+from qframe.errors import CompositionError, ConfigError, PluginError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import (
     PLAIN,
@@ -354,12 +354,12 @@ def test_model_may_be_a_folder(tmp_path: Path) -> None:
 def test_folder_without_a_component_names_the_file(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(CheckpointError, match=r"vae/config\.json cannot be read"):
+    with pytest.raises(WeightsError, match=r"vae/config\.json cannot be read"):
         composed(f"model={empty}")
 
 
 def test_unknown_folder_lists_the_bundled_models() -> None:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(WeightsError) as caught:
         composed("model=./nowhere")
     assert caught.value.hint is not None
     assert "Bundled: bundled." in caught.value.hint
@@ -373,7 +373,7 @@ def test_family_without_a_model_asks_for_one() -> None:
 
 def test_bundled_model_that_is_not_there_is_the_plugins_fault(tmp_path: Path) -> None:
     BUNDLED[:] = [tmp_path / "gone"]
-    with pytest.raises(CheckpointError, match="model 'bundled' of plugin 'a'"):
+    with pytest.raises(WeightsError, match="model 'bundled' of plugin 'a'"):
         composed()
 
 

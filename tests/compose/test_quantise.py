@@ -19,7 +19,7 @@ import qframe
 from qframe.adapters import merge_lora
 from qframe.compose import compose
 from qframe.config.schema import Config
-from qframe.errors import CheckpointError, ConfigError, NumericsError
+from qframe.errors import ConfigError, NumericsError, WeightsError
 from qframe.interfaces import Quantiser
 from qframe.plugins.hookspecs import Component, hookimpl
 from qframe.plugins.registry import Registry, load_registry
@@ -171,7 +171,7 @@ def test_a_lora_on_a_quantised_base_learns_and_resumes_bit_identical(
 def test_a_run_remembers_its_quantisation_and_refuses_another(config: Callable[..., Config], tmp_path: Path) -> None:
     Trainer(config("run", "train.max_steps=2")).fit()
     assert 'use = "quanto"' in (tmp_path / "run" / "checkpoints" / "step-00000002" / "config.toml").read_text()
-    with pytest.raises(CheckpointError, match=r"denoiser\.quantise\.options\.weights: was 'qint8', is 'qfloat8'"):
+    with pytest.raises(WeightsError, match=r"denoiser\.quantise\.options\.weights: was 'qint8', is 'qfloat8'"):
         Trainer(config("run", "denoiser.quantise.options.weights=qfloat8")).fit(resume="latest")
 
 

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
-from qframe.errors import CheckpointError, UntrustedError
+from qframe.errors import UntrustedError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.progress import SilentProgress
 
@@ -38,27 +38,27 @@ def test_configuration_is_read_by_component(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nowhere", "./a/b", "/no/such/folder", "a/b/c"])
 def test_a_name_that_is_neither_folder_nor_hub_id_says_what_to_give(name: str) -> None:
-    with pytest.raises(CheckpointError, match="there is no such folder") as caught:
+    with pytest.raises(WeightsError, match="there is no such folder") as caught:
         ModelFolder.open(name)
     assert "model_index.json" in str(caught.value.hint)
 
 
 def test_a_missing_or_broken_file_is_named(folder: Path) -> None:
     model = ModelFolder.open(folder)
-    with pytest.raises(CheckpointError, match=r"transformer/config.json cannot be read"):
+    with pytest.raises(WeightsError, match=r"transformer/config.json cannot be read"):
         model.config("transformer")
     (folder / "vae" / "config.json").write_text('{"z_dim": 4')
-    with pytest.raises(CheckpointError, match=r"vae/config.json is not valid JSON"):
+    with pytest.raises(WeightsError, match=r"vae/config.json is not valid JSON"):
         model.config("vae")
     (folder / "vae" / "config.json").write_text("[1]")
-    with pytest.raises(CheckpointError, match="holds a list, expected an object"):
+    with pytest.raises(WeightsError, match="holds a list, expected an object"):
         model.config("vae")
 
 
 def test_a_missing_shard_is_named(folder: Path) -> None:
     index = {"weight_map": {"a": "weights.safetensors", "b": "more-00002.safetensors"}}
     (folder / "vae" / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"lacks 1 of 2 shards: more-00002.safetensors"):
+    with pytest.raises(WeightsError, match=r"lacks 1 of 2 shards: more-00002.safetensors"):
         ModelFolder.open(folder).weight_files("vae")
 
 
@@ -71,7 +71,7 @@ def test_code_and_pickles_are_refused(folder: Path) -> None:
     with pytest.raises(UntrustedError, match=r"vae holds code or pickled weights.*: weights\.bin"):
         model.weight_files("vae")
     (folder / "vae" / "weights.bin").unlink()
-    with pytest.raises(CheckpointError, match="no safetensors weights"):
+    with pytest.raises(WeightsError, match="no safetensors weights"):
         model.weight_files("vae")
 
 
@@ -151,5 +151,5 @@ def test_a_hub_that_does_not_answer_is_explained(monkeypatch: pytest.MonkeyPatch
         raise LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(CheckpointError, match=r"'owner/name': no such folder, and the hub could not give it: offline"):
+    with pytest.raises(WeightsError, match=r"'owner/name': no such folder, and the hub could not give it: offline"):
         ModelFolder.open("owner/name")

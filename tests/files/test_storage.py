@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from qframe.errors import CheckpointError, QframeError, ResourceError
+from qframe.errors import QframeError, ResourceError, WeightsError
 from qframe.files import storage
 
 
@@ -68,7 +68,7 @@ def test_every_file_and_folder_is_synced_before_the_rename(tmp_path: Path, monke
 
 
 def test_an_existing_target_is_refused_and_untouched(published: Path) -> None:
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(WeightsError, match="exists already"):
         storage.publish_folder(published, fill)
     assert storage.verify_folder(published) == []
 
@@ -191,7 +191,7 @@ def test_only_published_folders_are_removed(tmp_path: Path, published: Path) -> 
     other = tmp_path / "holiday"
     other.mkdir()
     (other / "photo").touch()
-    with pytest.raises(CheckpointError, match="no manifest"):
+    with pytest.raises(WeightsError, match="no manifest"):
         storage.remove_published(other)
     storage.remove_published(published)
     assert [path.name for path in tmp_path.iterdir()] == ["holiday"]
@@ -260,7 +260,7 @@ def test_a_second_run_is_refused_by_name_and_a_killed_one_frees_the_folder(tmp_p
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        with pytest.raises(CheckpointError, match=f"process {process.pid}"), storage.lock_folder(tmp_path):
+        with pytest.raises(WeightsError, match=f"process {process.pid}"), storage.lock_folder(tmp_path):
             pass
     finally:
         process.send_signal(signal.SIGKILL)

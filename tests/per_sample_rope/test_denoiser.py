@@ -14,7 +14,7 @@ from PIL import Image
 import qframe
 from qframe.adapters import add_lora, load_lora, lora_layers, save_lora
 from qframe.config.schema import LoraConfig
-from qframe.errors import CheckpointError
+from qframe.errors import WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Conditioning, Denoiser, DenoiserSpec, PackedSequence
 from qframe.plugins.registry import load_registry
@@ -157,7 +157,7 @@ def test_a_lora_trained_here_is_read_there(model: ModelFolder, tmp_path: Path) -
 
 @pytest.mark.parametrize("flag", ["use_additional_t_cond", "use_layer3d_rope"])
 def test_flags_that_no_recipe_serves_are_refused(model: ModelFolder, tmp_path: Path, flag: str) -> None:
-    with pytest.raises(CheckpointError, match=flag):
+    with pytest.raises(WeightsError, match=flag):
         PerSampleRopeDenoiser.describe(changed(model, tmp_path, "transformer", **{flag: True}), None)
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import qframe
-from qframe.errors import CheckpointError, ConfigError
+from qframe.errors import ConfigError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import ForwardOptions
 from qframe.train.trainer import Trainer
@@ -95,7 +95,7 @@ def test_a_missing_scale_is_refused_before_anything_runs(distilled: ModelFolder)
 
 
 def test_the_stock_denoiser_says_which_one_takes_it(distilled: ModelFolder) -> None:
-    with pytest.raises(CheckpointError, match=r"guidance_embeds.*'qwen-per-sample-rope' does"):
+    with pytest.raises(WeightsError, match=r"guidance_embeds.*'qwen-per-sample-rope' does"):
         StockDenoiser.describe(distilled, None)
 
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_without_the_layer_is_refused(model: ModelFolder, distilled
     folder = tmp_path / "model"
     shutil.copytree(model.folder, folder)
     shutil.copy(distilled.folder / "transformer/config.json", folder / "transformer/config.json")
-    with pytest.raises(CheckpointError, match=r"lacks 4 weights.*guidance_embedder"):
+    with pytest.raises(WeightsError, match=r"lacks 4 weights.*guidance_embedder"):
         PerSampleRopeDenoiser.load(ModelFolder.open(folder), None, device=CPU, dtype=torch.float32)
 
 

@@ -13,7 +13,7 @@ from diffusers import BitsAndBytesConfig, QuantoConfig, QwenImageTransformer2DMo
 from diffusers.quantizers.bitsandbytes.bnb_quantizer import BnB4BitDiffusersQuantizer
 from optimum.quanto import QLinear, freeze, qint8, quantize
 
-from qframe.errors import CheckpointError
+from qframe.errors import WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe_qwen_per_sample_rope.denoiser import PerSampleRopeDenoiser
 from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
@@ -97,7 +97,7 @@ def test_a_4_bit_checkpoint_asks_for_what_it_needs(plain: Path, tmp_path: Path, 
 def test_a_4_bit_checkpoint_that_cannot_run_here_says_what_is_lacking(model: ModelFolder, tmp_path: Path) -> None:
     small = changed(model, tmp_path, "transformer", quantization_config=NF4)
     with pytest.raises(
-        CheckpointError, match=r"transformer \(quantised: bitsandbytes\) cannot be loaded on this"
+        WeightsError, match=r"transformer \(quantised: bitsandbytes\) cannot be loaded on this"
     ) as error:
         PerSampleRopeDenoiser.load(small, None, device=torch.device("cpu"), dtype=torch.float32)
     assert "qframe[bitsandbytes]" in (error.value.hint or "")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage
 
-from qframe.errors import CheckpointError
+from qframe.errors import WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import CodecSpec, LatentCodec, Parts
 from qframe.testing import CodecContract
@@ -68,5 +68,5 @@ def test_codec_and_denoiser_of_one_checkpoint_name_the_same_space(parts: Parts) 
 
 
 def test_the_video_vae_of_another_model_is_refused(model: ModelFolder, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="AutoencoderKLWan"):
+    with pytest.raises(WeightsError, match="AutoencoderKLWan"):
         QwenCodec.describe(changed(model, tmp_path, "vae", _class_name="AutoencoderKLWan"), None)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from qframe.errors import CheckpointError, DataError, UntrustedError
+from qframe.errors import DataError, UntrustedError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Conditioning, Denoiser, DenoiserSpec, PackedSequence, Parts
 from qframe.testing import DenoiserContract
@@ -161,7 +161,7 @@ def test_two_targets_in_one_sample_are_refused(parts: Parts) -> None:
 
 @pytest.mark.parametrize("flag", ["guidance_embeds", "use_additional_t_cond", "use_layer3d_rope"])
 def test_flags_it_cannot_honour_are_refused(model: ModelFolder, tmp_path: Path, flag: str) -> None:
-    with pytest.raises(CheckpointError, match=flag):
+    with pytest.raises(WeightsError, match=flag):
         StockDenoiser.describe(changed(model, tmp_path, "transformer", **{flag: True}), None)
 
 
@@ -184,7 +184,7 @@ def test_fingerprint_changes_with_the_weights(model: ModelFolder, tmp_path: Path
 def test_a_missing_weight_is_named(model: ModelFolder, tmp_path: Path) -> None:
     """Upstream would fill it with random numbers and go on."""
     deeper = changed(model, tmp_path, "transformer", num_layers=3)
-    with pytest.raises(CheckpointError, match=r"transformer_blocks\.2"):
+    with pytest.raises(WeightsError, match=r"transformer_blocks\.2"):
         load_parts(deeper)
 
 
@@ -200,24 +200,24 @@ def test_damaged_weights_are_named(model: ModelFolder, tmp_path: Path) -> None:
     folder = changed(model, tmp_path, "transformer")
     (weights,) = (folder.folder / "transformer").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="transformer"):
+    with pytest.raises(WeightsError, match="transformer"):
         load_parts(folder)
 
 
 def test_another_class_is_refused(model: ModelFolder, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="FluxTransformer2DModel"):
+    with pytest.raises(WeightsError, match="FluxTransformer2DModel"):
         StockDenoiser.describe(changed(model, tmp_path, "transformer", _class_name="FluxTransformer2DModel"), None)
 
 
 def test_weights_that_the_configuration_has_no_place_for_are_refused(model: ModelFolder, tmp_path: Path) -> None:
     fewer = changed(model, tmp_path, "transformer", num_layers=1)
-    with pytest.raises(CheckpointError, match=r"transformer holds \d+ weights its config.json has no place for"):
+    with pytest.raises(WeightsError, match=r"transformer holds \d+ weights its config.json has no place for"):
         StockDenoiser.load(fewer, None, device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("value", ["a", 0, 1.5])
 def test_a_size_that_is_no_number_is_named(model: ModelFolder, tmp_path: Path, value: object) -> None:
-    with pytest.raises(CheckpointError, match=r"transformer/config.json sets joint_attention_dim to"):
+    with pytest.raises(WeightsError, match=r"transformer/config.json sets joint_attention_dim to"):
         StockDenoiser.describe(changed(model, tmp_path, "transformer", joint_attention_dim=value), None)
 
 
@@ -225,5 +225,5 @@ def test_a_missing_shard_is_found_before_anything_is_loaded(model: ModelFolder, 
     copy = changed(model, tmp_path, "transformer")
     index = {"weight_map": {"a": "diffusion_pytorch_model-00002-of-00002.safetensors"}}
     (copy.folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="lacks 1 of 1 shards"):
+    with pytest.raises(WeightsError, match="lacks 1 of 1 shards"):
         StockDenoiser.describe(copy, None)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qframe.errors import CheckpointError, DataError
+from qframe.errors import DataError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Encoder, EncoderSpec, Parts
 from qframe.testing import EncoderContract
@@ -221,7 +221,7 @@ def test_a_checkpoint_without_processor_serves_prompts_only(model: ModelFolder, 
     assert encoder.encode(["blue"], [()]).embeds.isfinite().all()
     with pytest.raises(DataError, match="does not look at any"):
         encoder.encode(["blue"], [[tiny.picture(0, 64, 64)]])
-    with pytest.raises(CheckpointError, match="preprocessor_config"):
+    with pytest.raises(WeightsError, match="preprocessor_config"):
         QwenVLEncoder.describe(text_only, QwenVLOptions(template="edit"))
 
 
@@ -234,7 +234,7 @@ def test_another_vocabulary_is_refused(model: ModelFolder, tmp_path: Path) -> No
     tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
     tokenizer.add_tokens(["system\nDescribe the image"])
     tokenizer.save_pretrained(folder / "tokenizer")
-    with pytest.raises(CheckpointError, match="expected 34"):
+    with pytest.raises(WeightsError, match="expected 34"):
         QwenVLEncoder.load(ModelFolder.open(folder), None, device=torch.device("cpu"), dtype=torch.float32)
 
 

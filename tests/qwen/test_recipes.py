@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qframe.diffusion.packing import unpack_pictures
-from qframe.errors import CheckpointError, ConfigError, DataError
+from qframe.errors import ConfigError, DataError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Parts, Record, Request
 from qframe.pictures.geometry import Geometry
@@ -81,7 +81,7 @@ def test_areas_that_contradict_each_other_are_a_configuration_error(kind: Any, m
 
 @pytest.mark.parametrize("table", [{"min_area": "small"}, {"multiple": 0}, {"references": "maybe"}, []])
 def test_a_damaged_qframe_json_is_named(model: ModelFolder, tmp_path: Path, table: Any) -> None:
-    with pytest.raises(CheckpointError, match=r"qframe\.json"):
+    with pytest.raises(WeightsError, match=r"qframe\.json"):
         EditRecipe(None, published(model, tmp_path, table))
 
 

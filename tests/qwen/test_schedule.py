@@ -11,7 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift, retrieve_timesteps
 
-from qframe.errors import CheckpointError, ConfigError
+from qframe.errors import ConfigError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Parts
 from qframe_qwen.schedule import FlowMatchSchedule
@@ -103,5 +103,5 @@ def test_a_scheduler_it_cannot_follow_is_refused(model: ModelFolder, tmp_path: P
     shutil.copytree(model.folder / "scheduler", tmp_path / "scheduler")
     file = tmp_path / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
-    with pytest.raises(CheckpointError, match=key):
+    with pytest.raises(WeightsError, match=key):
         FlowMatchSchedule.describe(ModelFolder.open(tmp_path), None)

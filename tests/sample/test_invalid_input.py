@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import qframe
-from qframe.errors import CheckpointError, ConfigError, DataError, QframeError, UntrustedError
+from qframe.errors import ConfigError, DataError, QframeError, UntrustedError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.sample.pipeline import Pipeline
 from tests.cli.conftest import Run
@@ -329,7 +329,7 @@ def load_with(checkpoint: ModelFolder, file: Path) -> QframeError:
 def test_a_lora_for_another_model_names_its_keys(checkpoint: ModelFolder, tmp_path: Path) -> None:
     file = lora(tmp_path, {"double_blocks.0.img_attn.qkv": (torch.zeros(2, 32), torch.zeros(32, 2))})
     error = load_with(checkpoint, file)
-    assert isinstance(error, CheckpointError)
+    assert isinstance(error, WeightsError)
     assert "double_blocks.0.img_attn.qkv" in error.message
 
 
@@ -358,7 +358,7 @@ def test_a_missing_shard_is_named(checkpoint: ModelFolder, tmp_path: Path) -> No
         json.dumps({"weight_map": index})
     )
     weights.rename(weights.with_name("diffusion_pytorch_model-00001-of-00002.safetensors"))
-    with pytest.raises(CheckpointError, match=r"lacks 1 of 2 shards: diffusion_pytorch_model-00002-of-00002"):
+    with pytest.raises(WeightsError, match=r"lacks 1 of 2 shards: diffusion_pytorch_model-00002-of-00002"):
         qframe.load("qwen-image", model=model, device="cpu")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 import qframe
 from qframe.adapters import LoraLayer, save_lora
 from qframe.compose import Composition
-from qframe.errors import CheckpointError, ConfigError
+from qframe.errors import ConfigError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.sample.pipeline import Pipeline, PipelineOutput, run_plan, sample_plan
 from qframe_qwen_edit.recipe import EditRequest
@@ -146,7 +146,7 @@ def test_a_lora_that_does_not_fit_is_refused_before_the_weights_are_read(
 ) -> None:
     monkeypatch.setattr(Composition, "load", lambda *_, **__: pytest.fail("a part was loaded"))
     save_lora(tmp_path / "a", {"blocks.0.to_q": LoraLayer(torch.randn(2, 32), torch.randn(32, 2), 2.0)})
-    with pytest.raises(CheckpointError, match="to_q: the network has no such linear layer"):
+    with pytest.raises(WeightsError, match="to_q: the network has no such linear layer"):
         qframe.load("qwen-edit", model=model.folder, device="cpu", lora=tmp_path / "a")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qframe.adapters import add_lora
 from qframe.config.schema import LoraConfig, TrainConfig
-from qframe.errors import CheckpointError, NumericsError
+from qframe.errors import NumericsError, WeightsError
 from qframe.files.storage import verify_folder
 from qframe.interfaces import Example
 from qframe.progress import SILENT
@@ -272,7 +272,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_by_name(
     file.write_bytes(content)
     assert find_checkpoint(run.folder, "latest") == older
     assert str(file) in caplog.text
-    with pytest.raises(CheckpointError, match="not a sound checkpoint"):
+    with pytest.raises(WeightsError, match="not a sound checkpoint"):
         find_checkpoint(run.folder, newest.name)
 
 
@@ -280,9 +280,9 @@ def test_no_sound_checkpoint_is_an_error_never_a_fresh_start(scene: Callable[...
     run = scene()
     for folder in checkpoints(run):
         (folder / "optimizer.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+    with pytest.raises(WeightsError, match="every checkpoint is damaged"):
         find_checkpoint(run.folder, "latest")
-    with pytest.raises(CheckpointError, match="no checkpoint to resume"):
+    with pytest.raises(WeightsError, match="no checkpoint to resume"):
         find_checkpoint(run.folder / "elsewhere", "latest")
 
 
@@ -336,5 +336,5 @@ def test_a_checkpoint_of_another_shape_is_refused_by_name(scene: Callable[..., S
     run = scene()
     checkpoints(run)
     other = scene("other", attrs.evolve(BASE, mode="full"))
-    with pytest.raises(CheckpointError, match="not in the checkpoint"):
+    with pytest.raises(WeightsError, match="not in the checkpoint"):
         restore(find_checkpoint(run.folder, "latest"), other.state)

@@ -16,7 +16,7 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 
 from qframe.config.schema import TrainConfig
-from qframe.errors import CheckpointError, ConfigError
+from qframe.errors import ConfigError, WeightsError
 from qframe.interfaces import OptimizerFactory
 from qframe.plugins.registry import Candidate, Registry, load_registry
 from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory, schedule_factor
@@ -212,7 +212,7 @@ def test_state_of_any_form_survives_json_and_safetensors() -> None:
 
 
 def test_state_that_cannot_be_stored_is_named_with_its_place() -> None:
-    with pytest.raises(CheckpointError, match=r"state at 0\.state\.step is a set"):
+    with pytest.raises(WeightsError, match=r"state at 0\.state\.step is a set"):
         pack([{"state": {"step": {1, 2}}}])
 
 
@@ -220,7 +220,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path: Path) -> None:
     state = trained("muon", load_registry())
     advance(state, 1)
     save_checkpoint(tmp_path, state, config="", about={}, keep=1)
-    with pytest.raises(CheckpointError, match="not that of this run's optimizer"):
+    with pytest.raises(WeightsError, match="not that of this run's optimizer"):
         restore(checkpoint_folder(tmp_path, 1), trained("adamw", load_registry()))
 
 

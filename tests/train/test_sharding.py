@@ -15,7 +15,7 @@ from torch import Tensor
 
 import qframe
 from qframe.config.schema import Config, TrainConfig
-from qframe.errors import CheckpointError, ConfigError
+from qframe.errors import ConfigError, WeightsError
 from qframe.interfaces import Example
 from qframe.plugins.registry import load_registry
 from qframe.train.distributed import Processes
@@ -202,7 +202,7 @@ def test_a_batch_size_that_does_not_match_the_processes_is_refused(
     assert said.endswith("processes were 2, are 1; a step has 0.5 times the samples")
     *_, said = check_changes(last, config("run", *short, "train.batch_size=2"), registry)
     assert said.endswith("processes were 2, are 1; a step has as many samples as before")
-    with pytest.raises(CheckpointError, match=r"train.batch_size: was 1, is 4"):
+    with pytest.raises(WeightsError, match=r"train.batch_size: was 1, is 4"):
         check_changes(last, config("run", *short, "train.batch_size=4"), registry)
 
 

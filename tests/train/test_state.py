@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from qframe.config.schema import TrainConfig
-from qframe.errors import CheckpointError
+from qframe.errors import WeightsError
 from qframe.files.storage import remove_published, verify_folder
 from qframe.train.optim import Optimizers, WeightAverage
 from qframe.train.state import TrainingState, find_checkpoint, restore, save_checkpoint
@@ -100,7 +100,7 @@ def test_a_state_without_any_step_is_saved_and_restored(tmp_path: Path) -> None:
 
 def test_a_missing_average_is_told_by_file(tmp_path: Path) -> None:
     saved = save(tmp_path, new_state(ema_decay=0.0), steps=1)
-    with pytest.raises(CheckpointError, match=r"average\.safetensors: not in this checkpoint"):
+    with pytest.raises(WeightsError, match=r"average\.safetensors: not in this checkpoint"):
         restore(saved, new_state())
 
 

@@ -22,7 +22,7 @@ import qframe
 from qframe.adapters import describe_lora
 from qframe.config.schema import Config
 from qframe.data.options import FolderOptions
-from qframe.errors import CheckpointError, ConfigError, DataError
+from qframe.errors import ConfigError, DataError, WeightsError
 from qframe.plugins.registry import load_registry
 from qframe.train.resume import run_folder
 from qframe.train.run import Run
@@ -270,11 +270,11 @@ def test_nothing_is_overwritten_and_runs_are_numbered(
 ) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"taken: this folder is not empty"):
+    with pytest.raises(WeightsError, match=r"taken: this folder is not empty"):
         Trainer(config("taken")).fit()
     (tmp_path / "finished" / "checkpoints" / "step-00000001").mkdir(parents=True)
     (tmp_path / "finished" / "config.toml").touch()
-    with pytest.raises(CheckpointError, match=r"finished: this folder is not empty"):
+    with pytest.raises(WeightsError, match=r"finished: this folder is not empty"):
         Trainer(config("finished")).fit()
     monkeypatch.chdir(tmp_path)
     unnamed = qframe.load_config(family="qwen-edit")
@@ -308,7 +308,7 @@ def test_resuming_with_another_run_in_mind_is_refused(
 ) -> None:
     quiet = ("data.options.validation=0", "sample.count=0", "train.max_steps=2")
     Trainer(config("run", *quiet)).fit()
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(WeightsError, match=message):
         Trainer(config("run", *quiet, override)).fit(resume="latest")
 
 
@@ -318,7 +318,7 @@ def test_more_steps_may_be_asked_for_when_resuming(config: Callable[..., Config]
     Trainer(config("run", *quiet)).fit(resume="latest")
     Trainer(config("whole", *quiet)).fit()
     assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
-    with pytest.raises(CheckpointError):
+    with pytest.raises(WeightsError):
         Trainer(config("run", *quiet, "train.seed=9")).fit(resume="latest")
     assert qframe.load_config(tmp_path / "run" / "config.toml") == config("run", *quiet)
 
@@ -331,7 +331,7 @@ def test_a_run_by_epochs_ends_with_its_last_epoch(config: Callable[..., Config],
     assert [line["learning_rate"] for line in lines] == pytest.approx([0.05, 0.0375, 0.025, 0.0125])
     with pytest.raises(ConfigError, match=r"train\.epochs: a run of 2 steps, and step-00000004 is past it"):
         Trainer(config("run", *quiet, "train.epochs=1")).fit(resume="latest")
-    with pytest.raises(CheckpointError, match=r"train\.epochs: was 2, is None"):  # other batches make a step
+    with pytest.raises(WeightsError, match=r"train\.epochs: was 2, is None"):  # other batches make a step
         Trainer(config("run", *quiet)).fit(resume="latest")
 
 
@@ -392,7 +392,7 @@ def test_what_stopped_before_its_first_checkpoint_is_told_how_to_start_again(con
     """Its folder is not empty, so "leave --resume out" alone would be refused in turn."""
     with pytest.raises(ConfigError):
         Trainer(config("run", "lora.targets=['nothing']")).fit()
-    with pytest.raises(CheckpointError, match="remove the folder; then start without --resume"):
+    with pytest.raises(WeightsError, match="remove the folder; then start without --resume"):
         Trainer(config()).fit(resume="latest")
 
 
@@ -410,7 +410,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_can_begin_again(
 def test_a_second_run_in_the_same_folder_is_refused(config: Callable[..., Config], tmp_path: Path) -> None:
     from qframe.files.storage import lock_folder
 
-    with lock_folder(tmp_path / "run"), pytest.raises(CheckpointError, match="another run is writing here"):
+    with lock_folder(tmp_path / "run"), pytest.raises(WeightsError, match="another run is writing here"):
         Trainer(config()).fit()
 
 
@@ -497,7 +497,7 @@ def test_changed_pictures_are_seen_when_resuming(config: Callable[..., Config], 
             run(2, enabled, resume="latest")
     tiny.picture(99, 64, 64).save(folder / "1_ref.png")
     for enabled in (True, False):
-        with pytest.raises(CheckpointError, match="the data set is not the one"):
+        with pytest.raises(WeightsError, match="the data set is not the one"):
             run(4, enabled, resume="latest")
 
 
@@ -563,7 +563,7 @@ def test_resuming_on_another_base_is_refused_by_name(
         spoilt = bytearray(whole)
         spoilt[-3 if file.suffix == ".safetensors" else whole.index(b" ")] ^= 1 if file.suffix == ".safetensors" else 41
         file.write_bytes(spoilt)
-        with pytest.raises(CheckpointError, match=rf"(?s)the model is not the one .*{role}: .* was .*, is "):
+        with pytest.raises(WeightsError, match=rf"(?s)the model is not the one .*{role}: .* was .*, is "):
             Trainer(config("run", *more)).fit(resume="latest")
         file.write_bytes(whole)
     Trainer(config("run", *more)).fit(resume="latest")

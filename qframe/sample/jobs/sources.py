@@ -7,12 +7,12 @@ from pathlib import Path
 
 import attrs
 
-from qframe.errors import CheckpointError, DataError
+from qframe.errors import DataError, WeightsError
 from qframe.files.storage import file_digest
 from qframe.pictures.picture import Picture
 
 
-def digest_of(path: Path, origin: str, kind: type[DataError] | type[CheckpointError] = DataError) -> str:
+def digest_of(path: Path, origin: str, kind: type[DataError] | type[WeightsError] = DataError) -> str:
     """sha256 of a file. An error of `kind`, naming `origin`, if it cannot be read or is no plain file."""
     try:
         if path.exists() and not path.is_file():

@@ -20,7 +20,7 @@ from qframe.compose import Composition
 from qframe.config import diff_config, load_config
 from qframe.config.strict import InvalidError, structure, unstructure
 from qframe.data.tables import json_object
-from qframe.errors import CheckpointError, DataError, QframeError, UntrustedError, bullet_list
+from qframe.errors import DataError, QframeError, UntrustedError, WeightsError, bullet_list
 from qframe.pictures.picture import Picture
 from qframe.sample.jobs.picture_files import read_text
 from qframe.sample.jobs.sources import digest_of
@@ -108,7 +108,7 @@ def setting(composition: Composition, loras: Mapping[Path, float]) -> Stored:
         models={name: model.identity() for name, model in models.items()},
         config={key: value for key, value in changed.items() if _is_sampling(key)},
         loras=tuple(
-            StoredLora(file=str(file), weight=weight, sha256=digest_of(file, f"LoRA file {file}", CheckpointError))
+            StoredLora(file=str(file), weight=weight, sha256=digest_of(file, f"LoRA file {file}", WeightsError))
             for file, weight in loras.items()
         ),
         made_with={
@@ -162,17 +162,17 @@ _REMEDY = "Give the request yourself: --family, --prompt, ..."
 
 
 def check_files(stored: Stored, replaced: Collection[str], origin: str) -> None:
-    """DataError or CheckpointError names what is not what the picture was made from: pictures, LoRAs.
+    """DataError or WeightsError names what is not what the picture was made from: pictures, LoRAs.
 
     replaced: "lora", or keys of pictures, that others stand in for; those are not looked at.
     """
-    named: list[tuple[str, str, str | None, type[DataError] | type[CheckpointError]]] = [
+    named: list[tuple[str, str, str | None, type[DataError] | type[WeightsError]]] = [
         (key, path, stored.files.get(path), DataError)
         for key, paths in stored.request.items()
         if isinstance(paths, list)
         for path in paths
     ]
-    named += [("lora", lora.file, lora.sha256, CheckpointError) for lora in stored.loras]
+    named += [("lora", lora.file, lora.sha256, WeightsError) for lora in stored.loras]
     wrong: list[tuple[str, type[QframeError]]] = []
     for key, path, sha256, kind in named:
         if key in replaced:
@@ -191,10 +191,10 @@ def check_files(stored: Stored, replaced: Collection[str], origin: str) -> None:
 
 
 def check_models(stored: Stored, now: Stored, origin: str) -> None:
-    """CheckpointError names a model that has another content than the one the picture was made with."""
+    """WeightsError names a model that has another content than the one the picture was made with."""
     changed = [name for name, identity in now.models.items() if stored.models.get(name, identity) != identity]
     if changed:
-        raise CheckpointError(
+        raise WeightsError(
             f"{origin} cannot be made again: model {', '.join(map(repr, changed))} is not what it was",
             "Give --model to sample with it as it is now.",
         )

@@ -8,7 +8,7 @@ import attrs
 import pytest
 from PIL import Image
 
-from qframe.errors import CheckpointError, DataError, UntrustedError
+from qframe.errors import DataError, UntrustedError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.sample.jobs.picture_files import write_picture
 from qframe.sample.jobs.sources import digest_of, unchanged_picture
@@ -110,13 +110,13 @@ def test_missing_and_changed_files_are_told_together(tmp_path: Path, monkeypatch
     assert "--lora a.safetensors: cannot be read" in raised.value.message
     assert raised.value.hint is not None
     assert "--image FILE or --lora FILE" in raised.value.hint
-    with pytest.raises(CheckpointError, match=r"a\.safetensors"):
+    with pytest.raises(WeightsError, match=r"a\.safetensors"):
         check_files(STORED, ("image",), "old.png")
     check_files(STORED, ("image", "lora"), "old.png")
 
 
 def test_another_model_is_told_by_name() -> None:
-    with pytest.raises(CheckpointError, match="model 'here' is not what it was"):
+    with pytest.raises(WeightsError, match="model 'here' is not what it was"):
         check_models(STORED, attrs.evolve(STORED, models={"here": "2"}), "old.png")
     check_models(STORED, attrs.evolve(STORED, models={"elsewhere": "2"}), "old.png")
 
