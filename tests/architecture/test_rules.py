@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture import rules
+from tests.architecture import drawing, rules
 from tests.architecture.rules import Modules
 from tests.architecture.source import ROOT, project, scan
 
@@ -147,3 +147,24 @@ def test_scan_finds_the_core_and_the_plugins(modules: Modules) -> None:
     assert {path.name for path in (ROOT / "plugins").glob("qframe_*") if (path / "__init__.py").exists()} <= set(
         modules
     )
+
+
+def test_the_drawing_of_the_rooms_is_the_one_of_the_imports_as_they_are(modules: Modules) -> None:
+    """After a change of imports: `python -m tests.architecture.drawing`."""
+    assert drawing.PICTURE.read_text(encoding="utf-8") == drawing.drawing(modules)
+
+
+def test_every_arrow_of_the_drawing_points_down(modules: Modules) -> None:
+    at = drawing.places()
+    drawn = [(room, target) for room, targets in drawing.arrows(modules).items() for target in targets]
+    assert len(drawn) > 40
+    assert [(room, target) for room, target in drawn if at[room][1] >= at[target][1]] == []
+
+
+def test_an_arrow_that_a_longer_way_implies_is_left_out() -> None:
+    assert drawing.reduced({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": ["b"], "b": ["c"], "c": []}
+
+
+def test_the_core_has_at_most_20_rooms() -> None:
+    entries = {path.name for path in (ROOT / "qframe").iterdir()} - {"__pycache__"}
+    assert len(entries) <= 20, sorted(entries)
