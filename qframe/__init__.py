@@ -6,8 +6,8 @@ Begin with these:
     Trainer(config).fit()    trains a LoRA, or the whole denoiser, as a configuration says
     load_config(file, ...)   reads a configuration, checks it strictly, and fills in the family's defaults
 
-A plugin declares what it offers with Component, Family and hookimpl. Whoever implements a component finds its contract in
-`qframe.interfaces`. Importing this package imports no torch; `load` and `Trainer` import it when they are first used.
+A plugin declares what it offers with Component, Family and hookimpl. Whoever implements a component finds its contract
+in `qframe.interfaces`. Importing this package imports no torch; `load` and `Trainer` import it on first use.
 """
 
 from __future__ import annotations
