@@ -21,7 +21,7 @@ from qframe.compose import compose
 from qframe.config import load_config
 from qframe.interfaces import Parts
 from qframe.sample.pipeline import GuidanceBatching, Pipeline, sample_plan
-from qframe.verify import replaced
+from qframe.testing.listening import replaced
 from qframe_qwen.bench import Settings
 from qframe_qwen.denoiser import StockDenoiser
 from qframe_qwen.oracles import build, picture_processor

@@ -9,19 +9,18 @@ from qframe.cli.cache import cache
 from qframe.cli.compose import compose
 from qframe.cli.config import config
 from qframe.cli.data import data
-from qframe.cli.demo import demo
 from qframe.cli.lora import lora
 from qframe.cli.plugins import plugins
-from qframe.cli.report import report
 from qframe.cli.sample import sample
-from qframe.cli.shared import examples
+from qframe.cli.shared import PluginGroup, examples
 from qframe.cli.train import train
-from qframe.cli.verify import verify
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 @click.group(
+    cls=PluginGroup,
+    kind="command",
     context_settings=_CONTEXT,
     epilog=examples(
         "qframe demo                                  train a LoRA and look at what it learned",
@@ -40,5 +39,5 @@ def app(debug: bool) -> None:
     """
 
 
-for command in (train, sample, report, compose, config, data, plugins, cache, demo, verify, lora, bench):
+for command in (train, sample, compose, config, data, plugins, cache, lora, bench):
     app.add_command(command)

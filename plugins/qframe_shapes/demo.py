@@ -1,4 +1,4 @@
-"""`qframe demo`: the whole way from an untrained adapter to pictures, on the embedded model."""
+"""The command `qframe demo`: train a LoRA on the embedded model, and sample with it and without it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from qframe.cli.shared import announce, resolve
-from qframe.cli.train import fit
+from qframe.cli.shared import announce, fit, resolve
 from qframe.errors import ConfigError
 
 if TYPE_CHECKING:
