@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 import attrs
@@ -206,6 +207,18 @@ class Registry:
                 "Install or enable the plugin of that family.",
             )
         return owner
+
+    def sources_by_suffix(self) -> dict[str, str]:
+        """The name of the data source that reads each suffix. The plugin that was loaded first wins."""
+        found: dict[str, str] = {}
+        for component, _ in self._components.values():
+            for suffix in component.suffixes:
+                found.setdefault(suffix, component.name)
+        return found
+
+    def source_for(self, path: str) -> str:
+        """The name of the data source that reads this path: the one that declares its suffix, else "folder"."""
+        return self.sources_by_suffix().get(PurePath(path).suffix.lower(), "folder")
 
     def plugin_of(self, declared: Component | Family) -> str:
         """The name of the plugin that declared it."""

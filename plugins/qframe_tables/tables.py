@@ -1,4 +1,8 @@
-"""Tables of records: JSON lines and CSV. Paths in them are relative to the file, and stay in its folder."""
+"""Reads training records from JSON lines and from CSV.
+
+Paths in a table are relative to the table's file, and must stay in the folder of that file unless
+`data.options.allow_outside` is set.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,20 @@ import io
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
 
 from qframe.data.files import FileSource, Problems, Root, decode, text_problem
-from qframe.data.options import TableOptions
+from qframe.data.json_lines import json_lines
 from qframe.errors import DataError
 from qframe.interfaces import Record
 from qframe.pictures.picture import Picture
+from qframe_tables.options import TableOptions
 
-_LONGEST_LINE = 1_000_000
 _LARGEST_CSV = 512_000_000
+"""The most bytes that a CSV file may have: the file is read into memory at once."""
 _KEYS = ("target", "prompt", "references", "control", "weight", "mask", "id", "group")
 _COLUMNS = ("target", "prompt", "reference", "control", "weight", "mask", "id", "group")
 _NUMBERED = re.compile(r"(?:reference|control)[1-9]\d*")
@@ -29,14 +33,19 @@ _NUMBERED = re.compile(r"(?:reference|control)[1-9]\d*")
 
 @attrs.frozen
 class _Row:
-    """A row as it was read: strings, and a list of strings under "references"."""
+    """One row of a table, its values not checked against the files yet.
+
+    Attributes:
+        number: The line of the file that the row ends on, counted from 1.
+        values: The text of each cell by key; under "references" a list of texts.
+    """
 
     number: int
     values: Mapping[str, Any]
 
 
 class TableSource(FileSource):
-    """Records from the rows of one file."""
+    """A source that makes one record out of each row of a file; a subclass knows the format of the file."""
 
     settings: TableOptions
 
@@ -46,10 +55,10 @@ class TableSource(FileSource):
 
     @abstractmethod
     def rows(self, problems: Problems) -> Iterator[_Row]:
-        """The rows that can be read; the others go to `problems`."""
+        """Yield the rows that can be read, and add a problem to `problems` for each row that cannot."""
 
     def read(self, problems: Problems) -> list[Record]:
-        """See `FileSource.read`; in the order of the rows."""
+        """See `FileSource.read`. The records are in the order of the rows."""
         if not self.path.is_file():
             raise DataError(f"data.path: {self.path} is not a file", f"Source {self.name!r} reads one file.")
         root = Root(self.path.parent, allow_outside=self.settings.allow_outside)
@@ -66,13 +75,15 @@ class TableSource(FileSource):
         return list(records.values())
 
     def where(self, number: int) -> str:
-        """How messages name a row."""
+        """The name that messages give to the row of this number."""
         return f"{self.path.name}, row {number}"
 
     def _id(self, row: _Row) -> str:
+        """The id of a row's record: the one that the row gives, else the file's name and the number of the row."""
         return row.values.get("id") or f"{self.path.stem}-{row.number}"
 
     def _record(self, row: _Row, root: Root, problems: Problems) -> Record | None:
+        """Make the record of a row; None if the row has no target. Every fault is added to `problems`."""
         where = self.where(row.number)
         values = row.values
         prompt = values.get("prompt") or self.settings.prompt or ""
@@ -109,12 +120,12 @@ class TableSource(FileSource):
 
 
 class JsonlSource(TableSource):
-    """One JSON object per line."""
+    """Reads a file with one JSON object per line."""
 
     name = "jsonl"
 
     def rows(self, problems: Problems) -> Iterator[_Row]:
-        """See `TableSource.rows`; numbers are lines, from 1."""
+        """See `TableSource.rows`."""
         for number, row in json_lines(self.path, problems, self.where):
             try:
                 yield _Row(number, _checked(row))
@@ -123,12 +134,12 @@ class JsonlSource(TableSource):
 
 
 class CsvSource(TableSource):
-    """A table with a header. Several references have columns reference1, reference2, ..."""
+    """Reads a CSV file whose first row names the columns; references are in columns reference1, reference2, ..."""
 
     name = "csv"
 
     def rows(self, problems: Problems) -> Iterator[_Row]:
-        """See `TableSource.rows`; numbers are lines of the file, from 1, the header's among them."""
+        """See `TableSource.rows`. The header is line 1."""
         try:
             if self.path.stat().st_size > _LARGEST_CSV:
                 raise ValueError(f"larger than {_LARGEST_CSV} bytes")
@@ -153,46 +164,12 @@ class CsvSource(TableSource):
             problems.add(self.where(reader.line_num), f"not valid CSV ({error}); the rest was not read")
 
 
-def json_lines(path: Path, problems: Problems, where: Callable[[int], str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file with one per line, and their numbers, from 1; the others go to `problems`."""
-    with path.open("rb") as stream:
-        number = 0
-        while line := stream.readline(_LONGEST_LINE + 1):
-            number += 1
-            if len(line) > _LONGEST_LINE:
-                problems.add(where(number), f"longer than {_LONGEST_LINE} bytes; the rest was not read")
-                return
-            try:
-                text = decode(line).strip()
-                if text:
-                    yield number, json_object(text)
-            except ValueError as error:
-                problems.add(where(number), str(error))
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """The JSON object of a text. ValueError says what is wrong with it."""
-    try:
-        value = json.loads(text, object_pairs_hook=_without_doubles)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"expected an object {{...}}, got {type(value).__name__}")
-    return value
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"{key!r} is there twice")
-    return dict(pairs)
-
-
 def _checked(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with its references as a list. ValueError names an unknown key, or a value of another type."""
+    """Check the keys and types of a JSON object, and return it with its references as a list under "references".
+
+    Raises:
+        ValueError: A key is unknown, a value has another type than its key allows, or references are given twice.
+    """
     for key, value in row.items():
         if key not in _KEYS:
             raise ValueError(f"unknown key {key!r}{_nearest(key, _KEYS)}")
@@ -209,6 +186,7 @@ def _checked(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _header_problem(header: list[str]) -> str | None:
+    """Say why the first row of a CSV file cannot name its columns; None if it can."""
     unknown = [name for name in header if name not in _COLUMNS and not _NUMBERED.fullmatch(name)]
     if not header:
         return "the file is empty; its first row names the columns"
@@ -222,6 +200,7 @@ def _header_problem(header: list[str]) -> str | None:
 
 
 def _from_cells(header: list[str], cells: list[str]) -> dict[str, Any]:
+    """Join a row of CSV with its header; the references are in the order of the numbers in their columns' names."""
     values = dict(zip(header, (cell.strip() for cell in cells), strict=True))
     numbered = sorted((name for name in header if name.startswith(("reference", "control"))), key=_column_number)
     return {**values, "references": [values[name] for name in numbered if values[name]]}

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qframe.data.files import FileSource
-from qframe.data.options import TableOptions
-from qframe.data.tables import CsvSource, JsonlSource
 from qframe.errors import DataError
 from qframe.interfaces import Record
+from qframe_tables.options import TableOptions
+from qframe_tables.tables import CsvSource, JsonlSource
 
 
 @pytest.fixture

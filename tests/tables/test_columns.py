@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 
 from qframe.cache.keys import PictureDigests
-from qframe.data.columns import ColumnSource
-from qframe.data.hub import DatasetsSource
-from qframe.data.options import ColumnOptions, DatasetsOptions
-from qframe.data.parquet import ParquetRows, ParquetSource
 from qframe.errors import ConfigError, DataError, QframeError
 from qframe.interfaces import Record
 from qframe.pictures.picture import Picture
 from qframe.pictures.pixels import open_picture
+from qframe_tables.columns import ColumnSource
+from qframe_tables.hub import DatasetsSource
+from qframe_tables.options import ColumnOptions, DatasetsOptions
+from qframe_tables.parquet import ParquetRows, ParquetSource
 
 
 def png(shade: int) -> bytes:

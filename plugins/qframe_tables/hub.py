@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face's library `datasets`: a folder on disk, or a hub id."""
+"""Reads training records with Hugging Face's library `datasets`: from a folder on disk, or by a hub id."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qframe.data.columns import ColumnSource, Rows
-from qframe.data.options import DatasetsOptions
 from qframe.errors import ConfigError, DataError
+from qframe_tables.columns import ColumnSource, Rows
+from qframe_tables.options import DatasetsOptions
 
 _ROWS_AT_ONCE = 256
+"""How many rows are in memory while the records are listed."""
 
 
 class DatasetsSource(ColumnSource):
-    """What `datasets.load_from_disk` or `datasets.load_dataset` opens; pictures are never decoded by it."""
+    """Reads a data set that `datasets.load_from_disk` or `datasets.load_dataset` opens.
+
+    The library hands over pictures as bytes; it never decodes them.
+    """
 
     name = "datasets"
     settings: DatasetsOptions
@@ -67,7 +71,7 @@ class DatasetsSource(ColumnSource):
 
 
 class DatasetRows:
-    """The rows of a `datasets.Dataset` as Arrow stores them."""
+    """The rows of a `datasets.Dataset`, taken from its Arrow tables."""
 
     def __init__(self, found: Any) -> None:
         self._data = found.with_format("arrow")

@@ -1,6 +1,6 @@
-"""Records from columns of Arrow tables. Pictures stay where they are until they are asked for.
+"""Makes training records out of the columns of Arrow tables, without reading a picture before somebody opens it.
 
-Rows are counted from 0. pyarrow is an optional extra, imported by the sources that need it.
+Rows are counted from 0. pyarrow is an optional extra, so only functions that a source of this kind calls import it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import attrs
 
 from qframe.data.files import FileSource, Problems, Root, text_problem
-from qframe.data.options import ColumnOptions
 from qframe.errors import DataError
 from qframe.interfaces import Record
 from qframe.pictures.picture import Picture
+from qframe_tables.options import ColumnOptions
 
 _TEXTS = ("prompt", "id", "group")
 _PICTURES = ("target", "weight", "mask")
@@ -26,21 +26,24 @@ _NUMBERED = re.compile(r"(?:reference|control)[1-9]\d*|reference")
 
 
 class Rows(Protocol):
-    """A table that may be larger than memory."""
+    """A table whose rows are read piece by piece, so that it may be larger than memory."""
 
     @property
     def names(self) -> Sequence[str]:
-        """Its columns."""
+        """The names of the columns."""
 
     def tables(self, columns: Sequence[str]) -> Iterator[Any]:
-        """All rows of some columns, in order, as one `pyarrow.Table` after another."""
+        """Yield all rows of these columns in order, as one `pyarrow.Table` after another."""
 
     def cell(self, row: int, column: str) -> Any:
-        """One value, as Python has it."""
+        """Read one cell, and return its value as a Python object."""
 
 
 class ColumnSource(FileSource):
-    """A record per row; which column is what, its name or `data.options.columns` says."""
+    """A source that makes one record out of each row of an Arrow table; a subclass opens the table.
+
+    A column serves what its name says ("target", "prompt", ...), unless `data.options.columns` names another column.
+    """
 
     settings: ColumnOptions
 
@@ -50,15 +53,15 @@ class ColumnSource(FileSource):
 
     @abstractmethod
     def open_rows(self) -> Rows:
-        """The table. DataError if it cannot be opened."""
+        """Open the table. Raises DataError if it cannot be opened."""
 
     @property
     @abstractmethod
     def root(self) -> Path:
-        """The folder that paths in cells are relative to, and must stay in."""
+        """The folder that the paths in cells are relative to, and that they must not lead out of."""
 
     def read(self, problems: Problems) -> list[Record]:
-        """See `FileSource.read`; in the order of the rows."""
+        """See `FileSource.read`. The records are in the order of the rows."""
         rows = self.open_rows()
         columns = self._columns(rows.names)
         root = Root(self.root, allow_outside=self.settings.allow_outside)
@@ -81,11 +84,16 @@ class ColumnSource(FileSource):
         return list(records.values())
 
     def where(self, row: int) -> str:
-        """How messages name a row."""
+        """The name that messages give to the row of this number."""
         return f"{self.path.name}, row {row}"
 
     def _columns(self, names: Sequence[str]) -> dict[str, str]:
-        """The column of each key that there is. DataError if one is meant that there is not."""
+        """Choose the column that each key of a record is read from.
+
+        Raises:
+            DataError: `data.options.columns` has an unknown key or names a column that does not exist, there is no
+                column for the target, or two columns mean the same.
+        """
         given = self.settings.columns or {}
         wrong = [key for key in given if key not in (*_TEXTS, *_PICTURES, *_LISTS) and not _NUMBERED.fullmatch(key)]
         missing = [name for name in given.values() if name not in names]
@@ -110,7 +118,15 @@ class ColumnSource(FileSource):
 
 @attrs.frozen(eq=False)
 class _Row:
-    """Where a record is made from."""
+    """One row of a table, from which `record` makes a record.
+
+    Attributes:
+        source: The source that the row belongs to.
+        rows: The table.
+        columns: The name of the column that each key is read from.
+        root: The folder that paths in cells must stay in.
+        number: The number of the row.
+    """
 
     source: ColumnSource
     rows: Rows
@@ -119,6 +135,7 @@ class _Row:
     number: int
 
     def record(self, id_: str, values: dict[str, Any], problems: Problems) -> Record | None:
+        """Make the record; None if the row has no target. Every fault is added to `problems`."""
         where = self.source.where(self.number)
         prompt = (values.get("prompt") or self.source.settings.prompt or "").strip()
         if (problem := text_problem(prompt)) is not None:
@@ -158,7 +175,16 @@ class _Row:
 
 @attrs.frozen(eq=False)
 class _Cell:
-    """Reads the bytes of one picture. place: in the list that the cell holds, if it holds one."""
+    """Reads the bytes of one picture from its cell when it is called.
+
+    Attributes:
+        rows: The table.
+        root: The folder that a path in the cell must stay in.
+        row: The number of the row.
+        column: The name of the column.
+        place: Which item of the cell is meant, counted from 0; None if the cell holds no list.
+        origin: The name that messages give to the picture.
+    """
 
     rows: Rows
     root: Root
@@ -189,7 +215,19 @@ class _Cell:
 
 
 def _listed(column: Any, key: str) -> list[Any]:
-    """Per row a text, or for pictures: a path, True where bytes are, a list of these; None where there is nothing."""
+    """Read what each row of a column holds, apart from the bytes of pictures.
+
+    Args:
+        column: The column, a `pyarrow.ChunkedArray`.
+        key: What the column is used for, such as "prompt" or "target".
+
+    Returns:
+        One item per row. For a text or a path: the string. For a picture that is stored in the table: True. For a list
+        of pictures: a list of strings or of True. For an empty cell: None.
+
+    Raises:
+        DataError: The type of the column does not fit the key.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -220,4 +258,5 @@ def _listed(column: Any, key: str) -> list[Any]:
 
 
 def _number(key: str) -> int:
+    """The number at the end of a key: 2 for "reference2", 0 for "reference"."""
     return int(re.sub(r"\D", "", key) or 0)

@@ -1,4 +1,4 @@
-"""Parquet files: pictures as bytes, as paths, or as Hugging Face stores them."""
+"""Reads training records from Parquet files whose pictures are bytes, paths, or structs of both."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from qframe.data.columns import ColumnSource, Rows
 from qframe.errors import ConfigError, DataError
+from qframe_tables.columns import ColumnSource, Rows
 
 _GROUPS_KEPT = 4
+"""How many row groups of single columns stay in memory after a picture was read from them."""
 
 
 class ParquetSource(ColumnSource):
-    """One `.parquet` file, or a folder of them in the order of their names."""
+    """Reads one `.parquet` file, or all those of a folder in the order of their names."""
 
     name = "parquet"
 
@@ -33,10 +34,15 @@ class ParquetSource(ColumnSource):
 
 
 class ParquetRows:
-    """The rows of several files with the same columns, read by row groups."""
+    """The rows of several Parquet files with the same columns, read one row group at a time."""
 
     def __init__(self, files: Sequence[Path]) -> None:
-        """ConfigError if pyarrow is not installed. DataError names a file that is damaged or has other columns."""
+        """Read the metadata of every file.
+
+        Raises:
+            ConfigError: pyarrow is not installed.
+            DataError: A file is damaged, or its columns are not those of the first file.
+        """
         try:
             import pyarrow.parquet
         except ImportError as error:
@@ -70,12 +76,12 @@ class ParquetRows:
         return self._names
 
     def tables(self, columns: Sequence[str]) -> Iterator[Any]:
-        """See `Rows.tables`: a row group each."""
+        """See `Rows.tables`. Each table is one row group."""
         for place in range(len(self._groups)):
             yield self._read(place, tuple(columns))
 
     def cell(self, row: int, column: str) -> Any:
-        """See `Rows.cell`. Its row group is kept for the next."""
+        """See `Rows.cell`. The row group stays in memory, because the cells beside this one are often read next."""
         place = bisect_right(self._starts, row) - 1
         return self._group(place, (column,)).column(column)[row - self._starts[place]].as_py()
 
