@@ -14,7 +14,7 @@ from qframe.cli.lora import lora
 from qframe.cli.plugins import plugins
 from qframe.cli.report import report
 from qframe.cli.sample import sample
-from qframe.cli.shared import examples
+from qframe.cli.shared import PluginGroup, examples
 from qframe.cli.train import train
 from qframe.cli.verify import verify
 
@@ -22,6 +22,8 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 @click.group(
+    cls=PluginGroup,
+    kind="command",
     context_settings=_CONTEXT,
     epilog=examples(
         "qframe demo                                  train a LoRA and look at what it learned",

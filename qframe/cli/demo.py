@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from qframe.cli.shared import announce, resolve
-from qframe.cli.train import fit
+from qframe.cli.shared import announce, fit, resolve
 from qframe.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -41,6 +41,7 @@ Kind = Literal[
     "model",
     "oracle",
     "benchmark",
+    "command",
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
 
@@ -62,7 +63,8 @@ class Component:
     kind: what it is. name: what users write in `use = "..."`. target: "module:Class" implementing the interface of
     that kind in `qframe.interfaces`; for kind "model" a "module:function" returning the folder of a checkpoint that
     ships with the plugin; for kind "logger" a class without arguments whose methods are observing hooks, which
-    hears the runs that name it in `logging.use`; for kind "benchmark" a click command, run by `qframe bench NAME`.
+    hears the runs that name it in `logging.use`; for kind "benchmark" a click command, run by `qframe bench NAME`;
+    for kind "command" a `click.Command` or `click.Group`, run by `qframe NAME`, whose summary is its short help.
     options: "module:Class", a torch-free attrs class of its settings.
     suffixes: of kind "source" alone, the lower-case endings of the files that it reads, such as ".csv": where the user
     gives a path with one of these and names no source, this source reads it.

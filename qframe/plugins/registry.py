@@ -37,6 +37,11 @@ GROUP = "qframe"
 DISABLE = "QFRAME_DISABLE_PLUGINS"
 TRACE = "QFRAME_TRACE_PLUGINS"
 
+# The commands of `qframe.cli`. A plugin that offers a command of one of these names is reported as broken.
+CORE_COMMANDS = frozenset(
+    ["bench", "cache", "compose", "config", "data", "demo", "lora", "plugins", "report", "sample", "train", "verify"]
+)
+
 _HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("qframe_"))
 _Declared = TypeVar("_Declared", Component, Family)
 _Item = TypeVar("_Item")
@@ -271,6 +276,14 @@ class Registry:
             f"{candidate.name}: loaded in {milliseconds:.1f} ms, {len(components)} components, {len(families)} families"
         )
         for component in components:
+            if component.kind == "command" and component.name in CORE_COMMANDS:
+                self._fail(
+                    candidate.name,
+                    candidate.distribution,
+                    f"offers command {component.name!r}, which qframe itself has; the one of qframe is used. "
+                    "The plugin's author must rename it",
+                )
+                continue
             self._offer(self._components, (component.kind, component.name), component, candidate)
         for family in families:
             self._offer(self._families, family.name, family, candidate)

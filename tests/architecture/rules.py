@@ -116,8 +116,11 @@ def plugins_reaching_too_far(modules: Modules) -> list[str]:
 
 
 def is_public(item: Import) -> bool:
+    """Whether a plugin may import it: of the command line only `qframe.cli.shared`, and nothing private."""
     closed = any(within(item.target, name) for name in ("qframe.cli", "qframe.__main__", "qframe.diffusion.plugin"))
-    return not closed and not any(part.startswith("_") for part in [*item.target.split(".")[1:], *item.names])
+    if closed and item.target != "qframe.cli.shared":
+        return False
+    return not any(part.startswith("_") for part in [*item.target.split(".")[1:], *item.names])
 
 
 def import_cycles(modules: Modules) -> list[str]:

@@ -54,6 +54,8 @@ VIOLATIONS: list[tuple[Rule, dict[str, str], str]] = [
     (rules.core_importing_plugins, {"qframe/cli/a.py": "def f():\n    import qframe_qwen"}, "qframe.cli.a:2"),
     (rules.plugins_reaching_too_far, {"qframe_edit/a.py": "from qframe_qwen import vae"}, "by its registered name"),
     (rules.plugins_reaching_too_far, {"qframe_edit/a.py": "from qframe.cli import main"}, "qframe.cli.main"),
+    (rules.plugins_reaching_too_far, {"qframe_edit/a.py": "from qframe.cli.train import train"}, "qframe.cli.train"),
+    (rules.plugins_reaching_too_far, {"qframe_edit/a.py": "from qframe.cli.shared import _F"}, "not public"),
     (rules.plugins_reaching_too_far, {"qframe_edit/a.py": "from qframe.train import _step"}, "qframe.train._step"),
     (rules.plugins_reaching_too_far, {"qframe_edit/a.py": "import qframe.train._loop"}, "not public"),
     (rules.import_cycles, {"qframe/a.py": "import qframe.b", "qframe/b.py": "import qframe.a"}, "qframe.a -> qframe.b"),
@@ -100,6 +102,7 @@ ALLOWED: list[dict[str, str]] = [
     {"qframe/adapters.py": '"""."""\nimport peft'},
     {"qframe/data/a.py": '"""."""\ndef f():\n    import pyarrow.parquet'},
     {"qframe_x/a.py": '"""."""\nimport torch, diffusers\nfrom qframe import Family\nimport qframe_x.b\nmodel.print()'},
+    {"qframe_x/command.py": '"""."""\nfrom qframe.cli.shared import FAMILY, examples'},
     {
         "qframe_x/plugin.py": '"""."""\nComponent("codec", "x", "qframe_x.a:B", summary="colour: red")',
         "qframe_x/a.py": '"""."""\nclass B: ...',
