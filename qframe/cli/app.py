@@ -8,7 +8,6 @@ from qframe.cli.bench import bench
 from qframe.cli.cache import cache
 from qframe.cli.compose import compose
 from qframe.cli.config import config
-from qframe.cli.data import data
 from qframe.cli.demo import demo
 from qframe.cli.lora import lora
 from qframe.cli.plugins import plugins
@@ -42,5 +41,5 @@ def app(debug: bool) -> None:
     """
 
 
-for command in (train, sample, report, compose, config, data, plugins, cache, demo, verify, lora, bench):
+for command in (train, sample, report, compose, config, plugins, cache, demo, verify, lora, bench):
     app.add_command(command)

@@ -1,4 +1,4 @@
-"""What a model will see of a data set: a contact sheet of records after geometry."""
+"""Draws a contact sheet of records as the model will see them, that is after geometry."""
 
 from __future__ import annotations
 
@@ -10,17 +10,25 @@ from qframe.interfaces import Recipe, Record
 from qframe.pictures.contact_sheet import Row, contact_sheet
 from qframe.pictures.picture import PixelInput
 from qframe.pictures.pixels import fit, open_fitted, open_grey, picture_size
-from qframe.preflight.data_check import Report
+from qframe_data_check.report import Report
 
 _LONGEST_PROMPT = 160
 
 
 def preview_sheet(report: Report, recipe: Recipe, *, count: int = 24) -> Image.Image | None:
-    """Up to `count` of the records that can be used, spread evenly over the data set; None if there are none.
+    """Draw records that can be used, each with its references, its target, its mask and its prompt.
 
-    Pictures have the size that training gives them; the sheet shows large ones smaller, at most 384 pixels a side.
+    The pictures are resized as training resizes them; the sheet then shrinks those above 384 pixels a side.
+
+    Args:
+        report: The check of the data set; it knows which records can be used.
+        recipe: Says which pictures of a record are encoded, and in which geometry.
+        count: The most records that are drawn. They are spread evenly over the data set.
+
+    Returns:
+        The sheet, or None if no record can be used.
     """
-    chosen = [report.whole[place] for place in _spread(len(report.whole), count)]
+    chosen = [report.usable[place] for place in _spread(len(report.usable), count)]
     if not chosen:
         return None
     records = [report.record(place) for place in chosen]
@@ -51,7 +59,7 @@ def _mask(pixel: PixelInput) -> Image.Image:
 
 
 def _spread(total: int, count: int) -> Sequence[int]:
-    """At most `count` of range(total), first and last among them."""
+    """Choose at most `count` numbers of range(total), evenly spread; the first and the last are among them."""
     if total <= count:
         return range(total)
     return [round(place * (total - 1) / (count - 1)) for place in range(count)] if count > 1 else [0]

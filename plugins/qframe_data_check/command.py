@@ -1,4 +1,4 @@
-"""`qframe data check`: what is wrong with a data set, and what training on it will look like."""
+"""The command `qframe data check`, which prints what is wrong with a data set and how large its batches will be."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, examples, options, resolve
+from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, examples, options, resolve, terminal_progress
 from qframe.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from qframe.config.schema import TrainConfig
-    from qframe.preflight.data_check import Report
+    from qframe_data_check.report import Report
 
 _MOST_SHAPES = 20
+"""The most sizes that are printed in a line of their own."""
 _BAR = 40
+"""The length in characters of the longest bar."""
 
 
 @click.group()
@@ -48,23 +50,23 @@ def check(
     headers: bool,
     strict: bool,
 ) -> None:
-    """Read everything, and report every problem in one table.
+    """Read a whole data set, and report every problem in one table.
 
-    Then sizes after geometry, and how many tokens a forward pass has, valid and padded, under this configuration.
-    Loads no weights and changes nothing. The exit code is 3 if there is an error.
+    Below the table stand the sizes of the targets after geometry, and how many tokens a forward pass of training has
+    under this configuration, valid ones and padding. The command loads no weights and changes nothing. The exit code
+    is 3 if there is an error.
     """
     config = resolve(family, config_file, overrides, model=model, data=data).config
     if sheet is not None and sheet.exists():
         raise ConfigError(f"--sheet {sheet}: there is a file already", "Give another name, or move it away.")
 
-    from qframe.cli.progress import terminal_progress
     from qframe.compose import compose
     from qframe.data.choose import open_source
     from qframe.files.storage import write_file
     from qframe.plugins.registry import load_registry
-    from qframe.preflight.data_check import check_data
-    from qframe.preflight.data_preview import preview_sheet
     from qframe.progress import SILENT
+    from qframe_data_check.check import check_data
+    from qframe_data_check.preview import preview_sheet
 
     plugins = load_registry()
     composition = compose(config, plugins)
@@ -86,19 +88,20 @@ def check(
     if report.errors or (strict and warnings):
         raise DataError(
             f"{_counted(report.errors, 'error')} and {_counted(warnings, 'warning')} in {report.total} records; "
-            f"{len(report.whole)} can be used",
-            "Training takes the data set whole or not at all: correct these, or take them out.",
+            f"{len(report.usable)} can be used",
+            "Training refuses a data set with errors: correct these records, or take them out.",
         )
 
 
 def _lines(report: Report, train: TrainConfig) -> Iterator[str]:
+    """The lines that the command prints: the table of findings, the sizes, the token figures."""
     if report.findings:
         rows = [(found.severity, found.kind, found.origin, found.message) for found in report.findings]
         widths = [min(max(len(row[column]) for row in rows), 60) for column in range(3)]
         for row in rows:
             yield "  ".join([*(f"{text:<{width}}" for text, width in zip(row, widths, strict=False)), row[3]])
         yield ""
-    yield f"{len(report.whole)} of {report.total} records can be used"
+    yield f"{len(report.usable)} of {report.total} records can be used"
     if report.shapes:
         yield ""
         yield "sizes of targets after geometry"
@@ -126,21 +129,22 @@ def _token_lines(report: Report, train: TrainConfig) -> Iterator[str]:
     if tokens.problem is not None:
         yield tokens.problem
         return
-    share = tokens.padded / (tokens.valid + tokens.padded)
+    fraction = tokens.padded / (tokens.valid + tokens.padded)
     yield f"a forward pass, train.batching = {train.batching!r}, mean of {_counted(tokens.batches, 'batch', 'batches')}"
     yield f"  samples        {tokens.samples:.1f}"
     yield f"  valid tokens   {tokens.valid:.0f}, from {tokens.smallest} to {tokens.largest}"
-    yield f"  padded tokens  {tokens.padded:.0f} ({share:.1%} of all that are computed)"
+    yield f"  padded tokens  {tokens.padded:.0f} ({fraction:.1%} of all that are computed)"
     if train.gradient_accumulation > 1:
         yield f"a step has {train.gradient_accumulation} of them"
 
 
 def _as_json(report: Report) -> dict[str, object]:
+    """What the command prints with --json."""
     import attrs
 
     return {
         "records": report.total,
-        "usable": len(report.whole),
+        "usable": len(report.usable),
         "findings": [attrs.asdict(found) for found in report.findings],
         "shapes": [{"height": size[0], "width": size[1], "count": count} for size, count in report.shapes],
         "tokens": None if report.tokens is None else attrs.asdict(report.tokens),

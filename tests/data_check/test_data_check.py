@@ -16,9 +16,9 @@ import qframe
 from qframe.compose import compose
 from qframe.data.choose import open_source
 from qframe.plugins.registry import load_registry
-from qframe.preflight import data_check as checking
-from qframe.preflight.data_check import check_data
 from qframe.train.trainer import Trainer
+from qframe_data_check import check as checking
+from qframe_data_check.check import check_data
 from tests.cli.conftest import Outcome, Run
 
 CheckRun = Callable[..., Outcome]
@@ -252,7 +252,7 @@ def test_the_embedded_data_set_has_no_fault() -> None:
     config = qframe.load_config(family="qwen-edit", overrides=["data.options.count=20", "data.options.validation=4"])
     registry = load_registry()
     report = check_data(open_source(config, registry), compose(config, registry), config.train)
-    assert (report.total, len(report.whole), report.errors) == (24, 24, 0)
+    assert (report.total, len(report.usable), report.errors) == (24, 24, 0)
     assert report.record(23).id.endswith("/3")
 
 

@@ -1,7 +1,7 @@
-"""A data set read whole before anything is trained on it: every problem, every size, every token.
+"""Reads a whole data set and finds every problem that training on it would meet.
 
-Pictures are read in threads (decoding lets go of Python's lock), one record's at a time and thread; what is kept of
-a record is its sizes and digests.
+Several threads open pictures at once, because decoding releases Python's global lock. A thread works on one record at
+a time. Only the sizes and digests of a record's pictures stay in memory.
 """
 
 from __future__ import annotations
@@ -9,94 +9,34 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import attrs
 
 from qframe.cache.encoding import estimated_tokens, latent_shape, text_tokens
 from qframe.compose import Composition
 from qframe.config.schema import TrainConfig
-from qframe.errors import ConfigError, DataError
+from qframe.errors import DataError
 from qframe.interfaces import ExampleInputs, Record, RecordSource, Survey
 from qframe.pictures.geometry import Size
 from qframe.pictures.picture import Picture, PixelInput
 from qframe.pictures.pixels import open_grey, open_picture, picture_size
 from qframe.progress import SILENT, Progress
-from qframe.train.order import SampleSize, make_order, sample_size
+from qframe.train.order import SampleSize, sample_size
+from qframe_data_check.figures import token_figures
+from qframe_data_check.report import Finding, Report, TokenFigures
 
 _ENLARGED = 4.0
-"""A picture whose area grows by more than this is no longer what the model should learn: each side is doubled."""
+"""A picture is reported if geometry enlarges its area by more than this factor, which doubles each side."""
 _STRETCHED = 1.05
-"""A target and its one reference whose aspect ratios differ by more do not lie over one another."""
-_BATCHES = 500
-"""Batches that the token figures are taken from."""
+"""A target and its only reference are reported if their aspect ratios differ by more than this factor."""
 _MOST_THREADS = 8
 
 _A = TypeVar("_A")
 _B = TypeVar("_B")
-
-Severity = Literal["error", "warning"]
-Kind = Literal["data set", "record", "picture", "size", "mask", "prompt", "aspect ratio", "enlarged", "duplicate"]
-
-
-@attrs.frozen
-class Finding:
-    """One line of the table. error: training would stop there; warning: it would go on, and perhaps learn nonsense."""
-
-    severity: Severity
-    kind: Kind
-    origin: str
-    message: str
-
-
-@attrs.frozen(kw_only=True)
-class TokenFigures:
-    """What a forward pass computes, of the batches that the configuration makes. padded: beside the valid ones.
-
-    exact: False where the encoder has no token counter, and text is counted in bytes.
-    problem: why no batch can be made, in place of figures of any.
-    """
-
-    batches: int
-    samples: float
-    valid: float
-    smallest: int
-    largest: int
-    padded: float
-    largest_sample: int
-    exact: bool
-    problem: str | None = None
-
-
-@attrs.frozen(kw_only=True)
-class Report:
-    """whole: places of the records that can be used, in the training records and then those for validation.
-
-    shapes: (height, width) of targets after geometry, the most frequent first. tokens: of training records; None
-    if no record can be used.
-    """
-
-    survey: Survey
-    whole: Sequence[int]
-    findings: Sequence[Finding]
-    shapes: Sequence[tuple[Size, int]]
-    tokens: TokenFigures | None
-
-    @property
-    def total(self) -> int:
-        """Records in all."""
-        return len(self.survey.records) + len(self.survey.validation)
-
-    @property
-    def errors(self) -> int:
-        return sum(finding.severity == "error" for finding in self.findings)
-
-    def record(self, place: int) -> Record:
-        """The record at a place of `whole`."""
-        return _at(self.survey, place)
 
 
 def check_data(
@@ -107,9 +47,17 @@ def check_data(
     decode: bool = True,
     progress: Progress = SILENT,
 ) -> Report:
-    """Everything that is wrong with a data set for one family, and how large its examples are.
+    """Find everything that is wrong with a data set for one family, and how large its examples are.
 
-    decode: False reads the pictures' headers alone: faster, but half a picture and an empty mask pass.
+    No weights are loaded, and nothing is written.
+
+    Args:
+        source: The data set.
+        composition: The family's parts; its recipe says which pictures and texts a record needs.
+        train: Says how batches are made, and whether prompts are dropped.
+        decode: False reads only the headers of pictures, which is faster, but does not notice a picture that is cut
+            short or a mask that is black all over.
+        progress: Is told how many records have been read.
     """
     survey = source.survey()
     findings = [Finding("error", "data set", problem.origin, problem.message) for problem in survey.problems]
@@ -121,16 +69,22 @@ def check_data(
     findings += checker.findings
     return Report(
         survey=survey,
-        whole=checker.whole,
+        usable=checker.usable,
         findings=sorted(findings, key=lambda finding: finding.severity),
         shapes=checker.shapes.most_common(),
-        tokens=_token_figures(checker, survey, composition, train),
+        tokens=checker.tokens(),
     )
 
 
 @attrs.frozen(eq=False)
 class _Look:
-    """A picture that could be read. blank: a mask that is black all over."""
+    """What is kept of a picture that could be read.
+
+    Attributes:
+        size: Height and width in pixels.
+        digest: sha256 of the picture's bytes.
+        blank: Whether the picture is a mask that is black all over.
+    """
 
     size: Size
     digest: str
@@ -139,7 +93,14 @@ class _Look:
 
 @attrs.define(eq=False)
 class _Seen:
-    """What was found of a record's pictures, by id; a picture that is missing here could not be read."""
+    """What was read of one record, and what is wrong with it.
+
+    Attributes:
+        record: The record.
+        inputs: What the recipe wants to encode of the record; None if the recipe refuses the record.
+        looks: The pictures that could be read, by the `id()` of the picture object.
+        findings: What is wrong with the record.
+    """
 
     record: Record
     inputs: ExampleInputs | None = None
@@ -147,32 +108,43 @@ class _Seen:
     findings: list[Finding] = attrs.field(factory=list)
 
     def fitted(self, pixel: PixelInput) -> Size:
-        """The size of an input in its geometry. DataError if a side would vanish."""
+        """The size of a picture after geometry. Raises DataError if a side would have no pixels."""
         return pixel.geometry.fit(*self.looks[id(pixel.picture)].size)
 
 
 class _Checker:
-    """`look` runs in threads and touches nothing of its own; `judge` takes records in order, in one thread."""
+    """Checks one record after another, in two steps.
+
+    `look` reads a record; it runs in several threads, and changes no attribute. `judge` evaluates what was read; it
+    takes the records in order, in one thread.
+
+    Attributes:
+        exact: Whether the encoder counts tokens; if it does not, text is counted in bytes.
+        findings: What is wrong with the records that were judged.
+        usable: Places of the records that can be trained on; see `Report.usable`.
+        sizes: Token counts of the usable records, in the same order.
+        shapes: How many targets have each size after geometry.
+    """
 
     def __init__(self, composition: Composition, train: TrainConfig, decode: bool, survey: Survey) -> None:
         self._recipe = composition.recipe
         self._compression: int = composition.specs["codec"].compression
+        self._composition, self._train, self._survey = composition, train, survey
         self._patch: int = composition.specs["denoiser"].patch
-        self._drops = train.caption_dropout > 0
         counter = composition.token_counter()
         self.exact = counter is not None
         self._count = counter or estimated_tokens
         self._decode = decode
         self._told = {id(problem.picture) for problem in survey.problems if problem.picture is not None}
-        self._unusable = survey.unusable
         self._targets: dict[str, str] = {}
         self._questions: dict[tuple[str, ...], str] = {}
         self.findings: list[Finding] = []
-        self.whole: list[int] = []
+        self.usable: list[int] = []
         self.sizes: list[SampleSize] = []
         self.shapes: Counter[Size] = Counter()
 
     def look(self, record: Record) -> _Seen:
+        """Read the pictures of a record, and ask the recipe what it wants to encode of them."""
         seen = _Seen(record)
         for picture in (record.target, *record.references):
             self._look_at(picture, seen, mask=False)
@@ -180,7 +152,7 @@ class _Checker:
             self._look_at(record.weight, seen, mask=True)
         try:
             inputs = self._recipe.inputs(record)
-            seen.inputs = inputs if self._drops else attrs.evolve(inputs, unconditional=None)
+            seen.inputs = inputs if self._train.caption_dropout > 0 else attrs.evolve(inputs, unconditional=None)
         except DataError as error:
             seen.findings.append(Finding("error", "record", record.origin, _after(record.origin, error)))
         return seen
@@ -199,6 +171,7 @@ class _Checker:
             seen.findings.append(Finding("error", "picture", picture.origin, _after(picture.origin, error)))
 
     def judge(self, place: int, seen: _Seen) -> None:
+        """Add what is wrong with a record to `findings`, and the record to `usable` if nothing keeps it from use."""
         record = seen.record
         pictures = [record.target, *record.references, *([record.weight] if record.weight else [])]
         inputs = seen.inputs
@@ -206,17 +179,26 @@ class _Checker:
         if inputs is not None and readable and self._fits(seen, inputs):
             self._compare(seen, inputs)
             text = self._text(seen, inputs)
-            wrong = record.id in self._unusable or any(finding.severity == "error" for finding in seen.findings)
+            wrong = record.id in self._survey.unusable or any(finding.severity == "error" for finding in seen.findings)
             if text is not None and not wrong:
                 shape = latent_shape(inputs, seen.fitted, self._compression)
-                self.whole.append(place)
+                self.usable.append(place)
                 self.sizes.append(sample_size(shape, text, self._patch))
                 self.shapes[seen.fitted(inputs.target)] += 1
         self._find_duplicates(seen)
         self.findings += seen.findings
 
+    def tokens(self) -> TokenFigures | None:
+        """Token figures of the usable training records, once all records have been judged."""
+        trained = [place for place in self.usable if place < len(self._survey.records)]
+
+        def name(index: int) -> str:
+            return self._survey.records[trained[index]].origin
+
+        return token_figures(self.sizes[: len(trained)], self._composition, self._train, name, exact=self.exact)
+
     def _fits(self, seen: _Seen, inputs: ExampleInputs) -> bool:
-        """Whether every picture has a size in its geometry; a finding for each that has none."""
+        """Whether every picture has a size after geometry; a finding is added for each picture that has none."""
         before = len(seen.findings)
         for pixel in (inputs.target, *inputs.references, *([inputs.weight] if inputs.weight else [])):
             try:
@@ -226,7 +208,7 @@ class _Checker:
         return len(seen.findings) == before
 
     def _text(self, seen: _Seen, inputs: ExampleInputs) -> int | None:
-        """How many text tokens there will be; None, with a finding, if the encoder refuses the prompt."""
+        """The number of text tokens; None if the encoder refuses the prompt, which adds a finding."""
         try:
             return text_tokens(inputs, seen.fitted, self._count)
         except DataError as error:
@@ -234,7 +216,7 @@ class _Checker:
             return None
 
     def _compare(self, seen: _Seen, inputs: ExampleInputs) -> None:
-        """Sizes of a record's pictures among each other, and before and after geometry."""
+        """Compare the sizes of a record's pictures with one another, and the target's before and after geometry."""
         record, looks = seen.record, seen.looks
         target = seen.fitted(inputs.target)
         given = looks[id(record.target)].size
@@ -257,6 +239,7 @@ class _Checker:
                 seen.findings.append(Finding("error", "size", record.weight.origin, message))
 
     def _find_duplicates(self, seen: _Seen) -> None:
+        """Report a record whose target, or whose prompt with its references, is also that of an earlier record."""
         record, looks = seen.record, seen.looks
         if (target := looks.get(id(record.target))) is None:
             return
@@ -271,52 +254,14 @@ class _Checker:
                 seen.findings.append(Finding("warning", "duplicate", record.origin, message))
 
 
-def _at(survey: Survey, place: int) -> Record:
-    count = len(survey.records)
-    return survey.records[place] if place < count else survey.validation[place - count]
-
-
-def _token_figures(
-    checker: _Checker, survey: Survey, composition: Composition, train: TrainConfig
-) -> TokenFigures | None:
-    trained = [place for place in checker.whole if place < len(survey.records)]
-    sizes = checker.sizes[: len(trained)]
-    if not sizes:
-        return None
-    valid: list[int] = []
-    padded: list[int] = []
-    samples: list[int] = []
-    problem = None
-    try:
-        order = make_order(sizes, train, lambda index: _at(survey, trained[index]).origin)
-        epoch = 0
-        while epoch < len(sizes) and len(valid) < _BATCHES:
-            own = [sizes[index] for index in order.batch(len(valid)).indices]
-            epoch += len(own)
-            samples.append(len(own))
-            valid.append(sum(size.tokens for size in own))
-            padding = composition.classes["denoiser"].padding
-            padded.append(padding([size.grids for size in own], [size.text for size in own]))
-    except ConfigError as error:
-        problem = error.message
-    return TokenFigures(
-        batches=len(valid),
-        samples=_mean(samples),
-        valid=_mean(valid),
-        smallest=min(valid, default=0),
-        largest=max(valid, default=0),
-        padded=_mean(padded),
-        largest_sample=max(size.tokens for size in sizes),
-        exact=checker.exact,
-        problem=problem,
-    )
-
-
 def _in_threads(function: Callable[[_A], _B], items: Iterable[_A]) -> Iterator[_B]:
-    """`map` in threads, in order; only a few results are ahead of the one that is asked for."""
+    """Call a function on every item in threads, and yield the results in order.
+
+    Only a few items are taken ahead of the result that is asked for, so that memory stays small.
+    """
     workers = min(_MOST_THREADS, os.cpu_count() or 1)
     waiting: deque[Future[_B]] = deque()
-    # Around all threads: each silences Pillow's warnings by itself, which is not safe where several do.
+    # Opening a picture silences Pillow's warnings, which is not thread-safe; here it is done once for all threads.
     with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
         warnings.simplefilter("ignore")
         for item in items:
@@ -328,13 +273,9 @@ def _in_threads(function: Callable[[_A], _B], items: Iterable[_A]) -> Iterator[_
 
 
 def _after(origin: str, error: DataError) -> str:
-    """The message without the origin in front, which the table has a column for."""
+    """The message without the origin that it begins with, because the table has a column for the origin."""
     return error.message.removeprefix(f"{origin}: ")
 
 
 def _named(size: Size) -> str:
     return f"{size[1]} x {size[0]}"
-
-
-def _mean(values: Sequence[int]) -> float:
-    return sum(values) / len(values) if values else 0.0
