@@ -145,7 +145,7 @@ class _Row:
             return None
         lists = [key for key in _LISTS if key in values]
         numbered = sorted((key for key in values if _NUMBERED.fullmatch(key)), key=_number)
-        weights = [self._picture(key, values[key], problems) for key in ("weight", "mask") if values.get(key)]
+        loss_maps = [self._picture(key, values[key], problems) for key in ("weight", "mask") if values.get(key)]
         return Record(
             id=id_,
             origin=where,
@@ -157,7 +157,7 @@ class _Row:
                 for place, one in enumerate(values[key] if isinstance(values[key], list) else [values[key]])
                 if one
             ),
-            weight=weights[0] if weights else None,
+            weight=loss_maps[0] if loss_maps else None,
             group=values.get("group") or "",
         )
 

@@ -101,11 +101,11 @@ class TableSource(FileSource):
                 self._picture(path, f"{where}, reference {number}", root, problems)
                 for number, path in enumerate(values.get("references", ()), 1)
             ),
-            weight=self._weight(values, where, root, problems),
+            weight=self._loss_map(values, where, root, problems),
             group=values.get("group") or "",
         )
 
-    def _weight(self, values: Mapping[str, Any], where: str, root: Root, problems: Problems) -> Picture | None:
+    def _loss_map(self, values: Mapping[str, Any], where: str, root: Root, problems: Problems) -> Picture | None:
         given = [key for key in ("weight", "mask") if values.get(key)]
         if len(given) > 1:
             problems.add(where, "has both 'weight' and 'mask', which mean the same")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from qframe.cli.bench import bench
 from qframe.cli.cache import cache
 from qframe.cli.compose import compose
 from qframe.cli.config import config
@@ -41,5 +40,5 @@ def app(debug: bool) -> None:
     """
 
 
-for command in (train, sample, report, compose, config, plugins, cache, demo, verify, lora, bench):
+for command in (train, sample, report, compose, config, plugins, cache, demo, verify, lora):
     app.add_command(command)

@@ -39,7 +39,7 @@ TRACE = "QFRAME_TRACE_PLUGINS"
 
 # The commands of `qframe.cli`. A plugin that offers a command of one of these names is reported as broken.
 CORE_COMMANDS = frozenset(
-    ["bench", "cache", "compose", "config", "demo", "lora", "plugins", "report", "sample", "train", "verify"]
+    ["cache", "compose", "config", "demo", "lora", "plugins", "report", "sample", "train", "verify"]
 )
 
 _HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("qframe_"))

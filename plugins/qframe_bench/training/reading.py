@@ -1,4 +1,4 @@
-"""How fast cached examples are read, held against reading the same bytes of the same files and nothing else."""
+"""Measures how fast cached examples are read, compared with reading the same bytes of the same files."""
 
 from __future__ import annotations
 
@@ -11,17 +11,28 @@ from pathlib import Path
 import attrs
 import torch
 
-from qframe.benchmark import Seconds
 from qframe.cache.examples import CachedExamples
 from qframe.cache.keys import ExampleKeys
 from qframe.cache.store import Cache
+from qframe_bench.measuring import Seconds
 
 PUBLISHED_SIZES = {"1024 x 1024": (128, 1400, 16), "512 x 512": (64, 400, 48), "256 x 256": (32, 150, 96)}
-"""Of edits by a published model: sides of the latents, tokens of the prompt with its picture; and how many to read."""
+"""The sizes that examples of a published edit model have, by the size of their pictures in pixels.
+
+Each value is: the side of the latents, the number of tokens of the prompt with its picture, and how many examples are
+read.
+"""
 
 
 def published_size_examples(folder: Path, side: int, tokens: int, count: int) -> CachedExamples:
-    """An edit data set in bfloat16: a target, a reference and a caption each. Their bytes matter, not their values."""
+    """Fill a cache with random examples in bfloat16, each with a target, a reference and a caption.
+
+    Args:
+        folder: Where the cache is made.
+        side: The side of the latents of target and reference.
+        tokens: The number of tokens of a caption.
+        count: The number of examples.
+    """
     keys = []
     generator = torch.Generator().manual_seed(0)
     with Cache(folder) as cache:
@@ -36,9 +47,14 @@ def published_size_examples(folder: Path, side: int, tokens: int, count: int) ->
 
 @attrs.frozen
 class ReadPace:
-    """Of one example. first: with its checksums verified, as in a run's first epoch. later: in the others.
+    """How long it takes to read one example, on average over all examples.
 
-    raw: the same bytes read into memory.
+    Attributes:
+        examples: How many examples were read.
+        bytes: The size of one example.
+        first: Seconds of the first reading, which verifies checksums, as in the first epoch of a run.
+        later: Seconds of each later reading.
+        raw: Seconds of reading the same bytes into memory without the cache.
     """
 
     examples: int
@@ -49,9 +65,10 @@ class ReadPace:
 
 
 def read_pace(examples: CachedExamples, *, repeats: int = 5) -> ReadPace:
-    """The best of `repeats` rounds of raw, first and later reading, by turns, all from the system's file cache.
+    """Read all examples raw, for the first time and once more, in `repeats` rounds; return the best time of each.
 
-    The cache is opened anew for each round, so that nothing of it has been verified yet.
+    A round that is not counted fetches the files into the system's page cache beforehand. Each round opens the cache
+    anew, so that no checksum has been verified yet when the first reading begins.
     """
     found: list[tuple[Seconds, Seconds, Seconds]] = []
     for turn in range(repeats + 1):

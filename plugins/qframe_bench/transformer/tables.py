@@ -1,18 +1,18 @@
-"""What is measured, in which order, and how it is told."""
+"""Measures all batches one after another, and prints what was measured as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import attrs
 import torch
 from torch import nn
 
-from qframe.benchmark import Measured, Ratio, measure, table
 from qframe.interfaces import Grid
-from qframe_qwen_per_sample_rope.bench.command import Settings
-from qframe_qwen_per_sample_rope.bench.contestants import (
+from qframe_bench.measuring import Measured, Ratio, measure, table
+from qframe_bench.transformer.contestants import (
     networks,
     random_batch,
     run_groups,
@@ -20,8 +20,8 @@ from qframe_qwen_per_sample_rope.bench.contestants import (
     run_packed,
     run_padded,
 )
-from qframe_qwen_per_sample_rope.bench.profiled import Profile, profiled
-from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
+from qframe_bench.transformer.profiled import Profile, profiled
+from qframe_bench.transformer.settings import Settings
 
 _TEXTS = {"77": (77, 77, 77, 77), "mixed": (77, 31, 120, 54)}
 _SHAPES = (1, 2, 4, 8, 16)
@@ -30,7 +30,14 @@ _SAMPLES = 16
 
 @attrs.frozen(kw_only=True)
 class Comparison:
-    """The four samples of one size and kind of prompts."""
+    """What was measured of a batch of four samples.
+
+    Attributes:
+        s: The side of the small pictures in tokens.
+        text: Which prompts the samples have: "77" tokens each, or "mixed" lengths.
+        contestants: Time and memory of each contestant.
+        ratios: The comparisons, with what is promised about them.
+    """
 
     s: int
     text: str
@@ -40,7 +47,15 @@ class Comparison:
 
 @attrs.frozen(kw_only=True)
 class Flatness:
-    """16 samples in `shapes` different shapes. grouped: through diffusers, one call per shape. Ratios: to one shape."""
+    """What was measured of a batch of 16 samples that have several shapes.
+
+    Attributes:
+        shapes: The number of different shapes.
+        packed: Time and memory of the packed pass.
+        grouped: Time and memory of diffusers' transformer, with one call per shape.
+        time: The time of the packed pass, divided by its time for samples of a single shape.
+        memory: The same for its memory.
+    """
 
     shapes: int
     packed: Measured
@@ -51,7 +66,14 @@ class Flatness:
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """Everything that one run has measured."""
+    """Everything that one run of the benchmark has measured.
+
+    Attributes:
+        settings: What was asked for.
+        comparisons: One for each size and each kind of prompts.
+        flatness: One for each number of shapes.
+        profile: Operations per second and time by component; None if they were not asked for.
+    """
 
     settings: Settings
     comparisons: tuple[Comparison, ...]
@@ -60,7 +82,7 @@ class Report:
 
 
 def run(settings: Settings, tell: Callable[[str], None]) -> Report:
-    """Measure everything. tell hears what is measured next: at s = 16 the whole takes a CPU minutes."""
+    """Measure everything. `tell` hears what is measured next, because a CPU needs minutes for all of it at s = 16."""
     device = torch.device(settings.device)
     tell(f"networks: {settings.layers} layers of width {settings.width}")
     stock, own = networks(settings)
@@ -90,12 +112,12 @@ def run(settings: Settings, tell: Callable[[str], None]) -> Report:
 
 
 def seeds(s: int) -> tuple[tuple[Grid, ...], ...]:
-    """Two samples with two pictures of s x s, two with two of 2s x 2s."""
+    """The grids of four samples: two with two pictures of s x s tokens, and two with two pictures of 2s x 2s."""
     return (((1, s, s),) * 2,) * 2 + (((1, 2 * s, 2 * s),) * 2,) * 2
 
 
 def ratios(found: dict[str, Measured]) -> tuple[Ratio, ...]:
-    """What is promised of a packed batch."""
+    """The comparisons of a packed batch with the others, and what is promised about them."""
     packed, groups, padded = found["packed"], found["groups"], found["padded"]
     apart = found["groups, accumulated"]
     promised = [
@@ -115,7 +137,10 @@ def ratios(found: dict[str, Measured]) -> tuple[Ratio, ...]:
 
 
 def shapes_of(s: int, count: int) -> list[tuple[Grid, ...]]:
-    """16 samples in `count` different shapes, all of different lengths, together as many tokens whatever `count`."""
+    """The grids of 16 samples that have `count` different shapes, no two of which have the same number of tokens.
+
+    All samples together have the same number of tokens for every `count`.
+    """
     around = range(1, count // 2 + 1)
     widths = [0] if count == 1 else [sign * step for step in around for sign in (-1, 1)]
     shapes: list[tuple[Grid, ...]] = [((1, max(s // 2, 1), 2 * s + width),) for width in widths]
@@ -125,11 +150,11 @@ def shapes_of(s: int, count: int) -> list[tuple[Grid, ...]]:
 def _flatness(
     settings: Settings,
     stock: nn.Module,
-    own: PerSampleRopeTransformer,
+    own: Any,
     device: torch.device,
     tell: Callable[[str], None],
 ) -> tuple[Flatness, ...]:
-    s = max(settings.s[-1], 8)  # smaller pictures would have no columns left to differ in
+    s = max(settings.s[-1], 8)  # smaller pictures have too few columns to make 16 different shapes of
     tell("more and more shapes")
     batches = {count: random_batch(settings, shapes_of(s, count), [77] * _SAMPLES) for count in _SHAPES}
     contestants = {("packed", count): partial(run_packed, own, batch) for count, batch in batches.items()} | {
@@ -151,7 +176,7 @@ def _flatness(
 
 
 def as_text(report: Report) -> str:
-    """The tables."""
+    """Format a report as tables."""
     s = report.settings
     checkpointing = ", gradient checkpointing" if s.gradient_checkpointing else ""
     parts = [f"width {s.width}, {s.layers} layers, {s.device}, {s.dtype}{checkpointing}; medians of {s.repeats}"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from qframe.cache import Cache
-from qframe.cache.bench import PUBLISHED_SIZES, published_size_examples, read_pace
-from qframe.cache.bench_index import fill_index, open_index
+from qframe_bench.training.index import fill_index, open_index
+from qframe_bench.training.reading import PUBLISHED_SIZES, published_size_examples, read_pace
 
 
 def test_examples_are_read_from_what_is_there(tmp_path: Path) -> None:

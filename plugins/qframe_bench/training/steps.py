@@ -1,7 +1,7 @@
-"""What a training step takes beside its forward pass, backward pass and optimizer; and what its examples take.
+"""Measures what a training step takes beside its forward pass, backward pass and optimizer, and what reading takes.
 
-Contestants take turns over one batch: see `qframe.benchmark`. Examples are read at the sizes that a published model
-has, where reading matters; those of the embedded model are a few kilobytes.
+The contestants run in turns over one batch; see `qframe_bench.measuring`. Examples of the embedded model have only a
+few kilobytes, so reading is measured with examples of the size that a published model has.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from qframe.benchmark import Contestant, Ratio, Seconds, median_ratio, table, turns
-from qframe.cache.bench import PUBLISHED_SIZES, ReadPace, published_size_examples, read_pace
-from qframe.cache.bench_index import Opened, open_index
 from qframe.config.schema import Config
 from qframe.errors import ConfigError
 from qframe.interfaces import Example
@@ -30,15 +27,31 @@ from qframe.train.loop import TrainingJob, optimizer_step
 from qframe.train.order import make_order, sample_sizes
 from qframe.train.state import TrainingState
 from qframe.train.trainer import Trainer
+from qframe_bench.measuring import Contestant, Ratio, Seconds, median_ratio, table, turns
+from qframe_bench.training.index import Opened, open_index
+from qframe_bench.training.reading import PUBLISHED_SIZES, ReadPace, published_size_examples, read_pace
 
 _READ_SIZE = "1024 x 1024"
 _READ_ROUNDS = 12
 _INDEX_SECONDS, _INDEX_BYTES = 1.0, 200_000_000
+"""What opening an index of a million entries may take at most."""
 
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """What one run has measured. measured: medians by contestant. read, index: None where they were left out."""
+    """What one run of the benchmark has measured.
+
+    Attributes:
+        family: The name of the family that was trained.
+        device: The type of the device, such as "cpu".
+        batch: The number of samples in the batch.
+        repeats: How many turns each contestant had.
+        measured: The median of the seconds of each contestant.
+        read: What reading an example took; None if reading was left out.
+        entries: The number of entries in the index that was opened.
+        index: What opening that index took; None if it was left out.
+        ratios: The comparisons, with what is promised about them.
+    """
 
     family: str
     device: str
@@ -52,7 +65,7 @@ class Report:
 
     @property
     def kept(self) -> bool:
-        """Whether every promise is."""
+        """Whether every promise is kept."""
         return all(ratio.kept for ratio in self.ratios)
 
     def __str__(self) -> str:
@@ -73,7 +86,16 @@ class Report:
 def compare(
     config: Config, *, repeats: int, examples: int, read: bool, entries: int, progress: Progress = SILENT
 ) -> Report:
-    """Measure everything. examples: how many of the data set to encode. entries: of the index; 0 leaves it out."""
+    """Measure everything.
+
+    Args:
+        config: What is trained.
+        repeats: How many turns each contestant has.
+        examples: How many records of the data set are encoded.
+        read: Whether reading of examples is measured, too.
+        entries: The number of entries in the index that is opened; 0 leaves the index out.
+        progress: Is told about encoding.
+    """
     config = attrs.evolve(config, train=attrs.evolve(config.train, gradient_accumulation=1))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -100,7 +122,7 @@ def compare(
 
 
 def step_ratios(found: Mapping[str, Sequence[Seconds]], device: torch.device) -> tuple[Ratio, ...]:
-    """What is promised of a step, by pairs of turns on the clock that counts; on a CPU also by the wall's."""
+    """What is promised about a step, as median ratios of turns. On a CPU each ratio of wall times stands beside."""
 
     def ratio(name: str, one: str, other: str, most: float | None) -> list[Ratio]:
         counted = [[turn.on(device) for turn in found[who]] for who in (one, other)]
@@ -117,7 +139,7 @@ def step_ratios(found: Mapping[str, Sequence[Seconds]], device: torch.device) ->
 
 
 def _read_ratios(pace: ReadPace | None) -> list[Ratio]:
-    """Of the time an example takes: what is promised is 0.8 of the pace of its bytes."""
+    """What is promised about reading: examples are read at 0.8 of the speed of their bytes or faster."""
     if pace is None:
         return []
     name = f"reading an example of {_READ_SIZE} / its bytes raw"
@@ -128,7 +150,10 @@ def _read_ratios(pace: ReadPace | None) -> list[Ratio]:
 
 
 def _either_clock(one: Seconds, other: Seconds) -> float:
-    """The smaller ratio of both clocks: the best rounds of both sides may fall into different weather."""
+    """The smaller one of the ratios of wall time and of processor time.
+
+    The best rounds of both sides may be far apart in time, so other work may have slowed one of them down.
+    """
     return min(one.wall / other.wall, one.processor / other.processor)
 
 
@@ -147,7 +172,13 @@ def _median(several: Sequence[Seconds]) -> Seconds:
 
 @attrs.frozen(eq=False)
 class _Bench:
-    """One batch of a run, cached and live. Its state is at step 0 and stays there."""
+    """One batch of a run, with cached and with live examples.
+
+    Attributes:
+        job: What a step of the run needs, with cached examples.
+        live: The same examples, encoded each time they are read.
+        state: The state of training. Its step counter stays 0, so that every step takes the first batch.
+    """
 
     job: TrainingJob
     live: Sequence[Example]
@@ -155,6 +186,7 @@ class _Bench:
 
     @classmethod
     def of(cls, config: Config, folder: Path, examples: int, progress: Progress) -> _Bench:
+        """Encode records into a cache in `folder`, and load what a step needs."""
         live_config = attrs.evolve(config, cache=attrs.evolve(config.cache, enabled=False))
         cached = Trainer(attrs.evolve(config, cache=attrs.evolve(config.cache, enabled=True)), progress=progress)
         live = Trainer(live_config, progress=progress)
@@ -176,6 +208,7 @@ class _Bench:
         return cls(job, live.cache(), state)
 
     def run(self, repeats: int) -> dict[str, list[Seconds]]:
+        """Let the contestants run in turns, and return what each turn took."""
         cached = _Step(self.job, self.state)
         live = _Step(attrs.evolve(self.job, examples=self.live), self.state)
         cached()
@@ -192,7 +225,7 @@ class _Bench:
 
 @attrs.frozen(eq=False)
 class _Pass:
-    """What the network was given, and the attention kernels it was allowed."""
+    """The arguments of one forward pass of the network, and the attention kernels that it could choose from."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -201,7 +234,14 @@ class _Pass:
 
 @attrs.define(eq=False)
 class _Step:
-    """A step of the loop. passes: of the last one. waited: per step, from its start until the network was entered."""
+    """A contestant that takes one step of the training loop each time it is called.
+
+    Attributes:
+        job: What the step needs.
+        state: The state of training that the step starts from.
+        passes: The forward passes of the last step.
+        waited: For each step, how long it took from its start until its first forward pass began.
+    """
 
     job: TrainingJob
     state: TrainingState
@@ -226,7 +266,7 @@ class _Step:
 
 
 def _bare(job: TrainingJob, state: TrainingState, passes: Sequence[_Pass]) -> None:
-    """The same forward passes, a loss of their output alone, the backward pass and the optimizer."""
+    """Run the same forward passes, take a simple loss of their outputs, and run the backward pass and the optimizer."""
     with sdpa_kernel(passes[0].kernels):
         losses = []
         with torch.autocast(job.device.type, dtype=torch.bfloat16, enabled=job.config.precision == "bfloat16"):
@@ -244,7 +284,7 @@ def _first(output: Any) -> Tensor:
 
 
 def _kernels() -> list[SDPBackend]:
-    """Those that attention may choose from at this moment."""
+    """The attention kernels that torch may choose from at this moment."""
     enabled = {
         SDPBackend.MATH: torch.backends.cuda.math_sdp_enabled(),
         SDPBackend.FLASH_ATTENTION: torch.backends.cuda.flash_sdp_enabled(),

@@ -1,4 +1,4 @@
-"""The command and its options. torch is imported when it runs."""
+"""The command `qframe bench transformer` and its options. torch is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -10,25 +10,10 @@ from typing import Any
 import attrs
 import click
 
-
-@attrs.frozen(kw_only=True)
-class Settings:
-    """What is measured. width is that of the stream, in heads of `head`; text_width that of the prompts."""
-
-    s: tuple[int, ...]
-    width: int
-    head: int
-    layers: int
-    text_width: int
-    repeats: int
-    device: str
-    dtype: str
-    gradient_checkpointing: bool
-    profile: bool
-
+from qframe_bench.transformer.settings import Settings
 
 _FULL = {"width": 3072, "head": 128, "layers": 60, "text_width": 3584}
-"""transformer/config.json of Qwen/Qwen-Image."""
+"""The published size, from transformer/config.json of Qwen/Qwen-Image."""
 _QUICK: dict[str, Any] = {"s": (8,), "layers": 1}
 
 
@@ -53,11 +38,12 @@ def _sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
 @click.option("--profile", is_flag=True, help="Also operations per second and time by component.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def transformer(full: bool, quick: bool, as_json: bool, **options: Any) -> None:
-    """Packed batches of mixed shapes against diffusers, forward and backward with a LoRA.
+    """Measure packed batches of mixed shapes beside diffusers, forward and backward pass with a LoRA.
 
-    Two samples have two pictures of s x s tokens, two have two of 2s x 2s; prompts are of 77 tokens, or mixed. Weights
-    are random. Contestants take turns; on a CPU the time of this process counts. Then batches of equally many tokens
-    in 1, 2, 4, 8 and 16 different shapes.
+    The batch has four samples. Two of them have two pictures of s x s tokens, the other two have two pictures of
+    2s x 2s. All prompts have 77 tokens, or lengths are mixed. Weights are random. Contestants run in turns; on a CPU
+    the processor time of this process counts. After that, batches with the same number of tokens in 1, 2, 4, 8 and 16
+    different shapes are measured.
     """
     settings = Settings(**options | (_FULL if full else {}) | (_QUICK if quick else {}))
     if settings.width % settings.head or settings.head % 16:
@@ -65,7 +51,7 @@ def transformer(full: bool, quick: bool, as_json: bool, **options: Any) -> None:
             f"width {settings.width} must be a multiple of head {settings.head}, and head one of 16"
         )
     from qframe.compose import find_device
-    from qframe_qwen_per_sample_rope.bench.tables import as_text, run
+    from qframe_bench.transformer.tables import as_text, run
 
     find_device("--device", settings.device)
     found = run(settings, tell=partial(click.echo, err=True))

@@ -9,9 +9,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from qframe.benchmark import peak_bytes
-from qframe_qwen import overhead
-from qframe_qwen.bench import Settings, sample
+from qframe_bench.measuring import peak_bytes
+from qframe_bench.sampling import runs
+from qframe_bench.sampling.command import sample
+from qframe_bench.sampling.settings import Settings
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {
@@ -30,7 +31,7 @@ FAMILIES = pytest.mark.parametrize("family", ["qwen-image", "qwen-edit"])
 @FAMILIES
 def test_contestants_do_the_same_work(family: Any) -> None:
     """Two steps of two passes each; and ours gives the picture that diffusers' gives."""
-    found = overhead.contestants(Settings(family=family, **QUICK))
+    found = runs.contestants(Settings(family=family, **QUICK))
     torch.testing.assert_close(found["call"](), found["diffusers"](), rtol=1e-3, atol=1e-3)
     loop: Any = found["loop"]()
     assert (found["joined"]() - loop).abs().max() <= 1e-5 * loop.abs().max()
@@ -39,7 +40,7 @@ def test_contestants_do_the_same_work(family: Any) -> None:
 @FAMILIES
 def test_a_call_needs_no_more_memory_than_diffusers(family: Any) -> None:
     """Counted, not timed: the most tensors alive at once, in a whole call and in its loop."""
-    found = overhead.contestants(Settings(family=family, **QUICK | {"size": 96, "width": 128}))
+    found = runs.contestants(Settings(family=family, **QUICK | {"size": 96, "width": 128}))
     found["call"](), found["diffusers"]()  # what is made once and kept is not the call's
     assert peak_bytes(found["call"], CPU) <= peak_bytes(found["diffusers"], CPU)
     assert peak_bytes(found["loop"], CPU) <= 1.1 * peak_bytes(found["passes"], CPU)
@@ -68,7 +69,7 @@ def test_the_command_prints_what_is_promised_and_whether_it_is_kept() -> None:
 
 
 def test_without_guidance_there_is_nothing_to_join() -> None:
-    found = overhead.contestants(Settings(family="qwen-image", **QUICK | {"guidance": False}))
+    found = runs.contestants(Settings(family="qwen-image", **QUICK | {"guidance": False}))
     assert "joined" not in found
 
 
@@ -77,6 +78,6 @@ def test_without_guidance_there_is_nothing_to_join() -> None:
 def test_a_run_takes_the_time_of_its_forward_passes(family: Any) -> None:
     """In this process's time, by turns: the promise is 1.03 and 1.00; the rest is room for a busy machine."""
     settings = Settings(family=family, **QUICK | {"size": 192, "width": 512, "layers": 2, "repeats": 5})
-    loop, call, *_ = overhead.compare(settings).ratios
+    loop, call, *_ = runs.compare(settings).ratios
     assert loop.value < 1.06
     assert call.value < 1.04

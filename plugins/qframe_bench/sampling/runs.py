@@ -1,38 +1,42 @@
-"""What a sampling run takes beside its forward passes, and against diffusers' pipeline on the same networks.
+"""Measures a sampling run beside its forward passes alone, and beside diffusers' pipeline on the same networks.
 
-Encoder, codec and schedule are the embedded model's; the transformer is random and wide, so that it takes most of
-the time, as a published one does. Contestants take turns in one process: see `qframe.benchmark`.
+Encoder, codec and schedule are those of the embedded model. The transformer is random and so wide that it takes most
+of the time, as a published one does. The contestants run in turns in one process; see `qframe_bench.measuring`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from unittest.mock import patch
 
 import attrs
 import torch
-from diffusers import QwenImageEditPipeline, QwenImagePipeline, QwenImageTransformer2DModel
+from diffusers import QwenImageTransformer2DModel
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
 from torch import Tensor, nn
 
-from qframe.benchmark import Contestant, Measured, Ratio, measure, table
 from qframe.compose import compose
 from qframe.config import load_config
 from qframe.interfaces import Parts
+from qframe.plugins.registry import load_registry
 from qframe.sample.pipeline import GuidanceBatching, Pipeline, sample_plan
-from qframe.verify import replaced
-from qframe_qwen.bench import Settings
-from qframe_qwen.denoiser import StockDenoiser
-from qframe_qwen.oracles import build, picture_processor
+from qframe_bench.measuring import Contestant, Measured, Ratio, measure, table
+from qframe_bench.sampling.settings import HEAD, Settings
 
-HEAD = 64
-ROTARY = (16, 24, 24)
+_ROTARY = (16, 24, 24)
+"""Channels of a head that are rotated by frame, row and column; together they are `HEAD`."""
 
 
 @attrs.frozen(kw_only=True)
 class Found:
-    """What was measured of whom, and what it means."""
+    """What one run of the benchmark has measured.
+
+    Attributes:
+        measured: Time and memory of each contestant.
+        ratios: The comparisons, with what is promised about them.
+    """
 
     measured: Mapping[str, Measured]
     ratios: tuple[Ratio, ...]
@@ -43,7 +47,7 @@ class Found:
 
 
 def compare(settings: Settings) -> Found:
-    """Measure all contestants, and compare."""
+    """Measure all contestants, and compare them."""
     measured = measure(contestants(settings), repeats=settings.repeats, device=torch.device(settings.device))
     loop, call, theirs = measured["loop"], measured["call"], measured["diffusers"]
     ratios = [
@@ -61,8 +65,14 @@ def compare(settings: Settings) -> Found:
 
 
 def contestants(settings: Settings) -> dict[str, Contestant]:
-    """passes: the forward passes of a run alone, with its inputs. loop: the run, planned already. joined: the same with
-    both prompts in one pass. call: from prompt to pixels. diffusers: the same by its pipeline.
+    """The functions that are measured, by name.
+
+    Returns:
+        passes: The forward passes of a run alone, with the inputs that they have in the run.
+        loop: The sampling steps of a run whose plan is already made.
+        joined: The same steps with both prompts in one forward pass. Left out without guidance.
+        call: A call of qframe's pipeline, from prompt to pixels.
+        diffusers: A call of diffusers' pipeline for the same request.
     """
     pipe = pipeline(settings)
     module, arguments = pipe.parts.denoiser.module, request(settings)
@@ -80,10 +90,10 @@ def contestants(settings: Settings) -> dict[str, Contestant]:
             module(**given)
 
     upstream = _upstream(settings, pipe.parts)
+    size = (settings.size, settings.size, None)
 
     def theirs() -> Any:
-        sizes = lambda area, ratio: (settings.size, settings.size, None)  # noqa: E731 (one size: no area to fit)
-        with replaced(pipeline_qwenimage_edit, "calculate_dimensions", sizes):
+        with patch.object(pipeline_qwenimage_edit, "calculate_dimensions", lambda area, ratio: size):
             return upstream(**arguments, generator=_seeded(), output_type="pt").images
 
     found: dict[str, Contestant] = {
@@ -96,7 +106,7 @@ def contestants(settings: Settings) -> dict[str, Contestant]:
 
 
 def pipeline(settings: Settings) -> Pipeline:
-    """A family on the embedded model, with a random transformer of the size that is asked for."""
+    """The pipeline of a family on the embedded model, with a random transformer in place of the embedded one."""
     area = settings.size**2
     overrides = [
         f"device={settings.device}",
@@ -109,11 +119,13 @@ def pipeline(settings: Settings) -> Pipeline:
     composition = compose(load_config(None, family=settings.family, overrides=overrides))
     parts = composition.load("encoder", "codec")
     module = transformer(settings, parts).to(torch.device(settings.device), getattr(torch, settings.dtype))
-    return Pipeline(composition, attrs.evolve(parts, loaded_denoiser=StockDenoiser(module)))
+    of_family: Any = composition.classes["denoiser"]
+    denoiser = of_family(module)
+    return Pipeline(composition, attrs.evolve(parts, loaded_denoiser=denoiser))
 
 
 def transformer(settings: Settings, parts: Parts) -> nn.Module:
-    """The stock transformer for the embedded model's spaces, its weights drawn from seed 0."""
+    """Diffusers' transformer with random weights of seed 0, whose inputs and outputs fit the embedded model."""
     torch.manual_seed(0)
     spec = parts.denoiser_spec
     network: nn.Module = QwenImageTransformer2DModel(
@@ -123,13 +135,13 @@ def transformer(settings: Settings, parts: Parts) -> nn.Module:
         attention_head_dim=HEAD,
         num_attention_heads=settings.width // HEAD,
         joint_attention_dim=spec.text_width,
-        axes_dims_rope=ROTARY,
+        axes_dims_rope=_ROTARY,
     )
     return network.eval().requires_grad_(False)
 
 
 def request(settings: Settings) -> dict[str, Any]:
-    """What both sides are asked for, generators apart."""
+    """The arguments that both pipelines are called with, without the generator."""
     asked: dict[str, Any] = {
         "prompt": "a large red circle at the left of a small blue square",
         "negative_prompt": "blurry" if settings.guidance else None,
@@ -144,13 +156,15 @@ def request(settings: Settings) -> dict[str, Any]:
 
 
 def _upstream(settings: Settings, parts: Parts) -> Any:
-    if settings.family == "qwen-edit":
-        return build(QwenImageEditPipeline, parts, picture_processor(parts))
-    return build(QwenImagePipeline, parts)
+    """Diffusers' pipeline for the family, around the same networks; the family's oracle knows how to build it."""
+    registry = load_registry()
+    oracle = registry.family(settings.family).oracle
+    assert oracle is not None
+    return registry.resolve(registry.component("oracle", oracle))().pipeline(parts)
 
 
 def _inputs(module: nn.Module, loop: Contestant) -> list[dict[str, Any]]:
-    """What every forward pass of a run is given."""
+    """Run `loop` once, and return the arguments of each of its forward passes."""
     found: list[dict[str, Any]] = []
     with module.register_forward_pre_hook(lambda module, args, kwargs: found.append(kwargs), with_kwargs=True):
         loop()

@@ -1,4 +1,4 @@
-"""What it takes to open the index of a cache with very many entries."""
+"""Measures the time and the memory that it takes to open the index of a cache with very many entries."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from qframe.cache.shards import Entry, StoredTensor
 from qframe.cache.store import LISTED, Cache
 
 _SHARD = 500
-"""Entries of a shard: those of pictures at 1024 x 1024 are 256 MB then."""
+"""The number of entries in a shard. With pictures of 1024 x 1024 such a shard would have 256 MB."""
 
 
 @attrs.frozen
 class Opened:
-    """bytes: of memory that opening and 1,000 look-ups took. processor: seconds of both; wall: of opening alone."""
+    """What opening an index took.
+
+    Attributes:
+        wall: Seconds on the clock for opening alone.
+        processor: Seconds of processor time for opening and 1,000 look-ups.
+        bytes: Memory that the process needed in addition for opening and 1,000 look-ups.
+    """
 
     wall: float
     processor: float
@@ -30,7 +36,7 @@ class Opened:
 
 
 def open_index(folder: Path, entries: int) -> Opened:
-    """Fill an index in an empty folder, and open it in a process of its own."""
+    """Write an index of this many entries into an empty folder, and open it in a new process, which measures itself."""
     fill_index(folder, entries)
     command = [sys.executable, "-m", __name__, str(folder), str(entries)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -38,7 +44,7 @@ def open_index(folder: Path, entries: int) -> Opened:
 
 
 def fill_index(folder: Path, entries: int) -> None:
-    """An index that knows `entries` entries of two tensors each. The shards are empty files: none is opened."""
+    """Write an index with this many entries of two tensors each. The shards are empty files, because none is opened."""
     (folder / "shards").mkdir(parents=True)
     index = Index(folder / "index.sqlite")
     for first in range(0, entries, _SHARD):
@@ -60,6 +66,7 @@ def _entries(shard: str, numbers: range) -> Iterator[Entry]:
 
 
 def _measure(folder: Path, entries: int) -> Opened:
+    """Open the index in this process, and look 1,000 entries up."""
     before, began, worked = _memory(), time.perf_counter(), time.process_time()
     cache = Cache(folder)
     opened = time.perf_counter() - began
@@ -71,6 +78,7 @@ def _measure(folder: Path, entries: int) -> Opened:
 
 
 def _memory() -> int:
+    """The most bytes of memory that this process has had so far."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 

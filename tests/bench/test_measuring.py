@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from qframe import benchmark
-from qframe.benchmark import (
+from qframe_bench import measuring
+from qframe_bench.measuring import (
     Measured,
     Ratio,
     Seconds,
@@ -32,7 +32,7 @@ def floats(mib: int) -> torch.Tensor:
 def test_contestants_take_turns_and_the_first_turn_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     clock = iter([0, 100, 0, 7, 0, 3, 0, 7, 0, 1, 0, 7, 0, 2, 0, 7])
-    monkeypatch.setattr(benchmark, "_now", lambda device: Seconds(-1, next(clock)))
+    monkeypatch.setattr(measuring, "_now", lambda device: Seconds(-1, next(clock)))
     found = medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3, device=CPU)
     assert calls == ["a", "b"] * 4
     assert found == {"a": 2, "b": 7}

@@ -1,10 +1,9 @@
-"""`qframe bench NAME`: the benchmark of training, and those that plugins bring, each a command of its own."""
+"""The command group `qframe bench`: each benchmark that a plugin registers is one of its commands."""
 
 from __future__ import annotations
 
 import click
 
-from qframe.cli.bench_train import train
 from qframe.cli.shared import PluginGroup, examples
 
 
@@ -21,6 +20,3 @@ from qframe.cli.shared import PluginGroup, examples
 )
 def bench() -> None:
     """Measure what qframe promises about time and memory, side by side in one run."""
-
-
-bench.add_command(train)

@@ -1,9 +1,10 @@
-"""How near the packed pass comes to what the machine can do, and where its time goes."""
+"""Measures how close the packed pass comes to the speed of the machine, and how long each kind of operation takes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import attrs
 import torch
@@ -11,15 +12,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from qframe.benchmark import matmul_ceiling, measure, table
 from qframe.interfaces import Grid
-from qframe_qwen_per_sample_rope.bench.command import Settings
-from qframe_qwen_per_sample_rope.bench.contestants import networks, random_batch, run_packed
-from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
+from qframe_bench.measuring import matmul_ceiling, measure, table
+from qframe_bench.transformer.contestants import networks, random_batch, run_packed
+from qframe_bench.transformer.settings import Settings
 
 _CEILING_SIDE = {"cpu": 1024}
 _META = torch.device("meta")
-# Of names of operations and kernels, the first that is found decides.
+# An operation or kernel belongs to the first component one of whose words is part of its name.
 _COMPONENTS = {
     "attention": ("attention", "flash", "fmha", "softmax", "bmm"),
     "linear layers": ("mm", "gemm", "cutlass", "nvjet"),
@@ -30,7 +30,14 @@ _REST = "norms, modulation, rotation"
 
 @attrs.frozen(kw_only=True)
 class Profile:
-    """One forward and backward pass. operations: multiplications and additions of all products of matrices."""
+    """What was measured of one forward and backward pass.
+
+    Attributes:
+        operations: The number of multiplications and additions in all products of matrices.
+        seconds: How long the pass took.
+        ceiling: The operations per second of one large product of matrices.
+        components: The seconds that each kind of operation took.
+    """
 
     operations: int
     seconds: float
@@ -38,25 +45,23 @@ class Profile:
     components: dict[str, float]
 
     @property
-    def share(self) -> float:
-        """Of the ceiling."""
+    def utilisation(self) -> float:
+        """The operations per second as a fraction of the ceiling."""
         return self.operations / self.seconds / self.ceiling
 
     def as_text(self) -> str:
-        """Rates, then a row per component."""
-        whole = sum(self.components.values())
-        rows = [[name, f"{seconds:.3f} s", f"{seconds / whole:.0%}"] for name, seconds in self.components.items()]
+        """The rates, and below them a table with a row per component."""
+        total = sum(self.components.values())
+        rows = [[name, f"{seconds:.3f} s", f"{seconds / total:.0%}"] for name, seconds in self.components.items()]
         return (
             f"{self.operations / 1e12:.3f} TFLOP in {self.seconds:.3f} s: {self.operations / self.seconds / 1e12:.3f} "
-            f"TFLOP/s, {self.share:.0%} of the {self.ceiling / 1e12:.3f} that one large product reaches\n"
+            f"TFLOP/s, {self.utilisation:.0%} of the {self.ceiling / 1e12:.3f} that one large product reaches\n"
             f"{table(['component', 'time', 'share'], rows)}"
         )
 
 
-def profiled(
-    settings: Settings, network: PerSampleRopeTransformer, grids: Sequence[tuple[Grid, ...]], texts: Sequence[int]
-) -> Profile:
-    """The packed pass over these samples."""
+def profiled(settings: Settings, network: Any, grids: Sequence[tuple[Grid, ...]], texts: Sequence[int]) -> Profile:
+    """Profile the packed forward and backward pass over random samples of these grids and prompt lengths."""
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     run = partial(run_packed, network, random_batch(settings, grids, texts))
     seconds = measure({"packed": run}, repeats=settings.repeats, device=device)["packed"].seconds
@@ -69,9 +74,9 @@ def profiled(
 
 
 def operations(settings: Settings, grids: Sequence[tuple[Grid, ...]], texts: Sequence[int]) -> int:
-    """Of one forward and backward pass, counted while it runs on the meta device: shapes without numbers.
+    """Count the operations of one forward and backward pass, which runs on the meta device and so computes no numbers.
 
-    What a kernel or gradient checkpointing computes a second time is not counted.
+    What a kernel or gradient checkpointing recomputes is not counted.
     """
     plain = attrs.evolve(settings, gradient_checkpointing=False)
     _, network = networks(plain, _META)
@@ -83,7 +88,7 @@ def operations(settings: Settings, grids: Sequence[tuple[Grid, ...]], texts: Seq
 
 
 def components(run: partial[None], device: torch.device) -> dict[str, float]:
-    """Seconds of each component in one pass: of kernels on CUDA, of operations on a CPU."""
+    """The seconds of each component in one pass, added up over kernels on CUDA and over operations on a CPU."""
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
         run()
@@ -99,6 +104,6 @@ def components(run: partial[None], device: torch.device) -> dict[str, float]:
 
 
 def component_of(operation: str) -> str:
-    """Which component an operation or a kernel belongs to, by its name."""
+    """The component that an operation or a kernel of this name belongs to."""
     name = operation.lower()
     return next((part for part, words in _COMPONENTS.items() if any(word in name for word in words)), _REST)

@@ -13,10 +13,11 @@ from click.testing import CliRunner
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from qframe.benchmark import Measured
 from qframe.interfaces import grid_length
-from qframe_qwen_per_sample_rope.bench import contestants, profiled, tables
-from qframe_qwen_per_sample_rope.bench.command import Settings, transformer
+from qframe_bench.measuring import Measured
+from qframe_bench.transformer import contestants, profiled, tables
+from qframe_bench.transformer.command import transformer
+from qframe_bench.transformer.settings import Settings
 
 TINY = Settings(
     s=(2,),

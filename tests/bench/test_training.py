@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import qframe
-from qframe.benchmark import Seconds
 from qframe.cli import main
 from qframe.errors import ConfigError
 from qframe.progress import SILENT
-from qframe.train import bench
-from qframe.train.bench import step_ratios
+from qframe_bench.measuring import Seconds
+from qframe_bench.training import steps as bench
+from qframe_bench.training.steps import step_ratios
 
 CPU = torch.device("cpu")
 

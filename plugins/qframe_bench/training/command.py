@@ -1,4 +1,4 @@
-"""`qframe bench train`: the training loop against its network alone, and the cache that feeds it."""
+"""The command `qframe bench train` and its options. torch is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import click
 
 from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, announce, examples, options, resolve
 
-_SUMMARY = "a training step against its passes and optimizer alone, and live; examples read; a large index opened"
 _HARD = "--set recipe.min_area=65536 --set recipe.max_area=65536 --set train.batch_size=4"
 
 
 @click.command(
-    short_help=_SUMMARY,
     epilog=examples(
         "qframe bench train                                   embedded model, pictures of 64 x 64: the hardest case",
         f"qframe bench train {_HARD}",
@@ -42,11 +40,12 @@ def train(
     check: bool,
     as_json: bool,
 ) -> int:
-    """What a training step takes beside its forward pass, backward pass and optimizer.
+    """Measure what a training step takes beside its forward pass, backward pass and optimizer.
 
-    The first batch of a run is stepped over and over: by the loop with cached examples, with live ones, and by its
-    network and optimizer alone. Then examples of a published model's size are read, against their bytes alone, and an
-    index of a million entries is opened. Contestants take turns; on a CPU the time of this process counts.
+    Three contestants take steps over the first batch of a run: the training loop with cached examples, the training
+    loop with examples that are encoded live, and the network with its optimizer alone. Then examples of the size that
+    a published model has are read from a cache, and compared with reading the same bytes. At last an index of a million
+    entries is opened. Contestants run in turns; on a CPU the processor time of this process counts.
     """
     config = resolve(family or "qwen-edit", config_file, overrides, model=model, data=data).config
     if not as_json:
@@ -54,7 +53,7 @@ def train(
 
     import attrs
 
-    from qframe.train.bench import compare
+    from qframe_bench.training.steps import compare
 
     found = compare(config, repeats=repeats, examples=count, read=reading, entries=index)
     click.echo(json.dumps(attrs.asdict(found), indent=2) if as_json else str(found))
