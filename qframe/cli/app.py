@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import click
 
-from qframe.cli.bench import bench
 from qframe.cli.cache import cache
 from qframe.cli.compose import compose
 from qframe.cli.config import config
-from qframe.cli.data import data
 from qframe.cli.lora import lora
 from qframe.cli.plugins import plugins
 from qframe.cli.sample import sample
@@ -39,5 +37,5 @@ def app(debug: bool) -> None:
     """
 
 
-for command in (train, sample, compose, config, data, plugins, cache, lora, bench):
+for command in (train, sample, compose, config, plugins, cache, lora):
     app.add_command(command)

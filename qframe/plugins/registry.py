@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 import attrs
@@ -37,7 +38,7 @@ DISABLE = "QFRAME_DISABLE_PLUGINS"
 TRACE = "QFRAME_TRACE_PLUGINS"
 
 # The commands of `qframe.cli`. A plugin that offers a command of one of these names is reported as broken.
-CORE_COMMANDS = frozenset({"bench", "cache", "compose", "config", "data", "lora", "plugins", "sample", "train"})
+CORE_COMMANDS = frozenset({"cache", "compose", "config", "lora", "plugins", "sample", "train"})
 
 _HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("qframe_"))
 _Declared = TypeVar("_Declared", Component, Family)
@@ -209,6 +210,18 @@ class Registry:
                 "Install or enable the plugin of that family.",
             )
         return owner
+
+    def sources_by_suffix(self) -> dict[str, str]:
+        """The name of the data source that reads each suffix. The plugin that was loaded first wins."""
+        found: dict[str, str] = {}
+        for component, _ in self._components.values():
+            for suffix in component.suffixes:
+                found.setdefault(suffix, component.name)
+        return found
+
+    def source_for(self, path: str) -> str:
+        """The name of the data source that reads this path: the one that declares its suffix, else "folder"."""
+        return self.sources_by_suffix().get(PurePath(path).suffix.lower(), "folder")
 
     def plugin_of(self, declared: Component | Family) -> str:
         """The name of the plugin that declared it."""

@@ -24,6 +24,7 @@ RULES: list[Rule] = [
     rules.core_importing_plugins,
     rules.plugins_reaching_too_far,
     rules.import_cycles,
+    rules.circles_inside_plugins,
     rules.heavy_imports_behind_the_door,
     rules.upstream_outside_its_place,
     rules.pickling,
@@ -59,6 +60,15 @@ VIOLATIONS: list[tuple[Rule, dict[str, str], str]] = [
     (rules.plugins_reaching_too_far, {"qframe_edit/a.py": "from qframe.train import _step"}, "qframe.train._step"),
     (rules.plugins_reaching_too_far, {"qframe_edit/a.py": "import qframe.train._loop"}, "not public"),
     (rules.import_cycles, {"qframe/a.py": "import qframe.b", "qframe/b.py": "import qframe.a"}, "qframe.a -> qframe.b"),
+    (
+        rules.circles_inside_plugins,
+        {
+            "qframe_x/command.py": "def f():\n    from qframe_x.tables import run",
+            "qframe_x/tables.py": "import qframe_x.parts",
+            "qframe_x/parts.py": "from qframe_x.command import Settings",
+        },
+        "qframe_x.command -> qframe_x.tables -> qframe_x.parts -> qframe_x.command",
+    ),
     (rules.heavy_imports_behind_the_door, {"qframe/config.py": "import torch"}, "qframe.config:1 imports torch"),
     (rules.heavy_imports_behind_the_door, {"qframe/cli/a.py": "from diffusers import X"}, "imports diffusers"),
     (

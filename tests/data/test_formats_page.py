@@ -9,10 +9,11 @@ import attrs
 import pytest
 
 from qframe.data.folder import FolderSource
-from qframe.data.options import ColumnOptions, DatasetsOptions, FolderOptions, SourceOptions, TableOptions
-from qframe.data.tables import CsvSource, JsonlSource
+from qframe.data.options import FolderOptions, SourceOptions
 from qframe.interfaces import Record
 from qframe.pictures.pixels import FORMATS
+from qframe_tables.options import ColumnOptions, DatasetsOptions, TableOptions
+from qframe_tables.tables import CsvSource, JsonlSource
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "data-formats.md").read_text(encoding="utf-8")
 

@@ -19,7 +19,7 @@ import torch
 from qframe.compose import Composition
 from qframe.config import diff_config, load_config
 from qframe.config.strict import InvalidError, structure, unstructure
-from qframe.data.tables import json_object
+from qframe.data.json_lines import json_object
 from qframe.errors import DataError, QframeError, UntrustedError, WeightsError, bullet_list
 from qframe.pictures.picture import Picture
 from qframe.sample.jobs.picture_files import read_text
