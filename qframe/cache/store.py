@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import BinaryIO, Self, TypeVar
 
 import attrs
-import filelock
 from torch import Tensor
 
 from qframe.cache.index import Index, IndexDamagedError
@@ -23,6 +22,7 @@ from qframe.cache.shards import SUFFIX, Entry, Header, make_shard, read_header, 
 from qframe.cache.users import FolderUsers
 from qframe.errors import CacheError, QframeError
 from qframe.files.digests import Stamp
+from qframe.files.locks import exclusive
 from qframe.files.storage import clear_leftovers, require_space, write_file
 from qframe.progress import SILENT, Progress
 
@@ -90,7 +90,7 @@ class Cache:
         self._recent: dict[str, Entry] = {}
         self._lock = threading.Lock()
         self._users = FolderUsers(folder / ".users", timeout=_LOCK_SECONDS)
-        self._file_lock = filelock.FileLock(folder / ".lock", timeout=_LOCK_SECONDS)
+        self._held = threading.local()
         self._ask(lambda index: self._find_shards())
 
     def __enter__(self) -> Self:
@@ -405,12 +405,19 @@ class Cache:
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """Only one process at a time lists or rewrites shards."""
-        try:
-            with self._file_lock:
+        """Inside, no other process or thread lists or rewrites shards."""
+        if getattr(self._held, "already", False):
+            yield
+            return
+        with exclusive(self.folder / ".lock", self._busy, timeout=_LOCK_SECONDS):
+            self._held.already = True
+            try:
                 yield
-        except filelock.Timeout as error:
-            raise CacheError(
-                f"{self.folder}: another process has been changing this cache for {_LOCK_SECONDS:.0f} s",
-                "Wait until it is done, or end it.",
-            ) from error
+            finally:
+                self._held.already = False
+
+    def _busy(self) -> CacheError:
+        return CacheError(
+            f"{self.folder}: another process has been changing this cache for {_LOCK_SECONDS:.0f} s",
+            "Wait until it is done, or end it.",
+        )

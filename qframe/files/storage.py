@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -21,10 +20,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import filelock
 from safetensors import SafetensorError
 
 from qframe.errors import QframeError, ResourceError, WeightsError
+from qframe.files.locks import exclusive, try_lock
 
 MANIFEST = "manifest.json"
 _FORMAT = "qframe-manifest-1"
@@ -184,21 +183,20 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """Hold `folder` for one run. WeightsError, naming the process that holds it, if another one does."""
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / ".qframe-owner.json"
-    lock = filelock.FileLock(folder / ".qframe-lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise WeightsError(
+
+    def busy() -> WeightsError:
+        return WeightsError(
             f"{folder}: another run is writing here{_owner(owner)}",
             "Wait until it ends, or give this run another output folder.",
-        ) from error
-    try:
-        about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        write_file(owner, json.dumps(about).encode())
-        yield
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
+        )
+
+    with exclusive(folder / ".qframe-lock", busy):
+        try:
+            about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            write_file(owner, json.dumps(about).encode())
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> str:
@@ -226,7 +224,7 @@ def _draft(target: Path, *, folder: bool) -> Iterator[Path]:
             handle = os.open(draft, os.O_RDONLY)
         else:
             handle = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        if _lock(handle) is not False and _same(handle, draft):
+        if try_lock(handle) is not False and _same(handle, draft):
             break
         os.close(handle)  # somebody clearing leftovers was quicker than our lock
     try:
@@ -245,22 +243,11 @@ def _abandoned(path: Path) -> Iterator[bool]:
     """Whether no living process holds the draft; it stays locked inside."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        locked = _lock(handle)
+        locked = try_lock(handle)
         old = time.time() - os.fstat(handle).st_mtime > _UNLOCKABLE_AFTER
         yield old if locked is None else locked and _same(handle, path)
     finally:
         os.close(handle)
-
-
-def _lock(handle: int) -> bool | None:
-    """True: taken. False: held by another. None: this file system has no locks."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
 
 
 def _same(handle: int, path: Path) -> bool:
