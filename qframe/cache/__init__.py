@@ -6,7 +6,9 @@ See docs/explanation/cache.md.
 from qframe.cache.examples import CachedExamples, build_cache
 from qframe.cache.keys import ExampleKeys, Ingredients, KeyMaker, PictureDigests, pixel_key, text_key, weight_key
 from qframe.cache.portion import ALL, Portion
-from qframe.cache.store import Cache, CacheStats, Damage, DamagedEntryError
+from qframe.cache.reading import DamagedEntryError
+from qframe.cache.repair import Damage
+from qframe.cache.store import Cache, CacheStats
 
 __all__ = [
     "ALL",

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import attrs
 
-from qframe.cache.index import Index
+from qframe.cache.index import LISTED, Index
 from qframe.cache.shards import Entry, StoredTensor
-from qframe.cache.store import LISTED, Cache
+from qframe.cache.store import Cache
 
 _SHARD = 500
 """Entries of a shard: those of pictures at 1024 x 1024 are 256 MB then."""

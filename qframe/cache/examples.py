@@ -29,7 +29,8 @@ from qframe.cache.keys import (
 )
 from qframe.cache.plan import CachePlan
 from qframe.cache.portion import ALL, Portion
-from qframe.cache.store import Cache, DamagedEntryError
+from qframe.cache.reading import DamagedEntryError
+from qframe.cache.store import Cache
 from qframe.errors import CacheError, DataError
 from qframe.interfaces import Conditioning, Example, Parts, Recipe, Record
 from qframe.progress import SILENT, Progress
