@@ -9,15 +9,7 @@ from typing import Any
 import attrs
 from torch import Tensor
 
-from qframe.cache.encoding import (
-    Shape,
-    content_digest,
-    encode_pixels,
-    encode_text,
-    encode_weight,
-    make_example,
-    windows,
-)
+from qframe.cache.encoding import encode_pixels, encode_text, encode_weight, make_example, windows
 from qframe.cache.keys import (
     ExampleKeys,
     Ingredients,
@@ -27,6 +19,8 @@ from qframe.cache.keys import (
     text_parts,
     weight_parts,
 )
+from qframe.cache.lengths import Shape
+from qframe.cache.live import content_digest
 from qframe.cache.plan import CachePlan
 from qframe.cache.portion import ALL, Portion
 from qframe.cache.reading import DamagedEntryError

@@ -16,7 +16,7 @@ from PIL import Image
 from qframe import adapters
 from qframe.cache import ALL, Cache, CachedExamples, Portion, build_cache
 from qframe.cache.configured import cache_folder, made_by
-from qframe.cache.encoding import LiveExamples
+from qframe.cache.live import LiveExamples
 from qframe.compose import Composition, compose
 from qframe.compose.placement import Placement, rest_codec
 from qframe.config import dump_config
