@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import attrs
 
-from qframe.cache.encoding import estimated_tokens, latent_shape, text_tokens
+from qframe.cache.lengths import estimated_tokens, latent_shape, text_tokens
 from qframe.compose import Composition
 from qframe.config.schema import TrainConfig
 from qframe.errors import DataError

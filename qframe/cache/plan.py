@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from qframe.cache.keys import ExampleKeys, Ingredients, KeyMaker, PictureDigests
-from qframe.cache.share import WHOLE, Share
+from qframe.cache.portion import ALL, Portion
 from qframe.interfaces import ExampleInputs, Recipe, Record, TextInput
 from qframe.pictures.picture import PixelInput
 from qframe.progress import SILENT, Progress
@@ -36,15 +36,15 @@ class CachePlan:
     def __attrs_post_init__(self) -> None:
         self.maker = KeyMaker.of(self.recipe, self.made_by, self.digests)
 
-    def read(self, progress: Progress = SILENT, share: Share = WHOLE) -> None:
+    def read(self, progress: Progress = SILENT, portion: Portion = ALL) -> None:
         """Find the keys of all records. DataError names a record or picture that is no good.
 
         Every picture's bytes must be hashed once. Builders that share the work begin at different ends of the data
         set and tell one another what they found.
         """
-        if share.count > 1:
+        if portion.count > 1:
             with progress.stage("hashing pictures", len(self.records)) as stage:
-                for stretch in share.stretches(len(self.records)):
+                for stretch in portion.stretches(len(self.records)):
                     for index in stretch:
                         self._hash(self.inputs(index))
                         stage.advance(1)

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from qframe.cache import Cache, CachedExamples, build_cache
-from qframe.cache.encoding import LiveExamples, encode_examples
+from qframe.cache.encoding import encode_examples
+from qframe.cache.live import LiveExamples
 from qframe.errors import CacheError, DataError, NumericsError
 from qframe.interfaces import Conditioning, Example, Record
 from qframe.pictures.geometry import Geometry

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import attrs
 
-from qframe.cache.index import Index
+from qframe.cache.index import LISTED, Index
 from qframe.cache.shards import Entry, StoredTensor
-from qframe.cache.store import LISTED, Cache
+from qframe.cache.store import Cache
 
 _SHARD = 500
 """The number of entries in a shard. With pictures of 1024 x 1024 such a shard would have 256 MB."""
