@@ -67,7 +67,7 @@ class QuantoQuantiser(Quantiser):
         groups = layer.weight.numel() // _group_of(layer)
         return layer.weight.numel() // 2 + 2 * groups * size
 
-    def fingerprint(self) -> str:
+    def ingredient(self) -> str:
         version = importlib.metadata.version("optimum-quanto")
         return f"quanto {version} {self.options.weights} {' '.join(self.options.exclude)}"
 

@@ -70,8 +70,8 @@ class PerSampleRopeDenoiser(Denoiser):
         return None if reader is None else cls(reader)
 
     @classmethod
-    def fingerprint(cls, model: ModelFolder, options: Any) -> str:
-        return _reader().fingerprint(model, options)
+    def ingredients(cls, model: ModelFolder, options: Any) -> Mapping[str, str]:
+        return _reader().ingredients(model, options)
 
     @classmethod
     def adopt(cls, stock: nn.Module) -> Self:

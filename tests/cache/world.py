@@ -102,7 +102,7 @@ class TinyCodec(LatentCodec):
     def describe(cls, model: Any, options: Any) -> Any:
         raise NotImplementedError
 
-    load = fingerprint = describe
+    load = ingredients = describe
 
     def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         self.batches.append(len(pixels))
@@ -126,7 +126,7 @@ class TinyEncoder(Encoder):
     def describe(cls, model: Any, options: Any) -> Any:
         raise NotImplementedError
 
-    load = fingerprint = describe
+    load = ingredients = describe
 
     def encode(self, prompts: Any, pictures: Any) -> Conditioning:
         self.prompts += prompts

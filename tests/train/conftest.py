@@ -53,7 +53,7 @@ class ToyDenoiser(Denoiser):
         raise NotImplementedError
 
     @classmethod
-    def fingerprint(cls, model: Any, options: Any) -> str:
+    def ingredients(cls, model: Any, options: Any) -> dict[str, str]:
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
@@ -91,8 +91,8 @@ class HalvingSchedule(Schedule):
         return cls()
 
     @classmethod
-    def fingerprint(cls, model: Any, options: Any) -> str:
-        return ""
+    def ingredients(cls, model: Any, options: Any) -> dict[str, str]:
+        return {}
 
     def sigmas(self, steps: int, tokens: int, custom: Sequence[float] | None = None) -> Tensor:
         return torch.linspace(1, 0, steps + 1)
