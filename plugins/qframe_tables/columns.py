@@ -157,7 +157,7 @@ class _Row:
                 for place, one in enumerate(values[key] if isinstance(values[key], list) else [values[key]])
                 if one
             ),
-            weight=loss_maps[0] if loss_maps else None,
+            loss_map=loss_maps[0] if loss_maps else None,
             group=values.get("group") or "",
         )
 

@@ -110,7 +110,7 @@ class CachedExamples(Sequence[Example]):
             references=tuple(next(parts)[_LATENTS] for _ in keys.references),
             conditioning=_conditioning(next(parts)),
             unconditional=None if keys.unconditional is None else _conditioning(next(parts)),
-            weight=None if keys.weight is None else next(parts)[_WEIGHT],
+            loss_map=None if keys.weight is None else next(parts)[_WEIGHT],
         )
 
     def extents(self, index: int) -> list[tuple[Path, int, int]]:

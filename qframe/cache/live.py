@@ -79,5 +79,5 @@ def content_digest(ids: Iterable[str], contents: Iterable[str]) -> str:
 
 
 def _content(record: Record) -> str:
-    pictures = (record.target, *record.references, record.weight)
+    pictures = (record.target, *record.references, record.loss_map)
     return repr((record.prompt, [picture.digest() for picture in pictures if picture is not None]))

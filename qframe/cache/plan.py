@@ -75,7 +75,7 @@ class CachePlan:
         return found
 
     def weight(self, where: tuple[int, int]) -> PixelInput:
-        found = self.inputs(where[0]).weight
+        found = self.inputs(where[0]).loss_map
         assert found is not None  # `_add` saw it there
         return found
 
@@ -94,5 +94,5 @@ class CachePlan:
     def _hash(self, inputs: ExampleInputs) -> None:
         texts = [text for text in (inputs.conditioning, inputs.unconditional) if text is not None]
         seen = [inputs.target, *inputs.references, *(pixels for text in texts for pixels in text.pictures)]
-        for pixels in seen if inputs.weight is None else [*seen, inputs.weight]:
+        for pixels in seen if inputs.loss_map is None else [*seen, inputs.loss_map]:
             self.digests(pixels.picture)

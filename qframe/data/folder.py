@@ -131,7 +131,7 @@ class FolderSource(FileSource):
             prompt=prompt,
             target=pictures[target],
             references=tuple(pictures[path] for path in references),
-            weight=pictures[files.loss_maps[0]] if files.loss_maps else None,
+            loss_map=pictures[files.loss_maps[0]] if files.loss_maps else None,
         )
 
     def _prompt(self, target: str, captions: Sequence[str], root: Root, problems: Problems) -> str:
