@@ -9,6 +9,7 @@ from typing import Any
 from qframe.data.columns import ColumnSource, Rows
 from qframe.data.options import DatasetsOptions
 from qframe.errors import ConfigError, DataError
+from qframe.plugins.distribution import install_hint
 
 _ROWS_AT_ONCE = 256
 
@@ -42,7 +43,7 @@ class DatasetsSource(ColumnSource):
         except ImportError as error:
             raise ConfigError(
                 f"source 'datasets' needs the library of that name ({error})",
-                "Install it: pip install 'qframe[datasets]'.",
+                f"Install it: {install_hint('datasets')}",
             ) from error
         settings = self.settings
         saved = any((self.path / file).is_file() for file in ("state.json", "dataset_dict.json"))

@@ -10,6 +10,7 @@ from typing import Any
 
 from qframe.data.columns import ColumnSource, Rows
 from qframe.errors import ConfigError, DataError
+from qframe.plugins.distribution import install_hint
 
 _GROUPS_KEPT = 4
 
@@ -41,7 +42,7 @@ class ParquetRows:
             import pyarrow.parquet
         except ImportError as error:
             raise ConfigError(
-                f"source 'parquet' needs pyarrow ({error})", "Install it: pip install 'qframe[parquet]'."
+                f"source 'parquet' needs pyarrow ({error})", f"Install it: {install_hint('parquet')}"
             ) from error
         self._parquet = pyarrow.parquet
         self._groups: list[tuple[Path, int]] = []
