@@ -12,6 +12,7 @@ from PIL import Image
 
 from qframe.config import dump_config
 from qframe.errors import ConfigError
+from qframe.plugins.distribution import install_hint
 from qframe.plugins.hookspecs import hookimpl
 from qframe.train.run import Run
 
@@ -28,7 +29,7 @@ class TensorBoardLogger:
         except ImportError as error:
             raise ConfigError(
                 f"logging.use: the logger tensorboard needs the package tensorboard ({error})",
-                "pip install 'qframe[tensorboard]', or leave it out of logging.use.",
+                f"Install it ({install_hint('tensorboard')}), or leave it out of logging.use.",
             ) from error
         self._open: Any = SummaryWriter
         self._writer: Any = None

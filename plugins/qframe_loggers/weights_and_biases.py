@@ -11,6 +11,7 @@ from typing import Any
 from qframe.config import config_items
 from qframe.errors import ConfigError
 from qframe.files.storage import write_file
+from qframe.plugins.distribution import install_hint
 from qframe.plugins.hookspecs import hookimpl
 from qframe.train.run import Run
 
@@ -27,7 +28,7 @@ class WandbLogger:
         except ImportError as error:
             raise ConfigError(
                 f"logging.use: the logger wandb needs the package wandb ({error})",
-                "pip install 'qframe[wandb]', or leave it out of logging.use.",
+                f"Install it ({install_hint('wandb')}), or leave it out of logging.use.",
             ) from error
         self._run: Any = None
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from qframe.errors import ConfigError
 from qframe.interfaces import OptimizerFactory
+from qframe.plugins.distribution import install_hint
 from qframe_optimizers.options import AdamW8bitOptions, LionOptions, ProdigyOptions
 
 
@@ -21,7 +22,7 @@ def _package(module: str, extra: str) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"train.optimizer needs the package {module.partition('.')[0]}, which cannot be imported ({error})",
-            f"pip install 'qframe[{extra}]', or choose another train.optimizer.",
+            f"Install it ({install_hint(extra)}), or choose another train.optimizer.",
         ) from error
 
 

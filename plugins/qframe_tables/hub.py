@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qframe.errors import ConfigError, DataError
+from qframe.plugins.distribution import install_hint
 from qframe_tables.columns import ColumnSource, Rows
 from qframe_tables.options import DatasetsOptions
 
@@ -46,7 +47,7 @@ class DatasetsSource(ColumnSource):
         except ImportError as error:
             raise ConfigError(
                 f"source 'datasets' needs the library of that name ({error})",
-                "Install it: pip install 'qframe[datasets]'.",
+                f"Install it: {install_hint('datasets')}",
             ) from error
         settings = self.settings
         saved = any((self.path / file).is_file() for file in ("state.json", "dataset_dict.json"))

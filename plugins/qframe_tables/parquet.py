@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qframe.errors import ConfigError, DataError
+from qframe.plugins.distribution import install_hint
 from qframe_tables.columns import ColumnSource, Rows
 
 _GROUPS_KEPT = 4
@@ -47,7 +48,7 @@ class ParquetRows:
             import pyarrow.parquet
         except ImportError as error:
             raise ConfigError(
-                f"source 'parquet' needs pyarrow ({error})", "Install it: pip install 'qframe[parquet]'."
+                f"source 'parquet' needs pyarrow ({error})", f"Install it: {install_hint('parquet')}"
             ) from error
         self._parquet = pyarrow.parquet
         self._groups: list[tuple[Path, int]] = []

@@ -12,6 +12,7 @@ from qframe.cli.plugins import plugins
 from qframe.cli.sample import sample
 from qframe.cli.shared import PluginGroup, examples
 from qframe.cli.train import train
+from qframe.plugins.distribution import DISTRIBUTION
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -27,7 +28,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
         "qframe plugins list                          families and components that can be chosen",
     ),
 )
-@click.version_option(package_name="qframe", prog_name="qframe")
+@click.version_option(package_name=DISTRIBUTION, prog_name="qframe")
 @click.option("--debug", is_flag=True, help="Show where an error happened. May stand anywhere.")
 def app(debug: bool) -> None:
     """Train and sample families of diffusion models.

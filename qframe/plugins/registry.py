@@ -29,6 +29,7 @@ import pluggy
 
 from qframe.errors import ConfigError, PluginError, QframeError
 from qframe.plugins import hookspecs
+from qframe.plugins.distribution import DISTRIBUTION
 from qframe.plugins.hookspecs import PROJECT, Component, Family
 
 log = logging.getLogger(__name__)
@@ -352,9 +353,9 @@ def _installed() -> Iterator[Candidate]:
     entry_points = list(importlib.metadata.entry_points(group=GROUP))
 
     def order(entry_point: importlib.metadata.EntryPoint) -> tuple[bool, str, str]:
-        # qframe's own first, so that no other distribution can take one of their names.
-        distribution = entry_point.dist.name if entry_point.dist else ""
-        return distribution != PROJECT, distribution, entry_point.name
+        # The plugins that come with qframe are first, so that no other distribution can take one of their names.
+        name = entry_point.dist.name if entry_point.dist else ""
+        return name != DISTRIBUTION, name, entry_point.name
 
     for entry_point in sorted(entry_points, key=order):
         distribution = f"{entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else "unknown"

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from qframe.interfaces import Record
+from qframe.plugins import distribution
 from qframe.train.order import SizedExamples
 
 SESSIONS_FILE = "sessions.jsonl"
-_LIBRARIES = ("qframe", "torch", "diffusers", "transformers", "peft", "accelerate", "optimum-quanto", "safetensors")
+_LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "optimum-quanto", "safetensors")
 _MOST_ROWS = 50
 """Of groups and of shapes that are told one by one."""
 
@@ -35,7 +36,11 @@ def write_session(folder: Path, session: Mapping[str, Any]) -> None:
 def describe_machine(device: torch.device, processes: int) -> dict[str, Any]:
     """Versions of the libraries that compute, and what they compute on. Nothing that names the machine."""
     return {
-        "versions": {"Python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
+        "versions": {
+            "Python": platform.python_version(),
+            "qframe": distribution.version(),
+            **{name: _version(name) for name in _LIBRARIES},
+        },
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
