@@ -10,8 +10,9 @@ import click
 import pytest
 
 from qframe.cli import bench as bench_module
+from qframe.plugins.discovery import Candidate
 from qframe.plugins.hookspecs import Component, hookimpl
-from qframe.plugins.registry import Candidate, Registry, load_registry
+from qframe.plugins.registry import Registry, load_registry
 from tests.cli.conftest import Run
 
 

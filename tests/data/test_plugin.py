@@ -10,7 +10,7 @@ import pytest
 
 from qframe.data.plugin import qframe_components
 from qframe.interfaces import RecordSource
-from qframe.plugins.registry import resolve
+from qframe.plugins.offers import resolve
 
 
 @pytest.mark.parametrize("component", qframe_components(), ids=lambda component: component.name)
