@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qframe.diffusion.packing import interleave
 from qframe.errors import ConfigError
@@ -72,6 +72,12 @@ class PerSampleRopeDenoiser(Denoiser):
     @classmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> Mapping[str, str]:
         return _reader().ingredients(model, options)
+
+    @classmethod
+    def adopt(cls, stock: nn.Module) -> Self:
+        """Build this denoiser around the layers of a QwenImageTransformer2DModel; tensors are shared, not copied."""
+        reader: Any = _reader()
+        return cls(reader(PerSampleRopeTransformer.adopt(stock)))
 
     def velocity(
         self,

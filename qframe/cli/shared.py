@@ -1,4 +1,10 @@
-"""Options and lines that several commands share."""
+"""What the commands share, and the one module of `qframe.cli` that a plugin's command may import.
+
+It has the options that choose a configuration (`FAMILY`, `MODEL`, `DATA`, `CONFIG`, `SET`) and what turns their values
+into one (`resolve`), the first lines of output (`announce`), the options of a family's request (`RequestCommand`,
+`opened`), progress in a terminal (`terminal_progress`), training in a terminal (`fit`), and a group whose commands
+plugins offer (`PluginGroup`). docs/guides/add-a-command.md shows how a command uses them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from qframe.cli.plugin_commands import PluginGroup, registry
+from qframe.cli.progress import terminal_progress
+from qframe.cli.request_options import RequestCommand, opened
+from qframe.cli.training import fit
 from qframe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,6 +26,27 @@ if TYPE_CHECKING:
     from qframe.config.schema import Config
     from qframe.plugins.hookspecs import Family
     from qframe.plugins.registry import Registry
+
+__all__ = [
+    "CONFIG",
+    "DATA",
+    "FAMILY",
+    "MODEL",
+    "SET",
+    "PluginGroup",
+    "RequestCommand",
+    "announce",
+    "embedded_line",
+    "examples",
+    "fit",
+    "licence_line",
+    "opened",
+    "options",
+    "registry",
+    "resolve",
+    "terminal_progress",
+    "weighted_file",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -42,16 +73,6 @@ def options(*several: Callable[[_F], _F]) -> Callable[[_F], _F]:
         return function
 
     return decorate
-
-
-def registry() -> Registry:
-    """The registry; each broken plugin is named on stderr."""
-    from qframe.plugins.registry import load_registry
-
-    found = load_registry()
-    for broken in found.broken:
-        click.echo(f"warning: {broken}", err=True)
-    return found
 
 
 def resolve(

@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, announce, examples, options, resolve
+from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, announce, examples, fit, options, resolve
 
 if TYPE_CHECKING:
-    from qframe.config import Resolved
     from qframe.config.schema import Config
-    from qframe.train.distributed import Processes
-    from qframe.train.trainer import FitResult
 
 
 @click.command(
@@ -96,26 +93,9 @@ def _launch(count: int) -> int:
     return launch(["train", *arguments, *debug], count)
 
 
-def fit(resolved: Resolved, resume: str | None = None, processes: Processes | None = None) -> FitResult:
-    """Run the trainer of a configuration in this terminal; `processes` train together, None: this one alone."""
-    from qframe.cli.memory import foretold
-    from qframe.cli.progress import terminal_progress
-    from qframe.preflight import forecast_training
-    from qframe.train.distributed import ALONE
-    from qframe.train.trainer import Trainer
-
-    if resolved.config.offload != "none":
-        click.echo("note: offload is for sampling; training loads only what a stage needs", err=True)
-    trainer = Trainer(
-        resolved.config, progress=terminal_progress(), processes=processes or ALONE, sources=resolved.sources
-    )
-    with foretold(forecast_training(trainer.composition, trainer.records, processes=trainer.processes.world)):
-        return trainer.fit(resume)
-
-
 def rehearse(config: Config, processes: int = 1) -> None:
     """Say what a run of so many processes would load, each of them, and whether it fits."""
-    from qframe.cache.encoding import fitted_size
+    from qframe.cache.lengths import fitted_size
     from qframe.preflight import forecast_training
     from qframe.train.trainer import Trainer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from qframe.config.choices import CHOICES, table_at
+from qframe.config.choices import CHOICES
 from qframe.config.layers import Key, Tree, source_at
 from qframe.config.schema import Config
 from qframe.config.strict import InvalidError, Problem, fields_of, nested, structure
@@ -48,7 +48,7 @@ def declared_settings(plain: Mapping[str, Any], chosen: ChosenFamily) -> tuple[d
             if choice.name(plain) != choice.default:  # a configuration may be read where no plugin has an optimizer
                 known = ", ".join(error.known) or "none"
                 problems.append(Problem(choice.key, f"{error.message} (known: {known})"))
-        elif choice.unnamed is not None and table_at(plain, choice.key[:-1]) is not None:
+        elif choice.unnamed is not None:
             found[choice.settings] = Declared(choice.unnamed, None)
     return found, problems
 
@@ -62,9 +62,11 @@ def fill(plain: dict[str, Any], declared: Mapping[Key, Declared], problems: list
         problems: Every problem that is found is appended here.
     """
     for key, declaration in declared.items():
-        table = plain
+        table: Any = plain
         for name in key[:-1]:
-            table = table.setdefault(name, {})
+            table = table.setdefault(name, {}) if isinstance(table, dict) else None
+        if not isinstance(table, dict):
+            continue  # where a table is expected there is another value, which is a problem of its own
         given = table.pop(key[-1], {})
         if declaration.cls is None:
             if given != {}:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Union
 
 import attrs
@@ -15,8 +14,6 @@ from qframe.plugins.offers import ChosenFamily, Offer
 from qframe.plugins.registry import Registry
 
 DEEPEST = 32
-SOURCES = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-"""The source that reads `data.path` where `data.use` names none, by the suffix of the path; else it is "folder"."""
 
 Key = tuple[str, ...]
 """The path of a key in nested tables, for example ("train", "max_steps")."""
@@ -139,20 +136,20 @@ def put_model_defaults(tree: Tree, user: Tree, models: Mapping[str, Offer[Compon
         put(tree, models[name].declared.defaults, lambda key: f"model {name}")
 
 
-def drop_foreign(tree: Tree, user: Tree) -> tuple[str, ...]:
+def drop_foreign(tree: Tree, user: Tree, registry: Registry) -> tuple[str, ...]:
     """Take out the settings that the family gives to components which the user replaces by others.
 
     Args:
         tree: The layer of the family and the model, which is changed.
-        user: What the user gives. If it has `data.path` without `data.use`, the fitting source is added to it.
+        user: What the user gives. If it has `data.path` without `data.use`, the source that reads this path is added.
+        registry: Knows which source reads which files.
 
     Returns:
         The dotted keys of the settings that were taken out.
     """
     path = value_at(user, "data", "path")
     if isinstance(path, str) and value_at(user, "data", "use") is None:
-        use = SOURCES.get(Path(path).suffix.lower(), "folder")
-        put(user, {"data": {"use": use}}, lambda key: "default, as data.path is given")
+        put(user, {"data": {"use": registry.source_for(path)}}, lambda key: "default, as data.path is given")
     dropped: list[str] = []
     for role in (*ROLES, "data"):
         chosen, section = value_at(user, role, "use"), tree.get(role)

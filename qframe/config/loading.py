@@ -87,7 +87,7 @@ def resolve_config(
     chosen = choose_family(user, registry)
     tree = family_layer(chosen.family)
     put_model_defaults(tree, user, chosen.models)
-    dropped = drop_foreign(tree, user)
+    dropped = drop_foreign(tree, user, registry)
     put(tree, user, own_source)
     plain = plain_tables(tree)
     chosen = choose(plain, registry)  # now that every layer has said which components it means

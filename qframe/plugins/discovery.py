@@ -14,6 +14,7 @@ import attrs
 
 from qframe.errors import PluginError, did_you_mean, nearest
 from qframe.plugins import hookspecs
+from qframe.plugins.distribution import DISTRIBUTION
 from qframe.plugins.hookspecs import PROJECT
 
 GROUP = "qframe"
@@ -44,7 +45,7 @@ def installed_plugins() -> Iterator[Candidate]:
 
     def order(entry_point: importlib.metadata.EntryPoint) -> tuple[bool, str, str]:
         distribution = entry_point.dist.name if entry_point.dist else ""
-        return distribution != PROJECT, distribution, entry_point.name
+        return distribution != DISTRIBUTION, distribution, entry_point.name
 
     for entry_point in sorted(importlib.metadata.entry_points(group=GROUP), key=order):
         distribution = f"{entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else "unknown"

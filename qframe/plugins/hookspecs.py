@@ -41,6 +41,7 @@ Kind = Literal[
     "model",
     "oracle",
     "benchmark",
+    "command",
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
 
@@ -66,11 +67,14 @@ class Component:
             kind in `qframe.interfaces`. For kind "model" it is a function that returns the model folder that ships with
             the plugin; for kind "logger" a class, constructed without arguments, whose methods are observing hooks and
             which observes the runs that name it in `logging.use`; for kind "benchmark" a click command that
-            `qframe bench NAME` runs.
+            `qframe bench NAME` runs; for kind "command" a `click.Command` or `click.Group` that `qframe NAME` runs, and
+            whose short help is the summary.
         options: "module:Class" of an attrs class with the settings of the component, which imports no torch; None if it
             takes no settings.
         defaults: For kind "model" only: configuration that suits the model, as nested tables. Wherever this model is
             used, it is laid over the defaults of the family and under what the user gives.
+        suffixes: For kind "source" only: the lower-case endings of the files that it reads, such as ".csv". The source
+            reads a path with one of these endings where the user names no source.
         summary: One line for `qframe plugins list`.
     """
 
@@ -79,11 +83,14 @@ class Component:
     target: str = attrs.field(validator=_target)
     options: str | None = attrs.field(default=None, kw_only=True, validator=_target)
     defaults: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True, eq=False)
+    suffixes: tuple[str, ...] = attrs.field(default=(), kw_only=True)
     summary: str = attrs.field(default="", kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         if self.defaults and self.kind != "model":
             raise ValueError(f"component {self.name!r}: only a model has defaults, this is a {self.kind}")
+        if self.suffixes and self.kind != "source":
+            raise ValueError(f"component {self.name!r}: only a source has suffixes, this is a {self.kind}")
 
 
 @attrs.frozen(kw_only=True)

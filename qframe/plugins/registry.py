@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 import attrs
@@ -30,6 +31,9 @@ from qframe.plugins.offers import ChosenFamily, Offer, UnknownNameError, reason
 log = logging.getLogger(__name__)
 
 TRACE = "QFRAME_TRACE_PLUGINS"
+
+# The commands of `qframe.cli`. A plugin that offers a command of one of these names is reported as broken.
+CORE_COMMANDS = frozenset({"cache", "compose", "config", "lora", "plugins", "sample", "train"})
 
 _Declared = TypeVar("_Declared", Component, Family)
 _Key = TypeVar("_Key")
@@ -211,6 +215,18 @@ class Registry:
             unknown=unknown,
         )
 
+    def sources_by_suffix(self) -> dict[str, str]:
+        """The name of the data source that reads each suffix. The plugin that was loaded first wins."""
+        found: dict[str, str] = {}
+        for offer in self._components.values():
+            for suffix in offer.declared.suffixes:
+                found.setdefault(suffix, offer.declared.name)
+        return found
+
+    def source_for(self, path: str) -> str:
+        """The name of the data source that reads this path: the one that declares its suffix, else "folder"."""
+        return self.sources_by_suffix().get(PurePath(path).suffix.lower(), "folder")
+
     def plugin_of(self, declared: Component | Family) -> str:
         """The name of the plugin that declares a component or a family."""
         return self._offer_of(declared).plugin
@@ -282,6 +298,14 @@ class Registry:
             f"{candidate.name}: loaded in {milliseconds:.1f} ms, {len(components)} components, {len(families)} families"
         )
         for component in components:
+            if component.kind == "command" and component.name in CORE_COMMANDS:
+                self._fail(
+                    candidate.name,
+                    candidate.distribution,
+                    f"offers command {component.name!r}, which qframe itself has; the one of qframe is used. "
+                    "The plugin's author must rename it",
+                )
+                continue
             self._offer(self._components, (component.kind, component.name), component, candidate)
         for family in families:
             self._offer(self._families, family.name, family, candidate)

@@ -6,7 +6,7 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 from tests.architecture.source import Import, Module, statements, with_parents, within
@@ -18,14 +18,14 @@ Modules = Mapping[str, Module]
 LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"__main__"}),),
     (frozenset({"cli"}), frozenset({"testing"})),
-    (frozenset({"preflight"}), frozenset({"report"}), frozenset({"verify"})),
+    (frozenset({"preflight"}),),
     (frozenset({"train"}),),
     (frozenset({"sample"}),),
     (frozenset({"cache"}), frozenset({"data"}), frozenset({"adapters"})),
     (frozenset({"compose"}),),
     (frozenset({"config"}), frozenset({"diffusion"})),
     (frozenset({"plugins"}), frozenset({"interfaces"})),
-    (frozenset({"files"}), frozenset({"pictures"}), frozenset({"benchmark"})),
+    (frozenset({"files"}), frozenset({"pictures"})),
     (frozenset({"errors"}), frozenset({"progress"})),
 )
 
@@ -116,22 +116,41 @@ def plugins_reaching_too_far(modules: Modules) -> list[str]:
 
 
 def is_public(item: Import) -> bool:
+    """Whether a plugin may import it: of the command line only `qframe.cli.shared`, and nothing private."""
     closed = any(within(item.target, name) for name in ("qframe.cli", "qframe.__main__", "qframe.diffusion.plugin"))
-    return not closed and not any(part.startswith("_") for part in [*item.target.split(".")[1:], *item.names])
+    if closed and item.target != "qframe.cli.shared":
+        return False
+    return not any(part.startswith("_") for part in [*item.target.split(".")[1:], *item.names])
 
 
 def import_cycles(modules: Modules) -> list[str]:
     """Modules that need each other while being imported."""
-    edges = {
-        name: sorted({i.target for i in module.imports if not i.lazy and i.target in modules and i.target != name})
-        for name, module in modules.items()
-    }
+    return circles(
+        {
+            name: {item.target for item in module.imports if not item.lazy and item.target in modules}
+            for name, module in modules.items()
+        }
+    )
+
+
+def circles_inside_plugins(modules: Modules) -> list[str]:
+    """Modules of one bundled plugin that import each other, imports inside functions included."""
+    return circles(
+        {
+            module.name: {i.target for i in module.imports if i.target in modules and within(i.target, module.top)}
+            for module in bundled(modules)
+        }
+    )
+
+
+def circles(edges: Mapping[str, Set[str]]) -> list[str]:
+    """The circles of a graph, each as the path that leads around it. An edge from a node to itself does not count."""
     found = []
     state: dict[str, bool] = {}  # absent: not seen, False: on the way, True: done
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
         state[name] = False
-        for target in edges[name]:
+        for target in sorted(edges[name] - {name}):
             if target not in state:
                 visit(target, (*trail, target))
             elif not state[target]:
@@ -145,7 +164,7 @@ def import_cycles(modules: Modules) -> list[str]:
 
 
 def door(modules: Modules) -> list[str]:
-    """The torch-free modules that exist: those listed, the plugins' entry modules, every declared settings class."""
+    """The torch-free modules that exist: those listed, the plugins' entry modules, declared settings and commands."""
     names = {
         name
         for name in modules
@@ -158,6 +177,7 @@ def door(modules: Modules) -> list[str]:
     for keyword, target, _ in declared_targets(modules):
         if keyword in {"options", "settings"}:
             names.add(target.partition(":")[0])
+    names |= set(command_modules(modules))  # so that `qframe NAME --help` stays instant
     return sorted(names & set(modules))
 
 
@@ -211,18 +231,29 @@ def pickling(modules: Modules) -> list[str]:
 
 
 def printing(modules: Modules) -> list[str]:
-    """Only the command line prints."""
+    """Only the command line prints: `qframe.cli`, and the modules of commands that plugins offer."""
+    commands = set(command_modules(modules))
     return [
         module.at(node.lineno)
         for module in modules.values()
-        if not within(module.name, "qframe.cli")
+        if not within(module.name, "qframe.cli") and module.name not in commands
         for node, _ in statements(module.tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"print", "click.echo"}
     ]
 
 
 def undocumented(modules: Modules) -> list[str]:
     return [module.name for module in modules.values() if not ast.get_docstring(module.tree)]
+
+
+def command_modules(modules: Modules) -> Iterator[str]:
+    """The modules that hold a command which a plugin declares: one of `qframe`, or a benchmark."""
+    for module in modules.values():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "Component":
+                given = [value.value if isinstance(value, ast.Constant) else None for value in node.args]
+                if len(given) >= 3 and given[0] in {"command", "benchmark"}:
+                    yield str(given[2]).partition(":")[0]
 
 
 def declared_targets(modules: Modules) -> Iterator[tuple[str, str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture import rules
+from tests.architecture import drawing, rules
 from tests.architecture.rules import Modules
 from tests.architecture.source import ROOT, project, scan
 
@@ -24,6 +24,7 @@ RULES: list[Rule] = [
     rules.core_importing_plugins,
     rules.plugins_reaching_too_far,
     rules.import_cycles,
+    rules.circles_inside_plugins,
     rules.heavy_imports_behind_the_door,
     rules.upstream_outside_its_place,
     rules.pickling,
@@ -54,9 +55,20 @@ VIOLATIONS: list[tuple[Rule, dict[str, str], str]] = [
     (rules.core_importing_plugins, {"qframe/cli/a.py": "def f():\n    import qframe_qwen"}, "qframe.cli.a:2"),
     (rules.plugins_reaching_too_far, {"qframe_edit/a.py": "from qframe_qwen import vae"}, "by its registered name"),
     (rules.plugins_reaching_too_far, {"qframe_edit/a.py": "from qframe.cli import main"}, "qframe.cli.main"),
+    (rules.plugins_reaching_too_far, {"qframe_edit/a.py": "from qframe.cli.train import train"}, "qframe.cli.train"),
+    (rules.plugins_reaching_too_far, {"qframe_edit/a.py": "from qframe.cli.shared import _F"}, "not public"),
     (rules.plugins_reaching_too_far, {"qframe_edit/a.py": "from qframe.train import _step"}, "qframe.train._step"),
     (rules.plugins_reaching_too_far, {"qframe_edit/a.py": "import qframe.train._loop"}, "not public"),
     (rules.import_cycles, {"qframe/a.py": "import qframe.b", "qframe/b.py": "import qframe.a"}, "qframe.a -> qframe.b"),
+    (
+        rules.circles_inside_plugins,
+        {
+            "qframe_x/command.py": "def f():\n    from qframe_x.tables import run",
+            "qframe_x/tables.py": "import qframe_x.parts",
+            "qframe_x/parts.py": "from qframe_x.command import Settings",
+        },
+        "qframe_x.command -> qframe_x.tables -> qframe_x.parts -> qframe_x.command",
+    ),
     (rules.heavy_imports_behind_the_door, {"qframe/config.py": "import torch"}, "qframe.config:1 imports torch"),
     (rules.heavy_imports_behind_the_door, {"qframe/cli/a.py": "from diffusers import X"}, "imports diffusers"),
     (
@@ -79,6 +91,12 @@ VIOLATIONS: list[tuple[Rule, dict[str, str], str]] = [
     (rules.pickling, {"qframe_x/a.py": "def f():\n    torch.load(path)"}, "qframe_x.a:2 calls torch.load"),
     (rules.pickling, {"qframe/cache.py": "from torch import save"}, "imports torch.save"),
     (rules.printing, {"qframe/train/a.py": "def f():\n    print(1)"}, "qframe.train.a:2"),
+    (rules.printing, {"qframe_x/a.py": "def f():\n    click.echo(1)"}, "qframe_x.a:2"),
+    (
+        rules.heavy_imports_behind_the_door,
+        {"qframe_x/plugin.py": 'Component("command", "x", "qframe_x.c:run")', "qframe_x/c.py": "import torch\nrun = 1"},
+        "qframe_x.c:1 imports torch",
+    ),
     (rules.undocumented, {"qframe/train/a.py": "x = 1"}, "qframe.train.a"),
     (rules.dangling_targets, {"qframe_x/plugin.py": 'Component("codec", "x", "qframe_x.a:B")'}, "no module qframe_x.a"),
     (
@@ -100,6 +118,11 @@ ALLOWED: list[dict[str, str]] = [
     {"qframe/adapters.py": '"""."""\nimport peft'},
     {"qframe/data/a.py": '"""."""\ndef f():\n    import pyarrow.parquet'},
     {"qframe_x/a.py": '"""."""\nimport torch, diffusers\nfrom qframe import Family\nimport qframe_x.b\nmodel.print()'},
+    {
+        "qframe_x/plugin.py": '"""."""\nComponent("command", "x", "qframe_x.c:run")',
+        "qframe_x/c.py": '"""."""\nimport click\ndef run():\n    import torch\n    click.echo(torch)',
+    },
+    {"qframe_x/command.py": '"""."""\nfrom qframe.cli.shared import FAMILY, examples'},
     {
         "qframe_x/plugin.py": '"""."""\nComponent("codec", "x", "qframe_x.a:B", summary="colour: red")',
         "qframe_x/a.py": '"""."""\nclass B: ...',
@@ -147,3 +170,24 @@ def test_scan_finds_the_core_and_the_plugins(modules: Modules) -> None:
     assert {path.name for path in (ROOT / "plugins").glob("qframe_*") if (path / "__init__.py").exists()} <= set(
         modules
     )
+
+
+def test_the_drawing_of_the_rooms_is_the_one_of_the_imports_as_they_are(modules: Modules) -> None:
+    """After a change of imports: `python -m tests.architecture.drawing`."""
+    assert drawing.PICTURE.read_text(encoding="utf-8") == drawing.drawing(modules)
+
+
+def test_every_arrow_of_the_drawing_points_down(modules: Modules) -> None:
+    at = drawing.places()
+    drawn = [(room, target) for room, targets in drawing.arrows(modules).items() for target in targets]
+    assert len(drawn) > 40
+    assert [(room, target) for room, target in drawn if at[room][1] >= at[target][1]] == []
+
+
+def test_an_arrow_that_a_longer_way_implies_is_left_out() -> None:
+    assert drawing.reduced({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": ["b"], "b": ["c"], "c": []}
+
+
+def test_the_core_has_at_most_20_rooms() -> None:
+    entries = {path.name for path in (ROOT / "qframe").iterdir()} - {"__pycache__"}
+    assert len(entries) <= 20, sorted(entries)

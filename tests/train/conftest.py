@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qframe.cache.encoding import Shape
+from qframe.cache.lengths import Shape
 from qframe.diffusion.packing import per_token
 from qframe.interfaces import PLAIN, Conditioning, Denoiser, Example, ForwardOptions, PackedSequence, Schedule
 from qframe.train.order import BatchOrder, BatchShare

@@ -1,0 +1,35 @@
+"""`qframe report`: a page about a run, to look at and to show to others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qframe.cli.shared import examples
+
+
+@click.command(
+    epilog=examples(
+        "qframe report runs/mine",
+        "qframe report runs/mine --output mine.html",
+        "qframe report runs/rank-8 runs/rank-32 --output ranks.html",
+    )
+)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The page [default: report.html in the run's folder; of several runs, comparison.html in the first one's].",
+)
+def report(runs: tuple[Path, ...], output: Path | None) -> None:
+    """Write one HTML page about a run: pictures over steps, curves, configuration, data, environment.
+
+    The page needs no network and no other file. Of several runs it compares curves, pictures and configurations. A
+    run that is not finished, or of an earlier version, is shown as far as it goes.
+    """
+    from qframe_report.page import write_report
+
+    page = output or runs[0] / ("report.html" if len(runs) == 1 else "comparison.html")
+    click.echo(write_report(runs, page))
