@@ -478,3 +478,14 @@ def test_planning_a_configuration_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["False"]
+
+
+def test_the_registry_is_asked_once_for_all_that_a_composition_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(family="edit", registry=REGISTRY)
+    asked: list[str] = []
+    choose = REGISTRY.choose
+    monkeypatch.setattr(REGISTRY, "choose", lambda family, named: asked.append(family) or choose(family, named))
+    for name in ("components", "families", "component", "family", "resolve", "plugin_of"):
+        monkeypatch.setattr(REGISTRY, name, lambda *args: pytest.fail("asked again"))
+    compose(config, REGISTRY)
+    assert asked == ["edit"]
