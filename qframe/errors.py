@@ -1,16 +1,24 @@
-"""Every error that qframe raises on purpose: what happened, and what to do next.
+"""The errors that qframe raises on purpose, and helpers that word their messages.
 
-The command line turns these into one message and an exit code; see docs/reference/exit-codes.md.
+Each error says what happened and, where that is known, what to do next. The command line prints it as one message and
+ends with the error's exit code; see docs/reference/exit-codes.md.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
 
 class QframeError(Exception):
-    """An error a user can act on: `message` names the culprit, `hint` the next step."""
+    """An error that a user can do something about.
+
+    Attributes:
+        exit_code: The exit code of the command that the error ends.
+        message: What is wrong, and where.
+        hint: What to do next; None where there is no advice.
+    """
 
     exit_code: ClassVar[int] = 1
 
@@ -24,57 +32,73 @@ class QframeError(Exception):
 
 
 class ConfigError(QframeError):
-    """Usage or configuration: an unknown key, a wrong type, a value out of range."""
+    """A command or a configuration is wrong: an unknown key, a value of a wrong type or out of range."""
 
     exit_code = 2
 
 
 class CompositionError(ConfigError):
-    """Components that do not fit each other; the message is the whole table."""
+    """Components do not fit each other; the message holds the table of all checks."""
 
 
 class DataError(QframeError):
-    """A data set, a row or a picture that cannot be used."""
+    """A data set, a row of it or a picture cannot be used."""
 
     exit_code = 3
 
 
 class CacheError(QframeError):
-    """A cache that is damaged or does not belong to this run."""
+    """A cache is damaged, or does not belong to this run."""
 
     exit_code = 3
 
 
 class WeightsError(QframeError):
-    """Files of weights that cannot be used: a model folder, a LoRA file, or a checkpoint of a training run."""
+    """Files of weights cannot be used: a model folder, a LoRA file, or a checkpoint of a training run."""
 
     exit_code = 4
 
 
 class NumericsError(QframeError):
-    """A loss, gradient or latent that is not finite."""
+    """A loss, a gradient or latents are not finite."""
 
     exit_code = 5
 
 
 class ResourceError(QframeError):
-    """Not enough memory, disk or another resource."""
+    """There is not enough memory, disk space or another resource."""
 
     exit_code = 6
 
 
 class PluginError(QframeError):
-    """A plugin that cannot be loaded, or breaks the contract."""
+    """A plugin cannot be loaded, or does not do what its interface says."""
 
     exit_code = 7
 
 
 class UntrustedError(QframeError):
-    """Input that could run code or exhaust the machine, refused before it is used."""
+    """An input could run code or exhaust the machine; it is refused before it is used."""
 
     exit_code = 7
 
 
+def nearest(name: str, known: Iterable[str], count: int = 3, *, cutoff: float = 0.6) -> list[str]:
+    """The known names that `name` may be a misspelling of, the most similar first.
+
+    Args:
+        count: The most names that are returned.
+        cutoff: How similar a name must be, from 0 to 1 (equal).
+    """
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=cutoff)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message that has just named `name`, with similar known names; "" where no known name is similar."""
+    close = nearest(name, known)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
 def bullet_list(lines: Iterable[str]) -> str:
-    """`lines` one under the other, as the messages with several problems print them."""
+    """Lines below one another and indented, for messages with several problems."""
     return "\n".join(f"  {line}" for line in lines)

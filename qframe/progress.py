@@ -1,6 +1,6 @@
-"""How long work tells that it goes on: the few words that the core speaks, and a listener that hears nothing.
+"""How the core reports the progress of long work, and a reporter that ignores it.
 
-The command line has one that draws bars (`qframe.cli.progress`). Imports no torch.
+The command line brings a reporter that draws progress bars (`qframe.cli.progress`). Imports no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 def duration(seconds: float) -> str:
-    """0.4 s, 12 s, 3 min 05 s, 2 h 07 min."""
+    """A duration in words, for example "0.4 s", "12 s", "3 min 05 s" or "2 h 07 min"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -23,35 +23,46 @@ def duration(seconds: float) -> str:
 
 
 class Stage(Protocol):
-    """A stretch of work with a known number of steps."""
+    """A stage of work, with a number of steps that is known when it begins."""
 
     def advance(self, count: int = 1, **metrics: float) -> None:
-        """`count` more steps are done; `metrics` (loss, ...) are shown beside rate and remaining time."""
+        """Report that more steps are done.
+
+        Args:
+            count: How many steps.
+            metrics: Numbers such as the loss, which are shown beside rate and remaining time.
+        """
 
 
 class Progress(Protocol):
-    """Hears of stages and of single remarks."""
+    """Receives the progress of work: stages, and single lines of text."""
 
     def stage(self, name: str, total: int, *, done: int = 0) -> AbstractContextManager[Stage]:
-        """Open a stage of `total` steps, `done` of them already made (a resumed run)."""
+        """Begin a stage, which lasts as long as the returned context.
+
+        Args:
+            name: What is done in the stage.
+            total: The number of steps.
+            done: How many of these steps were made before, for example by the run that is resumed.
+        """
 
     def note(self, text: str) -> None:
-        """One line that a person should read."""
+        """Report one line that a person should read."""
 
 
 class SilentProgress:
-    """Says nothing: what Python callers get unless they bring their own."""
+    """Ignores all progress. Python callers get this one unless they bring their own."""
 
     @contextmanager
     def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Stage]:
-        """A stage that nobody sees."""
+        """A stage whose steps are ignored."""
         yield self
 
     def advance(self, count: int = 1, **metrics: float) -> None:
-        """Nothing."""
+        """Ignore the steps."""
 
     def note(self, text: str) -> None:
-        """Nothing."""
+        """Ignore the line."""
 
 
 SILENT: Progress = SilentProgress()

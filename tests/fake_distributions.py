@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qframe.plugins.registry import Candidate, Registry, load_registry
+from qframe.plugins.discovery import Candidate
+from qframe.plugins.registry import Registry, load_registry
 
 
 def install(folder: Path, name: str, entry_points: dict[str, str], modules: dict[str, str]) -> Path:

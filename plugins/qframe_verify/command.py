@@ -78,12 +78,12 @@ def verify(
     from qframe_verify.run import verify as compare
 
     chosen = chosen_family(config_file, family=family, overrides=overrides, registry=plugins)
-    oracle = oracle_of(chosen, plugins)
+    oracle = oracle_of(chosen.family, plugins)
     placed = [f"dtype={dtype}", *([] if device is None else [f"device={device}"])]
     config = resolve(family, config_file, (*oracle.overrides, *placed, *overrides), model=model).config
     if not as_json:
         announce(config, data=False)
-    asked = opened(recipe_class(chosen, plugins).request_type, request) | size_of(size)
+    asked = opened(recipe_class(chosen).request_type, request) | size_of(size)
     asked |= {"num_inference_steps": steps, "true_cfg_scale": guidance}
     asked |= {} if prompt is None else {"prompt": prompt}
     asked |= {"negative_prompt": negative_prompt} if guidance > 1 else {}

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from qframe.compose import Composition
-from qframe.errors import ConfigError, PluginError
+from qframe.errors import ConfigError
 from qframe.interfaces import Oracle, Recipe, Request
 from qframe.plugins.hookspecs import Family
 from qframe.plugins.registry import Registry
@@ -31,13 +31,7 @@ def oracle_of(family: Family, registry: Registry) -> Oracle:
             f"family {family.name!r} names no oracle to be held against",
             f"Families that do: {known}. `Family(oracle=...)` names one: docs/guides/verify.md.",
         )
-    component = registry.component("oracle", family.oracle)
-    found = registry.resolve(component)
-    if not (isinstance(found, type) and issubclass(found, Oracle)):
-        raise PluginError(
-            f"plugin {registry.plugin_of(component)!r}: {component.target} is no subclass of qframe.interfaces.Oracle"
-        )
-    oracle: Oracle = found()
+    oracle: Oracle = registry.offer("oracle", family.oracle).implementation(Oracle)()
     return oracle
 
 

@@ -1,4 +1,4 @@
-"""`qframe compose`: whether the chosen components fit, without reading a weight."""
+"""`qframe compose`: checks whether the chosen components fit each other, without reading a weight."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, embedded_line, example
     )
 )
 @options(FAMILY, MODEL, CONFIG, SET)
-@click.option("--memory", is_flag=True, help="Also what sampling would load and need, and whether it fits.")
+@click.option(
+    "--memory",
+    is_flag=True,
+    help="Also tell what sampling would load, how much memory it would need, and whether that fits.",
+)
 def compose(
     family: str | None, model: str | None, config_file: str | None, overrides: tuple[str, ...], memory: bool
 ) -> None:
-    """Check that the components fit each other. Reads no weight."""
+    """Check that the chosen components fit each other. No weight is read."""
     from qframe.compose import compose as check
     from qframe.config.schema import ROLES
     from qframe.plugins.registry import load_registry

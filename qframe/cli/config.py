@@ -1,4 +1,4 @@
-"""`qframe config show`: every key, its value, where it comes from, and what it means."""
+"""`qframe config show`: every key of a configuration, its value, where the value comes from, and what it means."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, examples, option
 
 @click.group()
 def config() -> None:
-    """What a run would be configured with."""
+    """See the configuration that a run would have."""
 
 
 @config.command(
@@ -23,7 +23,7 @@ def config() -> None:
     )
 )
 @options(FAMILY, CONFIG, SET, MODEL, DATA)
-@click.option("--toml", is_flag=True, help="Write a file that --config takes, nothing else.")
+@click.option("--toml", is_flag=True, help="Print only the configuration, as a file that --config takes.")
 def show(
     family: str | None,
     config_file: str | None,
@@ -32,7 +32,7 @@ def show(
     data: str | None,
     toml: bool,
 ) -> None:
-    """Every key with its value, its source and its meaning."""
+    """Show every key with its value, where the value comes from, and its meaning."""
     from qframe.config import dump_config
     from qframe.config.strict import show as as_text
 
@@ -59,7 +59,7 @@ def _rows(value: Any, key: tuple[str, ...]) -> Iterator[tuple[str, Any, str]]:
     for name, field in fields_of(type(value)).items():
         inner = getattr(value, name)
         if attrs.has(type(inner)) or (name in ("options", "recipe") and inner is None):
-            continue  # a table of its own, or one that nobody declares
+            continue  # a table is shown below its neighbours; settings that no plugin declares are left out
         yield ".".join((*key, name)), inner, str(field.metadata.get("help", ""))
     for name in fields_of(type(value)):
         if attrs.has(type(getattr(value, name))):

@@ -1,4 +1,4 @@
-"""What commands say of memory: before they load anything, and when it runs out."""
+"""What commands print about memory before they load anything, and when memory runs out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def foretold(forecast: Forecast) -> Iterator[None]:
-    """Say what will be needed, refuse what cannot fit; inside, running out of memory names what would need less."""
+    """Print a forecast of memory, and give a context whose out-of-memory errors name settings that need less.
+
+    Raises:
+        ResourceError: The weights alone do not fit, or, in the context, memory runs out.
+    """
     from qframe.preflight import explained
 
     click.echo(forecast.summary())

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from qframe.errors import PluginError
+from qframe.errors import PluginError, nearest
 from qframe.plugins.hookspecs import Component, Kind
-from qframe.plugins.registry import Registry, load_registry, nearest
+from qframe.plugins.registry import Registry, load_registry
 
 
 def registry() -> Registry:

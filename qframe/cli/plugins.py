@@ -1,4 +1,4 @@
-"""`qframe plugins list`: what is installed, what it offers, and what is broken."""
+"""`qframe plugins list`: the plugins that are installed, what they offer, and which are broken."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import click
 
 @click.group()
 def plugins() -> None:
-    """What plugins offer, and which are broken."""
+    """See what plugins offer, and which plugins are broken."""
 
 
 @plugins.command("list")
 def list_command() -> None:
-    """Families and components that can be chosen, each with its plugin; then what could not be loaded.
+    """List the families and components that can be chosen, each with its plugin, and what could not be loaded.
 
-    QFRAME_DISABLE_PLUGINS=a,b leaves plugins out; QFRAME_TRACE_PLUGINS=1 shows every step of loading them.
+    QFRAME_DISABLE_PLUGINS=a,b leaves the plugins a and b out; QFRAME_TRACE_PLUGINS=1 shows how each plugin loads.
     """
     from qframe.plugins.hookspecs import KINDS
     from qframe.plugins.registry import load_registry

@@ -98,7 +98,7 @@ def _own_options(args: Sequence[str]) -> list[click.Parameter] | None:
         from qframe.compose import recipe_class
         from qframe.sample.jobs.asked import own_fields
 
-        return [_option(field) for field in own_fields(recipe_class(family, load_registry()).request_type)]
+        return [_option(field) for field in own_fields(recipe_class(family).request_type)]
     except QframeError:
         return None  # the command itself says so
 

@@ -1,7 +1,11 @@
-"""From names to parts: components are composed, checked against one another, placed on devices, and loaded."""
+"""A configuration's names become parts: components are composed, checked against one another, placed and loaded."""
 
 from __future__ import annotations
 
-from qframe.compose.composition import Composition, Row, compose, find_device, open_model, recipe_class
+from qframe.compose.composing import compose, recipe_class
+from qframe.compose.composition import Composition
+from qframe.compose.devices import find_device
+from qframe.compose.joints import Joint
+from qframe.compose.models import open_model
 
-__all__ = ["Composition", "Row", "compose", "find_device", "open_model", "recipe_class"]
+__all__ = ["Composition", "Joint", "compose", "find_device", "open_model", "recipe_class"]

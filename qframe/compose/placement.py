@@ -1,6 +1,6 @@
-"""Where components rest and compute: over several devices, or on the CPU until their turn.
+"""Decides where the weights of components are: spread over several devices, or on the CPU until they are needed.
 
-Moving weights is left to the hooks of accelerate (a whole network at a time) and of diffusers (a block at a time).
+The weights are moved by hooks of accelerate (one network at a time) and of diffusers (one group of layers at a time).
 """
 
 from __future__ import annotations
@@ -20,21 +20,29 @@ from qframe.interfaces import LatentCodec, Loadable, Quantiser
 Offload = Literal["none", "model", "group"]
 
 ORDER = ("encoder", "denoiser", "codec")
-"""In which order a sampling run last needs them: each network leaves the device when the next one comes."""
+"""The roles with large networks, in the order in which a sampling run needs them for the last time.
+
+With offload "model", each network leaves the device when the next one moves to it.
+"""
 
 CPU = torch.device("cpu")
 
 
 @attrs.frozen
 class Room:
-    """Memory of a device, in bytes: what is free now, and all there is."""
+    """The memory of a device.
+
+    Attributes:
+        free: Bytes that are free now.
+        total: Bytes in all.
+    """
 
     free: int
     total: int
 
 
 def room_on(device: torch.device) -> Room:
-    """The memory of a device, or of the machine where it has none of its own."""
+    """The memory of a device; for the CPU, that of the machine."""
     if device.type == "cuda":
         return Room(*torch.cuda.mem_get_info(device))
     if device.type == "mps":
@@ -45,7 +53,12 @@ def room_on(device: torch.device) -> Room:
 
 
 def network_bytes(network: nn.Module, quantiser: Quantiser | None = None) -> int:
-    """Bytes of the parameters and buffers of a network, which may lie on the meta device, once it is quantised."""
+    """Bytes of the parameters and buffers of a network.
+
+    Args:
+        network: The network; it may be on the meta device.
+        quantiser: What will quantise the network, so that the bytes after that are counted; None if nothing will.
+    """
     plain = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
     if quantiser is None:
         return plain
@@ -57,7 +70,12 @@ def network_bytes(network: nn.Module, quantiser: Quantiser | None = None) -> int
 
 
 def assign(sizes: Mapping[str, int], rooms: Mapping[torch.device, int]) -> dict[str, torch.device]:
-    """A device for each component: the largest first, each where most of `rooms` (bytes) is left."""
+    """Assign a device to each component: the largest component first, each to the device with most memory left.
+
+    Args:
+        sizes: Bytes of the weights of each component.
+        rooms: Free bytes of each device.
+    """
     left = dict(rooms)
     chosen: dict[str, torch.device] = {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
@@ -68,14 +86,15 @@ def assign(sizes: Mapping[str, int], rooms: Mapping[torch.device, int]) -> dict[
 
 
 class Placement:
-    """Networks that were put in their places, some of them on the CPU between uses."""
+    """Networks that are offloaded: their weights are on the CPU between uses."""
 
     def __init__(self, hooks: Sequence[Any] = (), *, offloaded: bool = False) -> None:
+        """`hooks` are those of accelerate that move networks; `offloaded` tells whether anything is offloaded."""
         self.hooks = tuple(hooks)
         self._offloaded = offloaded
 
     def free(self) -> None:
-        """Bring what rests on the CPU back there, and give the memory of devices back."""
+        """Move the weights of offloaded networks back to the CPU, and free the memory of the devices."""
         from accelerate.utils.memory import clear_device_cache
 
         for hook in self.hooks:
@@ -85,7 +104,7 @@ class Placement:
 
     @contextmanager
     def freed(self) -> Iterator[None]:
-        """Memory is given back when the block ends, however it ends."""
+        """A context that frees the memory of the devices when it ends, also by an error."""
         try:
             yield
         finally:
@@ -99,10 +118,17 @@ def place(
     *,
     quantised: Sequence[str] = (),
 ) -> Placement:
-    """Offload loaded parts whose weights rest on the CPU; with "none" they are where they were loaded.
+    """Install the hooks that move the weights of loaded parts between the CPU and their devices.
 
-    devices: where each computes. quantised: roles with quantised weights. ConfigError if these would have to move in
-    groups.
+    Args:
+        parts: The loaded parts by role, with their weights on the CPU unless `offload` is "none".
+        devices: The device on which each part computes, by role.
+        offload: "none" leaves all weights where they are, "model" moves one network at a time, "group" one group of
+            layers at a time.
+        quantised: The roles whose weights are quantised.
+
+    Raises:
+        ConfigError: `offload` is "group", and weights are quantised.
     """
     if offload == "none":
         return Placement()
@@ -114,7 +140,7 @@ def place(
         return Placement(hooks, offloaded=True)
     check_groups(quantised)
     for role in chosen:
-        if role == "codec":  # small, and entered by two methods that no group would hear of
+        if role == "codec":  # it is small, and its two methods would not run the hooks of groups
             parts[role].network.to(devices[role])  # type: ignore[union-attr]
         else:
             _offload_groups(parts[role], devices[role])
@@ -122,7 +148,13 @@ def place(
 
 
 def rest_codec(codec: LatentCodec, device: torch.device, *, live: bool) -> Placement:
-    """A loaded codec in training: on the CPU between uses whole or, where every step encodes, its decoder alone."""
+    """Offload the codec of a training run to the CPU between uses.
+
+    Args:
+        codec: The loaded codec.
+        device: The device on which it computes.
+        live: Whether every step encodes pictures; then only the decoder is offloaded.
+    """
     from accelerate import cpu_offload_with_hook
 
     network = codec.decoder if live else codec.network
@@ -133,9 +165,9 @@ def rest_codec(codec: LatentCodec, device: torch.device, *, live: bool) -> Place
 
 
 def check_groups(quantised: Sequence[str]) -> None:
-    """ConfigError if weights in `quantised` roles cannot be moved in groups."""
+    """Raise a ConfigError if any role has quantised weights, which cannot be moved in groups."""
     if quantised:
-        # diffusers moves a parameter by assigning `.data`, which leaves what a quantised one is made of behind.
+        # diffusers moves a parameter by assigning `.data`; the tensors inside a quantised parameter would not move.
         raise ConfigError(
             f"offload = 'group' cannot move quantised weights ({', '.join(quantised)})",
             "Use offload = 'model', or leave quantise out.",

@@ -1,4 +1,4 @@
-"""The configuration: every key, read strictly, laid over one another in layers. Imports no torch."""
+"""The configuration: every key of it, its layers, and how it is read without any conversion. Imports no torch."""
 
 from __future__ import annotations
 

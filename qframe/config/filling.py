@@ -1,4 +1,4 @@
-"""Plain tables into a `Config`, with the settings that plugins declare, and every problem at once."""
+"""Fills a `Config` from plain tables, with the settings that plugins declare, and reports every problem at once."""
 
 from __future__ import annotations
 
@@ -7,93 +7,66 @@ from typing import Any
 
 import attrs
 
+from qframe.config.choices import CHOICES
 from qframe.config.layers import Key, Tree, source_at
-from qframe.config.schema import QUANTISABLE, ROLES, Config, TrainConfig
+from qframe.config.schema import Config
 from qframe.config.strict import InvalidError, Problem, fields_of, nested, structure
-from qframe.errors import ConfigError, PluginError, bullet_list
-from qframe.plugins.hookspecs import Component, Family
-from qframe.plugins.registry import Registry, nearest
+from qframe.errors import bullet_list, nearest
+from qframe.plugins.offers import ChosenFamily
 
 MOST_SHOWN = 40
 
 
 @attrs.frozen
 class Declared:
-    """The class that someone declares for a table of settings, None if they declare none."""
+    """The class that is declared for a table of settings.
+
+    Attributes:
+        owner: Who declares it, as the subject of a message.
+        cls: The attrs class; None if the owner takes no settings.
+    """
 
     owner: str
     cls: type | None
 
 
-def declared_options(
-    plain: dict[str, Any], family: Family, registry: Registry, problems: list[Problem]
-) -> dict[Key, Declared]:
-    """By the path of its table, what each chosen component and the recipe declare; unknown components are problems."""
-    found: dict[Key, Declared] = {
-        ("recipe",): _declared(
-            registry, registry.recipe_family(family), "settings", f"the recipe of family {family.name!r}"
-        )
-    }
-    for role in (*ROLES, "data"):
-        section = plain.get(role)
-        name = section.get("use") if isinstance(section, dict) else None
-        kind = "source" if role == "data" else role
-        if not isinstance(name, str):
-            if role == "data" and isinstance(section, dict):
-                found[role, "options"] = Declared("a data set that is not chosen (data.use)", None)
-            continue
-        try:
-            component = registry.component(kind, name)
-        except ConfigError as error:
-            known = ", ".join(other.name for other in registry.components(kind)) or "none"
-            problems.append(Problem((role, "use"), f"{error.message} (known: {known})"))
-            continue
-        found[role, "options"] = _declared(registry, component, "options", f"{kind} {name!r}")
-    for role in QUANTISABLE:
-        section = plain.get(role)
-        table = section.get("quantise") if isinstance(section, dict) else None
-        if not isinstance(table, dict):
-            continue
-        name = table.get("use")
-        if not isinstance(name, str):
-            found[role, "quantise", "options"] = Declared(f"no quantiser is chosen ({role}.quantise.use), which", None)
-            continue
-        try:
-            component = registry.component("quantiser", name)
-        except ConfigError as error:
-            known = ", ".join(other.name for other in registry.components("quantiser")) or "none"
-            problems.append(Problem((role, "quantise", "use"), f"{error.message} (known: {known})"))
-            continue
-        found[role, "quantise", "options"] = _declared(registry, component, "options", f"quantiser {name!r}")
-    train, default = plain.setdefault("train", {}), TrainConfig().optimizer
-    optimizer = train.get("optimizer", default) if isinstance(train, dict) else None
-    if isinstance(optimizer, str):
-        try:
-            component = registry.component("optimizer", optimizer)
-            found["train", "optimizer_options"] = _declared(registry, component, "options", f"optimizer {optimizer!r}")
-        except ConfigError as error:
-            if optimizer != default:  # without plugins nobody trains, and a configuration may still be read
-                known = ", ".join(other.name for other in registry.components("optimizer")) or "none"
-                problems.append(Problem(("train", "optimizer"), f"{error.message} (known: {known})"))
-    return found
+def declared_settings(plain: Mapping[str, Any], chosen: ChosenFamily) -> tuple[dict[Key, Declared], list[Problem]]:
+    """The settings that the recipe and each chosen component declare, by the path of their table.
 
-
-def _declared(registry: Registry, declared: Component | Family, field: str, owner: str) -> Declared:
-    cls = registry.resolve(declared, field)
-    if cls is not None and not (isinstance(cls, type) and attrs.has(cls)):
-        raise PluginError(
-            f"plugin {registry.plugin_of(declared)!r}: {getattr(declared, field)} is not an attrs class",
-            "The settings of a component or recipe are an attrs class.",
-        )
-    return Declared(f"{owner} (plugin {registry.plugin_of(declared)})", cls)
+    Returns:
+        The declared settings, and a problem for each key that names an unknown component.
+    """
+    classes = chosen.settings()
+    owner = f"the recipe of family {chosen.family.name!r} (plugin {chosen.recipe.plugin})"
+    found: dict[Key, Declared] = {("recipe",): Declared(owner, classes["recipe",])}
+    problems = []
+    for choice in CHOICES:
+        if offer := chosen.components.get(choice.key):
+            owner = f"{choice.kind} {offer.declared.name!r} (plugin {offer.plugin})"
+            found[choice.settings] = Declared(owner, classes[choice.key])
+        elif error := chosen.unknown.get(choice.key):
+            if choice.name(plain) != choice.default:  # a configuration may be read where no plugin has an optimizer
+                known = ", ".join(error.known) or "none"
+                problems.append(Problem(choice.key, f"{error.message} (known: {known})"))
+        elif choice.unnamed is not None:
+            found[choice.settings] = Declared(choice.unnamed, None)
+    return found, problems
 
 
 def fill(plain: dict[str, Any], declared: Mapping[Key, Declared], problems: list[Problem]) -> Config | None:
-    """The configuration, or None; `problems` grows by whatever is wrong. `plain` is used up."""
+    """The configuration that plain tables hold; None if they have problems.
+
+    Args:
+        plain: The configuration as nested tables. Settings are taken out of it, so that it cannot be used again.
+        declared: The settings that plugins declare, by the path of their table.
+        problems: Every problem that is found is appended here.
+    """
     for key, declaration in declared.items():
-        table = plain
+        table: Any = plain
         for name in key[:-1]:
-            table = table[name]
+            table = table.setdefault(name, {}) if isinstance(table, dict) else None
+        if not isinstance(table, dict):
+            continue  # where a table is expected there is another value, which is a problem of its own
         given = table.pop(key[-1], {})
         if declaration.cls is None:
             if given != {}:
@@ -111,7 +84,7 @@ def fill(plain: dict[str, Any], declared: Mapping[Key, Declared], problems: list
 
 
 def known_keys(declared: Mapping[Key, Declared]) -> list[str]:
-    """Every dotted key that this configuration could have."""
+    """Every dotted key that a configuration with these declared settings could have."""
 
     def keys(cls: type, prefix: Key) -> Iterator[str]:
         for name, attribute in fields_of(cls).items():
@@ -127,7 +100,12 @@ def known_keys(declared: Mapping[Key, Declared]) -> list[str]:
 
 
 def describe_problems(problems: Iterable[Problem], tree: Tree, known: Iterable[str]) -> str:
-    """The message: a line per problem, with its key, its source, and for an unknown key the nearest known one."""
+    """The message of an error: a line for each problem, with its key, where the value comes from, and what is wrong.
+
+    Args:
+        tree: The configuration with the source of each value.
+        known: Every dotted key, from which the nearest is named for an unknown key.
+    """
     ordered = sorted(problems, key=lambda problem: problem.path)
     lines = []
     for problem in ordered[:MOST_SHOWN]:
@@ -140,7 +118,7 @@ def describe_problems(problems: Iterable[Problem], tree: Tree, known: Iterable[s
 
 
 def _advice(problem: Problem, known: Iterable[str]) -> str:
-    """For an unknown key: its nearest neighbour, else the nearest of all keys, else what its table has."""
+    """What to write in place of an unknown key: a similar key of its table, else any similar key, else the table's."""
     if problem.known is None:
         return ""
     *table, name = problem.path

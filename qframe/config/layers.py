@@ -1,4 +1,4 @@
-"""The layers of a configuration: nested tables in which every value knows where it comes from."""
+"""Lays the layers of a configuration over one another, in nested tables whose values know where they come from."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ import attrs
 
 from qframe.config.schema import ROLES
 from qframe.errors import ConfigError
-from qframe.plugins.hookspecs import Family
+from qframe.plugins.hookspecs import Component, Family
+from qframe.plugins.offers import ChosenFamily, Offer
 from qframe.plugins.registry import Registry
 
 DEEPEST = 32
 
 Key = tuple[str, ...]
-"""A path into nested tables: ("train", "max_steps")."""
+"""The path of a key in nested tables, for example ("train", "max_steps")."""
 
 
 @attrs.frozen(eq=False)
 class Leaf:
-    """A value of one layer, and where it comes from."""
+    """A value of one layer.
+
+    Attributes:
+        value: The value, as TOML or Python gives it.
+        source: Where it comes from, as messages and `qframe config show` name it.
+    """
 
     value: Any
     source: str
@@ -30,7 +36,14 @@ Tree = dict[str, Union["Tree", Leaf]]
 
 
 def put(tree: Tree, value: Mapping[str, Any], source: Callable[[Key], str], at: Key = ()) -> None:
-    """Lay nested tables over the tree: tables merge, anything else replaces; None is not given."""
+    """Lay nested tables over the tree: a table is merged with the table below it, any other value replaces it.
+
+    Args:
+        tree: The tree, which is changed.
+        value: The tables; a value of None counts as not given.
+        source: Tells for the path of a key where its value comes from.
+        at: The path of the tables in the tree.
+    """
     if len(at) > DEEPEST:
         raise ConfigError(f"{'.'.join(at[:3])}...: tables nested more than {DEEPEST} deep")
     for name, item in value.items():
@@ -47,17 +60,17 @@ def put(tree: Tree, value: Mapping[str, Any], source: Callable[[Key], str], at: 
 
 
 def own_source(key: Key) -> str:
-    """The source of values in a tree that is laid over another: never asked for, as its leaves bring their own."""
+    """The `source` of `put` for a tree that is laid over another: it is never called, as leaves bring their source."""
     raise AssertionError(f"{key} has no source")
 
 
 def plain_tables(tree: Tree) -> dict[str, Any]:
-    """The values alone."""
+    """The tree as plain tables, without the sources of its values."""
     return {name: plain_tables(node) if isinstance(node, dict) else node.value for name, node in tree.items()}
 
 
 def value_at(tree: Tree, *key: str) -> Any:
-    """The value at `key`; None where there is none, or a table."""
+    """The value at the path `key`; None where there is no value, or a table."""
     node: Tree | Leaf | None = tree
     for name in key:
         node = node.get(name) if isinstance(node, dict) else None
@@ -65,7 +78,11 @@ def value_at(tree: Tree, *key: str) -> Any:
 
 
 def leaves(node: Tree | Leaf, key: Key) -> Iterator[tuple[Key, Leaf]]:
-    """Every value below `node`, which lies at `key`, with its path."""
+    """Every leaf of `node` with its path.
+
+    Args:
+        key: The path of `node` itself.
+    """
     if isinstance(node, Leaf):
         yield key, node
     else:
@@ -74,7 +91,7 @@ def leaves(node: Tree | Leaf, key: Key) -> Iterator[tuple[Key, Leaf]]:
 
 
 def source_at(tree: Tree, key: Key) -> str:
-    """Where the value at `key` comes from; of a table, its first value."""
+    """Where the value at the path `key` comes from; for a table, where its first value does."""
     node: Tree | Leaf = tree
     for name in key:
         if isinstance(node, Leaf):
@@ -85,11 +102,11 @@ def source_at(tree: Tree, key: Key) -> str:
     return next((leaf.source for _, leaf in leaves(node, ())), "default")
 
 
-def choose_family(user: Tree, registry: Registry) -> Family:
-    """The family that the user names. ConfigError if none is named, or it is unknown."""
+def choose_family(user: Tree, registry: Registry) -> ChosenFamily:
+    """The family that the user names. ConfigError if the user names none, or one that no plugin offers."""
     name = value_at(user, "family")
     if isinstance(name, str):
-        return registry.family(name)
+        return registry.choose(name)
     known = ", ".join(family.name for family in registry.families()) or "none"
     if "family" in user:
         raise ConfigError("family: expected a string", f"Known families: {known}.")
@@ -97,7 +114,7 @@ def choose_family(user: Tree, registry: Registry) -> Family:
 
 
 def family_layer(family: Family) -> Tree:
-    """What a family chooses, and the options it lays under the user's."""
+    """The lowest layer: the components that a family chooses, and its defaults."""
     tree: Tree = {}
     defaults: dict[str, Any] = {role: {"use": getattr(family, role)} for role in ROLES}
     defaults |= {"model": family.model, "data": {"use": family.data}}
@@ -106,16 +123,30 @@ def family_layer(family: Family) -> Tree:
     return tree
 
 
-def put_model_defaults(tree: Tree, user: Tree, registry: Registry) -> None:
-    """Lay the defaults of a bundled checkpoint over the family's, if it is the model."""
+def put_model_defaults(tree: Tree, user: Tree, models: Mapping[str, Offer[Component]]) -> None:
+    """Lay the defaults that a model brings over those of the family, if it ships with a plugin.
+
+    Args:
+        tree: The layer of the family, which is changed.
+        user: What the user gives, which may name another model than the family.
+        models: The models that ship with plugins, by name.
+    """
     name = value_at(user, "model") or value_at(tree, "model")
-    for component in registry.components("model"):
-        if component.name == name:
-            put(tree, component.defaults, lambda key: f"model {name}")
+    if name in models:
+        put(tree, models[name].declared.defaults, lambda key: f"model {name}")
 
 
 def drop_foreign(tree: Tree, user: Tree, registry: Registry) -> tuple[str, ...]:
-    """Take out the family's options of components that the user replaced: they belong to the former one."""
+    """Take out the settings that the family gives to components which the user replaces by others.
+
+    Args:
+        tree: The layer of the family and the model, which is changed.
+        user: What the user gives. If it has `data.path` without `data.use`, the source that reads this path is added.
+        registry: Knows which source reads which files.
+
+    Returns:
+        The dotted keys of the settings that were taken out.
+    """
     path = value_at(user, "data", "path")
     if isinstance(path, str) and value_at(user, "data", "use") is None:
         put(user, {"data": {"use": registry.source_for(path)}}, lambda key: "default, as data.path is given")

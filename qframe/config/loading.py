@@ -1,9 +1,9 @@
-"""From names and values to a `Config`: merged in layers, filled strictly, every error at once. Imports no torch.
+"""Makes a `Config` of names and values: layers are merged, read strictly, and every error is reported at once.
 
-The layers, each over the one before: defaults of the schema, the family's options, those of a bundled model, a TOML
-file, values given in Python or by flags, `--set key=value`. Nothing is coerced: "false" is no bool and 3.7 no whole
-number; only a whole number passes for a number. Environment variables are not expanded, and no key takes an import
-path.
+The layers, each laid over the one before: the defaults of the schema, those of the family, those of a model that ships
+with a plugin, a TOML file, values given in Python or by options of a command, and `--set key=value`. No value is
+converted: "false" is not a bool and 3.7 is not a whole number; only a whole number is accepted where a number is
+expected. Environment variables are not expanded, and no key takes an import path. Imports no torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 import attrs
 
-from qframe.config.filling import declared_options, describe_problems, fill, known_keys
+from qframe.config.choices import choose
+from qframe.config.filling import declared_settings, describe_problems, fill, known_keys
 from qframe.config.layers import (
     choose_family,
     drop_foreign,
@@ -29,16 +30,19 @@ from qframe.config.reading import read_user
 from qframe.config.schema import Config
 from qframe.config.stored import config_items
 from qframe.errors import ConfigError
-from qframe.plugins.hookspecs import Family
+from qframe.plugins.offers import ChosenFamily
 from qframe.plugins.registry import Registry, load_registry
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Resolved:
-    """A configuration and where it comes from.
+    """A configuration, and where its values come from.
 
-    sources: for every leaf key "default", "family NAME", "model NAME", "FILE:line", "argument" or "--set".
-    dropped: the family's options that belong to a component which is not in use.
+    Attributes:
+        config: The configuration.
+        sources: Where the value of each dotted key comes from: "default", "family NAME", "model NAME", "FILE:line",
+            "argument" or "--set".
+        dropped: Dotted keys of settings that the family gives to a component which is not in use.
     """
 
     config: Config
@@ -54,10 +58,17 @@ def load_config(
     values: Mapping[str, Any] | None = None,
     registry: Registry | None = None,
 ) -> Config:
-    """The configuration of a family, under a TOML file, under values, under `key=value` overrides.
+    """The configuration of a family, with a TOML file, then values, then overrides laid over its defaults.
 
-    `values` are nested tables with the keys of `qframe.config.schema`; None in them means "not given". ConfigError
-    lists every problem with its key path, what was expected and what was found.
+    Args:
+        path: A TOML file.
+        family: The name of the family, where neither the file nor a value names it.
+        overrides: Texts "key=value" with a dotted key.
+        values: Nested tables with the keys of `qframe.config.schema`; a value of None counts as not given.
+        registry: The plugins to choose from; by default those that are installed.
+
+    Raises:
+        ConfigError: It lists every problem with its key, what was expected and what was found.
     """
     return resolve_config(path, family=family, overrides=overrides, values=values, registry=registry).config
 
@@ -70,19 +81,21 @@ def resolve_config(
     values: Mapping[str, Any] | None = None,
     registry: Registry | None = None,
 ) -> Resolved:
-    """As `load_config`, with the source of every value."""
+    """The configuration as `load_config` makes it, with the source of every value."""
     registry = load_registry() if registry is None else registry
     user, problems = read_user(path, family, overrides, values or {})
     chosen = choose_family(user, registry)
-    tree = family_layer(chosen)
-    put_model_defaults(tree, user, registry)
+    tree = family_layer(chosen.family)
+    put_model_defaults(tree, user, chosen.models)
     dropped = drop_foreign(tree, user, registry)
     put(tree, user, own_source)
     plain = plain_tables(tree)
-    declared = declared_options(plain, chosen, registry, problems)
+    chosen = choose(plain, registry)  # now that every layer has said which components it means
+    declared, unknown = declared_settings(plain, chosen)
+    problems += unknown
     config = fill(plain, declared, problems)
     if config is None or problems:
-        hint = f"`qframe config show --family {chosen.name}` lists every key."
+        hint = f"`qframe config show --family {chosen.family.name}` lists every key."
         hint += "".join(f"\nNot loaded: {broken}" for broken in registry.broken)
         raise ConfigError(describe_problems(problems, tree, known_keys(declared)), hint)
     sources = {key: source_at(tree, tuple(key.split("."))) for key in config_items(config)}
@@ -91,7 +104,11 @@ def resolve_config(
 
 def chosen_family(
     path: str | Path | None, *, family: str | None, overrides: Iterable[str], registry: Registry
-) -> Family:
-    """The family that a configuration means, whatever else is in it. ConfigError if it names none that is known."""
+) -> ChosenFamily:
+    """The family that a configuration chooses, whatever else the configuration holds.
+
+    Raises:
+        ConfigError: The configuration names no family, or one that no plugin offers.
+    """
     user, _ = read_user(path, family, overrides, {})
     return choose_family(user, registry)

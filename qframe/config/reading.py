@@ -1,4 +1,4 @@
-"""What a user gives: a TOML file and `key=value` overrides, read with limits."""
+"""Reads what a user gives, a TOML file and `key=value` overrides, and limits its size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,20 @@ OVERRIDE = "--set"
 def read_user(
     path: str | Path | None, family: str | None, overrides: Iterable[str], values: Mapping[str, Any]
 ) -> tuple[Tree, list[Problem]]:
-    """Everything a user gives, and which overrides cannot be read."""
+    """Read everything that a user gives into one tree.
+
+    Args:
+        path: A TOML file.
+        family: The name of the family, laid over everything else.
+        overrides: Texts "key=value" with a dotted key, laid over the values.
+        values: Nested tables, laid over the file.
+
+    Returns:
+        The tree, and a problem for each override that cannot be read.
+
+    Raises:
+        ConfigError: The file cannot be read, is too large or is not valid TOML.
+    """
     problems: list[Problem] = []
     user: Tree = {}
     if path is not None:
@@ -49,29 +62,29 @@ def _read_file(path: Path, tree: Tree) -> None:
     if len(raw) > LARGEST_FILE:
         raise ConfigError(f"{path}: larger than {LARGEST_FILE} bytes", "A configuration file is small.")
     try:
-        text = raw.decode("utf-8")
-        _check_dots(text, str(path))
-        tables = tomli.loads(text)
-        lines = _line_numbers(text)
+        toml = raw.decode("utf-8")
+        _check_dots(toml, str(path))
+        tables = tomli.loads(toml)
+        lines = _line_numbers(toml)
         put(tree, tables, lambda key: _place(path, key, lines))
     except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 
-def _check_dots(text: str, where: str) -> None:
-    # A dotted key costs quadratic time and memory: one of 200 KB took all of 23 GB.
-    # Lines as TOML has them: str.splitlines breaks at more characters, which a quoted key may hold.
-    for number, line in enumerate(text.split("\n"), 1):
+def _check_dots(toml: str, where: str) -> None:
+    # Reading a dotted key costs time and memory that grow with the square of its length: a key of 200 KB took 23 GB.
+    # str.splitlines would also break a line at characters that TOML allows inside a quoted key.
+    for number, line in enumerate(toml.split("\n"), 1):
         if line.count(".") > MOST_DOTS:
             raise ConfigError(f"{where}:{number}: more than {MOST_DOTS} dots in a line", "Break the line.")
 
 
-def _line_numbers(text: str) -> dict[Key, int]:
-    """Where keys and tables begin, as far as simple lines tell; only messages use it."""
+def _line_numbers(toml: str) -> dict[Key, int]:
+    """The lines in which keys and tables begin, for messages; keys of inline tables are not found."""
     lines: dict[Key, int] = {}
     table: Key = ()
     inside = False
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(toml.split("\n"), 1):
         if not inside:
             before, sign, _ = line.partition("=")
             if line.lstrip().startswith("["):
@@ -111,7 +124,7 @@ def _read_override(override: str, tree: Tree) -> list[Problem]:
 
 
 def _value_of(text: str) -> Any:
-    """The text as a TOML value, else as it stands."""
+    """The value that the text after "=" means: what TOML reads it as, or the text itself if it is not TOML."""
     if any(line.count(".") > MOST_DOTS for line in text.split("\n")):
         return text
     try:

@@ -1,7 +1,7 @@
-"""Tables into attrs classes without coercion, with every problem at once. Imports no torch.
+"""Turns nested tables into attrs classes without converting values, and reports every problem at once.
 
-cattrs alone turns "false" into True and 3.7 into 3, and iterates a string where a list is due: every type that a
-configuration can hold is therefore registered here.
+cattrs by itself turns "false" into True and 3.7 into 3, and takes a string apart where a list is expected. Therefore
+this module registers how every type that a configuration can hold is read. Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,23 +20,34 @@ import cattrs
 from qframe.errors import QframeError
 
 _T = TypeVar("_T")
-_WHOLE = 2**63  # whole numbers of TOML are signed, 64 bits
+_WHOLE = 2**63  # whole numbers in TOML have 64 bits and a sign
 
 
 @attrs.frozen
 class Problem:
-    """What is wrong with the value at a path. known: the keys that its table has, for a key that it has not."""
+    """An error in the value at a path.
+
+    Attributes:
+        path: The path of the key.
+        message: What is wrong, without the path.
+        known: For an unknown key, the keys that its table has; else None.
+    """
 
     path: tuple[str, ...]
     message: str
     known: tuple[str, ...] | None = None
 
     def under(self, name: str) -> Problem:
+        """The same problem, with the path as it is seen from the table around it."""
         return attrs.evolve(self, path=(name, *self.path))
 
 
 class InvalidError(QframeError):
-    """The problems of one value; `structure` and its callers put the path in front."""
+    """A value that cannot be read.
+
+    Attributes:
+        problems: The problems of the value, with paths that begin at the value itself.
+    """
 
     def __init__(self, *problems: Problem) -> None:
         super().__init__("; ".join(problem.message for problem in problems))
@@ -44,13 +55,13 @@ class InvalidError(QframeError):
 
 
 def structure(value: Any, cls: type[_T]) -> _T:
-    """`value`, a nested table, as an instance of the attrs class `cls`. InvalidError holds every problem."""
+    """Read nested tables as an instance of the attrs class `cls`. InvalidError holds every problem of them."""
     result: _T = _CONVERTER.structure(value, cls)
     return result
 
 
 def unstructure(value: Any) -> Any:
-    """The inverse of `structure`, in the types of TOML; keys whose value is None are left out."""
+    """The nested tables that `structure` reads as `value`, in types that TOML has; keys that are None are left out."""
     if attrs.has(type(value)):
         pairs = [(a.name, getattr(value, a.name)) for a in attrs.fields(type(value)) if a.init]
         return {name: unstructure(item) for name, item in pairs if item is not None}
@@ -64,18 +75,18 @@ def unstructure(value: Any) -> Any:
 
 
 def fields_of(cls: type) -> dict[str, attrs.Attribute[Any]]:
-    """The settable fields of an attrs class by name, with resolved types."""
+    """The fields of an attrs class that its constructor takes, by name, with resolved types."""
     return {a.name: a for a in attrs.fields(attrs.resolve_types(cls)) if a.init}
 
 
 def nested(attribute: attrs.Attribute[Any]) -> type | None:
-    """The attrs class that the field holds, None for a plain value."""
+    """The attrs class that a field holds; None where it holds a plain value."""
     kinds = [attribute.type, *get_args(attribute.type)]
     return next((kind for kind in kinds if isinstance(kind, type) and attrs.has(kind)), None)
 
 
 def show(value: Any) -> str:
-    """A value in a message: as TOML would write it, cut short."""
+    """A value as messages show it: written as in TOML, and cut if it is long."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
@@ -89,7 +100,7 @@ def show(value: Any) -> str:
 
 
 def expected(kind: Any) -> str:
-    """A type in words."""
+    """What a type accepts, in words, for a message."""
     plain = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", Path: "a path"}
     if kind in plain:
         return plain[kind]
@@ -245,7 +256,7 @@ def _check_range(attribute: attrs.Attribute[Any], value: Any) -> None:
 
 
 def _range(validator: Any) -> str | None:
-    """The numeric validators of attrs in words; None for anything else."""
+    """The range that numeric validators of attrs accept, in words; None for other validators."""
     if hasattr(validator, "_validators"):
         parts = [_range(inner) for inner in validator._validators]
         return None if None in parts else " and ".join(part for part in parts if part)

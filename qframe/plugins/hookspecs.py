@@ -1,7 +1,7 @@
-"""The whole extension surface: six hooks, and the two declarations that plugins return.
+"""Everything that a plugin can implement: six hooks, and the two declarations that the first two hooks return.
 
-Imports no torch: listing, checking and planning must stay instant. Declarations name their classes as
-strings "module:Class", imported only when a component is used.
+This module imports no torch, so that plugins can be listed at once. A declaration names its classes as strings
+"module:Class", which are imported when the component is used.
 
     # my_plugin.py, named in the entry-point group "qframe"
     from qframe import Component, Family, hookimpl
@@ -58,18 +58,24 @@ def _recipe(instance: object, attribute: attrs.Attribute[Any], value: str) -> No
 
 @attrs.frozen
 class Component:
-    """A part that a plugin offers.
+    """A component that a plugin offers.
 
-    kind: what it is. name: what users write in `use = "..."`. target: "module:Class" implementing the interface of
-    that kind in `qframe.interfaces`; for kind "model" a "module:function" returning the folder of a checkpoint that
-    ships with the plugin; for kind "logger" a class without arguments whose methods are observing hooks, which
-    hears the runs that name it in `logging.use`; for kind "benchmark" a click command, run by `qframe bench NAME`;
-    for kind "command" a `click.Command` or `click.Group`, run by `qframe NAME`, whose summary is its short help.
-    options: "module:Class", a torch-free attrs class of its settings.
-    suffixes: of kind "source" alone, the lower-case endings of the files that it reads, such as ".csv": where the user
-    gives a path with one of these and names no source, this source reads it.
-    defaults: of kind "model" alone, configuration that suits this checkpoint, as nested tables; it is laid over the
-    family's and under the user's wherever this checkpoint is the model.
+    Attributes:
+        kind: What the component is.
+        name: The name that users write in `use = "..."`.
+        target: "module:Name" of what implements it. For most kinds it is a class that implements the interface of the
+            kind in `qframe.interfaces`. For kind "model" it is a function that returns the model folder that ships with
+            the plugin; for kind "logger" a class, constructed without arguments, whose methods are observing hooks and
+            which observes the runs that name it in `logging.use`; for kind "benchmark" a click command that
+            `qframe bench NAME` runs; for kind "command" a `click.Command` or `click.Group` that `qframe NAME` runs, and
+            whose short help is the summary.
+        options: "module:Class" of an attrs class with the settings of the component, which imports no torch; None if it
+            takes no settings.
+        defaults: For kind "model" only: configuration that suits the model, as nested tables. Wherever this model is
+            used, it is laid over the defaults of the family and under what the user gives.
+        suffixes: For kind "source" only: the lower-case endings of the files that it reads, such as ".csv". The source
+            reads a path with one of these endings where the user names no source.
+        summary: One line for `qframe plugins list`.
     """
 
     kind: Kind = attrs.field(validator=attrs.validators.in_(KINDS))
@@ -89,14 +95,26 @@ class Component:
 
 @attrs.frozen(kw_only=True)
 class Family:
-    """A task as data: which components, joined by which recipe, with which defaults.
+    """A task as data: the components that solve it, the recipe that joins them, and defaults.
 
-    recipe: "module:Class" of a `qframe.interfaces.Recipe`; or the name of another family, whose recipe and settings
-    this one takes. settings: "module:Class", the torch-free attrs class of the recipe's settings. transforms:
-    registered names of what the recipe's plans pass through, the first one first. options: defaults laid under the
-    user's configuration, as nested tables with the same keys, e.g. {"encoder": {"options": {"template": "edit"}}}.
-    model, data: registered names used when the user gives none. weights_licence: SPDX id of the published weights.
-    oracle: registered name of what `qframe verify` holds the family against.
+    Attributes:
+        name: The name that users write in `family = "..."`.
+        encoder: Registered name of the encoder.
+        denoiser: Registered name of the denoiser.
+        codec: Registered name of the codec.
+        schedule: Registered name of the schedule.
+        sampler: Registered name of the sampler.
+        recipe: "module:Class" of a `qframe.interfaces.Recipe`, or the name of another family, whose recipe and settings
+            this family takes.
+        settings: "module:Class" of the attrs class of the recipe's settings, which imports no torch.
+        transforms: Registered names of the transforms that the recipe's plans pass through, the first one first.
+        options: Defaults that are laid under what the user gives, as nested tables with the keys of a configuration,
+            for example {"encoder": {"options": {"template": "edit"}}}.
+        model: Registered name of the model that is used when the user names none.
+        data: Registered name of the source that is used when the user names no data set.
+        oracle: Registered name of the oracle that `qframe verify` compares the family with.
+        weights_licence: SPDX id of the licence of the published weights.
+        summary: One line for `qframe plugins list`.
     """
 
     name: str = attrs.field(kw_only=False)
@@ -118,17 +136,17 @@ class Family:
 
 @hookspec
 def qframe_components() -> list[Component]:
-    """Offer components."""
+    """Return the components that the plugin offers."""
 
 
 @hookspec
 def qframe_families() -> list[Family]:
-    """Offer families."""
+    """Return the families that the plugin offers."""
 
 
 @hookspec
 def qframe_run_start(run: Run) -> None:
-    """Observe that a training run begins (or resumes)."""
+    """Observe that a training run begins, or continues from a checkpoint."""
 
 
 @hookspec
@@ -138,9 +156,9 @@ def qframe_step_end(run: Run, step: int, metrics: Mapping[str, float]) -> None:
 
 @hookspec
 def qframe_samples(run: Run, step: int, files: Sequence[Path]) -> None:
-    """Observe pictures that were sampled after `step` optimizer steps: PNG files, one per record, in order."""
+    """Observe the pictures that were sampled after `step` optimizer steps: PNG files, one for each record, in order."""
 
 
 @hookspec
 def qframe_run_end(run: Run, error: BaseException | None) -> None:
-    """Observe that a training run ended; `error` is None when it finished."""
+    """Observe that a training run ended; `error` is None if the run finished, else what ended it."""

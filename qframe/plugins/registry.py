@@ -1,25 +1,20 @@
-"""Finds the plugins, takes what they declare, and says which of them are broken and why. Imports no torch.
+"""The registry: everything that the installed plugins offer, and which of them are broken and why. Imports no torch.
 
-A plugin is an entry point in the group "qframe" whose module has the hooks of `qframe.plugins.hookspecs`. pluggy leaves
-three gaps that are closed here: a second distribution with the same entry-point name is skipped in silence, one
-failing import stops discovery and names no plugin, and a misspelt hook is ignored.
+pluggy leaves three gaps that are closed here: it skips a second distribution with the same entry-point name in silence,
+it stops at the first plugin that cannot be imported without naming it, and it ignores a hook whose name is misspelt.
 
     QFRAME_DISABLE_PLUGINS=a,b    leaves these plugins out
-    QFRAME_TRACE_PLUGINS=1        writes how each plugin loads, and every event that is relayed, to stderr
+    QFRAME_TRACE_PLUGINS=1        writes to stderr how each plugin loads, and every event that observers are told
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
-import importlib
-import importlib.metadata
-import inspect
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any, TypeVar
@@ -27,41 +22,35 @@ from typing import Any, TypeVar
 import attrs
 import pluggy
 
-from qframe.errors import ConfigError, PluginError, QframeError
+from qframe.errors import PluginError, did_you_mean
 from qframe.plugins import hookspecs
-from qframe.plugins.distribution import DISTRIBUTION
+from qframe.plugins.discovery import DISABLE, Candidate, check_hooks, disabled_plugins, installed_plugins
 from qframe.plugins.hookspecs import PROJECT, Component, Family
+from qframe.plugins.offers import ChosenFamily, Offer, UnknownNameError, reason
 
 log = logging.getLogger(__name__)
 
-GROUP = "qframe"
-DISABLE = "QFRAME_DISABLE_PLUGINS"
 TRACE = "QFRAME_TRACE_PLUGINS"
 
 # The commands of `qframe.cli`. A plugin that offers a command of one of these names is reported as broken.
 CORE_COMMANDS = frozenset({"cache", "compose", "config", "lora", "plugins", "sample", "train"})
 
-_HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("qframe_"))
 _Declared = TypeVar("_Declared", Component, Family)
+_Key = TypeVar("_Key")
 _Item = TypeVar("_Item")
-
-
-@attrs.frozen(eq=False)
-class Candidate:
-    """A plugin before it is loaded: its name, where it comes from, and how to get its object.
-
-    distribution: "name version" of the package that brings it.
-    """
-
-    name: str
-    distribution: str
-    target: str
-    load: Callable[[], object]
 
 
 @attrs.frozen
 class Plugin:
-    """A plugin that works: its name, where it comes from, and what it declares."""
+    """A plugin that works.
+
+    Attributes:
+        name: The name of its entry point.
+        distribution: "name version" of the package that brings it.
+        target: The module that the entry point names.
+        components: The components that it declares.
+        families: The families that it declares.
+    """
 
     name: str
     distribution: str
@@ -72,7 +61,13 @@ class Plugin:
 
 @attrs.frozen
 class Broken:
-    """What a plugin failed at. Whatever else it declares, and every other plugin, goes on working."""
+    """A failure of a plugin. What else the plugin declares, and every other plugin, goes on working.
+
+    Attributes:
+        plugin: The name of the plugin.
+        distribution: "name version" of the package that brings it.
+        reason: What failed.
+    """
 
     plugin: str
     distribution: str
@@ -82,50 +77,25 @@ class Broken:
         return f"plugin {self.plugin!r} ({self.distribution}): {self.reason}"
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3, *, cutoff: float = 0.6) -> list[str]:
-    """The names in `known` that `name` may have been meant to be, best first."""
-    return difflib.get_close_matches(name, list(known), n=count, cutoff=cutoff)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message that has just named `name`; nothing where no known name is near."""
-    close = nearest(name, known)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-
-
-def resolve(target: str, plugin: str | None = None) -> Any:
-    """The object that "module:Name" names, imported now. PluginError names the plugin and the target."""
-    module, _, attribute = target.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (QframeError, MemoryError):
-        raise
-    except (Exception, SystemExit) as error:
-        owner = "" if plugin is None else f"plugin {plugin!r}: "
-        raise PluginError(
-            f"{owner}{target} cannot be used ({_say(error)})",
-            "Reinstall or update the plugin, or report this to its author.",
-        ) from error
-
-
 class Registry:
-    """Everything the plugins offer.
+    """Everything that the plugins offer.
 
-    plugins: those that work, in the order they were loaded. broken: what failed, by plugin and reason.
-    hook: pluggy's relay; `hook.qframe_step_end(run=..., step=..., metrics=...)` calls every observer.
+    Attributes:
+        disabled: The names of the plugins that are left out.
     """
 
     def __init__(self, candidates: Iterable[Candidate] = (), *, disabled: Iterable[str] = ()) -> None:
+        """Load every candidate whose name is not among `disabled`. A plugin that fails is recorded in `broken`."""
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
         if os.environ.get(TRACE, "0") not in ("", "0"):
             self._manager.trace.root.setwriter(sys.stderr.write)
             self._manager.enable_tracing()
         self._broken: list[Broken] = []
-        self._failed: set[str] = set()
+        self._failed: set[str] = set()  # observers that failed in the present run
         self._plugins: dict[str, Plugin] = {}
-        self._components: dict[tuple[str, str], tuple[Component, str]] = {}
-        self._families: dict[str, tuple[Family, str]] = {}
+        self._components: dict[tuple[str, str], Offer[Component]] = {}
+        self._families: dict[str, Offer[Family]] = {}
         candidates = list(candidates)
         self.disabled = tuple(sorted(set(disabled)))
         for name in self.disabled:
@@ -137,20 +107,28 @@ class Registry:
 
     @property
     def plugins(self) -> tuple[Plugin, ...]:
+        """The plugins that work, in the order in which they were loaded."""
         return tuple(self._plugins.values())
 
     @property
     def broken(self) -> tuple[Broken, ...]:
+        """Everything that failed while plugins were loaded."""
         return tuple(self._broken)
 
     @property
     def hook(self) -> Any:
+        """Pluggy's callers: `hook.qframe_step_end(run=..., step=..., metrics=...)` calls every observer."""
         return self._manager.hook
 
     def tell(self, event: str, **values: Any) -> None:
-        """Call every observer of a hook. One that fails is named in the log, once until the next run starts.
+        """Call every observer of a hook.
 
-        An observer never ends a run: the others are called, and whoever tells goes on.
+        An observer that raises an error does not end the run: the log names it, once until the next run starts, and the
+        other observers are called.
+
+        Args:
+            event: The name of the hook.
+            values: The arguments of the hook.
         """
         if event == "qframe_run_start":
             self._failed.clear()
@@ -159,18 +137,25 @@ class Registry:
             others = [other.plugin for other in implementations if other is not implementation]
             try:
                 self._manager.subset_hook_caller(event, others)(**values)
-            # Somebody else's code again, in the middle of a run that may have taken days.
+            # The observer is code of a plugin, and the run that it would end may have taken days.
             except Exception as error:  # noqa: BLE001
                 name = implementation.plugin_name
                 if name not in self._failed:
                     self._failed.add(name)
-                    log.warning("%s failed at %s and is passed over: %s", name, event, _say(error))
+                    log.warning("%s failed at %s and is passed over: %s", name, event, reason(error))
 
     @contextmanager
     def observing(self, observers: Mapping[str, object]) -> Iterator[None]:
-        """Inside, these loggers, by name, observe too. PluginError for one whose hooks are none."""
+        """A context in which these loggers observe runs too.
+
+        Args:
+            observers: The loggers, by their registered name.
+
+        Raises:
+            PluginError: A logger has no hook, or a hook of it is misspelt.
+        """
         for observer in observers.values():
-            _check_hooks(observer)
+            check_hooks(observer)
         names = {f"logger {name}": observer for name, observer in observers.items()}
         for name, observer in names.items():
             self._manager.register(observer, name)
@@ -181,43 +166,61 @@ class Registry:
                 self._manager.unregister(name=name)
 
     def components(self, kind: str | None = None) -> tuple[Component, ...]:
-        """The components of one kind, or all, by kind and name."""
-        return tuple(
-            component for (k, _), (component, _) in sorted(self._components.items()) if kind is None or k == kind
-        )
+        """The components of one kind, or of all kinds, sorted by kind and name."""
+        found = sorted(self._components.items())
+        return tuple(offer.declared for (own, _), offer in found if kind is None or own == kind)
 
     def families(self) -> tuple[Family, ...]:
-        """All families, by name."""
-        return tuple(family for _, (family, _) in sorted(self._families.items()))
+        """All families, sorted by name."""
+        return tuple(offer.declared for _, offer in sorted(self._families.items()))
 
     def component(self, kind: str, name: str) -> Component:
-        """The component of this kind and name. ConfigError with the nearest names and the list."""
-        known = {n: found for (k, n), found in self._components.items() if k == kind}
-        return self._known(kind, name, known)[0]
+        """The component of this kind and name. ConfigError if there is none, with the nearest names and the list."""
+        return self.offer(kind, name).declared
 
     def family(self, name: str) -> Family:
-        """The family of this name. ConfigError with the nearest names and the list."""
-        return self._known("family", name, self._families)[0]
+        """The family of this name. ConfigError if there is none, with the nearest names and the list."""
+        return self._known("family", name, self._families).declared
 
-    def recipe_family(self, family: Family) -> Family:
-        """The family that declares the recipe of `family`: itself, or the one that it names. PluginError if neither."""
-        if ":" in family.recipe:
-            return family
-        owner, _ = self._families.get(family.recipe, (None, ""))
-        if owner is None or ":" not in owner.recipe:
-            raise PluginError(
-                f"plugin {self.plugin_of(family)!r}: family {family.name!r} takes the recipe of family "
-                f"{family.recipe!r}, which {'does not exist' if owner is None else 'has none of its own'}",
-                "Install or enable the plugin of that family.",
-            )
-        return owner
+    def offer(self, kind: str, name: str) -> Offer[Component]:
+        """The component of this kind and name, with its plugin. ConfigError as for `component`."""
+        return self._known(kind, name, self._of_kind(kind))
+
+    def choose(self, family: str, components: Mapping[tuple[str, ...], tuple[str, str]] | None = None) -> ChosenFamily:
+        """Look up a family, and components that a configuration names for it, in one go.
+
+        Args:
+            family: The name of the family.
+            components: Kind and name of each component, by the path of the key that names it.
+
+        Raises:
+            ConfigError: There is no such family, or it names a transform that does not exist. Components that do not
+                exist are no error yet: see `ChosenFamily.unknown`.
+            PluginError: The family takes the recipe of a family that does not exist or has no recipe of its own.
+        """
+        chosen = self._known("family", family, self._families)
+        found: dict[tuple[str, ...], Offer[Component]] = {}
+        unknown: dict[tuple[str, ...], UnknownNameError] = {}
+        for key, (kind, name) in (components or {}).items():
+            try:
+                found[key] = self.offer(kind, name)
+            except UnknownNameError as error:
+                unknown[key] = error
+        return ChosenFamily(
+            family=chosen.declared,
+            recipe=self._recipe_of(chosen),
+            transforms=tuple(self.offer("transform", name) for name in chosen.declared.transforms),
+            models=self._of_kind("model"),
+            components=found,
+            unknown=unknown,
+        )
 
     def sources_by_suffix(self) -> dict[str, str]:
         """The name of the data source that reads each suffix. The plugin that was loaded first wins."""
         found: dict[str, str] = {}
-        for component, _ in self._components.values():
-            for suffix in component.suffixes:
-                found.setdefault(suffix, component.name)
+        for offer in self._components.values():
+            for suffix in offer.declared.suffixes:
+                found.setdefault(suffix, offer.declared.name)
         return found
 
     def source_for(self, path: str) -> str:
@@ -225,26 +228,46 @@ class Registry:
         return self.sources_by_suffix().get(PurePath(path).suffix.lower(), "folder")
 
     def plugin_of(self, declared: Component | Family) -> str:
-        """The name of the plugin that declared it."""
-        if isinstance(declared, Component):
-            return self._components[declared.kind, declared.name][1]
-        return self._families[declared.name][1]
+        """The name of the plugin that declares a component or a family."""
+        return self._offer_of(declared).plugin
 
     def resolve(self, declared: Component | Family, field: str = "target") -> Any:
-        """The object that a "module:Name" field of a declaration names; None where the field is None."""
-        target = getattr(declared, field)
-        return None if target is None else resolve(target, self.plugin_of(declared))
+        """Import the object that a "module:Name" field of a declaration names; None where the field is None."""
+        return self._offer_of(declared).resolve(field)
+
+    def _offer_of(self, declared: Component | Family) -> Offer[Component] | Offer[Family]:
+        if isinstance(declared, Component):
+            return self._components[declared.kind, declared.name]
+        return self._families[declared.name]
+
+    def _of_kind(self, kind: str) -> dict[str, Offer[Component]]:
+        return {name: offer for (own, name), offer in sorted(self._components.items()) if own == kind}
+
+    def _recipe_of(self, chosen: Offer[Family]) -> Offer[Family]:
+        """The family that declares the recipe: the chosen one, or the one that it names."""
+        name = chosen.declared.recipe
+        if ":" in name:
+            return chosen
+        owner = self._families.get(name)
+        if owner is None or ":" not in owner.declared.recipe:
+            raise PluginError(
+                f"plugin {chosen.plugin!r}: family {chosen.declared.name!r} takes the recipe of family "
+                f"{name!r}, which {'does not exist' if owner is None else 'has none of its own'}",
+                "Install or enable the plugin of that family.",
+            )
+        return owner
 
     def _known(self, kind: str, name: str, known: Mapping[str, _Item]) -> _Item:
         if name in known:
             return known[name]
-        names = ", ".join(sorted(known)) or "none"
+        names = tuple(sorted(known))
         missing = "".join(f"\nNot loaded: {problem}" for problem in self._broken)
-        raise ConfigError(f"no {kind} {name!r}{did_you_mean(name, known)}", f"Known: {names}.{missing}")
+        hint = f"Known: {', '.join(names) or 'none'}.{missing}"
+        raise UnknownNameError(f"no {kind} {name!r}{did_you_mean(name, known)}", hint, names)
 
-    def _fail(self, plugin: str, distribution: str, reason: str) -> None:
-        self._manager.trace(f"{plugin}: {reason}")
-        self._broken.append(Broken(plugin, distribution, reason))
+    def _fail(self, plugin: str, distribution: str, why: str) -> None:
+        self._manager.trace(f"{plugin}: {why}")
+        self._broken.append(Broken(plugin, distribution, why))
 
     def _add(self, candidate: Candidate) -> None:
         first = self._plugins.get(candidate.name)
@@ -259,16 +282,16 @@ class Registry:
         started = time.perf_counter()
         try:
             loaded = candidate.load()
-            _check_hooks(loaded)
+            check_hooks(loaded)
             self._manager.register(loaded, candidate.name)
             components = self._collect(candidate.name, "qframe_components", Component)
             families = self._collect(candidate.name, "qframe_families", Family)
-        # The one place where anything may go wrong, on behalf of people who are not here: recorded by name.
+        # A plugin may fail in any way while it is imported; what failed is recorded under its name.
         except (Exception, SystemExit) as error:  # noqa: BLE001
             if self._manager.has_plugin(candidate.name):
                 self._manager.unregister(name=candidate.name)
-            reason = str(error) if isinstance(error, PluginError) else _say(error)
-            self._fail(candidate.name, candidate.distribution, reason)
+            why = str(error) if isinstance(error, PluginError) else reason(error)
+            self._fail(candidate.name, candidate.distribution, why)
             return
         milliseconds = (time.perf_counter() - started) * 1000
         self._manager.trace(
@@ -306,64 +329,27 @@ class Registry:
                 found.append(item)
         return found
 
-    def _offer(
-        self, table: dict[_Item, tuple[_Declared, str]], key: _Item, declared: _Declared, candidate: Candidate
-    ) -> None:
+    def _offer(self, table: dict[_Key, Offer[_Declared]], key: _Key, declared: _Declared, candidate: Candidate) -> None:
         if key in table:
+            first = table[key].plugin
             what = (
                 f"{declared.kind} {declared.name!r}" if isinstance(declared, Component) else f"family {declared.name!r}"
             )
             self._fail(
                 candidate.name,
                 candidate.distribution,
-                f"offers {what}, which plugin {table[key][1]!r} offers too; the one of {table[key][1]!r} is used. "
-                f"{DISABLE}={table[key][1]} would leave that plugin out",
+                f"offers {what}, which plugin {first!r} offers too; the one of {first!r} is used. "
+                f"{DISABLE}={first} would leave that plugin out",
             )
             return
-        table[key] = (declared, candidate.name)
+        table[key] = Offer(declared, candidate.name)
 
 
 def _kind_of(value: object) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _say(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _check_hooks(plugin: object) -> None:
-    """PluginError if a hook is misspelt or lacks @hookimpl, or if there is none."""
-    found = 0
-    for name in dir(plugin):
-        function = getattr(plugin, name, None)
-        marked = getattr(function, f"{PROJECT}_impl", None)
-        if not isinstance(marked, dict):
-            if inspect.isfunction(function) and name.startswith("qframe_") and nearest(name, _HOOKS):
-                raise PluginError(f"{name} lacks @hookimpl, so it would never be called")
-            continue
-        hook = marked.get("specname") or name
-        if hook not in _HOOKS:
-            raise PluginError(f"there is no hook {hook!r}{did_you_mean(hook, _HOOKS)} (hooks: {', '.join(_HOOKS)})")
-        found += 1
-    if not found:
-        raise PluginError(f"has none of the hooks {', '.join(_HOOKS)}")
-
-
-def _installed() -> Iterator[Candidate]:
-    entry_points = list(importlib.metadata.entry_points(group=GROUP))
-
-    def order(entry_point: importlib.metadata.EntryPoint) -> tuple[bool, str, str]:
-        # The plugins that come with qframe are first, so that no other distribution can take one of their names.
-        name = entry_point.dist.name if entry_point.dist else ""
-        return name != DISTRIBUTION, name, entry_point.name
-
-    for entry_point in sorted(entry_points, key=order):
-        distribution = f"{entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else "unknown"
-        yield Candidate(entry_point.name, distribution, entry_point.value, entry_point.load)
-
-
 @functools.cache
 def load_registry() -> Registry:
-    """The registry of the plugins installed here, made once per process."""
-    disabled = (name.strip() for name in os.environ.get(DISABLE, "").split(","))
-    return Registry(_installed(), disabled=[name for name in disabled if name])
+    """The registry of the plugins that are installed; it is made once per process."""
+    return Registry(installed_plugins(), disabled=disabled_plugins())

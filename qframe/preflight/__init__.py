@@ -1,9 +1,10 @@
-"""What a run will load and how much memory it will need, told from shapes alone; and what would need less.
+"""Forecasts what a run will load and how much memory it will need, from shapes alone, and what would need less.
 
-Weights, trained parameters, gradients, optimizer states and averages are exact: the real code makes them on the meta
-device. Activations are those of one real forward pass there: tensors that are still referenced when it ends, attention
-counted as the fused kernels keep it (queries, keys, values and result, no matrix of scores). Left out: what allocators
-and the libraries of a device keep for themselves, and the conditioning's own encoding.
+Weights, trained parameters, gradients, optimizer states and averaged weights are counted exactly: the real code
+creates them on the meta device. Activations are the tensors that are still referenced at the end of one real forward
+pass on the meta device, where attention keeps what the fused kernels keep: queries, keys, values and the result, but no
+matrix of scores. Two things are not counted: what allocators and the libraries of a device reserve, and the activations
+of the encoder.
 """
 
 from __future__ import annotations

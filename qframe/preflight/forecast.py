@@ -1,4 +1,4 @@
-"""What is told of memory, in figures and in words."""
+"""A forecast of memory: its figures, and how they are worded."""
 
 from __future__ import annotations
 
@@ -14,14 +14,23 @@ from qframe.compose.placement import ORDER, Room, room_on
 from qframe.errors import ResourceError, bullet_list
 
 TEXT_TOKENS = 512
-"""Tokens of a prompt that is not known yet: the length at which the pipelines of Qwen-Image cut it."""
+"""Assumed tokens of a prompt that is not known yet: the length at which the pipelines of Qwen-Image cut a prompt."""
 PICTURE = (1024, 1024)
-"""What a geometry is asked to fit; one that has a size of its own gives that."""
+"""Assumed size of a picture that is not known yet; the recipe's geometry fits it."""
 
 
 @attrs.frozen
 class Loaded:
-    """A component that will be loaded. bytes: of its weights, quantised where they will be; None: unknown."""
+    """A component that will be loaded.
+
+    Attributes:
+        role: The role of the component.
+        name: The registered name of the component.
+        parameters: Number of its parameters; None if unknown.
+        dtype: Dtype of its weights, and how they are quantised.
+        bytes: Bytes of its weights, after quantisation where that is configured; None if unknown.
+        device: The device that it computes on.
+    """
 
     role: str
     name: str
@@ -41,7 +50,12 @@ class Loaded:
 
 @attrs.frozen
 class Remedy:
-    """A setting that needs less memory, and about how many bytes less."""
+    """A setting that would need less memory.
+
+    Attributes:
+        setting: The setting, as `--set` takes it, or in words.
+        saves: About how many bytes it would save.
+    """
 
     setting: str
     saves: int
@@ -52,37 +66,55 @@ class Remedy:
 
 @attrs.frozen(kw_only=True)
 class Forecast:
-    """loaded: the components. needs: by device and stage, what fills it, in bytes. remedies: the best first."""
+    """What a run will load, how much memory it will need, and what would need less.
+
+    Attributes:
+        loaded: The components that will be loaded.
+        needs: For each device and each stage of the run, the bytes that each thing takes, by its name.
+        remedies: Settings that would need less, the most effective first.
+    """
 
     loaded: tuple[Loaded, ...]
     needs: Mapping[torch.device, Mapping[str, Mapping[str, int]]]
     remedies: tuple[Remedy, ...]
 
     def peak(self, device: torch.device) -> int:
-        """Bytes of the stage that needs most of this device."""
+        """Bytes that the most demanding stage needs on a device."""
         return max(sum(parts.values()) for parts in self.needs[device].values())
 
     def table(self, room: Callable[[torch.device], Room] = room_on) -> list[str]:
-        """What will be loaded, what each stage needs of each device, whether it fits, and what would help."""
+        """The lines of a table: what will be loaded, what each stage needs of each device, whether it fits, what helps.
+
+        Args:
+            room: Tells the memory of a device.
+        """
         lines = ["will load", *(f"  {part}" for part in self.loaded)]
         for device, stages in self.needs.items():
             for stage, parts in stages.items():
-                shares = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
-                lines.append(f"{stage} on {device}: about {gib(sum(parts.values()))} ({shares})")
+                listed = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
+                lines.append(f"{stage} on {device}: about {gib(sum(parts.values()))} ({listed})")
             lines.append(self._verdict(device, room(device)))
         if self.remedies:
             lines += ["would need less, the most effective first", *(f"  {remedy}" for remedy in self.remedies)]
         return lines
 
     def summary(self, room: Callable[[torch.device], Room] = room_on) -> str:
-        """One line: the peak of each device and what it has."""
+        """One line with the most that each device needs, and the memory it has.
+
+        Args:
+            room: Tells the memory of a device.
+        """
         peaks = (f"about {gib(self.peak(device))} of {gib(room(device).total)} on {device}" for device in self.needs)
         return f"Memory: {'; '.join(peaks)}."
 
     def check(self, room: Callable[[torch.device], Room] = room_on) -> list[str]:
-        """A warning for each device whose free memory is less than the estimate.
+        """A warning for each device that has less free memory than the forecast needs.
 
-        ResourceError if weights alone are more than a device has in all: that is no estimate.
+        Args:
+            room: Tells the memory of a device.
+
+        Raises:
+            ResourceError: The weights alone take more memory than a device has; their size is exact, not an estimate.
         """
         warnings = []
         for device, stages in self.needs.items():
@@ -103,7 +135,7 @@ class Forecast:
 
 
 def hint(remedies: Sequence[Remedy]) -> str:
-    """What to change, the most effective first."""
+    """The advice of a warning or an error: the settings to change, the most effective first."""
     if not remedies:
         return "Use smaller pictures, or a device with more memory."
     return f"The most effective first:\n{bullet_list(str(remedy) for remedy in remedies)}"
@@ -111,18 +143,18 @@ def hint(remedies: Sequence[Remedy]) -> str:
 
 @contextmanager
 def explained(forecast: Forecast) -> Iterator[None]:
-    """Inside, running out of memory is a ResourceError that names what would have needed less."""
+    """A context that turns an out-of-memory error into a ResourceError, which names settings that need less memory."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
-        if type(error) is RuntimeError and "allocate memory" not in line:  # what the allocator of the CPU says
+        if type(error) is RuntimeError and "allocate memory" not in line:  # the words of the CPU's allocator
             raise
         raise ResourceError(f"out of memory ({line})", hint(forecast.remedies)) from error
 
 
 def gib(size: int) -> str:
-    """Bytes in words."""
+    """A number of bytes in words, for example "1.5 GiB"."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
@@ -131,7 +163,7 @@ def _count(number: int) -> str:
 
 
 def components(composition: Composition) -> tuple[Loaded, ...]:
-    """Encoder, denoiser and codec as they will be loaded."""
+    """Encoder, denoiser and codec of a composition as they will be loaded."""
 
     def describe(role: str) -> Loaded:
         outline, quantiser = composition.outlines.get(role), composition.quantisers.get(role)
@@ -151,12 +183,15 @@ def components(composition: Composition) -> tuple[Loaded, ...]:
 
 
 def ranked(remedies: Sequence[Remedy]) -> tuple[Remedy, ...]:
-    """Those that save anything, the most effective first."""
+    """The remedies that save anything, sorted by how much, the most effective first."""
     return tuple(sorted((one for one in remedies if one.saves > 0), key=lambda one: -one.saves))
 
 
 def quantise_remedies(composition: Composition, role: str) -> list[Remedy]:
-    """Quantising a role's weights in 8 bits, where they are not: exact for layers of any quantiser with a byte each."""
+    """The remedy of quantising the weights of a role to 8 bits; empty if they are quantised already or unknown.
+
+    What it saves is exact for a quantiser that stores one byte for each weight.
+    """
     outline = composition.outlines.get(role)
     if outline is None or role in composition.quantisers:
         return []

@@ -1,4 +1,4 @@
-"""The memory of `qframe sample`."""
+"""Forecasts the memory that sampling needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from qframe.preflight.shapes import META, Made, forward_bytes
 
 
 def forecast_sampling(composition: Composition) -> Forecast:
-    """Of one picture of the recipe's own size, with the longest prompt; guidance does not need more, unless joined."""
+    """Forecast the memory for sampling one picture of the recipe's default size with a prompt of the assumed length.
+
+    Guidance needs no more memory, unless `sample.guidance_batching` is "joined", which the forecast does not count.
+    """
     config = composition.config
     weights = {role: composition.weights(role) or 0 for role in ORDER}
     working = _working(composition)
@@ -40,7 +43,7 @@ def forecast_sampling(composition: Composition) -> Forecast:
 
 
 def _working(composition: Composition) -> dict[str, int]:
-    """Bytes that one picture needs while denoiser and codec compute."""
+    """Bytes of the activations of denoiser and codec for one picture, by role."""
     found = dict.fromkeys(ORDER, 0)
     recipe, compression = composition.recipe, composition.specs["codec"].compression
     geometry = getattr(recipe, "geometry", None)
@@ -64,7 +67,10 @@ def _working(composition: Composition) -> dict[str, int]:
 
 
 def _group_bytes(composition: Composition, role: str) -> int:
-    """What is on the device at once: two blocks, as the next one is fetched ahead, and what belongs to none."""
+    """Bytes of the weights that are on the device at once where they are offloaded in groups.
+
+    These are two blocks, because the next block is fetched while one computes, and the weights outside all blocks.
+    """
     outline = composition.outlines.get(role)
     if outline is None:
         return 0

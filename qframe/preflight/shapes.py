@@ -1,4 +1,4 @@
-"""A forward pass of shapes, and the bytes that it makes and keeps."""
+"""Runs a forward pass on the meta device, and counts the bytes that it creates and keeps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,18 @@ META = torch.device("meta")
 
 
 def forward_bytes(outline: Denoiser, spec: DenoiserSpec, shape: Shape, text: int, batch: int) -> tuple[int, int]:
-    """Bytes that `batch` predictions of one shape keep for the backward pass, and the most that they hold at once."""
+    """Count the bytes of one forward pass of a denoiser on the meta device.
+
+    Args:
+        outline: The denoiser, with its network on the meta device.
+        spec: The Spec of the denoiser.
+        shape: Height and width of target and references, in latent pixels.
+        text: Text tokens of each prompt.
+        batch: Number of samples, all of this shape.
+
+    Returns:
+        The bytes that the pass keeps for the backward pass, and the most bytes that exist at once.
+    """
     target, references = shape
 
     def packed(grids: tuple[Grid, ...]) -> PackedSequence:
@@ -37,12 +48,18 @@ def forward_bytes(outline: Denoiser, spec: DenoiserSpec, shape: Shape, text: int
         predicted = outline.velocity(
             packed((grid(target),)), torch.empty(batch, device=META), cond, given, forward=forward
         )
-        kept = made.live - predicted.nbytes  # while the result is there, and with it all that it keeps
+        # While the result exists, so does everything that autograd keeps for it.
+        kept = made.live - predicted.nbytes
     return kept, made.peak
 
 
 class Made(TorchDispatchMode):
-    """Counts the bytes of tensors made inside: live, those still referenced; peak, the most at once."""
+    """A context that counts the bytes of the tensors which are created in it.
+
+    Attributes:
+        live: Bytes of created tensors that are still referenced.
+        peak: The most bytes that were referenced at once.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +68,7 @@ class Made(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for given in tree_leaves((args, kwargs)):
-            if isinstance(given, Tensor):  # a view of a weight is nothing new
+            if isinstance(given, Tensor):  # a view of a weight is no new memory
                 self._known.setdefault(given.untyped_storage(), True)
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):
@@ -67,7 +84,10 @@ class Made(TorchDispatchMode):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Inside, attention of shapes keeps what fused kernels keep: shapes alone would be given to the unfused one."""
+    """A context in which attention on the meta device keeps what the fused kernels keep.
+
+    Without it, torch would choose the unfused kernel for tensors on the meta device.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not nn.functional.scaled_dot_product_attention:

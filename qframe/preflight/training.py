@@ -1,4 +1,4 @@
-"""The memory of `qframe train`."""
+"""Forecasts the memory that training needs."""
 
 from __future__ import annotations
 
@@ -20,29 +20,33 @@ from qframe.preflight.shapes import forward_bytes
 from qframe.train.optim import optimizer_factory
 
 LOOKED_AT = 32
-"""Records whose sizes are read; the largest stands for the batch."""
+"""How many records are looked at; the largest of them is assumed for every example of the batch."""
 
 
 def nominal_size(pixel: PixelInput) -> Size:
-    """What a geometry makes of a picture of a megapixel, whatever the picture: no file is opened."""
+    """The size that a geometry gives a picture of one megapixel, assumed for any picture: no file is opened."""
     return pixel.geometry.fit(*PICTURE)
 
 
 def forecast_training(
     composition: Composition, records: Sequence[Record], size: FittedSize = nominal_size, *, processes: int = 1
 ) -> Forecast:
-    """Of `qframe train`: encoding, and then a step whose every example has the largest of the first records' shapes.
+    """Forecast the memory for encoding the data set, and for a step whose examples all have the largest shape.
 
-    processes: how many train together; the forecast is that of one of them.
-    size: `fitted_size` opens the pictures of these records, for a closer estimate where they are smaller than allowed.
+    Args:
+        composition: The composition that will be trained.
+        records: The records to train on, of which the first ones are looked at.
+        size: Gives the size that a picture is encoded in. `fitted_size` opens the picture, for a closer estimate where
+            pictures are smaller than the geometry allows.
+        processes: How many processes train together; the forecast is for one of them.
     """
     config, device = composition.config, composition.device("denoiser")
     needs: dict[torch.device, dict[str, dict[str, int]]] = {}
     for role in ("encoder", "codec"):
         needs.setdefault(composition.device(role), {}).setdefault("encoding", {})[role] = composition.weights(role) or 0
     remedies: list[Remedy] = []
-    shares = config.train.shard == "full" and processes > 1
-    step = _step(composition, records, size, one_by_one=shares)
+    shards = config.train.shard == "full" and processes > 1
+    step = _step(composition, records, size, one_by_one=shards)
     weights = composition.weights("denoiser")
     if step is not None and weights is not None:
         parts = {"denoiser": 0 if config.train.mode == "full" else weights, **step.parts}  # full: trained in place
@@ -50,19 +54,24 @@ def forecast_training(
         parts |= {role: composition.weights(role) or 0 for role in kept if composition.device(role) == device}
         remedies = _training_remedies(composition, step, parts)
         if processes > 1 and "denoiser" not in composition.quantisers:
-            shared = _shared_out(composition, parts, processes)
-            if shares:
-                parts = shared
+            sharded = _sharded(composition, parts, processes)
+            if shards:
+                parts = sharded
             else:
-                remedies.append(Remedy("train.shard=full", sum(parts.values()) - sum(shared.values())))
+                remedies.append(Remedy("train.shard=full", sum(parts.values()) - sum(sharded.values())))
         needs.setdefault(device, {})["training"] = parts
     return Forecast(loaded=components(composition), needs=needs, remedies=ranked(remedies))
 
 
 @attrs.frozen(kw_only=True)
 class _Step:
-    """parts: what a step holds besides the weights, in bytes. kept, recomputed: activations without and with gradient
-    checkpointing. batch: examples.
+    """The memory of one training step.
+
+    Attributes:
+        parts: The bytes that each thing takes besides the weights, by its name.
+        kept: Bytes of activations without gradient checkpointing.
+        recomputed: Bytes of activations with gradient checkpointing.
+        batch: Number of examples.
     """
 
     parts: Mapping[str, int]
@@ -71,8 +80,8 @@ class _Step:
     batch: int
 
 
-def _shared_out(composition: Composition, parts: Mapping[str, int], processes: int) -> dict[str, int]:
-    """The parts of a step in one of several processes that share the denoiser out, and the blocks gathered in it."""
+def _sharded(composition: Composition, parts: Mapping[str, int], processes: int) -> dict[str, int]:
+    """The bytes of a step in one of several processes over which the denoiser is sharded, gathered blocks included."""
     outline = composition.outlines["denoiser"]
     blocks = list(getattr(outline.module, outline.blocks))
     if composition.config.train.mode == "full":
@@ -80,8 +89,8 @@ def _shared_out(composition: Composition, parts: Mapping[str, int], processes: i
         split = {name: parts[name] // processes for name in ("trained", "gradients", "optimizer", "average")}
         return {**parts, **split, "gathered blocks": 3 * largest}  # two with their weights, one with its gradients
     inside = [network_bytes(block) for block in blocks]
-    share = parts["denoiser"] - sum(inside) + sum(inside) // processes
-    return {**parts, "denoiser": share, "gathered blocks": 2 * max(inside)}
+    portion = parts["denoiser"] - sum(inside) + sum(inside) // processes
+    return {**parts, "denoiser": portion, "gathered blocks": 2 * max(inside)}
 
 
 def _step(
@@ -98,7 +107,7 @@ def _step(
     else:
         trained = dict(module.requires_grad_(True).named_parameters())
     masters = {name: nn.Parameter(torch.empty_like(p, dtype=torch.float32)) for name, p in trained.items()}
-    nn.Module.to(module, dtype)  # what autocast computes in
+    nn.Module.to(module, dtype)  # the dtype that autocast computes in
     shape, text = _largest(composition, records, size)
     tokens = _places(shape) // composition.specs["denoiser"].patch ** 2 + text
     batch = max(config.tokens_per_batch // tokens, 1) if config.tokens_per_batch else config.batch_size
@@ -111,8 +120,8 @@ def _step(
     if enable is not None:
         enable()
         between, _ = forward_bytes(outline, specs, shape, text, batch)
-        recomputed = min(between + block, kept)  # one block is there whole while it is computed again
-    # The backward pass holds gradients of what one block made, too: not of all at once, about half.
+        recomputed = min(between + block, kept)  # one block has all its activations while it is recomputed
+    # The backward pass also holds gradients of the activations of one block: about half of them at once.
     kept, recomputed = kept + block // 2, recomputed + block // 2
     trained_bytes = sum(parameter.nbytes for parameter in masters.values())
     parts = {
@@ -128,7 +137,7 @@ def _step(
 
 
 def _largest(composition: Composition, records: Sequence[Record], size: FittedSize) -> tuple[Shape, int]:
-    """Latent sides, and text tokens, of the record with most of both among the first ones."""
+    """Latent sizes and text tokens of the first records' largest example, by the sum of both."""
     count = composition.token_counter() or estimated_tokens
     compression = composition.specs["codec"].compression
     inputs = [composition.recipe.inputs(record) for record in records[:LOOKED_AT]]

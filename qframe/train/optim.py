@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from qframe.config.schema import TrainConfig
-from qframe.errors import PluginError
 from qframe.interfaces import OptimizerFactory
 from qframe.plugins.registry import Registry, load_registry
 from qframe.train.sharding import shared_state
@@ -19,17 +18,13 @@ from qframe.train.sharding import shared_state
 def optimizer_factory(config: TrainConfig, registry: Registry | None = None) -> OptimizerFactory:
     """What builds `train.optimizer`. ConfigError for an unknown name, or for a package that is not there."""
     registry = registry or load_registry()
-    component = registry.component("optimizer", config.optimizer)
-    cls = registry.resolve(component)
-    if not (isinstance(cls, type) and issubclass(cls, OptimizerFactory)):
-        raise PluginError(
-            f"plugin {registry.plugin_of(component)!r}: {component.target} is no subclass of "
-            "qframe.interfaces.OptimizerFactory"
-        )
+    offer = registry.offer("optimizer", config.optimizer)
+    factory = offer.implementation(OptimizerFactory)
     options = config.optimizer_options
-    if options is None and (default := registry.resolve(component, "options")) is not None:
+    if options is None and (default := offer.settings()) is not None:
         options = default()
-    return cls(options)
+    built: OptimizerFactory = factory(options)
+    return built
 
 
 class Optimizers:

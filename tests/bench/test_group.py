@@ -13,8 +13,9 @@ import pytest
 
 import qframe_bench.plugin
 from qframe.cli import plugin_commands
+from qframe.plugins.discovery import Candidate
 from qframe.plugins.hookspecs import Component, hookimpl
-from qframe.plugins.registry import Candidate, Registry, load_registry
+from qframe.plugins.registry import Registry, load_registry
 from tests.cli.conftest import Run
 
 

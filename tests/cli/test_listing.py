@@ -24,8 +24,8 @@ def test_config_show_gives_value_source_and_meaning(run: Run, tmp_path: Path) ->
     (tmp_path / "a.toml").write_text("[lora]\nrank = 4\n")
     outcome = run("config", "show", "--family", "qwen-edit", "--config", "a.toml", "--set", "train.seed=3")
     assert outcome.code == 0
-    assert re.search(r"^lora\.rank +4 +a\.toml:2 +rank of the update$", outcome.out, re.M)
-    assert re.search(r"^train\.seed +3 +--set +decides order", outcome.out, re.M)
+    assert re.search(r"^lora\.rank +4 +a\.toml:2 +rank of the low-rank update$", outcome.out, re.M)
+    assert re.search(r"^train\.seed +3 +--set +seed of the order", outcome.out, re.M)
     assert re.search(r"^encoder\.use +\S+ +family qwen-edit +registered name", outcome.out, re.M)
 
 

@@ -14,8 +14,9 @@ import pytest
 from qframe.cli import plugin_commands
 from qframe.cli.app import app
 from qframe.errors import ConfigError, DataError, QframeError, WeightsError
+from qframe.plugins.discovery import Candidate
 from qframe.plugins.hookspecs import Component, hookimpl
-from qframe.plugins.registry import CORE_COMMANDS, Candidate, Registry
+from qframe.plugins.registry import CORE_COMMANDS, Registry
 from tests.cli.conftest import Run
 from tests.fake_distributions import install
 

@@ -256,7 +256,7 @@ def refused(*overrides: str) -> str:
 
 def test_what_fits_is_composed_without_loading() -> None:
     composition = composed()
-    assert {row.state for row in composition.rows} == {"ok"}
+    assert {joint.state for joint in composition.joints} == {"ok"}
     assert LOADED == []
 
 
@@ -302,7 +302,7 @@ def test_an_encoder_that_sees_nothing_is_refused_by_a_recipe_that_shows_pictures
 
 def test_allowed_row_passes_and_is_marked() -> None:
     composition = composed("codec.use=flux-vae", 'compose.allow=["latent_space"]')
-    assert composition.rows[0].state == "allowed"
+    assert composition.joints[0].state == "allowed"
     assert composition.config.compose.allow == ("latent_space",)
 
 
@@ -478,3 +478,14 @@ def test_planning_a_configuration_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["False"]
+
+
+def test_the_registry_is_asked_once_for_all_that_a_composition_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(family="edit", registry=REGISTRY)
+    asked: list[str] = []
+    choose = REGISTRY.choose
+    monkeypatch.setattr(REGISTRY, "choose", lambda family, named: asked.append(family) or choose(family, named))
+    for name in ("components", "families", "component", "family", "resolve", "plugin_of"):
+        monkeypatch.setattr(REGISTRY, name, lambda *args: pytest.fail("asked again"))
+    compose(config, REGISTRY)
+    assert asked == ["edit"]

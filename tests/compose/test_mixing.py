@@ -126,7 +126,7 @@ REGISTRY = make_registry()
 
 
 def found(family: str) -> type[Recipe]:
-    return recipe_class(REGISTRY.family(family), REGISTRY)
+    return recipe_class(REGISTRY.choose(family))
 
 
 def test_a_plan_passes_through_the_transforms_in_their_order() -> None:
@@ -226,7 +226,7 @@ def test_as_request_keeps_what_the_other_kind_has() -> None:
 
 def test_a_family_may_take_the_recipe_and_the_settings_of_another() -> None:
     assert found("taken") is SomeRecipe
-    assert REGISTRY.recipe_family(REGISTRY.family("mixed")).name == "own"
+    assert REGISTRY.choose("mixed").recipe.declared.name == "own"
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_the_largest_component_takes_the_most_room_and_the_rest_what_is_left() -
 def test_devices_are_chosen_from_shapes_alone_and_a_device_of_its_own_stands_above(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qframe.compose.composition.find_device", lambda key, name: torch.device(name))
+    monkeypatch.setattr("qframe.compose.devices.find_device", lambda key, name: torch.device(name))
     monkeypatch.setattr(placement, "room_on", lambda device: placement.Room(10**9, 10**9))
     devices = 'devices=["cuda:0","cuda:1"]'
 

@@ -12,8 +12,10 @@ import pytest
 import qframe.data.plugin
 import qframe_tables.plugin
 from qframe.interfaces import RecordSource
+from qframe.plugins.discovery import Candidate
 from qframe.plugins.hookspecs import Component, hookimpl
-from qframe.plugins.registry import Candidate, Registry, load_registry, resolve
+from qframe.plugins.offers import resolve
+from qframe.plugins.registry import Registry, load_registry
 
 DECLARED = [*qframe.data.plugin.qframe_components(), *qframe_tables.plugin.qframe_components()]
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from qframe.errors import ConfigError, PluginError
+from qframe.plugins.discovery import Candidate
 from qframe.plugins.distribution import DISTRIBUTION
 from qframe.plugins.hookspecs import Component, Family, hookimpl
-from qframe.plugins.registry import Broken, Candidate, Registry, load_registry, resolve
+from qframe.plugins.offers import resolve
+from qframe.plugins.registry import Broken, Registry, load_registry
 from tests.fake_distributions import install, installed, registry_of
 
 GOOD = """

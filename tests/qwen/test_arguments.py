@@ -47,7 +47,7 @@ ADDED_BY = {"qwen-inpaint": {"mask_edges"}, "qwen-edit-inpaint": {"mask_edges"},
 def own_arguments(name: str) -> Mapping[str, Any]:
     """Name to default of everything that a call of a family takes."""
     registry = load_registry()
-    fields = attrs.fields(recipe_class(registry.family(family_of(name)), registry).request_type)
+    fields = attrs.fields(recipe_class(registry.choose(family_of(name))).request_type)
     call = inspect.signature(Pipeline.__call__).parameters.values()
     own = {parameter.name: parameter.default for parameter in call if parameter.kind is parameter.KEYWORD_ONLY}
     return {field.name: field.default for field in fields} | own
@@ -73,7 +73,7 @@ def test_a_call_takes_what_the_diffusers_pipeline_takes(name: str) -> None:
 def test_the_first_arguments_go_by_position_as_in_diffusers(name: str) -> None:
     """As many as diffusers' pipelines agree on; the recipe says which."""
     registry = load_registry()
-    found = recipe_class(registry.family(family_of(name)), registry).positional
+    found = recipe_class(registry.choose(family_of(name))).positional
     wanted = [argument for argument in inspect.signature(UPSTREAM[name].__call__).parameters if argument != "self"]
     assert found == tuple(wanted[: len(found)])
     assert "prompt" in found

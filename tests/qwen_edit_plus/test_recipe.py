@@ -265,6 +265,6 @@ def test_another_familys_request_is_a_bug(recipe: EditPlusRecipe, parts: Parts) 
 def test_transforms_that_start_from_one_picture_are_refused(transform: str) -> None:
     """They would take a set of references for a picture."""
     registry = load_registry()
-    family = attrs.evolve(registry.family("qwen-edit-plus"), transforms=(transform,))
+    transforms = (registry.offer("transform", transform),)
     with pytest.raises(PluginError, match="both take 'image', and read it differently"):
-        recipe_class(family, registry)
+        recipe_class(attrs.evolve(registry.choose("qwen-edit-plus"), transforms=transforms))

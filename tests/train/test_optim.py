@@ -18,8 +18,9 @@ from torch import nn
 from qframe.config.schema import TrainConfig
 from qframe.errors import ConfigError, WeightsError
 from qframe.interfaces import OptimizerFactory
+from qframe.plugins.discovery import Candidate
 from qframe.plugins.distribution import install_hint
-from qframe.plugins.registry import Candidate, Registry, load_registry
+from qframe.plugins.registry import Registry, load_registry
 from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory, schedule_factor
 from qframe.train.packed_state import pack, unpack
 from qframe.train.state import TrainingState, checkpoint_folder, restore, save_checkpoint

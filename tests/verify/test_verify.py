@@ -16,6 +16,7 @@ from qframe.errors import ConfigError, PluginError
 from qframe.interfaces import Conditioning, Encoded, Step, Trace
 from qframe.pictures.geometry import Geometry
 from qframe.plugins.hookspecs import Component
+from qframe.plugins.offers import Offer
 from qframe.plugins.registry import load_registry
 from qframe.testing.listening import Norms
 from qframe_verify.compare import EXACT, FLOAT32, Report, batch_rows, compare
@@ -199,8 +200,7 @@ def test_a_family_without_an_oracle_is_told_which_have_one() -> None:
 def test_an_oracle_that_is_none_is_a_broken_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = load_registry()
     wrong = Component("oracle", "wrong", "qframe.diffusion.samplers:EulerSampler")
-    monkeypatch.setattr(registry, "component", lambda kind, name: wrong)
-    monkeypatch.setattr(registry, "plugin_of", lambda declared: "mine")
+    monkeypatch.setattr(registry, "offer", lambda kind, name: Offer(wrong, "mine"))
     with pytest.raises(PluginError, match=r"plugin 'mine': .* is no subclass of qframe\.interfaces\.Oracle"):
         oracle_of(registry.family("qwen-edit"), registry)
 

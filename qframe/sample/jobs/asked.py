@@ -10,10 +10,9 @@ import attrs
 from attrs.validators import and_, ge, le, lt, optional
 
 from qframe.config.strict import Problem, structure
-from qframe.errors import ConfigError
+from qframe.errors import ConfigError, nearest
 from qframe.interfaces import Request
 from qframe.pictures.picture import Picture
-from qframe.plugins.registry import nearest
 
 NEGATIVE = " "
 """The negative prompt where guidance is asked for without one, as in the Qwen-Image documentation."""

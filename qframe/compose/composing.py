@@ -1,0 +1,128 @@
+"""Composes a configuration: looks up its components, opens their model folders and checks that they fit.
+
+`compose` reads configuration files only. Components that do not fit are refused, with the whole table of checks, before
+a weight is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qframe.compose import placement
+from qframe.compose.composition import Composition
+from qframe.compose.joints import check_joints, refuse_mismatches
+from qframe.compose.mixing import transformed
+from qframe.compose.models import open_models
+from qframe.config.choices import choose
+from qframe.config.schema import QUANTISABLE, ROLES, Config
+from qframe.config.strict import unstructure
+from qframe.errors import ConfigError, PluginError
+from qframe.files.model_folder import ModelFolder
+from qframe.interfaces import (
+    CodecSpec,
+    Denoiser,
+    DenoiserSpec,
+    Encoder,
+    EncoderSpec,
+    LatentCodec,
+    Loadable,
+    PlanTransform,
+    Quantiser,
+    Recipe,
+    Sampler,
+    Schedule,
+)
+from qframe.plugins.offers import ChosenFamily
+from qframe.plugins.registry import Registry, load_registry
+
+_INTERFACES: Mapping[str, type] = {
+    "encoder": Encoder,
+    "denoiser": Denoiser,
+    "codec": LatentCodec,
+    "schedule": Schedule,
+    "sampler": Sampler,
+}
+_SPECS: Mapping[str, type] = {"encoder": EncoderSpec, "denoiser": DenoiserSpec, "codec": CodecSpec}
+
+
+def compose(config: Config, registry: Registry | None = None) -> Composition:
+    """Compose the components of a configuration and check that they fit. No weight is read.
+
+    Args:
+        config: The configuration.
+        registry: The plugins to choose from; by default those that are installed.
+
+    Raises:
+        CompositionError: A joint does not fit, and `compose.allow` does not name it; the message is the whole table.
+        ConfigError: The configuration names an unknown component or no model, or settings that exclude each other.
+        WeightsError: A model folder lacks a component, or holds one of another kind.
+        PluginError: A plugin's class cannot be imported, or does not implement its interface.
+    """
+    registry = load_registry() if registry is None else registry
+    chosen = choose(unstructure(config), registry)
+    offers = {role: chosen.component(role, "use") for role in ROLES}
+    classes = {role: offer.implementation(_INTERFACES[role]) for role, offer in offers.items()}
+    models = open_models(config, chosen, (role for role in ROLES if issubclass(_INTERFACES[role], Loadable)))
+    specs = {role: _spec(config, chosen, role, classes[role], models[role]) for role in _SPECS}
+    quantisers = _quantisers(config, chosen)
+    recipe = recipe_class(chosen)(config.recipe, models["model"])
+    joints = check_joints(specs["encoder"], specs["codec"], specs["denoiser"], recipe, config.compose.allow)
+    title = ", ".join(
+        f"{role} {offers[role].declared.name!r} (plugin {offers[role].plugin})"
+        for role in ("denoiser", "codec", "encoder")
+    )
+    refuse_mismatches(title, joints)
+    return Composition(
+        config=config,
+        family=chosen.family,
+        joints=joints,
+        models=models,
+        classes=classes,
+        specs=specs,
+        quantisers=quantisers,
+        recipe=recipe,
+        title=title,
+    )
+
+
+def recipe_class(chosen: ChosenFamily) -> type[Recipe]:
+    """The recipe of a family, with the transforms of the family around it.
+
+    Raises:
+        PluginError: A class cannot be imported, or is no recipe or no transform.
+    """
+    recipe: type[Recipe] = chosen.recipe.implementation(Recipe, "recipe")
+    for offer in chosen.transforms:
+        recipe = transformed(recipe, offer.implementation(PlanTransform))
+    return recipe
+
+
+def _spec(config: Config, chosen: ChosenFamily, role: str, kind: Any, model: ModelFolder) -> Any:
+    """The Spec that a component gives of itself. PluginError if it is of another type."""
+    spec, wanted = kind.describe(model, getattr(config, role).options), _SPECS[role]
+    if not isinstance(spec, wanted):
+        offer = chosen.component(role, "use")
+        raise PluginError(
+            f"plugin {offer.plugin!r}: {offer.declared.target}.describe returned a {type(spec).__name__}, "
+            f"expected a {wanted.__name__}"
+        )
+    return spec
+
+
+def _quantisers(config: Config, chosen: ChosenFamily) -> dict[str, Quantiser]:
+    """What quantises the weights of each role. ConfigError if other settings exclude quantised weights."""
+    found = {}
+    for role in QUANTISABLE:
+        settings = getattr(config, role).quantise
+        if settings.use is not None:
+            kind = chosen.component(role, "quantise", "use").implementation(Quantiser)
+            found[role] = kind(settings.options)
+    if "denoiser" in found and config.train.mode == "full":
+        raise ConfigError(
+            "denoiser.quantise: quantised weights are frozen, and train.mode = 'full' trains them",
+            "Train a LoRA (train.mode = 'lora'), or leave denoiser.quantise out.",
+        )
+    if config.offload == "group":
+        placement.check_groups(list(found))
+    return found

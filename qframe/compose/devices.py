@@ -1,0 +1,78 @@
+"""Which device each component computes on, and in which dtype."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+
+from qframe.compose import placement
+from qframe.config.schema import Config
+from qframe.errors import ConfigError
+
+
+def find_device(key: str, name: str) -> torch.device:
+    """The device that a configuration key names.
+
+    "auto" is CUDA if this machine has it (under torchrun each process gets a GPU of its own), else MPS, else the CPU.
+
+    Raises:
+        ConfigError: The name is no device, or this machine has no such device; the hint lists those it has.
+    """
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available = [*(f"cuda:{index}" for index in range(torch.cuda.device_count())), *available]
+    if name == "auto":
+        # The processes of torchrun on one machine take a GPU each.
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device(available[local % torch.cuda.device_count() if torch.cuda.is_available() else 0])
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{key}: {name!r} is not a device", f"Known here: auto, {', '.join(available)}.") from error
+    found = device.type in {item.partition(":")[0] for item in available}
+    if not found or (device.index is not None and device.type == "cuda" and str(device) not in available):
+        raise ConfigError(
+            f"{key}: this machine has no device {name!r}", f"Available: {', '.join(available)}. Or say auto."
+        )
+    return device
+
+
+def configured_device(config: Config, role: str) -> torch.device:
+    """The device that the configuration names for a role: the one of its own section, else `device`."""
+    own = getattr(config, role).device
+    return find_device("device", config.device) if own is None else find_device(f"{role}.device", own)
+
+
+def listed_devices(config: Config) -> tuple[torch.device, ...]:
+    """The devices of the key `devices`, over which the components are spread."""
+    return tuple(find_device("devices", name) for name in config.devices)
+
+
+def spread(config: Config, sizes: Mapping[str, int]) -> dict[str, torch.device]:
+    """A device of the key `devices` for each component that has no device of its own.
+
+    Args:
+        sizes: Bytes of the weights of every component, by role. Components with a device of their own count where
+            they lie.
+    """
+    free = {device: placement.room_on(device).free for device in listed_devices(config)}
+    unplaced = {}
+    for role, size in sizes.items():
+        own = getattr(config, role).device
+        if own is None:
+            unplaced[role] = size
+        elif (device := find_device(f"{role}.device", own)) in free:
+            free[device] -= size
+    return placement.assign(unplaced, free)
+
+
+def dtype_on(config: Config, role: str, device: torch.device) -> torch.dtype:
+    """The dtype that a component's weights have on a device; "auto" is float32 on the CPU, else bfloat16."""
+    name = getattr(config, role).dtype or config.dtype
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

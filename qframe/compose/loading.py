@@ -1,0 +1,50 @@
+"""Loads one component, and quantises its weights where that is configured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from qframe.compose.placement import CPU
+from qframe.errors import ConfigError
+from qframe.files.model_folder import ModelFolder
+from qframe.interfaces import Loadable, Quantiser
+
+
+def load_component(
+    kind: type[Loadable],
+    model: ModelFolder,
+    options: Any,
+    quantiser: Quantiser | None = None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    role: str,
+    name: str,
+) -> Any:
+    """Load a component from its model folder onto a device.
+
+    Weights that are to be quantised are loaded and quantised on the CPU, and moved to the device afterwards: before
+    that they may not fit on it.
+
+    Args:
+        kind: The class of the component.
+        quantiser: What quantises the weights; None leaves them as they are.
+        role: The role of the component, for the error.
+        name: The registered name of the component, for the error.
+
+    Raises:
+        ConfigError: The weights are to be quantised, and the component shows no network.
+    """
+    if quantiser is None:
+        return kind.load(model, options, device=device, dtype=dtype)
+    part = kind.load(model, options, device=CPU, dtype=dtype)
+    if part.network is None:
+        raise ConfigError(
+            f"{role}.quantise: {role} {name!r} shows no network to quantise",
+            "Leave it out, or choose another component.",
+        )
+    quantiser.quantise(part.network)
+    part.network.to(device)
+    return part

@@ -1,0 +1,300 @@
+"""The sections of a configuration that are about a training run and its samples. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import attrs
+from attrs.validators import and_, ge, gt, le, lt, optional
+
+Precision = Literal["float32", "bfloat16"]
+
+LoraLayout = Literal["diffusers", "comfyui", "kohya"]
+"""Layouts of LoRA files.
+
+"diffusers" stores alpha in the metadata of the file; "comfyui" and "kohya" store it beside each layer, and "kohya"
+writes "_" for "." in the names of layers.
+"""
+
+
+@attrs.frozen(kw_only=True)
+class LoraConfig:
+    """The LoRA that is trained where `train.mode` is "lora"."""
+
+    rank: int = attrs.field(
+        default=16, validator=and_(ge(1), le(1024)), metadata={"help": "rank of the low-rank update"}
+    )
+    alpha: float | None = attrs.field(
+        default=None,
+        validator=optional(gt(0.0)),
+        metadata={
+            "help": "the update is multiplied by alpha / rank; by default alpha equals the rank, which multiplies "
+            "it by 1"
+        },
+    )
+    dropout: float = attrs.field(
+        default=0.0,
+        validator=and_(ge(0.0), lt(1.0)),
+        metadata={"help": "probability that an input of the adapter is set to 0 in training"},
+    )
+    dora: bool = attrs.field(
+        default=False,
+        metadata={
+            "help": "also learn the length of every row of the weights (DoRA): slower, and only diffusers can "
+            "load the file"
+        },
+    )
+    rslora: bool = attrs.field(
+        default=False, metadata={"help": "divide alpha by the square root of the rank instead of the rank (rsLoRA)"}
+    )
+    targets: tuple[str, ...] = attrs.field(
+        default=("default",),
+        metadata={
+            "help": "layers that get an adapter: presets of the denoiser, or ends of module paths; * and ? are "
+            "wildcards"
+        },
+    )
+
+
+@attrs.frozen(kw_only=True)
+class TrainConfig:
+    """The training loop."""
+
+    mode: Literal["lora", "full"] = attrs.field(
+        default="lora", metadata={"help": "what is trained: a LoRA (lora), or all weights of the denoiser (full)"}
+    )
+    max_steps: int = attrs.field(default=1000, validator=ge(1), metadata={"help": "exact number of optimizer steps"})
+    epochs: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={"help": "how often every example is trained on, exactly; where it is given, max_steps is not used"},
+    )
+    batching: Literal["bucketed", "packed", "fixed"] = attrs.field(
+        default="bucketed",
+        metadata={
+            "help": "how a batch is filled: examples of one shape with prompts of similar length (bucketed), up "
+            "to tokens_per_batch (packed), or at random (fixed)"
+        },
+    )
+    batch_size: int = attrs.field(
+        default=1, validator=ge(1), metadata={"help": "examples in one forward pass, unless `batching` is packed"}
+    )
+    tokens_per_batch: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={
+            "help": "the most tokens (of targets, references and text) in one forward pass where `batching` is packed"
+        },
+    )
+    gradient_accumulation: int = attrs.field(
+        default=1, validator=ge(1), metadata={"help": "forward and backward passes per optimizer step"}
+    )
+    seed: int = attrs.field(
+        default=0,
+        validator=and_(ge(0), lt(2**63)),
+        metadata={"help": "seed of the order of examples, of noise, timesteps and dropout"},
+    )
+    precision: Precision = attrs.field(
+        default="bfloat16",
+        metadata={"help": "dtype that matrix products are computed in (autocast); trained weights stay float32"},
+    )
+    optimizer: str = attrs.field(
+        default="adamw",
+        metadata={
+            "help": "registered name of the optimizer: adamw, muon, adamw8bit, prodigy, lion, or one of another plugin"
+        },
+    )
+    optimizer_options: Any = attrs.field(
+        default=None, metadata={"help": "settings of the optimizer, as its plugin declares them"}
+    )
+    learning_rate: float = attrs.field(default=1e-4, validator=gt(0.0), metadata={"help": "peak learning rate"})
+    weight_decay: float = attrs.field(default=0.01, validator=ge(0.0), metadata={"help": "decoupled weight decay"})
+    lr_schedule: Literal["constant", "cosine", "linear", "polynomial"] = attrs.field(
+        default="constant",
+        metadata={
+            "help": "shape of the learning rate after warm-up; every schedule but constant falls to 0 at the last step"
+        },
+    )
+    lr_cycles: int = attrs.field(
+        default=1, validator=ge(1), metadata={"help": "how often the cosine schedule falls from the peak to 0"}
+    )
+    lr_power: float = attrs.field(
+        default=1.0, validator=gt(0.0), metadata={"help": "exponent of the polynomial schedule"}
+    )
+    warmup_steps: int = attrs.field(
+        default=0,
+        validator=ge(0),
+        metadata={"help": "optimizer steps in which the learning rate rises linearly from 0"},
+    )
+    max_grad_norm: float = attrs.field(
+        default=1.0,
+        validator=gt(0.0),
+        metadata={"help": "largest norm of the gradient; a longer gradient is scaled down to it"},
+    )
+    ema_decay: float = attrs.field(
+        default=0.0,
+        validator=and_(ge(0.0), lt(1.0)),
+        metadata={
+            "help": "decay of the average of the weights over steps (EMA), which samples and results are made "
+            "with; 0 turns it off"
+        },
+    )
+    timestep_density: Literal["uniform", "logit-normal", "shifted", "shifted-logit-normal"] = attrs.field(
+        default="logit-normal",
+        metadata={
+            "help": "distribution that sigmas are drawn from; the shifted ones are then shifted as the schedule "
+            "of the model does when it samples"
+        },
+    )
+    logit_mean: float = attrs.field(
+        default=0.0,
+        metadata={"help": "mean of the logit-normal distribution; below 0 it draws more sigmas near the data"},
+    )
+    logit_std: float = attrs.field(
+        default=1.0, validator=gt(0.0), metadata={"help": "standard deviation of the logit-normal distribution"}
+    )
+    loss_weighting: Literal["none", "sigma-sqrt", "cosmap"] = attrs.field(
+        default="none",
+        metadata={
+            "help": "factor of the loss by sigma: 1 (none), 1 / sigma^2 (sigma-sqrt), or CosMap of the SD3 paper "
+            "(cosmap)"
+        },
+    )
+    sigma_floor: float = attrs.field(
+        default=0.0,
+        validator=and_(ge(0.0), le(1.0)),
+        metadata={
+            "help": "for sigmas below this value the loss is multiplied by (sigma / sigma_floor)^2; 0 changes nothing"
+        },
+    )
+    caption_dropout: float = attrs.field(
+        default=0.0,
+        validator=and_(ge(0.0), lt(1.0)),
+        metadata={
+            "help": "probability that an example is trained with the empty prompt, and the same pictures, in "
+            "place of its caption"
+        },
+    )
+    guidance_scale: float = attrs.field(
+        default=1.0,
+        validator=ge(0.0),
+        metadata={
+            "help": "guidance scale that a guidance-distilled network is told in training; 1 is unguided, as the "
+            "data are"
+        },
+    )
+    gradient_checkpointing: bool = attrs.field(
+        default=False, metadata={"help": "recompute activations in the backward pass: less memory, more time"}
+    )
+    checkpoint_every: int = attrs.field(
+        default=500,
+        validator=ge(1),
+        metadata={
+            "help": "optimizer steps between checkpoints; one is also written before samples are made or a "
+            "validation loss is computed"
+        },
+    )
+    keep_checkpoints: int = attrs.field(
+        default=2, validator=ge(1), metadata={"help": "how many of the newest checkpoints are kept"}
+    )
+    save_dtype: Precision = attrs.field(
+        default="float32",
+        metadata={
+            "help": "dtype of the weights that a full fine-tuning writes at its end; checkpoints always hold the "
+            "exact weights"
+        },
+    )
+    nan_patience: int = attrs.field(
+        default=3,
+        validator=ge(0),
+        metadata={"help": "how many steps in a row may have a loss that is not finite before the run stops"},
+    )
+    shard: Literal["none", "full"] = attrs.field(
+        default="none",
+        metadata={
+            "help": "full: the weights of the denoiser are sharded over the processes, for a network that does "
+            "not fit on one GPU"
+        },
+    )
+    process_timeout: float = attrs.field(
+        default=600.0,
+        validator=and_(gt(0.0), le(86400.0)),
+        metadata={"help": "seconds that one of several processes waits for another within a step before it stops"},
+    )
+
+
+@attrs.frozen(kw_only=True)
+class SampleConfig:
+    """How samples are made before, during and after training; `guidance_batching` holds for `qframe sample` too."""
+
+    every: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={
+            "help": "optimizer steps between samples; by default samples are made only before and after training"
+        },
+    )
+    prompts: tuple[str, ...] = attrs.field(
+        default=(),
+        metadata={
+            "help": "prompts to sample in place of those of the records; each is used with the pictures of one record"
+        },
+    )
+    data: str | None = attrs.field(
+        default=None, metadata={"help": "another data set whose records are sampled: a path like that of `data.path`"}
+    )
+    num_inference_steps: int = attrs.field(default=20, validator=ge(1), metadata={"help": "number of sampling steps"})
+    true_cfg_scale: float = attrs.field(
+        default=4.0, validator=ge(0.0), metadata={"help": "scale of classifier-free guidance; 1 turns it off"}
+    )
+    guidance_scale: float = attrs.field(
+        default=4.0, validator=ge(0.0), metadata={"help": "guidance scale that a guidance-distilled network is told"}
+    )
+    negative_prompt: str | None = attrs.field(
+        default=None, metadata={"help": "negative prompt, which guidance needs; ' ' is enough"}
+    )
+    seed: int = attrs.field(default=0, validator=ge(0), metadata={"help": "seed of the initial noise"})
+    batch_size: int = attrs.field(
+        default=1, validator=ge(1), metadata={"help": "how many pictures of one size are sampled in one batch"}
+    )
+    guidance_batching: Literal["apart", "joined"] = attrs.field(
+        default="apart",
+        metadata={
+            "help": "joined: prompt and negative prompt share one forward pass of twice the batch, which needs "
+            "more memory; apart: one pass each"
+        },
+    )
+    count: int = attrs.field(
+        default=8,
+        validator=ge(0),
+        metadata={"help": "how many records are sampled where the data set has none for validation"},
+    )
+
+
+@attrs.frozen(kw_only=True)
+class ValidationConfig:
+    """The loss on records that are not trained on: those that the data set keeps for validation, and `data.holdout`."""
+
+    every: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={
+            "help": "optimizer steps between validation losses, the first one before training; by default none is "
+            "computed"
+        },
+    )
+    count: int = attrs.field(
+        default=32, validator=ge(1), metadata={"help": "the most records that a validation loss is averaged over"}
+    )
+
+
+@attrs.frozen(kw_only=True)
+class LoggingConfig:
+    """The loggers, which metrics and samples are sent to; metrics.jsonl and the samples folder are always written."""
+
+    use: tuple[str, ...] = attrs.field(
+        default=(), metadata={"help": "registered names of loggers: csv, tensorboard, wandb, or those of other plugins"}
+    )
+    project: str = attrs.field(
+        default="qframe", metadata={"help": "name of the project, for loggers that group runs by project"}
+    )

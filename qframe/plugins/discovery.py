@@ -1,0 +1,79 @@
+"""Finds the plugins that are installed, without loading them. Imports no torch.
+
+A plugin is an entry point in the group "qframe" whose module has the hooks of `qframe.plugins.hookspecs`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import os
+from collections.abc import Callable, Iterator
+
+import attrs
+
+from qframe.errors import PluginError, did_you_mean, nearest
+from qframe.plugins import hookspecs
+from qframe.plugins.distribution import DISTRIBUTION
+from qframe.plugins.hookspecs import PROJECT
+
+GROUP = "qframe"
+DISABLE = "QFRAME_DISABLE_PLUGINS"
+
+_HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("qframe_"))
+
+
+@attrs.frozen(eq=False)
+class Candidate:
+    """A plugin that is installed and not loaded yet.
+
+    Attributes:
+        name: The name of its entry point.
+        distribution: "name version" of the package that brings it.
+        target: The module that the entry point names.
+        load: Imports this module and returns it.
+    """
+
+    name: str
+    distribution: str
+    target: str
+    load: Callable[[], object]
+
+
+def installed_plugins() -> Iterator[Candidate]:
+    """The plugins that are installed; those of qframe come first, so that no other package can take their names."""
+
+    def order(entry_point: importlib.metadata.EntryPoint) -> tuple[bool, str, str]:
+        distribution = entry_point.dist.name if entry_point.dist else ""
+        return distribution != DISTRIBUTION, distribution, entry_point.name
+
+    for entry_point in sorted(importlib.metadata.entry_points(group=GROUP), key=order):
+        distribution = f"{entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else "unknown"
+        yield Candidate(entry_point.name, distribution, entry_point.value, entry_point.load)
+
+
+def disabled_plugins() -> list[str]:
+    """The names of the plugins that the environment variable QFRAME_DISABLE_PLUGINS leaves out."""
+    return [name for part in os.environ.get(DISABLE, "").split(",") if (name := part.strip())]
+
+
+def check_hooks(plugin: object) -> None:
+    """Check the hooks of a plugin, because pluggy ignores one whose name is misspelt.
+
+    Raises:
+        PluginError: A hook is misspelt or lacks @hookimpl, or the plugin has none.
+    """
+    found = 0
+    for name in dir(plugin):
+        function = getattr(plugin, name, None)
+        marked = getattr(function, f"{PROJECT}_impl", None)
+        if not isinstance(marked, dict):
+            if inspect.isfunction(function) and name.startswith("qframe_") and nearest(name, _HOOKS):
+                raise PluginError(f"{name} lacks @hookimpl, so it would never be called")
+            continue
+        hook = marked.get("specname") or name
+        if hook not in _HOOKS:
+            raise PluginError(f"there is no hook {hook!r}{did_you_mean(hook, _HOOKS)} (hooks: {', '.join(_HOOKS)})")
+        found += 1
+    if not found:
+        raise PluginError(f"has none of the hooks {', '.join(_HOOKS)}")
