@@ -1,7 +1,13 @@
-"""qframe: families of diffusion models whose parts anyone can swap.
+"""qframe trains and samples families of diffusion models, whose parts anyone can swap.
 
-This is the door for declaring: nothing here imports torch until it is used. To implement a component, see
-`qframe.interfaces`.
+Begin with these:
+
+    load(family, ...)        loads a family and returns a pipeline: pipe(prompt=..., image=...).images
+    Trainer(config).fit()    trains a LoRA, or the whole denoiser, as a configuration says
+    load_config(file, ...)   reads a configuration, checks it strictly, and fills in the family's defaults
+
+A plugin declares what it offers with Component, Family and hookimpl. Whoever implements a component finds its contract
+in `qframe.interfaces`. Importing this package imports no torch; `load` and `Trainer` import it on first use.
 """
 
 from __future__ import annotations
@@ -28,3 +34,8 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names alone, so that they are the first that completion and `help` show."""
+    return list(__all__)

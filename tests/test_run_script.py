@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import attrs
@@ -261,6 +262,60 @@ def test_test_adds_the_test_extra_once_and_keeps_it(box: Box) -> None:
     (box.clone / "constraints.txt").write_text("")
     box.run("--help")
     assert "-e .[test]" in installs(box)[2]
+
+
+def test_an_extra_is_added_once_and_stays(box: Box) -> None:
+    result = box.run("--with", "prodigy", "train", "--family", "qwen-edit")
+    assert result.stdout == "qframe train --family qwen-edit\n"
+    box.run("--with", "prodigy", "--help")
+    box.run("--help")
+    assert len(installs(box)) == 1
+    assert "-e .[prodigy]" in installs(box)[0]
+
+
+def test_extras_accumulate_beside_those_of_the_tests(box: Box) -> None:
+    box.run("--with", "prodigy", "--with", "lion", "--help")
+    box.run("test")
+    box.run("--with", "wandb", "--help")
+    assert [line.rpartition("-e ")[2] for line in installs(box)] == [
+        ".[prodigy,lion]",
+        ".[prodigy,lion,test]",
+        ".[prodigy,lion,test,wandb]",
+    ]
+    assert box.log.count("venv") == 1
+    (box.clone / "constraints.txt").write_text("")
+    box.run("--help")
+    assert installs(box)[3].endswith("-e .[prodigy,lion,test,wandb]")
+
+
+def test_an_extra_can_be_added_and_nothing_started(box: Box) -> None:
+    result = box.run("--with", "prodigy")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr.endswith("has the extras: prodigy\n")
+    assert box.run("--with", "prodigy").stderr.endswith("has the extras: prodigy\n")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [(["--with", "prodigi"], "prodigy"), (["--with"], "needs the name")])
+def test_an_extra_that_does_not_exist_is_a_usage_error(box: Box, arguments: list[str], message: str) -> None:
+    result = box.run(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert box.log == []
+
+
+def test_the_extras_that_run_knows_are_those_of_pyproject(box: Box) -> None:
+    project = tomllib.loads((CLONE / "pyproject.toml").read_text())["project"]
+    names = box.run("--with", "none-such").stderr.strip().rpartition(": ")[2].split()
+    assert names == list(project["optional-dependencies"])
+
+
+def test_an_environment_of_an_earlier_distribution_name_is_made_anew(box: Box) -> None:
+    """Its metadata would offer every plugin a second time."""
+    box.run("--help")
+    stamp = box.venv / "qframe.stamp"
+    stamp.write_text("".join(stamp.read_text().splitlines(keepends=True)[1:]))
+    assert box.run("--help").returncode == 7
+    assert box.log.count("venv") == 2
 
 
 def checks(box: Box) -> list[str]:

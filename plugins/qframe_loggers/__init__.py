@@ -1,1 +1,1 @@
-"""Plugin: loggers of training runs."""
+"""Plugin: loggers that write the metrics and samples of a training run for other programs."""

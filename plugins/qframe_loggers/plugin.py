@@ -7,7 +7,7 @@ from qframe.plugins.hookspecs import Component, hookimpl
 
 @hookimpl
 def qframe_components() -> list[Component]:
-    """Three loggers; metrics.jsonl is always written."""
+    """Three loggers. A run writes metrics.jsonl without any of them."""
     return [
         Component(
             "logger",

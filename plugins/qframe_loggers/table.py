@@ -1,4 +1,4 @@
-"""Metrics as CSV."""
+"""The logger `csv`, which writes the metrics of a run as a table."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from qframe.train.run import Run
 
 
 class CsvLogger:
-    """Writes logs/metrics.csv from metrics.jsonl when a run ends, so that what is replayed stands in it once."""
+    """Writes logs/metrics.csv when a run ends.
+
+    The table is made from metrics.jsonl, so that a step which a resumed run repeats has only one row.
+    """
 
     @hookimpl
     def qframe_run_end(self, run: Run) -> None:
-        """A row per step; a step that lacks a metric has an empty cell."""
+        """Write one row per step; the cell of a metric that a step does not have is empty."""
         if not run.metrics_file.exists():
             return
         rows = [json.loads(line) for line in run.metrics_file.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""Metrics and samples for TensorBoard."""
+"""The logger `tensorboard`, which writes metrics and samples for TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from PIL import Image
 
 from qframe.config import dump_config
 from qframe.errors import ConfigError
+from qframe.plugins.distribution import install_hint
 from qframe.plugins.hookspecs import hookimpl
 from qframe.train.run import Run
 
 
 class TensorBoardLogger:
-    """Writes event files into logs/tensorboard. Where a run resumes, what was logged past its checkpoint is purged."""
+    """Writes event files into logs/tensorboard.
+
+    When a run resumes from a checkpoint, TensorBoard is told to drop what was logged after that checkpoint.
+    """
 
     def __init__(self) -> None:
         try:
@@ -25,21 +29,21 @@ class TensorBoardLogger:
         except ImportError as error:
             raise ConfigError(
                 f"logging.use: the logger tensorboard needs the package tensorboard ({error})",
-                "pip install 'qframe[tensorboard]', or leave it out of logging.use.",
+                f"Install it ({install_hint('tensorboard')}), or leave it out of logging.use.",
             ) from error
         self._open: Any = SummaryWriter
         self._writer: Any = None
 
     @hookimpl
     def qframe_run_start(self, run: Run) -> None:
-        """The configuration as text."""
+        """Open the event file, and write the configuration of the run as text."""
         purge = None if run.resumed_from is None else run.step + 1
         self._writer = self._open(str(run.logs / "tensorboard"), purge_step=purge)
         self._writer.add_text("config", f"```\n{dump_config(run.config)}\n```", run.step)
 
     @hookimpl
     def qframe_step_end(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A curve per metric."""
+        """Add a point to the curve of each metric; a value that is not finite is left out."""
         for name, value in metrics.items():
             if math.isfinite(value):
                 group = "validation" if name.startswith("val_") else "train"
@@ -47,7 +51,7 @@ class TensorBoardLogger:
 
     @hookimpl
     def qframe_samples(self, step: int, files: Sequence[Path]) -> None:
-        """A picture per sample, under the name of its file, so that steps can be paged through."""
+        """Write each sample under the name of its file, so that TensorBoard can page through the steps of a sample."""
         for file in files:
             with Image.open(file) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
@@ -56,6 +60,6 @@ class TensorBoardLogger:
 
     @hookimpl
     def qframe_run_end(self) -> None:
-        """Nothing is left unwritten."""
+        """Write what is still in memory, and close the event file."""
         if self._writer is not None:
             self._writer.close()

@@ -1,4 +1,4 @@
-"""Metrics and samples for Weights & Biases."""
+"""The logger `wandb`, which sends metrics and samples to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from typing import Any
 from qframe.config import config_items
 from qframe.errors import ConfigError
 from qframe.files.storage import write_file
+from qframe.plugins.distribution import install_hint
 from qframe.plugins.hookspecs import hookimpl
 from qframe.train.run import Run
 
 
 class WandbLogger:
-    """A run of project `logging.project`, named like the run's folder. A run that resumes is the same run there."""
+    """Logs to a run of the project `logging.project` that has the name of the training run's folder.
+
+    When a training run resumes, it goes on logging to the same run.
+    """
 
     def __init__(self) -> None:
         try:
@@ -24,13 +28,13 @@ class WandbLogger:
         except ImportError as error:
             raise ConfigError(
                 f"logging.use: the logger wandb needs the package wandb ({error})",
-                "pip install 'qframe[wandb]', or leave it out of logging.use.",
+                f"Install it ({install_hint('wandb')}), or leave it out of logging.use.",
             ) from error
         self._run: Any = None
 
     @hookimpl
     def qframe_run_start(self, run: Run) -> None:
-        """The name that the run has there is kept in logs/wandb-id."""
+        """Start the run, or go on with it: its id is stored in logs/wandb-id."""
         name = run.logs / "wandb-id"
         if not name.exists():
             write_file(name, secrets.token_hex(8).encode())
@@ -45,16 +49,16 @@ class WandbLogger:
 
     @hookimpl
     def qframe_step_end(self, step: int, metrics: Mapping[str, float]) -> None:
-        """A curve per metric."""
+        """Add a point to the curve of each metric."""
         self._run.log(dict(metrics), step=step)
 
     @hookimpl
     def qframe_samples(self, step: int, files: Sequence[Path]) -> None:
-        """A picture per sample, under the name of its file."""
+        """Send each sample under the name of its file."""
         self._run.log({f"samples/{file.stem}": self._wandb.Image(str(file)) for file in files}, step=step)
 
     @hookimpl
     def qframe_run_end(self, error: BaseException | None) -> None:
-        """A run that failed is marked so."""
+        """End the run; it is marked as failed if training raised an error."""
         if self._run is not None:
             self._run.finish(exit_code=0 if error is None else 1)

@@ -1,1 +1,1 @@
-"""Plugin: what steps the trained weights."""
+"""Plugin: optimizers for the trained weights."""

@@ -1,4 +1,4 @@
-"""Optimizers of torch."""
+"""Optimizers that torch itself has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qframe_optimizers.options import AdamWOptions, MuonOptions
 
 
 class AdamW(OptimizerFactory):
-    """torch.optim.AdamW."""
+    """Builds torch.optim.AdamW for all trained weights."""
 
     options: AdamWOptions
 
@@ -37,7 +37,10 @@ class AdamW(OptimizerFactory):
 
 
 class Muon(OptimizerFactory):
-    """torch.optim.Muon for matrices, which are what it is defined for, and AdamW for everything else."""
+    """Builds torch.optim.Muon for the matrices of the repeated blocks, and AdamW for all other trained weights.
+
+    Muon is defined for matrices only.
+    """
 
     options: MuonOptions
 
@@ -68,7 +71,7 @@ class Muon(OptimizerFactory):
         return parts
 
     def state_bytes(self, parameters: Mapping[str, nn.Parameter], *, blocks: str) -> int:
-        """One moment of a matrix of the blocks, two of anything else."""
+        """See `OptimizerFactory.state_bytes`. Muon keeps one moment of each matrix, AdamW two of every other weight."""
         return sum(
             parameter.nbytes * (1 if parameter.ndim == 2 and name.startswith(f"{blocks}.") else 2)
             for name, parameter in parameters.items()

@@ -1,4 +1,4 @@
-"""Settings of the optimizers. Imports no torch."""
+"""Settings of the optimizers of this plugin. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class AdamWOptions:
     )
     eps: float = attrs.field(default=1e-8, validator=gt(0.0), metadata={"help": "added to the denominator"})
     fused: bool | None = attrs.field(
-        default=None, metadata={"help": "one kernel for all weights; by default where they lie on a GPU"}
+        default=None, metadata={"help": "step all weights in one kernel; by default true if they are on a GPU"}
     )
 
 
@@ -29,12 +29,14 @@ class MuonOptions:
         default=1e-3, validator=gt(0.0), metadata={"help": "peak learning rate of the matrices"}
     )
     momentum: float = attrs.field(
-        default=0.95, validator=and_(ge(0.0), lt(1.0)), metadata={"help": "of the matrices' gradients"}
+        default=0.95, validator=and_(ge(0.0), lt(1.0)), metadata={"help": "momentum of the matrices' gradients"}
     )
     betas: tuple[float, float] = attrs.field(
-        default=(0.9, 0.999), validator=_BETA, metadata={"help": "of AdamW, on the rest"}
+        default=(0.9, 0.999),
+        validator=_BETA,
+        metadata={"help": "as for adamw, on all other weights"},
     )
-    eps: float = attrs.field(default=1e-8, validator=gt(0.0), metadata={"help": "of AdamW, on the rest"})
+    eps: float = attrs.field(default=1e-8, validator=gt(0.0), metadata={"help": "as for adamw, on all other weights"})
 
 
 @attrs.frozen(kw_only=True)
@@ -52,7 +54,7 @@ class AdamW8bitOptions:
 
 @attrs.frozen(kw_only=True)
 class ProdigyOptions:
-    """Settings of `prodigy` (Mishchenko and Defazio 2024, arXiv:2306.06101), which wants train.learning_rate = 1."""
+    """Settings of `prodigy` (Mishchenko and Defazio 2024, arXiv:2306.06101), made for train.learning_rate = 1."""
 
     betas: tuple[float, float] = attrs.field(
         default=(0.9, 0.999), validator=_BETA, metadata={"help": "decay of the first and the second moment"}
@@ -60,7 +62,7 @@ class ProdigyOptions:
     beta3: float | None = attrs.field(
         default=None,
         validator=optional(and_(ge(0.0), lt(1.0))),
-        metadata={"help": "decay of what estimates the step size; by default the root of the second beta"},
+        metadata={"help": "decay of the estimate of the step size; by default the square root of the second beta"},
     )
     eps: float = attrs.field(default=1e-8, validator=gt(0.0), metadata={"help": "added to the denominator"})
     d0: float = attrs.field(default=1e-6, validator=gt(0.0), metadata={"help": "first estimate of the distance"})
@@ -76,5 +78,5 @@ class LionOptions:
     """Settings of `lion` (Chen et al. 2023, arXiv:2302.06675)."""
 
     betas: tuple[float, float] = attrs.field(
-        default=(0.9, 0.99), validator=_BETA, metadata={"help": "of the update, and of the moment that is kept"}
+        default=(0.9, 0.99), validator=_BETA, metadata={"help": "decay for the update, and for the moment that is kept"}
     )

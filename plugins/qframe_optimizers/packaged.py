@@ -1,4 +1,4 @@
-"""Optimizers of other packages, each an extra of qframe."""
+"""Optimizers that other packages bring. Each of these packages is an extra of qframe."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from torch import nn
 
 from qframe.errors import ConfigError
 from qframe.interfaces import OptimizerFactory
+from qframe.plugins.distribution import install_hint
 from qframe_optimizers.options import AdamW8bitOptions, LionOptions, ProdigyOptions
 
 
 def _package(module: str, extra: str) -> Any:
-    """ConfigError with what to install where the package is not there."""
+    """Import a module of an optional package. Raises ConfigError with the extra to install if it cannot be imported."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(
             f"train.optimizer needs the package {module.partition('.')[0]}, which cannot be imported ({error})",
-            f"pip install 'qframe[{extra}]', or choose another train.optimizer.",
+            f"Install it ({install_hint(extra)}), or choose another train.optimizer.",
         ) from error
 
 
 class AdamW8bit(OptimizerFactory):
-    """bitsandbytes' AdamW8bit."""
+    """Builds AdamW8bit of bitsandbytes, which keeps the moments of large weights in 8 bits."""
 
     options: AdamW8bitOptions
 
@@ -49,7 +50,11 @@ class AdamW8bit(OptimizerFactory):
         return [built]
 
     def state_bytes(self, parameters: Mapping[str, nn.Parameter], *, blocks: str) -> int:
-        """Two moments: a byte each, and a float32 scale for every 256; of small weights, float32."""
+        """See `OptimizerFactory.state_bytes`.
+
+        Both moments of a large weight have a byte per number and a float32 scale for every 256 numbers. The moments of
+        a weight with fewer than `min_8bit_size` numbers are float32.
+        """
         return sum(
             2 * (p.numel() + p.numel() // 64 if p.numel() >= self.options.min_8bit_size else 4 * p.numel())
             for p in parameters.values()
@@ -57,7 +62,7 @@ class AdamW8bit(OptimizerFactory):
 
 
 class Prodigy(OptimizerFactory):
-    """prodigyopt's Prodigy."""
+    """Builds Prodigy of prodigyopt, which estimates the step size itself."""
 
     options: ProdigyOptions
 
@@ -81,17 +86,17 @@ class Prodigy(OptimizerFactory):
             use_bias_correction=options.use_bias_correction,
             safeguard_warmup=options.safeguard_warmup,
         )
-        for group in built.param_groups:  # its constructor prints a line about weight decay
+        for group in built.param_groups:  # not an argument, because the constructor would print a line about it
             group["weight_decay"] = weight_decay
         return [built]
 
     def state_bytes(self, parameters: Mapping[str, nn.Parameter], *, blocks: str) -> int:
-        """Two moments, the first weights, and what estimates the step size."""
+        """See `OptimizerFactory.state_bytes`. Prodigy keeps two moments, initial weights and an estimate."""
         return 4 * sum(parameter.nbytes for parameter in parameters.values())
 
 
 class Lion(OptimizerFactory):
-    """lion-pytorch's Lion."""
+    """Builds Lion of lion-pytorch, which steps by the sign of a single moment."""
 
     options: LionOptions
 
@@ -109,5 +114,5 @@ class Lion(OptimizerFactory):
         return [built]
 
     def state_bytes(self, parameters: Mapping[str, nn.Parameter], *, blocks: str) -> int:
-        """One moment."""
+        """See `OptimizerFactory.state_bytes`. Lion keeps one moment."""
         return sum(parameter.nbytes for parameter in parameters.values())

@@ -7,7 +7,7 @@ from qframe.plugins.hookspecs import Component, hookimpl
 
 @hookimpl
 def qframe_components() -> list[Component]:
-    """Two optimizers of torch, three of other packages."""
+    """Two optimizers of torch, and three of other packages."""
     return [
         Component(
             "optimizer",

@@ -1,1 +1,1 @@
-"""Plugin: frozen weights in fewer bits, by optimum-quanto."""
+"""Plugin: the quantiser `quanto`, which keeps frozen weights in 8 or 4 bits with the package optimum-quanto."""

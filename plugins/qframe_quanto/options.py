@@ -9,7 +9,7 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class QuantoOptions:
-    """How weights are kept, and which."""
+    """In which format weights are kept, and which layers are left out."""
 
     weights: Literal["qint8", "qfloat8", "qint4"] = attrs.field(
         default="qint8", metadata={"help": "8-bit whole numbers or floats: half of bfloat16; qint4: a quarter"}

@@ -1,4 +1,4 @@
-"""optimum-quanto behind the quantiser interface."""
+"""The quantiser `quanto`: optimum-quanto, wrapped as a `Quantiser`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from qframe.interfaces import Quantiser
 from qframe_quanto.options import QuantoOptions
 
 _TYPES = {"qint8": quanto.qint8, "qfloat8": quanto.qfloat8, "qint4": quanto.qint4}
-_LARGEST_GROUP = 128  # QModuleMixin.__init__ in quanto's nn/qmodule.py
+_LARGEST_GROUP = 128  # from QModuleMixin.__init__ in quanto's nn/qmodule.py
 
 
 class FrozenLinear(quanto.QLinear):
-    """quanto's linear layer, which computes in the dtype of its weights.
+    """quanto's linear layer, made to compute in the dtype of its weights even inside autocast.
 
-    Autocast would ask a quantised weight to change its dtype, which quanto refuses.
+    Autocast would convert the quantised weight to another dtype, which quanto refuses.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class FrozenLinear(quanto.QLinear):
 
 
 class QuantoQuantiser(Quantiser):
-    """Weights of linear layers in 8 or 4 bits; activations, and everything that is computed, as before."""
+    """Keeps the weights of linear layers in 8 or 4 bits; activations and computation keep the dtype of the model."""
 
     options: QuantoOptions
 
@@ -39,7 +39,7 @@ class QuantoQuantiser(Quantiser):
         super().__init__(options or QuantoOptions())
 
     def quantise(self, network: nn.Module) -> None:
-        """See `Quantiser.quantise`. ConfigError names a pattern of `exclude` that no layer matches."""
+        """See `Quantiser.quantise`. Raises ConfigError if a pattern of `exclude` matches no layer."""
         layers = {name: part for name, part in network.named_modules() if isinstance(part, nn.Linear)}
         idle = [pattern for pattern in self.options.exclude if not any(fnmatch(name, pattern) for name in layers)]
         if idle:
@@ -67,7 +67,7 @@ class QuantoQuantiser(Quantiser):
         groups = layer.weight.numel() // _group_of(layer)
         return layer.weight.numel() // 2 + 2 * groups * size
 
-    def fingerprint(self) -> str:
+    def ingredient(self) -> str:
         version = importlib.metadata.version("optimum-quanto")
         return f"quanto {version} {self.options.weights} {' '.join(self.options.exclude)}"
 
@@ -82,6 +82,10 @@ class QuantoQuantiser(Quantiser):
 
 
 def _group_of(layer: nn.Linear) -> int:
-    """Weights that share a scale and a shift below 8 bits: as quanto's QModuleMixin chooses; else a whole row."""
+    """How many 4-bit weights of a layer share a scale and a shift.
+
+    quanto's QModuleMixin chooses the largest multiple of 32 up to 128 that divides a row of the weight matrix, or the
+    length of the row if no such number divides it or the row has at most 128 numbers.
+    """
     fitting = (size for size in range(_LARGEST_GROUP, 0, -32) if layer.in_features % size == 0)
     return next(fitting, layer.in_features) if layer.in_features > _LARGEST_GROUP else layer.in_features

@@ -63,10 +63,6 @@ class QwenCodec(LatentCodec):
         return cls(outline_of(AutoencoderKLQwenImage, component_config(model, _FOLDER, _CLASS), dtype))
 
     @classmethod
-    def fingerprint(cls, model: ModelFolder, options: Any) -> str:
-        return " ".join(cls.ingredients(model, options).values())
-
-    @classmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> dict[str, str]:
         weights = {"weights": model.digest(_FOLDER)}
         return {**weights, "tiling": "true"} if options is not None and options.tiling else weights

@@ -154,8 +154,8 @@ class StockDenoiser(Denoiser):
         return cls(outline_of(cls.network_class(), model.config(_FOLDER), dtype), _spaces(model))
 
     @classmethod
-    def fingerprint(cls, model: ModelFolder, options: Any) -> str:
-        return model.digest(_FOLDER)
+    def ingredients(cls, model: ModelFolder, options: Any) -> dict[str, str]:
+        return {"fingerprint": model.digest(_FOLDER)}  # checkpoints of training runs hold it under this name
 
     def velocity(
         self,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
@@ -103,11 +101,6 @@ class QwenVLEncoder(Encoder):
         with torch.device("meta"):
             network = Qwen2_5_VLModel(config)
         return cls(network.to(dtype).eval().requires_grad_(False), tokenizer, None, options or QwenVLOptions())
-
-    @classmethod
-    def fingerprint(cls, model: ModelFolder, options: Any) -> str:
-        named = cls.ingredients(model, options)
-        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> dict[str, str]:

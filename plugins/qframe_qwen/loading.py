@@ -13,6 +13,7 @@ from torch import nn
 
 from qframe.errors import WeightsError
 from qframe.files.model_folder import ModelFolder
+from qframe.plugins.distribution import install_hint
 
 
 def component_config(model: ModelFolder, subfolder: str, expected: str, *, file: str = "config.json") -> dict[str, Any]:
@@ -88,8 +89,8 @@ def _lacking(model: ModelFolder, subfolder: str, error: Exception) -> WeightsErr
     method = model.read_json(f"{subfolder}/config.json").get("quantization_config", {}).get("quant_method", "none")
     return WeightsError(
         f"model {model.name!r}: {subfolder} (quantised: {method}) cannot be loaded on this machine: {error}",
-        "4-bit checkpoints of bitsandbytes need a CUDA device and `pip install qframe[bitsandbytes]`. "
-        "A checkpoint that is not quantised runs anywhere; denoiser.quantise makes its weights small as well.",
+        f"Weights in 4 bits need a CUDA device and the package bitsandbytes ({install_hint('bitsandbytes')}). "
+        "A model that is not quantised runs anywhere; denoiser.quantise makes its weights small as well.",
     )
 
 

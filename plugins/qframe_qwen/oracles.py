@@ -76,12 +76,16 @@ class _Pipelines(Oracle):
 class TextToImage(_Pipelines):
     """QwenImagePipeline; with a picture to start from QwenImageImg2ImgPipeline."""
 
+    def pipeline(self, parts: Parts) -> Any:
+        """Build QwenImagePipeline around the loaded networks."""
+        return build(QwenImagePipeline, parts)
+
     def trace(self, request: Request, parts: Parts, recipe: Recipe) -> Trace:
         image = getattr(request, "image", None)
         if image is None:
             side = recipe.settings.side
             size = {"height": request.height or side, "width": request.width or side}
-            return _run(parts, build(QwenImagePipeline, parts), _arguments(request) | size)
+            return _run(parts, self.pipeline(parts), _arguments(request) | size)
         strength = getattr(request, "strength", None)
         more = {} if strength is None else {"strength": strength}
         return _run(
@@ -105,12 +109,15 @@ class Edit(_Pipelines):
     overrides: ClassVar[tuple[str, ...]] = (_UPSTREAM_POSITIONS,)
     needs: ClassVar[tuple[str, ...]] = ("image",)
 
+    def pipeline(self, parts: Parts) -> Any:
+        """Build QwenImageEditPipeline around the loaded networks."""
+        return build(QwenImageEditPipeline, parts, picture_processor(parts))
+
     def trace(self, request: Request, parts: Parts, recipe: Recipe) -> Trace:
         images = _images(request)
         arguments = _arguments(request) | {"height": request.height, "width": request.width}
-        pipeline = build(QwenImageEditPipeline, parts, picture_processor(parts))
         with _sizes(QwenImageEditPipeline, images[:1], {_AREA: recipe.geometry}):
-            return _run(parts, pipeline, arguments | {"image": _given(images, recipe.geometry)})
+            return _run(parts, self.pipeline(parts), arguments | {"image": _given(images, recipe.geometry)})
 
     def notes(self, parts: Parts, recipe: Recipe) -> tuple[str, ...]:
         return (*super().notes(parts, recipe), *_edit_notes(parts, recipe))

@@ -43,12 +43,6 @@ def qframe_components() -> list[Component]:
             summary="a run that starts from a picture where one is given",
         ),
         Component(
-            "benchmark",
-            "sample",
-            "qframe_qwen.bench:sample",
-            summary="a sampling run against its forward passes alone, and against diffusers: time and memory",
-        ),
-        Component(
             "oracle",
             "diffusers-qwen-image",
             "qframe_qwen.oracles:TextToImage",

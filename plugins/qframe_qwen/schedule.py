@@ -46,8 +46,8 @@ class FlowMatchSchedule(Schedule):
         return cls(FlowMatchEulerDiscreteScheduler.from_config(component_config(model, _FOLDER, _CLASS, file=_FILE)))
 
     @classmethod
-    def fingerprint(cls, model: ModelFolder, options: Any) -> str:
-        return model.digest(_FOLDER)
+    def ingredients(cls, model: ModelFolder, options: Any) -> dict[str, str]:
+        return {"fingerprint": model.digest(_FOLDER)}  # checkpoints of training runs hold it under this name
 
     def mu(self, tokens: int) -> float:
         """The logarithm of the shift for a target of `tokens` tokens: a straight line through the configured ends.

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qframe.diffusion.packing import interleave
 from qframe.errors import ConfigError
@@ -70,8 +70,14 @@ class PerSampleRopeDenoiser(Denoiser):
         return None if reader is None else cls(reader)
 
     @classmethod
-    def fingerprint(cls, model: ModelFolder, options: Any) -> str:
-        return _reader().fingerprint(model, options)
+    def ingredients(cls, model: ModelFolder, options: Any) -> Mapping[str, str]:
+        return _reader().ingredients(model, options)
+
+    @classmethod
+    def adopt(cls, stock: nn.Module) -> Self:
+        """Build this denoiser around the layers of a QwenImageTransformer2DModel; tensors are shared, not copied."""
+        reader: Any = _reader()
+        return cls(reader(PerSampleRopeTransformer.adopt(stock)))
 
     def velocity(
         self,

@@ -7,7 +7,7 @@ from qframe.plugins.hookspecs import Component, hookimpl
 
 @hookimpl
 def qframe_components() -> list[Component]:
-    """Another network for the checkpoints of denoiser `qwen-image`, and what measures it."""
+    """A second network for the model folders of denoiser `qwen-image`."""
     return [
         Component(
             "denoiser",
@@ -15,11 +15,5 @@ def qframe_components() -> list[Component]:
             "qframe_qwen_per_sample_rope.denoiser:PerSampleRopeDenoiser",
             options="qframe_qwen_per_sample_rope.options:PerSampleRopeOptions",
             summary="the Qwen-Image transformer in one pass over any mixture of shapes, without padding",
-        ),
-        Component(
-            "benchmark",
-            "transformer",
-            "qframe_qwen_per_sample_rope.bench.command:transformer",
-            summary="packed batches of mixed shapes against diffusers: time and memory, forward and backward",
         ),
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import attrs
 import jinja2
 
 from qframe.files.storage import write_file
+from qframe.plugins import distribution
 from qframe_report.curves import FRAME, run_panels
 from qframe_report.facts import Rate, rate_of, short, value_text, view_run
 from qframe_report.pictures import Album, Thumbnail
@@ -124,7 +124,7 @@ def render(runs: Sequence[RunFiles]) -> str:
         verdict_rows=rows,
         settings=settings,
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=importlib.metadata.version("qframe"),
+        version=distribution.version(),
     )
 
 

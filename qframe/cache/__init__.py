@@ -5,11 +5,13 @@ See docs/explanation/cache.md.
 
 from qframe.cache.examples import CachedExamples, build_cache
 from qframe.cache.keys import ExampleKeys, Ingredients, KeyMaker, PictureDigests, pixel_key, text_key, weight_key
-from qframe.cache.share import WHOLE, Share
-from qframe.cache.store import Cache, CacheStats, Damage, DamagedEntryError
+from qframe.cache.portion import ALL, Portion
+from qframe.cache.reading import DamagedEntryError
+from qframe.cache.repair import Damage
+from qframe.cache.store import Cache, CacheStats
 
 __all__ = [
-    "WHOLE",
+    "ALL",
     "Cache",
     "CacheStats",
     "CachedExamples",
@@ -19,7 +21,7 @@ __all__ = [
     "Ingredients",
     "KeyMaker",
     "PictureDigests",
-    "Share",
+    "Portion",
     "build_cache",
     "pixel_key",
     "text_key",

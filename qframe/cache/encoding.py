@@ -5,11 +5,9 @@ Used by the cache, which keeps the results, and by live training, which does not
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
-import attrs
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -22,22 +20,15 @@ from qframe.interfaces import (
     ExampleInputs,
     LatentCodec,
     Parts,
-    Recipe,
-    Record,
     TextInput,
-    TokenCounter,
 )
-from qframe.pictures.geometry import Size
 from qframe.pictures.picture import PixelInput
-from qframe.pictures.pixels import open_fitted, open_weight, picture_size, to_pixels
+from qframe.pictures.pixels import open_fitted, open_weight, to_pixels
 
 _T = TypeVar("_T")
 
 WINDOW = 4
 """Batches' worth of inputs that are opened together: enough to find equal shapes, few enough to hold."""
-
-Shape = tuple[tuple[int, int], tuple[tuple[int, int], ...]]
-"""Sides (h, w) of the target's latents, and of each reference's."""
 
 
 def encode_pixels(
@@ -127,7 +118,7 @@ def encode_examples(
             references=tuple(next(latents) for _ in one.references),
             conditioning=next(conditionings),
             unconditional=None if one.unconditional is None else next(conditionings),
-            weight=None if one.weight is None else encode_weight(one.weight, compression),
+            loss_map=None if one.loss_map is None else encode_weight(one.loss_map, compression),
         )
         for one, id_ in zip(inputs, ids, strict=True)
     ]
@@ -140,12 +131,12 @@ def make_example(
     references: tuple[Tensor, ...],
     conditioning: Conditioning,
     unconditional: Conditioning | None,
-    weight: Tensor | None,
+    loss_map: Tensor | None,
 ) -> Example:
     """The example of parts that were encoded apart. DataError if the weight map is not of the target's size."""
-    if weight is not None and weight.shape != target.shape[-2:]:
+    if loss_map is not None and loss_map.shape != target.shape[-2:]:
         raise DataError(
-            f"example {id}: its weight map covers {tuple(weight.shape)} latent places, its target "
+            f"example {id}: its weight map covers {tuple(loss_map.shape)} latent places, its target "
             f"{tuple(target.shape[-2:])}",
             "A weight map has the size of its target picture.",
         )
@@ -155,99 +146,8 @@ def make_example(
         references=references,
         conditioning=conditioning,
         unconditional=unconditional,
-        weight=weight,
+        loss_map=loss_map,
     )
-
-
-class LiveExamples(Sequence[Example]):
-    """Examples that are encoded every time they are asked for: training without a cache."""
-
-    def __init__(
-        self,
-        records: Sequence[Record],
-        recipe: Recipe,
-        parts: Parts,
-        *,
-        unconditional: bool = True,
-        counter: TokenCounter | None = None,
-    ) -> None:
-        """unconditional: False leaves the empty prompts out, which only caption dropout needs.
-
-        counter: `Encoder.token_counter`; without one, `text_length` is an estimate.
-        """
-        self._records = records
-        self._recipe = recipe
-        self._parts = parts
-        self._unconditional = unconditional
-        self._count = counter or estimated_tokens
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # slices are of no use here
-        return encode_examples([self._inputs(index)], [self._records[index].id], self._parts)[0]
-
-    def _inputs(self, index: int) -> ExampleInputs:
-        inputs = self._recipe.inputs(self._records[index])
-        return inputs if self._unconditional else attrs.evolve(inputs, unconditional=None)
-
-    def digest(self) -> str:
-        """As `CachedExamples.digest`: ids, prompts and the bytes of every picture."""
-        return content_digest((record.id for record in self._records), map(_content, self._records))
-
-    def shape(self, index: int) -> Shape:
-        """As `CachedExamples.shape`, from the pictures' headers: nothing is decoded or encoded."""
-        return latent_shape(self._inputs(index), fitted_size, self._parts.codec_spec.compression)
-
-    def text_length(self, index: int) -> int:
-        """As `CachedExamples.text_length`: counted, or estimated where the encoder has no counter."""
-        return text_tokens(self._inputs(index), fitted_size, self._count)
-
-
-FittedSize = Callable[[PixelInput], Size]
-"""The size in pixels that an input has once it is brought into its geometry."""
-
-
-def fitted_size(pixel: PixelInput) -> Size:
-    """(height, width) of an input in its geometry, from the picture's header."""
-    return pixel.geometry.fit(*picture_size(pixel.picture))
-
-
-def latent_shape(inputs: ExampleInputs, size: FittedSize, compression: int) -> Shape:
-    """Latent sides of what a recipe wants encoded. compression: `CodecSpec.compression`."""
-
-    def latent(pixel: PixelInput) -> tuple[int, int]:
-        height, width = size(pixel)
-        return height // compression, width // compression
-
-    return latent(inputs.target), tuple(latent(pixel) for pixel in inputs.references)
-
-
-def text_tokens(inputs: ExampleInputs, size: FittedSize, count: TokenCounter) -> int:
-    """Text tokens of the caption, or of the empty prompt that may replace it, whichever are more."""
-    texts = [text for text in (inputs.conditioning, inputs.unconditional) if text is not None]
-    return max(count(text.prompt, [size(pixel) for pixel in text.pictures]) for text in texts)
-
-
-def estimated_tokens(prompt: str, sizes: Sequence[Size]) -> int:
-    """Text tokens of a prompt whose encoder has no counter: its bytes, which no tokeniser makes more tokens of.
-
-    What a template adds, and pictures that the encoder looks at, are not in it: only encoding tells.
-    """
-    return max(len(prompt.encode()), 1)
-
-
-def content_digest(ids: Iterable[str], contents: Iterable[str]) -> str:
-    """sha256 over the examples of a data set, in order."""
-    total = hashlib.sha256()
-    for name, content in zip(ids, contents, strict=True):
-        total.update(f"{name}\0{content}\n".encode())
-    return total.hexdigest()
-
-
-def _content(record: Record) -> str:
-    pictures = (record.target, *record.references, record.weight)
-    return repr((record.prompt, [picture.digest() for picture in pictures if picture is not None]))
 
 
 def windows(count: int, batch_size: int) -> list[range]:

@@ -9,15 +9,7 @@ from typing import Any
 import attrs
 from torch import Tensor
 
-from qframe.cache.encoding import (
-    Shape,
-    content_digest,
-    encode_pixels,
-    encode_text,
-    encode_weight,
-    make_example,
-    windows,
-)
+from qframe.cache.encoding import encode_pixels, encode_text, encode_weight, make_example, windows
 from qframe.cache.keys import (
     ExampleKeys,
     Ingredients,
@@ -27,9 +19,12 @@ from qframe.cache.keys import (
     text_parts,
     weight_parts,
 )
+from qframe.cache.lengths import Shape
+from qframe.cache.live import content_digest
 from qframe.cache.plan import CachePlan
-from qframe.cache.share import WHOLE, Share
-from qframe.cache.store import Cache, DamagedEntryError
+from qframe.cache.portion import ALL, Portion
+from qframe.cache.reading import DamagedEntryError
+from qframe.cache.store import Cache
 from qframe.errors import CacheError, DataError
 from qframe.interfaces import Conditioning, Example, Parts, Recipe, Record
 from qframe.progress import SILENT, Progress
@@ -52,7 +47,7 @@ def build_cache(
     *,
     batch_size: int = 8,
     unconditional: bool = True,
-    share: Share = WHOLE,
+    portion: Portion = ALL,
     progress: Progress = SILENT,
 ) -> CachedExamples:
     """Encode what is not in the cache yet, and return the examples of all records.
@@ -60,14 +55,14 @@ def build_cache(
     unconditional: False leaves the empty prompts out, which only caption dropout needs.
 
     made_by: the ingredients of "encoder" and "codec", the dtype they compute in among them.
-    share: encodes only what belongs to it. The examples are complete once the builders of all shares have ended.
+    portion: encodes only what belongs to it. The examples are complete once the builders of all portions have ended.
     parts_loader is called only for roles that have something to encode. What is encoded is kept at least every
     half minute: an interrupted build goes on where it was. DataError names a record or picture that is no good.
     """
     plan = CachePlan(records, recipe, made_by, PictureDigests(cache), unconditional)
-    plan.read(progress, share)
+    plan.read(progress, portion)
     missing = set(cache.missing(plan.every_key()))
-    builder = _Builder(plan, cache, missing, batch_size, share, progress)
+    builder = _Builder(plan, cache, missing, batch_size, portion, progress)
     try:
         builder.encode_pixels(parts_loader)
         builder.encode_weights(parts_loader)
@@ -99,7 +94,7 @@ class CachedExamples(Sequence[Example]):
         return CachedExamples(Cache(self._cache.folder), self._ids, self._keys)
 
     def missing(self) -> int:
-        """How many of their entries are not in the cache: those of other shares that are still being built."""
+        """How many of their entries are not in the cache: those of other portions that are still being built."""
         return len(self._cache.missing(key for keys in self._keys for key in entries_of(keys)))
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # slices are of no use here
@@ -115,7 +110,7 @@ class CachedExamples(Sequence[Example]):
             references=tuple(next(parts)[_LATENTS] for _ in keys.references),
             conditioning=_conditioning(next(parts)),
             unconditional=None if keys.unconditional is None else _conditioning(next(parts)),
-            weight=None if keys.weight is None else next(parts)[_WEIGHT],
+            loss_map=None if keys.weight is None else next(parts)[_WEIGHT],
         )
 
     def extents(self, index: int) -> list[tuple[Path, int, int]]:
@@ -175,7 +170,7 @@ class _Builder:
     cache: Cache
     missing: set[str]
     batch_size: int
-    share: Share
+    portion: Portion
     progress: Progress
 
     def encode_pixels(self, loader: PartsLoader) -> None:
@@ -219,7 +214,7 @@ class _Builder:
         encode: Callable[[list[str], Parts], Encoded],
     ) -> None:
         # Windows over all keys, not over the missing ones: after an interruption the same inputs share a batch.
-        own = [w for index, w in enumerate(windows(len(keys), self.batch_size)) if self.share.owns(index)]
+        own = [w for index, w in enumerate(windows(len(keys), self.batch_size)) if self.portion.owns(index)]
         count = sum(keys[index] in self.missing for window in own for index in window)
         if not count:
             return

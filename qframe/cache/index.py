@@ -14,6 +14,9 @@ from qframe.cache.shards import Entry, StoredTensor
 from qframe.errors import CacheError, ResourceError
 from qframe.files.digests import Stamp
 
+LISTED = "shards folder as it was when it was listed"
+"""The note that holds the time stamp of the folder of shards when it was last listed."""
+
 _VERSION = 2
 _BUSY_SECONDS = 120.0
 _CHUNK = 500  # SQLite takes at least 999 parameters in a statement

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from qframe.cache.keys import ExampleKeys, Ingredients, KeyMaker, PictureDigests
-from qframe.cache.share import WHOLE, Share
+from qframe.cache.portion import ALL, Portion
 from qframe.interfaces import ExampleInputs, Recipe, Record, TextInput
 from qframe.pictures.picture import PixelInput
 from qframe.progress import SILENT, Progress
@@ -36,15 +36,15 @@ class CachePlan:
     def __attrs_post_init__(self) -> None:
         self.maker = KeyMaker.of(self.recipe, self.made_by, self.digests)
 
-    def read(self, progress: Progress = SILENT, share: Share = WHOLE) -> None:
+    def read(self, progress: Progress = SILENT, portion: Portion = ALL) -> None:
         """Find the keys of all records. DataError names a record or picture that is no good.
 
         Every picture's bytes must be hashed once. Builders that share the work begin at different ends of the data
         set and tell one another what they found.
         """
-        if share.count > 1:
+        if portion.count > 1:
             with progress.stage("hashing pictures", len(self.records)) as stage:
-                for stretch in share.stretches(len(self.records)):
+                for stretch in portion.stretches(len(self.records)):
                     for index in stretch:
                         self._hash(self.inputs(index))
                         stage.advance(1)
@@ -75,7 +75,7 @@ class CachePlan:
         return found
 
     def weight(self, where: tuple[int, int]) -> PixelInput:
-        found = self.inputs(where[0]).weight
+        found = self.inputs(where[0]).loss_map
         assert found is not None  # `_add` saw it there
         return found
 
@@ -94,5 +94,5 @@ class CachePlan:
     def _hash(self, inputs: ExampleInputs) -> None:
         texts = [text for text in (inputs.conditioning, inputs.unconditional) if text is not None]
         seen = [inputs.target, *inputs.references, *(pixels for text in texts for pixels in text.pictures)]
-        for pixels in seen if inputs.weight is None else [*seen, inputs.weight]:
+        for pixels in seen if inputs.loss_map is None else [*seen, inputs.loss_map]:
             self.digests(pixels.picture)

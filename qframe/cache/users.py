@@ -1,51 +1,53 @@
-"""Who has a cache open: a lock that its users share, and that whoever takes whole entries out must have alone."""
+"""Which processes have a cache open: its users share a lock, and pruning must hold that lock alone."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from qframe.errors import CacheError
-
-_POLL_SECONDS = 0.05
+from qframe.files.locks import FileLock
 
 
 class FolderUsers:
-    """This process among the users of a folder, until `close` (or its end, however it ends).
+    """Counts this process among the users of a cache's folder until `close`, or until the process ends.
 
     A forked process shares its parent's place. On a file system without locks, or one that cannot be written,
-    everybody may use the folder and nobody has it alone.
+    everybody may use the folder, and nobody can have it alone.
     """
 
     def __init__(self, path: Path, *, timeout: float) -> None:
-        """Wait up to `timeout` seconds for one who has the folder alone; then CacheError."""
+        """Become a user of the folder.
+
+        Args:
+            path: The lock file in the folder.
+            timeout: Seconds to wait for a process that has the folder alone; after that, CacheError.
+        """
         self._path = path
-        self._handle = None
+        self._lock: FileLock | None = None
         with contextlib.suppress(OSError):
-            self._handle = path.open("a+b")
-        end = time.monotonic() + timeout
-        while self._take(fcntl.LOCK_SH) is False:
-            if time.monotonic() > end:
-                raise CacheError(
-                    f"{path.parent}: another process has been pruning this cache for {timeout:.0f} s",
-                    "Wait until it is done, or end it.",
-                )
-            time.sleep(_POLL_SECONDS)
+            self._lock = FileLock(path)
+        if self._lock is not None and self._lock.take(shared=True, timeout=timeout) is False:
+            self.close()
+            raise CacheError(
+                f"{path.parent}: another process has been pruning this cache for {timeout:.0f} s",
+                "Wait until it is done, or end it.",
+            )
 
     def close(self) -> None:
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
+        """Stop being a user of the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Inside, nobody else uses the folder: who comes, waits. CacheError if somebody uses it."""
-        taken = self._take(fcntl.LOCK_EX)
-        if not taken:
-            self._take(fcntl.LOCK_SH)  # a failed change of a lock may have lost it
+        """Inside, this process alone uses the folder, and whoever opens it waits. CacheError if another uses it."""
+        taken = None if self._lock is None else self._lock.take()
+        if not taken or self._lock is None:
+            if self._lock is not None:
+                self._lock.take(shared=True)  # a failed change of a lock's mode may have lost the lock
             raise CacheError(
                 f"{self._path.parent}: another process is using this cache"
                 if taken is False
@@ -57,16 +59,4 @@ class FolderUsers:
         try:
             yield
         finally:
-            self._take(fcntl.LOCK_SH)
-
-    def _take(self, kind: int) -> bool | None:
-        """True: taken. False: held by another. None: there are no locks here."""
-        if self._handle is None:
-            return None
-        try:
-            fcntl.flock(self._handle, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return None
-        return True
+            self._lock.take(shared=True)

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import click
 
-from qframe.cli.bench import bench
 from qframe.cli.cache import cache
 from qframe.cli.compose import compose
 from qframe.cli.config import config
-from qframe.cli.data import data
 from qframe.cli.lora import lora
 from qframe.cli.plugins import plugins
 from qframe.cli.sample import sample
 from qframe.cli.shared import PluginGroup, examples
 from qframe.cli.train import train
+from qframe.plugins.distribution import DISTRIBUTION
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -32,7 +31,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
         "qframe plugins list                          families and components that can be chosen",
     ),
 )
-@click.version_option(package_name="qframe", prog_name="qframe")
+@click.version_option(package_name=DISTRIBUTION, prog_name="qframe")
 @click.option("--debug", is_flag=True, help="Show where an error happened. May stand anywhere.")
 def app(debug: bool) -> None:
     """Train and sample families of diffusion models.
@@ -42,5 +41,5 @@ def app(debug: bool) -> None:
     """
 
 
-for command in (train, sample, compose, config, data, plugins, cache, lora, bench):
+for command in (train, sample, compose, config, plugins, cache, lora):
     app.add_command(command)

@@ -43,7 +43,7 @@ def cache() -> None:
 @click.option(
     "--shard",
     metavar="I/N",
-    help="Encode the I-th of N shares, each in a process of its own [default: RANK of WORLD_SIZE under torchrun].",
+    help="Encode the I-th of N portions, each in a process of its own [default: RANK of WORLD_SIZE under torchrun].",
 )
 def build(
     family: str | None,
@@ -59,18 +59,18 @@ def build(
     if not config.cache.enabled:
         raise ConfigError("cache.enabled is false, so there is nothing to build", "Set it to true.")
 
-    from qframe.cache import CachedExamples, Share
+    from qframe.cache import CachedExamples, Portion
     from qframe.cli.progress import terminal_progress
     from qframe.train.trainer import Trainer
 
-    share = Share.of_environment() if shard is None else Share.parse(shard)
+    portion = Portion.of_environment() if shard is None else Portion.parse(shard)
     announce(config, data=True)
     trainer = Trainer(config, progress=terminal_progress())
-    made = trainer.cache(share=share)
-    held_out = trainer.cache(share=share, records=trainer.measured) if trainer.measured else ()
-    parts = [part for part in (made, held_out) if isinstance(part, CachedExamples) and share.count > 1]
+    made = trainer.cache(portion=portion)
+    held_out = trainer.cache(portion=portion, records=trainer.measured) if trainer.measured else ()
+    parts = [part for part in (made, held_out) if isinstance(part, CachedExamples) and portion.count > 1]
     if missing := sum(part.missing() for part in parts):
-        click.echo(f"share {share} is ready; {missing} entries of other shares are still missing")
+        click.echo(f"portion {portion} is ready; {missing} entries of other portions are still missing")
     else:
         apart = f", and {len(held_out)} held out" if held_out else ""
         click.echo(f"{len(made)} examples are ready{apart}")

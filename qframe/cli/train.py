@@ -95,7 +95,7 @@ def _launch(count: int) -> int:
 
 def rehearse(config: Config, processes: int = 1) -> None:
     """Say what a run of so many processes would load, each of them, and whether it fits."""
-    from qframe.cache.encoding import fitted_size
+    from qframe.cache.lengths import fitted_size
     from qframe.preflight import forecast_training
     from qframe.train.trainer import Trainer
 

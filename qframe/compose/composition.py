@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import json
 import os
@@ -109,12 +108,6 @@ class Composition:
         """The checkpoint that a component comes from."""
         return self.models[role]
 
-    def fingerprint(self, role: str) -> str:
-        """sha256 over everything that the component's output depends on, quantisation included."""
-        own = str(self.classes[role].fingerprint(self.model(role), self.options(role)))
-        quantiser = self.quantisers.get(role)
-        return own if quantiser is None else hashlib.sha256(f"{own} {quantiser.fingerprint()}".encode()).hexdigest()
-
     def token_counter(self) -> TokenCounter | None:
         """What counts the text tokens of prompts, as the encoder would give them; see `Encoder.token_counter`."""
         encoder: type[Encoder] = self.classes["encoder"]
@@ -128,7 +121,7 @@ class Composition:
         model = attrs.evolve(self.model(role), progress=progress, digests=digests)
         named = self.classes[role].ingredients(model, self.options(role))
         quantiser = self.quantisers.get(role)
-        quantised = {} if quantiser is None else {"quantised": quantiser.fingerprint()}
+        quantised = {} if quantiser is None else {"quantised": quantiser.ingredient()}
         return {**named, **quantised, "dtype": str(self.dtype(role)).removeprefix("torch.")}
 
     def device(self, role: str) -> torch.device:

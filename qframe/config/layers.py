@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Union
 
 import attrs
@@ -14,8 +13,6 @@ from qframe.plugins.hookspecs import Family
 from qframe.plugins.registry import Registry
 
 DEEPEST = 32
-SOURCES = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-"""The source that reads `data.path`, unless another is named: by the path's suffix, else "folder"."""
 
 Key = tuple[str, ...]
 """A path into nested tables: ("train", "max_steps")."""
@@ -117,12 +114,11 @@ def put_model_defaults(tree: Tree, user: Tree, registry: Registry) -> None:
             put(tree, component.defaults, lambda key: f"model {name}")
 
 
-def drop_foreign(tree: Tree, user: Tree) -> tuple[str, ...]:
+def drop_foreign(tree: Tree, user: Tree, registry: Registry) -> tuple[str, ...]:
     """Take out the family's options of components that the user replaced: they belong to the former one."""
     path = value_at(user, "data", "path")
     if isinstance(path, str) and value_at(user, "data", "use") is None:
-        use = SOURCES.get(Path(path).suffix.lower(), "folder")
-        put(user, {"data": {"use": use}}, lambda key: "default, as data.path is given")
+        put(user, {"data": {"use": registry.source_for(path)}}, lambda key: "default, as data.path is given")
     dropped: list[str] = []
     for role in (*ROLES, "data"):
         chosen, section = value_at(user, role, "use"), tree.get(role)

@@ -76,7 +76,7 @@ def resolve_config(
     chosen = choose_family(user, registry)
     tree = family_layer(chosen)
     put_model_defaults(tree, user, registry)
-    dropped = drop_foreign(tree, user)
+    dropped = drop_foreign(tree, user, registry)
     put(tree, user, own_source)
     plain = plain_tables(tree)
     declared = declared_options(plain, chosen, registry, problems)

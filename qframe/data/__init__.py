@@ -1,1 +1,5 @@
-"""Data sets: records from folders and tables, registered as plugins like anybody's."""
+"""Reads training records from a folder of pictures, and holds what every source of files needs.
+
+Sources for other formats are plugins: the bundled plugin `qframe_tables` reads CSV, JSON lines, Parquet and Hugging
+Face data sets.
+"""

@@ -1,4 +1,4 @@
-"""Which data source a configuration means."""
+"""Opens the data source that a configuration chooses."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from qframe.plugins.registry import Registry
 
 
 def open_source(config: Config, registry: Registry) -> RecordSource:
-    """The source of `data.use`, ready to list its records.
+    """Build the source that `data.use` names, so that it can list its records.
 
-    ConfigError if the configuration names none and the family has none; DataError if the path does not exist.
+    Raises:
+        ConfigError: The configuration names no source, and the family has no data set of its own.
+        DataError: `data.path` does not exist.
+        PluginError: The plugin's class is not a `RecordSource`.
     """
     if config.data.use is None:
         raise ConfigError(
@@ -21,9 +24,8 @@ def open_source(config: Config, registry: Registry) -> RecordSource:
         )
     path = None if config.data.path is None else Path(config.data.path).expanduser()
     if path is not None and not path.exists():
-        raise DataError(
-            f"data.path: {path} does not exist", "Give a folder of pictures, or a .jsonl, .csv or .parquet file."
-        )
+        suffixes = ", ".join(registry.sources_by_suffix())
+        raise DataError(f"data.path: {path} does not exist", f"Give a folder of pictures, or a table ({suffixes}).")
     component = registry.component("source", config.data.use)
     source = registry.resolve(component)(config.data.options, path)
     if not isinstance(source, RecordSource):

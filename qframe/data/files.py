@@ -1,4 +1,4 @@
-"""What the sources of files share: paths that stay where they should, problems that are told together."""
+"""What sources of files share: checks of paths and texts, and a list of everything that is wrong with a data set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ _LARGEST_CAPTION = 1_000_000
 
 
 class Problems:
-    """What is wrong with a data set, gathered so that it is all told at once."""
+    """Collects what is wrong with a data set, so that one error can report all of it.
+
+    Attributes:
+        found: The problems in the order in which they were added.
+        unusable: Ids of the records that a problem keeps from being used.
+    """
 
     def __init__(self) -> None:
         self.found: list[Problem] = []
@@ -30,17 +35,31 @@ class Problems:
 
     @contextmanager
     def about(self, record: str) -> Iterator[None]:
-        """What is added inside keeps the record of this id from being used."""
+        """A context in which every problem that is added marks the record of this id as unusable."""
         before = len(self.found)
         yield
         if len(self.found) > before:
             self.unusable.add(record)
 
     def add(self, where: str, what: str, picture: Picture | None = None) -> None:
+        """Add a problem.
+
+        Args:
+            where: The file or row that the problem is in.
+            what: What is wrong.
+            picture: The picture that the problem is about, if it is about one.
+        """
         self.found.append(Problem(where, what, picture))
 
     def raise_any(self, name: str, hint: str) -> None:
-        """DataError with the first of them and their number, if there are any."""
+        """Raise DataError if there is a problem.
+
+        The message names the data set and shows the number of problems and the first 20 of them.
+
+        Args:
+            name: The name of the data set.
+            hint: What the user can do.
+        """
         count = len(self.found)
         if not count:
             return
@@ -53,9 +72,16 @@ class Problems:
 
 
 class Root:
-    """The folder that a data set's files lie in. remedy: what would let files lie elsewhere."""
+    """The folder that the files of a data set must lie in, unless the user allows files elsewhere."""
 
     def __init__(self, folder: Path, *, allow_outside: bool, remedy: str = "set data.options.allow_outside") -> None:
+        """Remember the folder.
+
+        Args:
+            folder: The folder that paths are relative to.
+            allow_outside: Whether files may lie outside of the folder.
+            remedy: What a message tells the user to do in order to allow that.
+        """
         self.folder = folder
         self._remedy = remedy
         self._allow_outside = allow_outside
@@ -63,7 +89,7 @@ class Root:
         self._parents: dict[str, bool] = {}
 
     def problem(self, path: Path) -> str | None:
-        """Why this file cannot be used, or None. A path is judged by where it leads, links included."""
+        """Say why this file cannot be used; None if it can. Links are followed before the path is judged."""
         try:
             found = os.lstat(path)
             if stat.S_ISLNK(found.st_mode):
@@ -88,7 +114,16 @@ class Root:
 
 
 class FileSource(RecordSource):
-    """A source of records that lie in files: listed once, some of them kept for validation."""
+    """A source whose records are listed in files or made from them; a subclass reads one format.
+
+    The files are listed once. `data.options.validation` keeps some of the records from training.
+
+    Attributes:
+        name: The registered name of the source.
+        rules: A sentence that tells users where the format is documented.
+        path: The file or folder that the user gave.
+        settings: The options of the source.
+    """
 
     name: str
     rules: ClassVar[str] = "Fields and paths are explained in docs/reference/data-formats.md."
@@ -103,18 +138,22 @@ class FileSource(RecordSource):
     @staticmethod
     @abstractmethod
     def default_options() -> SourceOptions:
-        """The settings when the user gives none."""
+        """The settings that hold when the user gives none."""
 
     @abstractmethod
     def read(self, problems: Problems) -> list[Record]:
-        """All records; files and rows that cannot be used go to `problems`. DataError if there is nothing to read."""
+        """List all records, and add a problem to `problems` for each file or row that cannot be used.
+
+        Raises:
+            DataError: There is nothing to read.
+        """
 
     def records(self) -> Sequence[Record]:
-        """All records but those kept for validation."""
+        """All records except those that are kept for validation."""
         return [record for record in self._all if record.id not in self._kept]
 
     def validation(self) -> Sequence[Record]:
-        """As many as the option says; which ones depends on their ids alone, not on order or on a seed."""
+        """As many records as `data.options.validation` says, chosen by their ids alone, not by order or by a seed."""
         return [record for record in self._all if record.id in self._kept]
 
     def survey(self) -> Survey:
@@ -144,7 +183,11 @@ class FileSource(RecordSource):
 
 
 def read_text(path: Path, *, limit: int = _LARGEST_CAPTION) -> str:
-    """A UTF-8 file, with or without a byte-order mark. ValueError says what is wrong."""
+    """Read a UTF-8 file, with or without a byte-order mark.
+
+    Raises:
+        ValueError: The file cannot be read, is not UTF-8, or is larger than `limit` bytes.
+    """
     try:
         if path.stat().st_size > limit:
             raise ValueError(f"larger than {limit} bytes")
@@ -154,7 +197,7 @@ def read_text(path: Path, *, limit: int = _LARGEST_CAPTION) -> str:
 
 
 def decode(data: bytes) -> str:
-    """UTF-8 with or without a byte-order mark. ValueError names the byte that is not."""
+    """Decode UTF-8, with or without a byte-order mark. Raises ValueError with the place of the first wrong byte."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -162,7 +205,7 @@ def decode(data: bytes) -> str:
 
 
 def text_problem(text: str) -> str | None:
-    """Why a prompt cannot be used, or None."""
+    """Say why a prompt cannot be used; None if it can."""
     if not text.strip():
         return "the prompt is empty"
     try:

@@ -1,4 +1,7 @@
-"""A folder of pictures. Names say what belongs together; docs/reference/data-formats.md has the rules."""
+"""Reads training records from a folder of pictures whose names say which files belong together.
+
+The naming rules are in docs/reference/data-formats.md.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +22,34 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _UNREADABLE = (".avif", ".heic", ".heif", ".jxl", ".svg", ".psd", ".cr2", ".nef", ".dng")
 _CAPTION = ".txt"
 _REFERENCE = re.compile(r"(?P<name>.+)_ref(?P<number>[1-9]\d*)?")
-_WEIGHT = re.compile(r"(?P<name>.+)_(?:weight|mask)")
+_LOSS_MAP = re.compile(r"(?P<name>.+)_(?:weight|mask)")
 _CONTROL_FOLDER = re.compile(r"control(?P<number>[1-9]\d*)?")
-_WEIGHT_FOLDERS = ("weight", "mask")
+_LOSS_MAP_FOLDERS = ("weight", "mask")
 _NO_CAPTIONS = {"readme", "license", "licence", "notice"}
 
 
 @attrs.define(eq=False)
 class _Files:
-    """What was found for one target, by its name (relative, without suffix)."""
+    """The files that belong to one target, as paths relative to the data set's folder.
+
+    Attributes:
+        targets: The target; more than one if several files have the same name apart from their suffix.
+        captions: Text files with the prompt.
+        loss_maps: Pictures that say where the loss counts.
+        references: Reference pictures, each with the number in its name, or 0 if its name has none.
+    """
 
     targets: list[str] = attrs.field(factory=list)
     captions: list[str] = attrs.field(factory=list)
-    weights: list[str] = attrs.field(factory=list)
+    loss_maps: list[str] = attrs.field(factory=list)
     references: list[tuple[int, str]] = attrs.field(factory=list)
 
 
 class FolderSource(FileSource):
-    """Targets NAME.png with captions NAME.txt, references NAME_ref.png or control/NAME.png, masks NAME_mask.png."""
+    """Makes a record of each target NAME.png in a folder.
+
+    Its caption is NAME.txt, its references are NAME_ref.png or control/NAME.png, its mask is NAME_mask.png.
+    """
 
     name = "folder"
     rules = "The naming rules are in docs/reference/data-formats.md."
@@ -47,7 +60,7 @@ class FolderSource(FileSource):
         return FolderOptions()
 
     def read(self, problems: Problems) -> list[Record]:
-        """See `FileSource.read`; sorted by name."""
+        """See `FileSource.read`. The records are sorted by name."""
         if not self.path.is_dir():
             raise DataError(f"data.path: {self.path} is not a folder", "Give a folder, or choose data.use.")
         found = self._gather(problems)
@@ -65,6 +78,7 @@ class FolderSource(FileSource):
         return records
 
     def _gather(self, problems: Problems) -> Mapping[str, _Files]:
+        """Find all files, and sort them by the target that they belong to."""
         found: dict[str, _Files] = {}
         seen: set[str] = set()
 
@@ -84,7 +98,7 @@ class FolderSource(FileSource):
         return found
 
     def _may_enter(self, folder: str, seen: set[str], problems: Problems) -> bool:
-        """Whether to look into a folder: a linked one only if the user allows it, and none twice."""
+        """Whether to read a folder: one that is a link only if the user allows it, and no folder twice."""
         if os.path.islink(folder) and not self.settings.allow_outside:
             problems.add(folder, "a link to a folder; move it here, or set data.options.allow_outside")
             return False
@@ -94,8 +108,9 @@ class FolderSource(FileSource):
         return new
 
     def _record(self, name: str, files: _Files, root: Root, problems: Problems) -> Record | None:
+        """Make the record of a target. None if there is no picture of the target, or more than one."""
         if not files.targets:
-            for orphan in [*files.captions, *files.weights, *(path for _, path in files.references)]:
+            for orphan in [*files.captions, *files.loss_maps, *(path for _, path in files.references)]:
                 problems.add(orphan, f"belongs to a target {name}, of which there is no picture")
             return None
         if len(files.targets) > 1:
@@ -104,9 +119,9 @@ class FolderSource(FileSource):
         target = files.targets[0]
         prompt = self._prompt(target, files.captions, root, problems)
         references = _ordered(name, files.references, problems)
-        if len(files.weights) > 1:
-            problems.add(files.weights[1], f"a second weight map beside {files.weights[0]}")
-        pictures = {path: Picture(path, self.path / path) for path in [target, *references, *files.weights]}
+        if len(files.loss_maps) > 1:
+            problems.add(files.loss_maps[1], f"a second weight map beside {files.loss_maps[0]}")
+        pictures = {path: Picture(path, self.path / path) for path in [target, *references, *files.loss_maps]}
         for path, picture in pictures.items():
             if (problem := root.problem(self.path / path)) is not None:
                 problems.add(path, problem, picture)
@@ -116,10 +131,11 @@ class FolderSource(FileSource):
             prompt=prompt,
             target=pictures[target],
             references=tuple(pictures[path] for path in references),
-            weight=pictures[files.weights[0]] if files.weights else None,
+            loss_map=pictures[files.loss_maps[0]] if files.loss_maps else None,
         )
 
     def _prompt(self, target: str, captions: Sequence[str], root: Root, problems: Problems) -> str:
+        """The prompt of a target: its caption, else `data.options.prompt`. A problem is added if there is neither."""
         text = ""
         if captions:
             problem = root.problem(self.path / captions[0])
@@ -141,7 +157,7 @@ class FolderSource(FileSource):
 
 
 def _sort(path: PurePosixPath, found: dict[str, _Files], problems: Problems) -> None:
-    """Put a file where it belongs, by its name alone."""
+    """Decide by the name of a file which target it belongs to and as what, and add it to `found`."""
 
     def of(name: PurePosixPath) -> _Files:
         return found.setdefault(name.as_posix(), _Files())
@@ -157,18 +173,21 @@ def _sort(path: PurePosixPath, found: dict[str, _Files], problems: Problems) -> 
         top = path.parts[0] if len(path.parts) > 1 else ""
         if control := _CONTROL_FOLDER.fullmatch(top):
             of(bare.relative_to(top)).references.append((int(control["number"] or 0), text))
-        elif top in _WEIGHT_FOLDERS:
-            of(bare.relative_to(top)).weights.append(text)
+        elif top in _LOSS_MAP_FOLDERS:
+            of(bare.relative_to(top)).loss_maps.append(text)
         elif reference := _REFERENCE.fullmatch(bare.name):
             of(bare.with_name(reference["name"])).references.append((int(reference["number"] or 0), text))
-        elif weight := _WEIGHT.fullmatch(bare.name):
-            of(bare.with_name(weight["name"])).weights.append(text)
+        elif loss_map := _LOSS_MAP.fullmatch(bare.name):
+            of(bare.with_name(loss_map["name"])).loss_maps.append(text)
         else:
             of(bare).targets.append(text)
 
 
 def _ordered(name: str, references: Sequence[tuple[int, str]], problems: Problems) -> list[str]:
-    """References by number: one without a number alone, or numbered 1, 2, 3 without a gap."""
+    """Sort the references of a target by the numbers in their names.
+
+    A problem is added unless there is a single reference without a number, or their numbers are 1, 2, 3 without a gap.
+    """
     ordered = sorted(references)
     numbers = [number for number, _ in ordered]
     if numbers not in ([], [0], list(range(1, len(numbers) + 1))):

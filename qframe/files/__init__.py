@@ -1,1 +1,1 @@
-"""Model folders read with care, files published whole or not at all, and digests that are remembered."""
+"""Files: reading model folders, publishing files and folders whole, locks, and digests that are remembered."""

@@ -1,7 +1,6 @@
-"""A model folder in the diffusers layout: opened by name, read with care, never executed.
+"""A model folder in the diffusers layout: opened by name, checked while it is read, and never executed.
 
-A checkpoint is named by a local folder, a hub id, or the name of one that ships with a plugin. Only JSON and
-safetensors are read. Imports no torch.
+Only JSON and safetensors files are read. Imports no torch.
 """
 
 from __future__ import annotations
@@ -23,20 +22,24 @@ _LARGEST_JSON = 64 * 1024 * 1024
 _CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja")
 _FINGERPRINTED = {".json", ".txt", ".safetensors", ".jinja", ".model"}
 _MEGABYTE = 1_000_000
-_WORTH_TELLING = 500 * _MEGABYTE  # read in a second or so from most disks
+_WORTH_TELLING = 500 * _MEGABYTE  # bytes that most disks need about a second for
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CODE = (".py", ".pyc", ".so")
-_PROBES = 64  # places in a file of weights that `identity` looks at, beside its header
+_PROBES = 64  # places of a file of weights that `identity` reads
 _PROBE_BYTES = 4096
 
 
 @attrs.frozen
 class ModelFolder:
-    """A folder with one subfolder per component.
+    """A folder with one subfolder for each component of a model.
 
-    name: what the user called it, for messages. folder: where it lies. remote: it came from the hub, so weights are
-    downloaded, component by component, when they are first asked for. progress: hears how far the reading of
-    large weights for a digest is. digests: of files that were read before.
+    Attributes:
+        name: What the user called the model, for messages.
+        folder: Where the folder lies.
+        remote: Whether the model came from the hub. Then the weights of a component are downloaded when they are
+            first asked for.
+        progress: Is told how far reading has come when a digest of large weights is computed.
+        digests: Remembers the digests of files that were read before; None computes every digest anew.
     """
 
     name: str
@@ -47,9 +50,13 @@ class ModelFolder:
 
     @classmethod
     def open(cls, name: str | Path) -> ModelFolder:
-        """The checkpoint of a local folder or a hub id; of the latter only configuration files are downloaded.
+        """Open the model in a local folder, or on the hub, from where only configuration files are downloaded.
 
-        WeightsError if there is no such folder and the name cannot be a hub id, or the hub does not have it.
+        Args:
+            name: A folder, or a hub id such as owner/name.
+
+        Raises:
+            WeightsError: There is no such folder, and the name cannot be a hub id or the hub does not have it.
         """
         folder = Path(name).expanduser()
         if folder.is_dir():
@@ -63,27 +70,33 @@ class ModelFolder:
 
     @property
     def pipeline_config(self) -> dict[str, Any]:
-        """model_index.json, where published pipelines keep what belongs to no single component."""
+        """The content of model_index.json, where published pipelines keep what belongs to no single component."""
         return self.read_json("model_index.json")
 
     def config(self, subfolder: str) -> dict[str, Any]:
-        """config.json of a component."""
+        """Return the content of a component's config.json."""
         return self.read_json(f"{subfolder}/config.json")
 
     def has(self, path: str) -> bool:
+        """Whether the folder has a file or folder at `path`, relative to it."""
         return (self.folder / path).exists()
 
     def read_json(self, path: str) -> dict[str, Any]:
-        """A JSON file of the checkpoint. WeightsError names the file; `auto_map` (remote code) is refused."""
+        """Return the object in a JSON file of the folder.
+
+        Raises:
+            WeightsError: The file cannot be read, or holds no JSON object.
+            UntrustedError: The file is too large, or asks for code of its own (`auto_map`).
+        """
         file = self.folder / path
         try:
             if file.stat().st_size > _LARGEST_JSON:
-                raise UntrustedError(f"{file}: larger than {_LARGEST_JSON} bytes, no configuration is")
+                raise UntrustedError(f"{file}: larger than {_LARGEST_JSON} bytes, which no configuration is")
             value = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise WeightsError(
                 f"model {self.name!r}: {path} cannot be read ({error.strerror})",
-                "A checkpoint folder has model_index.json and one subfolder per component (diffusers layout).",
+                "A model folder has model_index.json and one subfolder for each component (diffusers layout).",
             ) from error
         except ValueError as error:
             raise WeightsError(f"model {self.name!r}: {path} is not valid JSON: {error}") from error
@@ -92,14 +105,16 @@ class ModelFolder:
         if "auto_map" in value:
             raise UntrustedError(
                 f"model {self.name!r}: {path} asks for code of its own (auto_map)",
-                "qframe runs no code from a checkpoint. Use a checkpoint of a registered class, or write a plugin.",
+                "qframe runs no code from a model folder. Use a model of a registered class, or write a plugin.",
             )
         return value
 
     def check_shards(self, subfolder: str) -> None:
-        """WeightsError names the shards that an index calls for and that are not there. Reads no weight.
+        """Check that every shard that an index in `subfolder` names is there. No weight is read.
 
-        UntrustedError names code or pickled weights that lie there, or beside `model_index.json`.
+        Raises:
+            WeightsError: Shards are missing; the message names them.
+            UntrustedError: Code or pickled weights lie in `subfolder` or beside model_index.json.
         """
         folder = self.folder / subfolder
         self._refuse_code(folder)
@@ -111,13 +126,15 @@ class ModelFolder:
                 raise WeightsError(
                     f"model {self.name!r}: {subfolder} lacks {len(missing)} of {len(named)} shards: "
                     + ", ".join(missing[:5]),
-                    "Download the checkpoint again.",
+                    "Download the model again.",
                 )
 
     def weight_files(self, subfolder: str) -> list[Path]:
-        """The safetensors files of a component, sorted; every shard that an index names must be there.
+        """Return the safetensors files of a component, sorted. They are downloaded if the model is on the hub.
 
-        WeightsError if there are none or a shard is missing, UntrustedError as `check_shards`.
+        Raises:
+            WeightsError: There are none, or a shard that an index names is missing.
+            UntrustedError: As `check_shards` raises it.
         """
         folder = self.folder / subfolder
         self._fetch(subfolder)
@@ -126,23 +143,23 @@ class ModelFolder:
         if not files:
             raise WeightsError(
                 f"model {self.name!r}: {subfolder} holds no safetensors weights",
-                "Use a safetensors version of the checkpoint.",
+                "Use a version of the model with safetensors weights.",
             )
         return files
 
     def _refuse_code(self, folder: Path) -> None:
-        """Nothing of it would be run. But what brings it is no plain checkpoint, and other programs may run it."""
+        """Refuse code and pickles. qframe would not run them, but other programs may, and a plain model has none."""
         for place in (self.folder, folder):
             found = sorted(file.name for file in place.glob("*") if file.suffix in (*_CODE, *_PICKLES))
             if found:
                 raise UntrustedError(
                     f"model {self.name!r}: {place} holds code or pickled weights, which can run when they are opened: "
                     + ", ".join(found[:5]),
-                    "Use a version of the checkpoint with safetensors alone, or remove these files if you trust it.",
+                    "Use a version of the model with safetensors alone, or remove these files if you trust it.",
                 )
 
     def digest(self, *subfolders: str) -> str:
-        """sha256 over the names and bytes of every JSON, text and weight file in `subfolders`."""
+        """Return a sha256 over the names and bytes of every JSON, text and weight file in `subfolders`."""
         files: list[Path] = []
         for subfolder in subfolders:
             self._fetch(subfolder)
@@ -160,10 +177,11 @@ class ModelFolder:
         return total.hexdigest()
 
     def identity(self) -> str:
-        """What tells this checkpoint from another in milliseconds: of the hub its revision, else a sha256.
+        """Return, within milliseconds, a text that tells this model from another one.
 
-        Over names, sizes, JSON and text files, and of weights the head and 64 places in the rest. So training that
-        moves all weights is seen, a change of a few bytes may not be: `digest` is what sees everything.
+        For a model from the hub it is the revision; else a sha256 over names, sizes, JSON and text files, and 64
+        places of each large file of weights, its head among them. Training that moves all weights changes it, a change
+        of a few bytes may not: `digest` sees every byte.
         """
         if self.remote:
             return f"revision {self.folder.name}"
@@ -184,7 +202,7 @@ class ModelFolder:
 
     @contextlib.contextmanager
     def _telling(self, files: Sequence[Path], subfolders: Sequence[str]) -> Iterator[Callable[[int], None]]:
-        """What is to be told of every byte read: a stage in megabytes, where there is enough to read."""
+        """Yield what must be called with the number of bytes read; it reports a stage in MB if there is much."""
         size = sum(file.stat().st_size for file in files)
         if size < _WORTH_TELLING:
             yield lambda count: None
@@ -216,7 +234,7 @@ def _file_digest(file: Path, told: Callable[[int], None]) -> str:
 
 
 def _download(name: str, patterns: tuple[str, ...]) -> Path:
-    """The local folder of a hub repository with at least the files that match; what is there is not fetched again."""
+    """Download the files of a hub repository that match, unless they are there, and return its local folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

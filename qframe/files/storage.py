@@ -1,15 +1,14 @@
 """Publishing: a file or folder appears whole or not at all, and stays as it was published.
 
-A writer works in a temporary sibling, syncs every file, writes a manifest of checksums last, syncs, renames,
-and syncs the parent. It holds a lock on the sibling while it lives, so that the leftovers of a killed writer
-can be told from the work of a living one. Imports no torch.
+A writer fills a draft, a temporary file or folder beside the target; then it syncs every file, writes a manifest of
+checksums, renames the draft and syncs the parent folder. While the writer lives it holds a lock on its draft, so that
+the draft of a killed writer can be told from that of a living one. Imports no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -21,27 +20,35 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import filelock
 from safetensors import SafetensorError
 
 from qframe.errors import QframeError, ResourceError, WeightsError
+from qframe.files.locks import exclusive, try_lock
 
 MANIFEST = "manifest.json"
 _FORMAT = "qframe-manifest-1"
 _PART = ".qframe-part"
 _LARGEST_MANIFEST = 256 * 1024 * 1024
 _UNLOCKABLE_AFTER = 24 * 3600.0
-"""Seconds after which a leftover counts as abandoned on a file system without locks."""
+"""On a file system without locks, a draft that is older than this many seconds counts as abandoned."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _HEADROOM = 1.2
 
 
 def publish_folder(target: Path, write: Callable[[Path], None], *, expected_bytes: int = 0) -> None:
-    """Let `write(folder)` fill a new folder, and publish it as `target` with a manifest (sha256, size per file).
+    """Publish a new folder with a manifest that holds the sha256 and the size of each of its files.
 
-    `target` must not exist. Whatever goes wrong, nothing is left behind; a killed process leaves a hidden
-    sibling that the next writer clears away. expected_bytes: checked against the free space before anything
-    is written. WeightsError if the target exists, ResourceError if the disk is full.
+    If anything fails, nothing is left behind. A process that is killed leaves a hidden draft beside `target`, which the
+    next writer deletes.
+
+    Args:
+        target: The folder to publish, which must not exist.
+        write: Is called with the draft, an empty folder, and fills it.
+        expected_bytes: How much `write` will need; the free space is checked before anything is written.
+
+    Raises:
+        WeightsError: `target` exists.
+        ResourceError: The disk is full.
     """
     _refuse_existing(target)
     parent = target.parent
@@ -71,7 +78,7 @@ def publish_folder(target: Path, write: Callable[[Path], None], *, expected_byte
 
 
 def verify_folder(folder: Path) -> list[str]:
-    """What is wrong with a published folder, one line each; an empty list if it is as it was published."""
+    """List what differs in a folder from what was published, one line for each problem; empty if nothing does."""
     try:
         listed = _manifest(folder)
     except (OSError, ValueError) as error:
@@ -90,13 +97,13 @@ def verify_folder(folder: Path) -> list[str]:
         extra = set(_files(folder)) - set(listed) - {MANIFEST}
     except QframeError as error:
         return [*problems, error.message]
-    except OSError as error:  # it was taken away meanwhile
+    except OSError as error:  # the folder was deleted meanwhile
         return [*problems, f"{folder}: {error.strerror}"]
     return problems + [f"{folder / name}: not among the published files" for name in sorted(extra)]
 
 
 def is_published(folder: Path) -> bool:
-    """Whether the folder carries a readable manifest of ours; its content is not checked."""
+    """Whether the folder has a manifest that `publish_folder` wrote. The files that it lists are not checked."""
     try:
         _manifest(folder)
     except (OSError, ValueError):
@@ -105,24 +112,31 @@ def is_published(folder: Path) -> bool:
 
 
 def remove_published(folder: Path) -> None:
-    """Delete a published folder: it vanishes by one rename. WeightsError if it carries no manifest of ours."""
+    """Delete a published folder; it vanishes by one rename. WeightsError if it has no manifest of `publish_folder`."""
     if folder.is_symlink() or not is_published(folder):
         raise WeightsError(
-            f"{folder}: not deleted, it carries no {MANIFEST} of qframe",
+            f"{folder}: not deleted, it has no {MANIFEST} of qframe",
             "Delete it by hand if it is not needed.",
         )
     draft = _part_name(folder)
     os.rename(folder, draft)
     _sync(folder.parent)
-    shutil.rmtree(draft, ignore_errors=True)  # what stays is a leftover like any other
+    shutil.rmtree(draft, ignore_errors=True)  # what stays is an abandoned draft like any other
 
 
 def write_file(
     path: Path, data: bytes | bytearray | memoryview, *, check: Callable[[Path], None] | None = None
 ) -> None:
-    """Write `data` as the whole content of `path`, replacing it in one step. ResourceError if the disk is full.
+    """Write a file whole; a file that was there before is replaced in one step.
 
-    check: looks at what was written, before that takes the place of a former file; if it raises, nothing changes.
+    Args:
+        path: The file.
+        data: Its whole content.
+        check: Is called with the file that was written, before it replaces the former one. If `check` raises, nothing
+            changes.
+
+    Raises:
+        ResourceError: The disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(path), _draft(path, folder=False) as draft:
@@ -137,7 +151,7 @@ def write_file(
 
 
 def require_space(folder: Path, size: int) -> None:
-    """ResourceError unless the disk of `folder` has room for 1.2 times `size` bytes."""
+    """Check that the disk of `folder` has room for 1.2 times `size` bytes; ResourceError if it has not."""
     if size <= 0:
         return
     free = shutil.disk_usage(folder).free
@@ -150,7 +164,7 @@ def require_space(folder: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """A full disk, quota or file-size limit met inside becomes a ResourceError naming `path`."""
+    """Inside, an error from a full disk, a quota or a file-size limit becomes a ResourceError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -165,10 +179,10 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def clear_leftovers(folder: Path) -> list[Path]:
-    """Delete what killed writers left in `folder`, and return it. The drafts of living writers stay."""
+    """Delete the drafts that killed writers left in `folder`, and return their paths. Those of living writers stay."""
     removed = []
     for path in sorted(folder.glob(f".*{_PART}")):
-        # Another process may clear the same leftover, and one that cannot be cleared does no harm.
+        # Another process may delete the same draft, and a draft that cannot be deleted does no harm.
         with contextlib.suppress(OSError), _abandoned(path) as abandoned:
             if abandoned:
                 if path.is_dir():
@@ -181,28 +195,27 @@ def clear_leftovers(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold `folder` for one run. WeightsError, naming the process that holds it, if another one does."""
+    """Inside, this run alone writes into `folder`. WeightsError names the process that does so already, if one does."""
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / ".qframe-owner.json"
-    lock = filelock.FileLock(folder / ".qframe-lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise WeightsError(
+
+    def busy() -> WeightsError:
+        return WeightsError(
             f"{folder}: another run is writing here{_owner(owner)}",
             "Wait until it ends, or give this run another output folder.",
-        ) from error
-    try:
-        about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        write_file(owner, json.dumps(about).encode())
-        yield
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
+        )
+
+    with exclusive(folder / ".qframe-lock", busy):
+        try:
+            about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            write_file(owner, json.dumps(about).encode())
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
+    """Return the sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -218,7 +231,7 @@ def _part_name(target: Path) -> Path:
 
 @contextlib.contextmanager
 def _draft(target: Path, *, folder: bool) -> Iterator[Path]:
-    """A new temporary sibling of `target`, locked by this process, removed unless it was renamed."""
+    """Yield a new draft beside `target`, locked by this process; afterwards it is deleted unless it was renamed."""
     while True:
         draft = _part_name(target)
         if folder:
@@ -226,9 +239,9 @@ def _draft(target: Path, *, folder: bool) -> Iterator[Path]:
             handle = os.open(draft, os.O_RDONLY)
         else:
             handle = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        if _lock(handle) is not False and _same(handle, draft):
+        if try_lock(handle) is not False and _same(handle, draft):
             break
-        os.close(handle)  # somebody clearing leftovers was quicker than our lock
+        os.close(handle)  # another process deleted the draft before it was locked
     try:
         yield draft
     finally:
@@ -242,25 +255,14 @@ def _draft(target: Path, *, folder: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _abandoned(path: Path) -> Iterator[bool]:
-    """Whether no living process holds the draft; it stays locked inside."""
+    """Yield whether no living process holds the draft at `path`. Inside, the draft is locked."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        locked = _lock(handle)
+        locked = try_lock(handle)
         old = time.time() - os.fstat(handle).st_mtime > _UNLOCKABLE_AFTER
         yield old if locked is None else locked and _same(handle, path)
     finally:
         os.close(handle)
-
-
-def _lock(handle: int) -> bool | None:
-    """True: taken. False: held by another. None: this file system has no locks."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
 
 
 def _same(handle: int, path: Path) -> bool:
@@ -279,7 +281,7 @@ def _sync(path: Path) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """Every file below `folder`, as sorted relative POSIX names. QframeError on a link or a special file."""
+    """Return the relative POSIX names of all files below `folder`, sorted. QframeError for a link or a special file."""
     names = []
     for path in folder.rglob("*"):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
@@ -290,7 +292,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """The files a manifest lists. OSError if it cannot be read, ValueError if it is not a manifest of ours."""
+    """Return the files that a manifest lists. OSError if it cannot be read, ValueError if it is not one of qframe."""
     path = folder / MANIFEST
     if path.stat().st_size > _LARGEST_MANIFEST:
         raise ValueError("too large to be a manifest")

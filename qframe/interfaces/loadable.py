@@ -58,13 +58,9 @@ class Loadable(ABC):
 
     @classmethod
     @abstractmethod
-    def fingerprint(cls, model: ModelFolder, options: Any) -> str:
-        """sha256 over everything that its output depends on: weights, configuration, options. Loads nothing."""
-
-    @classmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> Mapping[str, str]:
-        """The same by name: digests, settings, versions. What the cache's keys hold, and `qframe cache explain` tells.
+        """Everything that the output of this component depends on, by name: digests of files, settings, versions.
 
-        By default the fingerprint alone; a component that names more tells its users which of them changed.
+        Nothing is loaded for it. The keys of the cache and the checkpoints of a training run hold the ingredients, and
+        `qframe cache explain` tells a user which of them changed: so each gets a name of its own.
         """
-        return {"fingerprint": cls.fingerprint(model, options)}

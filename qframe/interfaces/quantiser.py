@@ -30,5 +30,8 @@ class Quantiser(ABC):
         """Bytes that the weight of this layer will take; None where it is left as it is. Shapes alone are read."""
 
     @abstractmethod
-    def fingerprint(self) -> str:
-        """What quantised values depend on: back end, its version, options."""
+    def ingredient(self) -> str:
+        """What the quantised values depend on: the back end, its version and the options.
+
+        It joins the ingredients of the component whose weights are quantised, under the name "quantised".
+        """

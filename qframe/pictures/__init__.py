@@ -1,1 +1,1 @@
-"""Sizes of pictures, picture files to pixels and back, and sheets to look at."""
+"""Pictures: the sizes they are brought to, reading files into pixels and back, and contact sheets."""

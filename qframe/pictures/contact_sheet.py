@@ -1,4 +1,4 @@
-"""Contact sheets: labelled rows of pictures in columns, for a person to look at. Pillow only."""
+"""Contact sheets: labelled rows of pictures in columns, for a person to look at. Needs Pillow only."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Row(NamedTuple):
-    """A line of a sheet. pictures: one per column, None leaves a gap.
+    """A row of a contact sheet.
 
-    success: True draws a tick, False a cross, None nothing. note: small print under the label.
+    Attributes:
+        label: The text on the left.
+        pictures: One picture for each column; None leaves a gap.
+        success: True draws a tick at the end of the row, False a cross, None nothing.
+        note: A text in a fainter colour under the label.
     """
 
     label: str
@@ -29,14 +33,22 @@ class Row(NamedTuple):
 
 
 PlainRow = tuple[str, Sequence[Image.Image | None]]
-"""A row of label and pictures alone."""
+"""A row that has only a label and pictures."""
 
 
 def contact_sheet(rows: Sequence[Row | PlainRow], columns: Sequence[str], *, title: str = "") -> Image.Image:
-    """A grid: per row its label, its pictures, and a tick or cross.
+    """Draw a contact sheet: for each row its label, its pictures, and a tick or cross.
 
-    Small pictures are enlarged by a whole factor, pixel by pixel, so that their longer side is at least 128
-    pixels; large ones are scaled down to 384. ValueError if a row has not one picture (or None) per column.
+    Pictures whose longer side has under 128 pixels are enlarged by a whole factor, without smoothing, to at least 128;
+    those whose longer side has over 384 pixels are scaled down to 384.
+
+    Args:
+        rows: The rows, from top to bottom.
+        columns: The heading of each column.
+        title: A line above the headings.
+
+    Raises:
+        ValueError: A row does not have one picture (or None) for each column.
     """
     lines = [Row(*row) for row in rows]
     for index, line in enumerate(lines):
@@ -88,7 +100,7 @@ def _visible(picture: Image.Image) -> Image.Image:
 
 
 def _wrap(draw: ImageDraw.ImageDraw, font: _Font, text: str) -> list[str]:
-    """The text in lines that fit the label's width; a word that is too long is broken."""
+    """Break a text into lines that fit the width of labels; a word that is too long for a line is broken too."""
     lines: list[str] = []
     line = ""
     for word in text.split():

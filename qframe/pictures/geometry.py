@@ -1,7 +1,7 @@
-"""The one place that decides how a picture's size becomes a model's size.
+"""Decides the size that a picture is resized to before a model sees it.
 
-Train, cache and sample call this module, so that a model sees in use what it saw in training.
-Imports neither torch nor Pillow: sizes are plain integers.
+Training, cache and sampling all use this module, so that a model sees the same sizes in use as in training. Imports
+neither torch nor Pillow.
 """
 
 from __future__ import annotations
@@ -29,13 +29,18 @@ def _ascending(areas: Iterable[int]) -> tuple[int, ...]:
 
 @attrs.frozen
 class Geometry:
-    """How pictures are brought to a size that a model can take.
+    """How pictures are resized to sizes that a model can take.
 
-    The aspect ratio is kept up to rounding; the area is kept where it lies in [min_area, max_area] (square
-    pixels) and brought to the nearest bound otherwise; sides are rounded to multiples of `multiple` pixels.
-    areas: if there are any, each picture is brought to the nearest of them (in ratio) instead.
-    min_area == max_area gives diffusers' `calculate_dimensions(area, ratio)` of the Qwen edit pipelines.
-    Nothing is cropped: the picture is stretched by less than half a multiple, with the Lanczos filter.
+    The aspect ratio is kept, up to the rounding of both sides to multiples of `multiple` pixels. Nothing is cropped:
+    rounding stretches a picture by less than half of `multiple` pixels. min_area == max_area gives the same sizes as
+    `calculate_dimensions(area, ratio)` of diffusers' Qwen edit pipelines.
+
+    Attributes:
+        min_area: A picture of fewer pixels is enlarged to about this area, in pixels.
+        max_area: A picture of more pixels is reduced to about this area, in pixels.
+        multiple: Height and width become multiples of this many pixels.
+        areas: If there are any, each picture is brought to the one of these areas whose ratio to its own area is
+            nearest to 1, and min_area and max_area do not count.
     """
 
     min_area: int = attrs.field(validator=_positive)
@@ -50,7 +55,10 @@ class Geometry:
             raise ValueError(f"min_area {self.min_area} is larger than max_area {self.max_area}")
 
     def fit(self, height: int, width: int) -> Size:
-        """The size a picture of `height` x `width` is resized to. DataError if a side would vanish."""
+        """Return the size that a picture of `height` x `width` pixels is resized to.
+
+        DataError if the picture is so narrow that a side would be rounded to 0.
+        """
         if height < 1 or width < 1:
             raise DataError(f"a picture of {width} x {height} pixels has no area")
         area = self._area(height * width)
@@ -78,7 +86,10 @@ class Geometry:
 
 @attrs.frozen(kw_only=True)
 class GeometrySettings:
-    """What a recipe lets a user set of its geometry. None: see `qframe.sample.planning.with_defaults`."""
+    """What a user may set of a recipe's geometry; each attribute is that of `Geometry` with the same name.
+
+    What is None gets the recipe's default: see `qframe.sample.planning.with_defaults`.
+    """
 
     min_area: int | None = attrs.field(
         default=None,

@@ -1,4 +1,4 @@
-"""A picture before it is opened: where its bytes lie, and what messages call it."""
+"""Pictures that have not been opened: where their bytes lie, and what messages call them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from qframe.pictures.geometry import Geometry
 
 @attrs.frozen(eq=False)
 class Picture:
-    """A picture that has not been opened: its bytes, where they lie, or what reads them.
+    """A picture that has not been opened.
 
-    origin: what messages call it, e.g. "train/0001.png" or "row 12, column control". A source that reads raises
-    DataError.
+    Attributes:
+        origin: What messages call the picture, for example "train/0001.png" or "row 12, column control".
+        source: The picture's file, its encoded bytes, or a function that returns them or raises DataError.
     """
 
     origin: str
     source: Path | bytes | Callable[[], bytes]
 
     def read(self) -> bytes:
-        """The encoded bytes. DataError if the file cannot be read."""
+        """Return the encoded bytes of the picture. DataError if they cannot be read."""
         if isinstance(self.source, bytes):
             return self.source
         if not isinstance(self.source, Path):
@@ -38,13 +39,18 @@ class Picture:
             ) from error
 
     def digest(self) -> str:
-        """sha256 of the bytes: what a cache key holds of a picture."""
+        """Return the sha256 of the encoded bytes, which stands for the picture in the cache's keys."""
         return hashlib.sha256(self.read()).hexdigest()
 
 
 @attrs.frozen(eq=False)
 class PixelInput:
-    """A picture and the geometry it is brought into, for the codec (or as a grey weight map)."""
+    """A picture and the geometry that it is brought into before it is encoded, or read as a loss map.
+
+    Attributes:
+        picture: The picture, not opened yet.
+        geometry: Decides the size that the picture is resized to.
+    """
 
     picture: Picture
     geometry: Geometry

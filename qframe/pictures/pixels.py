@@ -1,6 +1,6 @@
-"""From the bytes of a picture to pixels and back: one policy for train, cache and sample.
+"""From the bytes of a picture to pixels and back, in the same way for training, cache and sampling.
 
-Raise POLICY whenever the same bytes would give other pixels than before: it is part of every cache key.
+Whoever changes what pixels the same bytes give must raise POLICY: it is part of every cache key.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ORIENTATION = 0x0112
 _QUARTER_TURNS = {5, 6, 7, 8}  # EXIF 2.32, 4.6.4, tag 274
 _WITHOUT_RANGE = {"I", "F"}
 
-# What Pillow's decoders were seen to raise on damaged files, beside its own DecompressionBombError.
+# The exceptions that Pillow's decoders were seen to raise on damaged files, beside its own DecompressionBombError.
 DAMAGED = (
     OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError,
     RuntimeError, EOFError, struct.error, zlib.error,
@@ -48,21 +48,34 @@ def open_picture(
     limit_pixels: int = LIMIT_PIXELS,
     background: tuple[int, int, int] | None = WHITE,
 ) -> Image.Image:
-    """The whole picture as 8-bit sRGB, upright, without metadata.
+    """Open and decode a picture as 8-bit sRGB, upright and without metadata.
 
-    Transparency is laid over `background`; if that is None it is kept, and the picture is RGBA. Colour profiles
-    are applied (one that is damaged or of another colour space is left out, with a warning); 16-bit samples are
-    scaled; EXIF orientation is applied.
-    DataError, naming `picture.origin`: not one of FORMATS, damaged or cut short, several frames or pages, more
-    than `limit_pixels` pixels, or samples without a known range (32-bit).
+    EXIF orientation and the colour profile are applied; a profile that is damaged or for another colour space is left
+    out with a warning in the log. 16-bit samples are scaled to 8 bits.
+
+    Args:
+        picture: The picture.
+        limit_pixels: The most pixels that the picture may have.
+        background: The colour that shows through where the picture is transparent. None keeps the transparency, and
+            the result is RGBA.
+
+    Raises:
+        DataError: The picture is in none of FORMATS, is damaged or cut short, has several frames or pages, more than
+            `limit_pixels` pixels, or 32-bit samples, whose white is unknown. The message names `picture.origin`.
     """
     return to_rgb(_load(picture, limit_pixels), origin=picture.origin, background=background)
 
 
 def open_fitted(pixels: PixelInput, *, channels: int = 3, limit_pixels: int = LIMIT_PIXELS) -> Image.Image:
-    """The picture as `open_picture` gives it, RGB or RGBA by `channels`, at the size of its geometry.
+    """Open a picture as `open_picture` does, and resize it to the size that its geometry decides.
 
-    DataError names the picture.
+    Args:
+        pixels: The picture and its geometry.
+        channels: 3 gives RGB with transparent places in white, 4 gives RGBA.
+        limit_pixels: The most pixels that the picture may have before it is resized.
+
+    Raises:
+        DataError: As `open_picture` raises it; or the picture is too narrow for its geometry.
     """
     if channels not in (3, 4):
         raise ValueError(f"pictures are opened with 3 or 4 channels, not {channels}")
@@ -71,9 +84,12 @@ def open_fitted(pixels: PixelInput, *, channels: int = 3, limit_pixels: int = LI
 
 
 def picture_size(picture: Picture, *, limit_pixels: int = LIMIT_PIXELS) -> Size:
-    """(height, width) of the upright picture, from its header: nothing is decoded. DataError as `open_picture`."""
+    """Return (height, width) of the upright picture from its header, without decoding it.
+
+    DataError as `open_picture` raises it, apart from damage behind the header.
+    """
     image = open_header(picture, limit_pixels)
-    # Pillow's TIFF reader gives the upright size already.
+    # Pillow's reader of TIFF gives the upright size already.
     try:
         turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS
     except DAMAGED as error:
@@ -82,29 +98,33 @@ def picture_size(picture: Picture, *, limit_pixels: int = LIMIT_PIXELS) -> Size:
 
 
 def open_grey(picture: Picture, *, limit_pixels: int = LIMIT_PIXELS) -> Image.Image:
-    """The whole picture as `to_grey` gives it. DataError as `open_picture`."""
+    """Open and decode a picture, and bring it to grey as `to_grey` does. DataError as `open_picture` raises it."""
     return to_grey(_load(picture, limit_pixels), origin=picture.origin)
 
 
 def open_weight(pixels: PixelInput, *, limit_pixels: int = LIMIT_PIXELS) -> Tensor:
-    """A grey picture as numbers: [H, W] float32 in [0, 1], at the size of its geometry."""
+    """Open a loss map as grey numbers at the size that its geometry decides.
+
+    Returns:
+        [H, W] float32 in [0, 1]: 0 for black, 1 for white.
+    """
     grey = open_grey(pixels.picture, limit_pixels=limit_pixels)
     return to_weight(_fit(grey, pixels))
 
 
 def fit(image: Image.Image, geometry: Geometry) -> Image.Image:
-    """The picture at the size that `geometry` gives it; itself if it has that size already."""
+    """Resize a picture to the size that `geometry` decides; one that has this size already is returned as it is."""
     return resize(image, geometry.fit(image.height, image.width))
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:
-    """The picture stretched to `size` (height, width); itself if it has that size already."""
+    """Stretch a picture to `size` (height, width); a picture that has this size already is returned as it is."""
     height, width = size
     return image if image.size == (width, height) else image.resize((width, height), resample=_FILTER)
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """A picture as [3, H, W] (RGB) or [4, H, W] (RGBA) float32 in [-1, 1]."""
+    """Return the pixels of an RGB picture as [3, H, W], or of an RGBA picture as [4, H, W], float32 in [-1, 1]."""
     if image.mode not in ("RGB", "RGBA"):
         raise ValueError(f"expected an RGB or RGBA picture, got mode {image.mode}")
     values = np.array(image).astype(np.float32) / 255.0
@@ -112,14 +132,21 @@ def to_pixels(image: Image.Image) -> Tensor:
 
 
 def to_weight(image: Image.Image) -> Tensor:
-    """A picture of mode L as [H, W] float32 in [0, 1]."""
+    """Return the values of a grey picture (mode L) as [H, W] float32 in [0, 1]."""
     if image.mode != "L":
         raise ValueError(f"expected a grey picture, got mode {image.mode}")
     return torch.from_numpy(np.array(image, dtype=np.float32) / 255.0)
 
 
 def from_pixels(pixels: Tensor) -> Image.Image:
-    """Pixels [3 or 4, H, W] in [-1, 1], clamped, as an RGB or RGBA picture. NumericsError if they are not finite."""
+    """Make an RGB or RGBA picture of pixels.
+
+    Args:
+        pixels: [3 or 4, H, W]; values outside [-1, 1] are clamped.
+
+    Raises:
+        NumericsError: The pixels are not finite.
+    """
     if pixels.ndim != 3 or pixels.shape[0] not in (3, 4):
         raise ValueError(f"expected pixels [3 or 4, H, W], got {tuple(pixels.shape)}")
     if not torch.isfinite(pixels).all():
@@ -135,14 +162,24 @@ def from_pixels(pixels: Tensor) -> Image.Image:
 def to_rgb(
     image: Image.Image, *, origin: str = "picture", background: tuple[int, int, int] | None = WHITE
 ) -> Image.Image:
-    """An opened picture of any mode as `open_picture` would give it. DataError names `origin`."""
+    """Bring an opened picture of any mode to what `open_picture` gives.
+
+    Args:
+        image: The picture.
+        origin: What messages call the picture.
+        background: As for `open_picture`.
+
+    Raises:
+        DataError: The picture cannot be decoded, or has 32-bit samples; the message names `origin`.
+    """
     return _converted(image, origin, background, profiled=True)
 
 
 def to_grey(image: Image.Image, *, origin: str = "picture") -> Image.Image:
-    """A picture of any mode as 8-bit grey (mode L), upright. DataError names `origin`.
+    """Bring an opened picture of any mode to 8-bit grey (mode L), upright, for a mask or a loss map.
 
-    Its values are no colours: no profile is applied. Where it is transparent it is black.
+    Its values are no colours, so no colour profile is applied. Transparent places become black. DataError if the
+    picture cannot be decoded; the message names `origin`.
     """
     return _converted(image, origin, _BLACK, profiled=False).convert("L")
 
@@ -168,7 +205,7 @@ def _converted(
 
 
 def _load(picture: Picture, limit_pixels: int) -> Image.Image:
-    """The decoded picture in its own mode."""
+    """Open and decode a picture, and leave its mode as it is."""
     image = open_header(picture, limit_pixels)
     try:
         with warnings.catch_warnings():
@@ -180,20 +217,20 @@ def _load(picture: Picture, limit_pixels: int) -> Image.Image:
 
 
 def open_header(picture: Picture, limit_pixels: int = LIMIT_PIXELS) -> Image.Image:
-    """The picture with its header and metadata read. Its size and frames are checked; no pixel is decoded.
+    """Open a picture without decoding it: its header and metadata are read, its size and frames are checked.
 
-    DataError as `open_picture`.
+    DataError as `open_picture` raises it, apart from damage behind the header.
     """
     origin = picture.origin
     if isinstance(picture.source, Path):
         _check_file(picture.source, origin)
     try:
-        # Pillow warns of sizes under its own limit and of odd metadata; neither is an error, nor news to a user.
+        # Pillow warns of large sizes and of odd metadata; neither keeps a picture from being used.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(picture.read()), formats=FORMATS)
             _check_size(image.width, image.height, limit_pixels, origin)
-            # Phones store JPEGs with a second picture (a preview, a gain map): their first one is the photograph.
+            # Phones store JPEGs with a second picture (a preview, a gain map); the first one is the photograph.
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 raise DataError(
                     f"{origin}: an animation or a document of several pages, expected one picture",
@@ -212,7 +249,7 @@ def _check_file(path: Path, origin: str) -> None:
     if path.exists() and not path.is_file():
         raise DataError(f"{origin}: {path} is not a file")
     if path.exists() and path.stat().st_size > _LARGEST_FILE:
-        raise DataError(f"{origin}: {path} has over {_LARGEST_FILE} bytes, no picture within the limits has")
+        raise DataError(f"{origin}: {path} has over {_LARGEST_FILE} bytes, which no picture within the limits has")
 
 
 def _check_size(width: int, height: int, limit: int, origin: str) -> None:
@@ -224,7 +261,7 @@ def _check_size(width: int, height: int, limit: int, origin: str) -> None:
 
 
 def _colours(image: Image.Image, origin: str) -> tuple[Image.Image | None, Image.Image]:
-    """(alpha as mode L or None, the colours as L, RGB or another mode without alpha), 8 bits a sample."""
+    """Return alpha (mode L, or None) and the colours (L, RGB or another mode without alpha), 8 bits a sample."""
     if image.mode in _WITHOUT_RANGE:
         raise DataError(
             f"{origin}: 32-bit samples (mode {image.mode}), whose white is not known",
@@ -253,7 +290,7 @@ _SPACES = {"GRAY": "L", "RGB ": "RGB", "CMYK": "CMYK", "Lab ": "LAB"}
 
 
 def _to_srgb(image: Image.Image, profile: bytes, origin: str) -> Image.Image:
-    """The colours of `image`, meant in the colour space of `profile`, in sRGB."""
+    """Convert colours from the colour space of `profile` to sRGB; a profile that cannot be used is left out."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = _SPACES.get(source.profile.xcolor_space)
@@ -263,7 +300,7 @@ def _to_srgb(image: Image.Image, profile: bytes, origin: str) -> Image.Image:
             logger.warning("%s: its colour profile is for %s, not %s; left out", origin, space, image.mode)
             return image
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), image.mode, "RGB")
-        # A profile that is sRGB itself must not move values by its rounding.
+        # A profile that describes sRGB itself must not change values by rounding.
         if image.mode in {"L", "RGB"} and _changes_nothing(transform, image.mode):
             return image
         converted = ImageCms.applyTransform(image, transform)

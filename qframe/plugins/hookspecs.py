@@ -66,6 +66,8 @@ class Component:
     hears the runs that name it in `logging.use`; for kind "benchmark" a click command, run by `qframe bench NAME`;
     for kind "command" a `click.Command` or `click.Group`, run by `qframe NAME`, whose summary is its short help.
     options: "module:Class", a torch-free attrs class of its settings.
+    suffixes: of kind "source" alone, the lower-case endings of the files that it reads, such as ".csv": where the user
+    gives a path with one of these and names no source, this source reads it.
     defaults: of kind "model" alone, configuration that suits this checkpoint, as nested tables; it is laid over the
     family's and under the user's wherever this checkpoint is the model.
     """
@@ -75,11 +77,14 @@ class Component:
     target: str = attrs.field(validator=_target)
     options: str | None = attrs.field(default=None, kw_only=True, validator=_target)
     defaults: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True, eq=False)
+    suffixes: tuple[str, ...] = attrs.field(default=(), kw_only=True)
     summary: str = attrs.field(default="", kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         if self.defaults and self.kind != "model":
             raise ValueError(f"component {self.name!r}: only a model has defaults, this is a {self.kind}")
+        if self.suffixes and self.kind != "source":
+            raise ValueError(f"component {self.name!r}: only a source has suffixes, this is a {self.kind}")
 
 
 @attrs.frozen(kw_only=True)

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 import attrs
@@ -28,6 +29,7 @@ import pluggy
 
 from qframe.errors import ConfigError, PluginError, QframeError
 from qframe.plugins import hookspecs
+from qframe.plugins.distribution import DISTRIBUTION
 from qframe.plugins.hookspecs import PROJECT, Component, Family
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ DISABLE = "QFRAME_DISABLE_PLUGINS"
 TRACE = "QFRAME_TRACE_PLUGINS"
 
 # The commands of `qframe.cli`. A plugin that offers a command of one of these names is reported as broken.
-CORE_COMMANDS = frozenset({"bench", "cache", "compose", "config", "data", "lora", "plugins", "sample", "train"})
+CORE_COMMANDS = frozenset({"cache", "compose", "config", "lora", "plugins", "sample", "train"})
 
 _HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("qframe_"))
 _Declared = TypeVar("_Declared", Component, Family)
@@ -210,6 +212,18 @@ class Registry:
             )
         return owner
 
+    def sources_by_suffix(self) -> dict[str, str]:
+        """The name of the data source that reads each suffix. The plugin that was loaded first wins."""
+        found: dict[str, str] = {}
+        for component, _ in self._components.values():
+            for suffix in component.suffixes:
+                found.setdefault(suffix, component.name)
+        return found
+
+    def source_for(self, path: str) -> str:
+        """The name of the data source that reads this path: the one that declares its suffix, else "folder"."""
+        return self.sources_by_suffix().get(PurePath(path).suffix.lower(), "folder")
+
     def plugin_of(self, declared: Component | Family) -> str:
         """The name of the plugin that declared it."""
         if isinstance(declared, Component):
@@ -339,9 +353,9 @@ def _installed() -> Iterator[Candidate]:
     entry_points = list(importlib.metadata.entry_points(group=GROUP))
 
     def order(entry_point: importlib.metadata.EntryPoint) -> tuple[bool, str, str]:
-        # qframe's own first, so that no other distribution can take one of their names.
-        distribution = entry_point.dist.name if entry_point.dist else ""
-        return distribution != PROJECT, distribution, entry_point.name
+        # The plugins that come with qframe are first, so that no other distribution can take one of their names.
+        name = entry_point.dist.name if entry_point.dist else ""
+        return name != DISTRIBUTION, name, entry_point.name
 
     for entry_point in sorted(entry_points, key=order):
         distribution = f"{entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else "unknown"

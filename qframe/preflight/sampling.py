@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qframe.cache.encoding import Shape
+from qframe.cache.lengths import Shape
 from qframe.compose import Composition
 from qframe.compose.placement import ORDER
 from qframe.config.schema import QUANTISABLE

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from qframe.cache.encoding import Shape
+from qframe.cache.lengths import Shape
 from qframe.interfaces import PLAIN, Conditioning, Denoiser, DenoiserSpec, ForwardOptions, Grid, PackedSequence
 
 META = torch.device("meta")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qframe import adapters
-from qframe.cache.encoding import FittedSize, Shape, estimated_tokens, latent_shape, text_tokens
+from qframe.cache.lengths import FittedSize, Shape, estimated_tokens, latent_shape, text_tokens
 from qframe.compose import Composition
 from qframe.compose.placement import network_bytes
 from qframe.interfaces import Record

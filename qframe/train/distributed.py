@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from qframe.cache import WHOLE, Share
+from qframe.cache import ALL, Portion
 from qframe.errors import ConfigError, QframeError, ResourceError
 
 _STORE_SECONDS = 300.0
@@ -54,9 +54,9 @@ class Processes:
         return self.rank == 0
 
     @property
-    def share(self) -> Share:
-        """This process's share of work that is split over all."""
-        return Share(self.rank + 1, self.world) if self.world > 1 else WHOLE
+    def portion(self) -> Portion:
+        """This process's portion of work that is split over all."""
+        return Portion(self.rank + 1, self.world) if self.world > 1 else ALL
 
     # -- between steps: no time-out ----------------------------------------------------------------------------
 

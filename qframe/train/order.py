@@ -18,7 +18,7 @@ from typing import ClassVar, Protocol
 import attrs
 import torch
 
-from qframe.cache.encoding import Shape
+from qframe.cache.lengths import Shape
 from qframe.config.schema import TrainConfig
 from qframe.errors import ConfigError, bullet_list
 from qframe.interfaces import Grid, grid_length

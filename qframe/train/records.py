@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import attrs
 
-from qframe.config.layers import SOURCES
 from qframe.config.schema import Config, DataConfig
 from qframe.data.choose import open_source
 from qframe.errors import ConfigError, DataError
@@ -67,7 +65,7 @@ def sampled_records(
     """
     sample = config.sample
     if sample.data is not None:
-        use = SOURCES.get(Path(sample.data).suffix.lower(), "folder")
+        use = registry.source_for(sample.data)
         options = registry.resolve(registry.component("source", use), "options")
         data = DataConfig(use=use, path=sample.data, options=None if options is None else options())
         source = open_source(attrs.evolve(config, data=data), registry)

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from qframe.interfaces import Record
+from qframe.plugins import distribution
 from qframe.train.order import SizedExamples
 
 SESSIONS_FILE = "sessions.jsonl"
-_LIBRARIES = ("qframe", "torch", "diffusers", "transformers", "peft", "accelerate", "optimum-quanto", "safetensors")
+_LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "optimum-quanto", "safetensors")
 _MOST_ROWS = 50
 """Of groups and of shapes that are told one by one."""
 
@@ -35,7 +36,11 @@ def write_session(folder: Path, session: Mapping[str, Any]) -> None:
 def describe_machine(device: torch.device, processes: int) -> dict[str, Any]:
     """Versions of the libraries that compute, and what they compute on. Nothing that names the machine."""
     return {
-        "versions": {"Python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
+        "versions": {
+            "Python": platform.python_version(),
+            "qframe": distribution.version(),
+            **{name: _version(name) for name in _LIBRARIES},
+        },
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
@@ -64,7 +69,7 @@ def describe_data(records: Sequence[Record], examples: SizedExamples, compressio
     return {
         "records": len(records),
         "groups": dict(Counter(record.group for record in records).most_common(_MOST_ROWS)),
-        "weighted": sum(record.weight is not None for record in records),
+        "weighted": sum(record.loss_map is not None for record in records),
         "empty_captions": sum(not record.prompt.strip() for record in records),
         "text_tokens": [min(lengths), sum(lengths) / len(lengths), max(lengths)],
         "shapes": [

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from qframe import adapters
-from qframe.cache import WHOLE, Cache, CachedExamples, Share, build_cache
+from qframe.cache import ALL, Cache, CachedExamples, Portion, build_cache
 from qframe.cache.configured import cache_folder, made_by
-from qframe.cache.encoding import LiveExamples
+from qframe.cache.live import LiveExamples
 from qframe.compose import Composition, compose
 from qframe.compose.placement import Placement, rest_codec
 from qframe.config import dump_config
@@ -179,12 +179,12 @@ class Trainer:
     # -- caching ----------------------------------------------------------------------------------------------
 
     def cache(
-        self, folder: Path | None = None, *, share: Share = WHOLE, records: Sequence[Record] | None = None
+        self, folder: Path | None = None, *, portion: Portion = ALL, records: Sequence[Record] | None = None
     ) -> CachedExamples | LiveExamples:
         """Encode what is not in the cache yet, and return the examples. With cache.enabled = false, live ones.
 
         records: by default those to train on.
-        share: encode this share alone, where several processes fill one cache.
+        portion: encode this portion alone, where several processes fill one cache.
         ConfigError if the recipe's sizes do not fit the codec and the denoiser.
         """
         self._check_sizes()
@@ -208,7 +208,7 @@ class Trainer:
             made_by(composition, cache, self.progress),
             batch_size=self.config.cache.batch_size,
             unconditional=drops,
-            share=share,
+            portion=portion,
             progress=self.progress,
         )
 
@@ -363,8 +363,8 @@ class Trainer:
         return {role: dict(ingredients) for role, ingredients in found.items()}
 
     def _cache_together(self, records: Sequence[Record] | None = None) -> CachedExamples | LiveExamples:
-        """Every process encodes its share of the records (by default those to train on), and waits for the others."""
-        examples = self.cache(share=self.processes.share, records=records)
+        """Every process encodes its portion of the records (by default those to train on), and waits for the others."""
+        examples = self.cache(portion=self.processes.portion, records=records)
         self.processes.meet()
         if self.processes.world > 1 and isinstance(examples, CachedExamples) and (missing := examples.missing()):
             raise CacheError(

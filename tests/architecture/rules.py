@@ -6,7 +6,7 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 from tests.architecture.source import Import, Module, statements, with_parents, within
@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"compose"}),),
     (frozenset({"config"}), frozenset({"diffusion"})),
     (frozenset({"plugins"}), frozenset({"interfaces"})),
-    (frozenset({"files"}), frozenset({"pictures"}), frozenset({"benchmark"})),
+    (frozenset({"files"}), frozenset({"pictures"})),
     (frozenset({"errors"}), frozenset({"progress"})),
 )
 
@@ -125,16 +125,32 @@ def is_public(item: Import) -> bool:
 
 def import_cycles(modules: Modules) -> list[str]:
     """Modules that need each other while being imported."""
-    edges = {
-        name: sorted({i.target for i in module.imports if not i.lazy and i.target in modules and i.target != name})
-        for name, module in modules.items()
-    }
+    return circles(
+        {
+            name: {item.target for item in module.imports if not item.lazy and item.target in modules}
+            for name, module in modules.items()
+        }
+    )
+
+
+def circles_inside_plugins(modules: Modules) -> list[str]:
+    """Modules of one bundled plugin that import each other, imports inside functions included."""
+    return circles(
+        {
+            module.name: {i.target for i in module.imports if i.target in modules and within(i.target, module.top)}
+            for module in bundled(modules)
+        }
+    )
+
+
+def circles(edges: Mapping[str, Set[str]]) -> list[str]:
+    """The circles of a graph, each as the path that leads around it. An edge from a node to itself does not count."""
     found = []
     state: dict[str, bool] = {}  # absent: not seen, False: on the way, True: done
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
         state[name] = False
-        for target in edges[name]:
+        for target in sorted(edges[name] - {name}):
             if target not in state:
                 visit(target, (*trail, target))
             elif not state[target]:

@@ -64,6 +64,32 @@ def test_nothing_undone_is_left_in_the_text() -> None:
     assert found == []
 
 
+def strangers_installed(text: str) -> list[str]:
+    """What would ask pip for `qframe`, which is another project on the package index."""
+    pattern = r"""\bpip install\b[^\n`]*[ '"]qframe(?=[\s'"`\[]|$)|\bqframe\[[a-z]|dependencies = \["qframe"\]"""
+    return re.findall(pattern, text, re.MULTILINE)
+
+
+def test_nothing_asks_pip_for_another_project() -> None:
+    files = [path for path in text_files() if path.name != "CHANGELOG.md" and path != Path(__file__).resolve()]
+    assert [str(path.relative_to(ROOT)) for path in files if strangers_installed(path.read_text("utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pip install qframe",
+        "pip install 'qframe[prodigy]'",
+        "uv pip install --python .venv/bin/python qframe\n",
+        "needs `qframe[bitsandbytes]`",
+        'dependencies = ["qframe"]',
+    ],
+)
+def test_a_command_that_installs_another_project_would_be_found(text: str) -> None:
+    assert strangers_installed(text)
+    assert not strangers_installed(text.replace("qframe", "qframe-diffusion"))
+
+
 def test_undone_work_would_be_found() -> None:
     assert UNDONE.search("# TO" + "DO: later")
     assert ROOT / "qframe" / "errors.py" in text_files()

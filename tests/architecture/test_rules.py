@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture import rules
+from tests.architecture import drawing, rules
 from tests.architecture.rules import Modules
 from tests.architecture.source import ROOT, project, scan
 
@@ -24,6 +24,7 @@ RULES: list[Rule] = [
     rules.core_importing_plugins,
     rules.plugins_reaching_too_far,
     rules.import_cycles,
+    rules.circles_inside_plugins,
     rules.heavy_imports_behind_the_door,
     rules.upstream_outside_its_place,
     rules.pickling,
@@ -59,6 +60,15 @@ VIOLATIONS: list[tuple[Rule, dict[str, str], str]] = [
     (rules.plugins_reaching_too_far, {"qframe_edit/a.py": "from qframe.train import _step"}, "qframe.train._step"),
     (rules.plugins_reaching_too_far, {"qframe_edit/a.py": "import qframe.train._loop"}, "not public"),
     (rules.import_cycles, {"qframe/a.py": "import qframe.b", "qframe/b.py": "import qframe.a"}, "qframe.a -> qframe.b"),
+    (
+        rules.circles_inside_plugins,
+        {
+            "qframe_x/command.py": "def f():\n    from qframe_x.tables import run",
+            "qframe_x/tables.py": "import qframe_x.parts",
+            "qframe_x/parts.py": "from qframe_x.command import Settings",
+        },
+        "qframe_x.command -> qframe_x.tables -> qframe_x.parts -> qframe_x.command",
+    ),
     (rules.heavy_imports_behind_the_door, {"qframe/config.py": "import torch"}, "qframe.config:1 imports torch"),
     (rules.heavy_imports_behind_the_door, {"qframe/cli/a.py": "from diffusers import X"}, "imports diffusers"),
     (
@@ -160,3 +170,24 @@ def test_scan_finds_the_core_and_the_plugins(modules: Modules) -> None:
     assert {path.name for path in (ROOT / "plugins").glob("qframe_*") if (path / "__init__.py").exists()} <= set(
         modules
     )
+
+
+def test_the_drawing_of_the_rooms_is_the_one_of_the_imports_as_they_are(modules: Modules) -> None:
+    """After a change of imports: `python -m tests.architecture.drawing`."""
+    assert drawing.PICTURE.read_text(encoding="utf-8") == drawing.drawing(modules)
+
+
+def test_every_arrow_of_the_drawing_points_down(modules: Modules) -> None:
+    at = drawing.places()
+    drawn = [(room, target) for room, targets in drawing.arrows(modules).items() for target in targets]
+    assert len(drawn) > 40
+    assert [(room, target) for room, target in drawn if at[room][1] >= at[target][1]] == []
+
+
+def test_an_arrow_that_a_longer_way_implies_is_left_out() -> None:
+    assert drawing.reduced({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": ["b"], "b": ["c"], "c": []}
+
+
+def test_the_core_has_at_most_20_rooms() -> None:
+    entries = {path.name for path in (ROOT / "qframe").iterdir()} - {"__pycache__"}
+    assert len(entries) <= 20, sorted(entries)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qframe.cache import Cache, build_cache
-from qframe.cache.encoding import LiveExamples
+from qframe.cache.live import LiveExamples
 from qframe.config.schema import TrainConfig
 from qframe.interfaces import Conditioning
 from qframe.pictures.pixels import open_fitted

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qframe.cache.encoding import LiveExamples, encode_pixels, encode_text, encode_weight, windows
+from qframe.cache.encoding import encode_pixels, encode_text, encode_weight, windows
+from qframe.cache.live import LiveExamples
 from qframe.errors import DataError, NumericsError, PluginError
 from qframe.interfaces import Conditioning, TextInput, TokenCounter
 from qframe.pictures.geometry import Geometry

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from qframe.cache import Cache, CachedExamples, build_cache
-from qframe.cache.encoding import LiveExamples, encode_examples
+from qframe.cache.encoding import encode_examples
+from qframe.cache.live import LiveExamples
 from qframe.errors import CacheError, DataError, NumericsError
 from qframe.interfaces import Conditioning, Example, Record
 from qframe.pictures.geometry import Geometry
@@ -38,7 +39,7 @@ def tensors(example: Example) -> list[torch.Tensor]:
     for conditioning in (example.conditioning, example.unconditional):
         if isinstance(conditioning, Conditioning):
             found += [conditioning.embeds, *(conditioning.extras[name] for name in sorted(conditioning.extras))]
-    return found + ([] if example.weight is None else [example.weight])
+    return found + ([] if example.loss_map is None else [example.loss_map])
 
 
 def equal(left: Example, right: Example) -> bool:
@@ -185,7 +186,7 @@ def test_a_weight_map_is_the_mean_over_a_latent_place(tmp_path: Path) -> None:
     picture.paste(255, (0, 0, 8, 4))
     path = tmp_path / "w.png"
     picture.save(path)
-    weight = build(tmp_path / "cache", [record(0, weight=Picture("w", path))])[0].weight
+    weight = build(tmp_path / "cache", [record(0, loss_map=Picture("w", path))])[0].loss_map
     assert weight is not None
     assert weight.shape == (4, 4)
     assert weight[0, 0] == 0.5
@@ -194,13 +195,13 @@ def test_a_weight_map_is_the_mean_over_a_latent_place(tmp_path: Path) -> None:
 
 def test_a_weight_map_of_another_size_than_the_target_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"example r0: its weight map covers \(2, 4\)"):
-        build(tmp_path, [record(0, weight=Picture("w", grey(9, (16, 32))))])[0]
+        build(tmp_path, [record(0, loss_map=Picture("w", grey(9, (16, 32))))])[0]
 
 
 def test_records_without_references_or_weights_are_examples_too(tmp_path: Path) -> None:
-    example = build(tmp_path, [record(1, references=(), weight=None)])[0]
+    example = build(tmp_path, [record(1, references=(), loss_map=None)])[0]
     assert example.references == ()
-    assert example.weight is None
+    assert example.loss_map is None
 
 
 def test_a_picture_that_cannot_be_used_is_named_and_what_was_encoded_stays(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_caches_from_before_fields_were_kept_open_and_say_so(built: Path, tmp_pa
 
 
 def test_only_headers_are_read(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import qframe.cache.store as store
+    import qframe.cache.reading as reading
 
-    monkeypatch.setattr(store, "read_tensor", lambda *a, **k: pytest.fail("a tensor was read"))
+    monkeypatch.setattr(reading, "read_tensor", lambda *a, **k: pytest.fail("a tensor was read"))
     assert differences(told(built, attrs.evolve(RECORDS[1], prompt="new")))

@@ -149,7 +149,7 @@ def test_nothing_goes_while_another_uses_the_cache(tmp_path: Path) -> None:
 
 def test_whoever_opens_a_cache_waits_until_it_is_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(tmp_path)
-    monkeypatch.setattr("qframe.cache.store._LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("qframe.cache.store.LOCK_SECONDS", 0.2)
     with Cache(tmp_path) as cache, cache.alone(), pytest.raises(CacheError, match="pruning this cache"):
         Cache(tmp_path)
     Cache(tmp_path).close()

@@ -316,29 +316,29 @@ def test_a_reader_goes_on_when_another_process_rewrites_a_shard(tmp_path: Path) 
 def test_the_checksum_is_computed_once_per_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = filled(tmp_path)
     verified: list[bool] = []
-    import qframe.cache.store as store
+    import qframe.cache.reading as reading
 
-    real = store.read_tensor
+    real = reading.read_tensor
 
     def watched(*args: object, verify: bool) -> Tensor:
         verified.append(verify)
         return real(*args, verify=verify)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(store, "read_tensor", watched)
+    monkeypatch.setattr(reading, "read_tensor", watched)
     cache.get(key(1))
     cache.get(key(1))
     assert verified == [True, True, False, False]
 
 
 def test_a_full_disk_is_told_and_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import qframe.cache.store as store
+    import qframe.cache.writing as writing
 
     cache = filled(tmp_path)
 
     def full(path: Path, data: bytes) -> None:
         raise ResourceError(f"{path}: full")
 
-    monkeypatch.setattr(store, "write_file", full)
+    monkeypatch.setattr(writing, "write_file", full)
     cache.put(key(50), value(50))
     with pytest.raises(ResourceError):
         cache.flush()
@@ -349,7 +349,7 @@ def test_a_full_disk_is_told_and_keeps_what_was_there(tmp_path: Path, monkeypatc
 def test_threads_may_read_at_once_from_more_shards_than_stay_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qframe.cache.store._OPEN_SHARDS", 2)
+    monkeypatch.setattr("qframe.cache.reading._OPEN_SHARDS", 2)
     cache = filled(tmp_path, 24, shard_bytes=300)
     assert len(shards(tmp_path)) > 8
     wrong: list[object] = []

@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from qframe.cache import WHOLE, Cache, Share, build_cache
+from qframe.cache import ALL, Cache, Portion, build_cache
 from tests.cache.world import MADE_BY, Loader, TinyRecipe, record
 from tests.chaos.killing import Moment, ended_by_kill, killed, start
 
@@ -83,7 +83,7 @@ def build(
     folder: Path,
     *,
     ledger: Path | None = None,
-    share: Share = WHOLE,
+    portion: Portion = ALL,
     pause: float = 0.0,
     batch: int = 2,
 ) -> list[str]:
@@ -94,7 +94,7 @@ def build(
     cache = open_cache(folder)
     if ledger is not None:
         _note_sealed(cache, ledger)
-    examples = build_cache(RECORDS, TinyRecipe(), loader, cache, MADE_BY, batch_size=batch, share=share)
+    examples = build_cache(RECORDS, TinyRecipe(), loader, cache, MADE_BY, batch_size=batch, portion=portion)
     cache.close()
     return [key for keys in examples._keys for key in attrs.astuple(keys, recurse=False) if isinstance(key, str)] + [
         key for keys in examples._keys for key in keys.references
@@ -153,16 +153,16 @@ def chaos(open_cache: OpenCache, where: Path, *, kills: int, seed: int = 0) -> R
 def chaos_builders(
     open_cache: OpenCache, where: Path, *, builders: int, victims: int, rounds: int, seed: int = 0
 ) -> Report:
-    """Several builders of one folder at once, each with its share; some are killed, then all is built to its end."""
+    """Several builders of one folder at once, each with its portion; some are killed, then all is built to its end."""
     generator = random.Random(seed)
     calm = values(open_cache, where / "calm", build(open_cache, where / "calm", batch=1))
     problems: list[str] = []
     kills = 0
     for turn in range(rounds):
         folder, ledger = where / f"round-{turn}", where / f"ledger-{turn}"
-        shares = [Share(number, builders) for number in range(1, builders + 1)]
+        portions = [Portion(number, builders) for number in range(1, builders + 1)]
         own = partial(build, open_cache, folder, ledger=ledger, pause=0.05, batch=1)
-        children = [start(partial(own, share=share), Moment(), folder) for share in shares]
+        children = [start(partial(own, portion=portion), Moment(), folder) for portion in portions]
         doomed = generator.sample(children, victims)
         for child in doomed:
             time.sleep(generator.uniform(0, 0.1))
@@ -204,7 +204,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--writer", choices=["qframe", "naive"], default="qframe")
-    parser.add_argument("--builders", type=int, default=1, help="several at once, each with a share")
+    parser.add_argument("--builders", type=int, default=1, help="several at once, each with a portion")
     parser.add_argument("--killed", type=int, default=3, help="how many of the builders of a round are killed")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of several builders")
     given = parser.parse_args()

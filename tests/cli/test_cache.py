@@ -24,17 +24,17 @@ def cache(run: Run, tiny_model: Path) -> object:
     return call
 
 
-def test_shares_are_built_one_by_one_until_nothing_is_missing(cache: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_portions_are_built_one_by_one_until_nothing_is_missing(cache: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ("--set", "cache.batch_size=1")
     first = cache("build", "--shard", "2/2", *small)
-    assert first.out.splitlines()[-1].startswith("share 2/2 is ready; ")
-    assert first.out.splitlines()[-1].endswith("entries of other shares are still missing")
+    assert first.out.splitlines()[-1].startswith("portion 2/2 is ready; ")
+    assert first.out.splitlines()[-1].endswith("entries of other portions are still missing")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert cache("build", *small).out.splitlines()[-1] == "4 examples are ready"
     monkeypatch.undo()
     wrong = cache("build", "--shard", "3/2")
-    assert (wrong.code, "'3/2' is not a share" in wrong.err) == (2, True)
+    assert (wrong.code, "'3/2' is not a portion" in wrong.err) == (2, True)
 
 
 def test_explain_tells_what_is_stored_and_what_differs(cache: Run) -> None:

@@ -60,8 +60,8 @@ class Loads:
         return part
 
     @classmethod
-    def fingerprint(cls, model: ModelFolder, options: Any) -> str:
-        return f"{cls.__name__} {model.name} {options}"
+    def ingredients(cls, model: ModelFolder, options: Any) -> dict[str, str]:
+        return {"made of": f"{cls.__name__} {model.name} {options}"}
 
 
 @attrs.frozen
@@ -326,7 +326,7 @@ def test_class_of_another_kind_is_named() -> None:
 
 
 def test_unfinished_class_names_what_it_lacks() -> None:
-    with pytest.raises(PluginError, match="lacks methods of Encoder: describe, fingerprint, load"):
+    with pytest.raises(PluginError, match="lacks methods of Encoder: describe, ingredients, load"):
         composed("encoder.use=unfinished")
 
 
@@ -420,14 +420,12 @@ def test_recipe_has_settings_and_checkpoint(model: Path) -> None:
     assert recipe.model.folder == model
 
 
-def test_fingerprint_and_licence_are_those_declared() -> None:
-    composition = composed()
-    assert composition.fingerprint("codec") == "FakeCodec bundled None"
-    assert composition.licence == "Apache-2.0"
+def test_licence_is_the_one_declared() -> None:
+    assert composed().licence == "Apache-2.0"
 
 
-def test_ingredients_are_the_fingerprint_where_a_component_names_no_more_and_the_dtype() -> None:
-    assert composed().ingredients("codec") == {"fingerprint": "FakeCodec bundled None", "dtype": "float32"}
+def test_ingredients_are_those_of_the_component_and_the_dtype() -> None:
+    assert composed().ingredients("codec") == {"made of": "FakeCodec bundled None", "dtype": "float32"}
     assert composed("codec.dtype=bfloat16").ingredients("codec")["dtype"] == "bfloat16"
 
 

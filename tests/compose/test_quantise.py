@@ -187,21 +187,21 @@ def test_full_fine_tuning_of_quantised_weights_is_refused(config: Callable[..., 
         compose(config("run", "train.mode=full"))
 
 
-def test_quantisation_is_part_of_the_fingerprint_and_so_of_the_cache_key(model: Path) -> None:
-    def fingerprint(role: str, *overrides: str) -> str:
+def test_quantisation_is_an_ingredient_and_so_part_of_the_cache_key(model: Path) -> None:
+    def ingredients(role: str, *overrides: str) -> dict[str, str]:
         config = qframe.load_config(family="qwen-edit", values={"model": str(model)}, overrides=overrides)
-        return compose(config).fingerprint(role)
+        return compose(config).ingredients(role)
 
     use = "encoder.quantise.use=quanto"
     found = [
-        fingerprint("encoder"),
-        fingerprint("encoder", use),
-        fingerprint("encoder", use, "encoder.quantise.options.weights=qfloat8"),
-        fingerprint("encoder", use, 'encoder.quantise.options.exclude=["lm_head"]'),
+        ingredients("encoder"),
+        ingredients("encoder", use),
+        ingredients("encoder", use, "encoder.quantise.options.weights=qfloat8"),
+        ingredients("encoder", use, 'encoder.quantise.options.exclude=["lm_head"]'),
     ]
-    assert len(set(found)) == 4
-    assert fingerprint("codec") == fingerprint("codec", use)
-    assert importlib.metadata.version("optimum-quanto") in quantised("qint8").fingerprint()
+    assert len({tuple(sorted(one.items())) for one in found}) == 4
+    assert ingredients("codec") == ingredients("codec", use)
+    assert importlib.metadata.version("optimum-quanto") in quantised("qint8").ingredient()
 
 
 @attrs.frozen
@@ -220,7 +220,7 @@ class Halved(Quantiser):
     def weight_bytes(self, name: str, layer: nn.Linear) -> int | None:
         return 2 * layer.weight.numel()
 
-    def fingerprint(self) -> str:
+    def ingredient(self) -> str:
         return f"halved {self.options.loud}"
 
 

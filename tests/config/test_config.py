@@ -73,8 +73,8 @@ def make_registry() -> Registry:
         Component("model", "tiny", "a:b", defaults={"train": {"max_steps": 40, "seed": 9}}),
         Component("source", "built-in", "a:B", options=f"{HERE}:OtherOptions"),
         Component("source", "folder", "a:B"),
-        Component("source", "jsonl", "a:B"),
-        Component("source", "parquet", "a:B"),
+        Component("source", "jsonl", "a:B", suffixes=(".jsonl",)),
+        Component("source", "parquet", "a:B", suffixes=(".parquet",)),
     ]
     family = Family(
         "edit",

@@ -9,10 +9,11 @@ import attrs
 import pytest
 
 from qframe.data.folder import FolderSource
-from qframe.data.options import ColumnOptions, DatasetsOptions, FolderOptions, SourceOptions, TableOptions
-from qframe.data.tables import CsvSource, JsonlSource
+from qframe.data.options import FolderOptions, SourceOptions
 from qframe.interfaces import Record
 from qframe.pictures.pixels import FORMATS
+from qframe_tables.options import ColumnOptions, DatasetsOptions, TableOptions
+from qframe_tables.tables import CsvSource, JsonlSource
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "data-formats.md").read_text(encoding="utf-8")
 
@@ -25,9 +26,9 @@ def example(language: str) -> str:
 
 def names(record: Record) -> tuple[str, list[str], str | None]:
     """Names of target, references and weight."""
-    pictures = [record.target, *record.references, *([record.weight] if record.weight else [])]
+    pictures = [record.target, *record.references, *([record.loss_map] if record.loss_map else [])]
     files = [Path(str(picture.source)).name for picture in pictures]
-    weight = files.pop() if record.weight else None
+    weight = files.pop() if record.loss_map else None
     return files[0], files[1:], weight
 
 

@@ -121,8 +121,8 @@ def test_it_is_registered_under_its_name() -> None:
     assert load_registry().resolve(component) is PerSampleRopeDenoiser
 
 
-def test_fingerprint_and_spec_are_the_checkpoints(model: ModelFolder) -> None:
-    assert PerSampleRopeDenoiser.fingerprint(model, None) == StockDenoiser.fingerprint(model, None)
+def test_ingredients_and_spec_are_those_of_the_stock_denoiser(model: ModelFolder) -> None:
+    assert PerSampleRopeDenoiser.ingredients(model, None) == StockDenoiser.ingredients(model, None)
     assert PerSampleRopeDenoiser.describe(model, None) == StockDenoiser.describe(model, None)
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from qframe.benchmark import peak_bytes
-from qframe_qwen_per_sample_rope.bench import contestants, tables
+from qframe_bench.measuring import peak_bytes
+from qframe_bench.transformer import contestants, tables
+from tests.bench.test_transformer import TINY
 from tests.per_sample_rope.oracle import (
     Sample,
     one_by_one,
@@ -22,7 +23,6 @@ from tests.per_sample_rope.oracle import (
     samples,
     stock_network,
 )
-from tests.per_sample_rope.test_bench import TINY
 
 
 def kept_bytes(network: Any, run: Callable[[], Tensor]) -> int:

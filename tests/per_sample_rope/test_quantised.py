@@ -15,6 +15,7 @@ from optimum.quanto import QLinear, freeze, qint8, quantize
 
 from qframe.errors import WeightsError
 from qframe.files.model_folder import ModelFolder
+from qframe.plugins.distribution import install_hint
 from qframe_qwen_per_sample_rope.denoiser import PerSampleRopeDenoiser
 from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
 from tests.per_sample_rope.oracle import (
@@ -100,7 +101,7 @@ def test_a_4_bit_checkpoint_that_cannot_run_here_says_what_is_lacking(model: Mod
         WeightsError, match=r"transformer \(quantised: bitsandbytes\) cannot be loaded on this"
     ) as error:
         PerSampleRopeDenoiser.load(small, None, device=torch.device("cpu"), dtype=torch.float32)
-    assert "qframe[bitsandbytes]" in (error.value.hint or "")
+    assert install_hint("bitsandbytes") in (error.value.hint or "")
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from qframe.interfaces import Grid
-from qframe_qwen_per_sample_rope.bench import contestants, tables
-from tests.per_sample_rope.test_bench import TINY
+from qframe_bench.transformer import contestants, tables
+from tests.bench.test_transformer import TINY
 
 SMALL: tuple[Grid, ...] = ((1, 4, 4),) * 2
 LARGE: tuple[Grid, ...] = ((1, 8, 8),) * 2

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from qframe.errors import ConfigError, PluginError
+from qframe.plugins.distribution import DISTRIBUTION
 from qframe.plugins.hookspecs import Component, Family, hookimpl
 from qframe.plugins.registry import Broken, Candidate, Registry, load_registry, resolve
 from tests.fake_distributions import install, installed, registry_of
@@ -41,7 +42,7 @@ def family(name: str) -> Family:
 
 
 def foreign(registry: Registry) -> list[Broken]:
-    return [broken for broken in registry.broken if not broken.distribution.startswith("qframe ")]
+    return [broken for broken in registry.broken if not broken.distribution.startswith(DISTRIBUTION + " ")]
 
 
 def reasons(registry: Registry, plugin: str) -> list[str]:
@@ -155,6 +156,14 @@ def test_no_distribution_can_take_a_bundled_name(tmp_path: Path) -> None:
     with installed(tmp_path) as registry:
         assert registry.component("sampler", "euler").target == "qframe.diffusion.samplers:EulerSampler"
     assert [broken.distribution for broken in foreign(registry)] == ["aaa-first 1.0"]
+
+
+def test_a_distribution_called_qframe_is_a_stranger_like_any_other(tmp_path: Path) -> None:
+    """The name belongs to another project on the package index, so that nobody may come first by it."""
+    install(tmp_path, "qframe", {"samplers": "stranger"}, {"stranger": good("euler", "stranger:Euler")})
+    with installed(tmp_path) as registry:
+        assert registry.component("sampler", "euler").target == "qframe.diffusion.samplers:EulerSampler"
+    assert [broken.distribution for broken in foreign(registry)] == ["qframe 1.0"]
 
 
 def test_misspelt_hook_is_an_error_with_the_nearest_name() -> None:

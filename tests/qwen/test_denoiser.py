@@ -175,10 +175,10 @@ def test_saved_and_loaded_again_is_the_same(model: ModelFolder, parts: Parts, tm
         assert torch.equal(tensor, parts.denoiser.module.state_dict()[name])
 
 
-def test_fingerprint_changes_with_the_weights(model: ModelFolder, tmp_path: Path) -> None:
-    before = StockDenoiser.fingerprint(model, None)
-    assert before == StockDenoiser.fingerprint(model, None)
-    assert before != StockDenoiser.fingerprint(changed(model, tmp_path, "transformer", x=1), None)
+def test_ingredients_change_with_the_weights(model: ModelFolder, tmp_path: Path) -> None:
+    before = StockDenoiser.ingredients(model, None)
+    assert before == StockDenoiser.ingredients(model, None)
+    assert before != StockDenoiser.ingredients(changed(model, tmp_path, "transformer", x=1), None)
 
 
 def test_a_missing_weight_is_named(model: ModelFolder, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -238,22 +239,22 @@ def test_another_vocabulary_is_refused(model: ModelFolder, tmp_path: Path) -> No
         QwenVLEncoder.load(ModelFolder.open(folder), None, device=torch.device("cpu"), dtype=torch.float32)
 
 
-def test_fingerprint_holds_everything_the_result_depends_on(
+def test_ingredients_hold_everything_the_result_depends_on(
     model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from importlib import metadata
 
-    fingerprints = [
-        QwenVLEncoder.fingerprint(model, options)
+    found = [
+        QwenVLEncoder.ingredients(model, options)
         for options in (None, QwenVLOptions(positions="upstream"), QwenVLOptions(template="text"))
     ]
-    fingerprints.append(QwenVLEncoder.fingerprint(without_processor(model, tmp_path), None))
+    found.append(QwenVLEncoder.ingredients(without_processor(model, tmp_path), None))
     monkeypatch.setattr(metadata, "version", lambda name: "5.999")
-    fingerprints.append(QwenVLEncoder.fingerprint(model, None))
-    assert len(set(fingerprints)) == 5
+    found.append(QwenVLEncoder.ingredients(model, None))
+    assert len({json.dumps(one, sort_keys=True) for one in found}) == 5
 
 
-def test_ingredients_name_what_the_fingerprint_is_made_of(model: ModelFolder, tmp_path: Path) -> None:
+def test_ingredients_name_what_changed(model: ModelFolder, tmp_path: Path) -> None:
     plain = QwenVLEncoder.ingredients(model, None)
     assert {"weights", "tokenizer", "processor", "transformers", "positions", "template"} <= plain.keys()
 

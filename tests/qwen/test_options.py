@@ -81,10 +81,10 @@ def test_pictures_below_a_tile_are_coded_as_ever(model: ModelFolder) -> None:
     assert torch.equal(codec(model, tiling=True).encode(pixels), codec(model).encode(pixels))
 
 
-def test_tiles_are_part_of_the_fingerprint_and_slices_are_not(model: ModelFolder) -> None:
+def test_tiles_are_an_ingredient_and_slices_are_not(model: ModelFolder) -> None:
     options = [None, QwenCodecOptions(), QwenCodecOptions(slicing=True), QwenCodecOptions(tiling=True)]
-    found = [QwenCodec.fingerprint(model, one) for one in options]
-    assert len(set(found[:3])) == 1
+    found = [QwenCodec.ingredients(model, one) for one in options]
+    assert found[0] == found[1] == found[2]
     assert found[3] != found[0]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qframe.cache.encoding import Shape
+from qframe.cache.lengths import Shape
 from qframe.diffusion.packing import per_token
 from qframe.interfaces import PLAIN, Conditioning, Denoiser, Example, ForwardOptions, PackedSequence, Schedule
 from qframe.train.order import BatchOrder, BatchShare
@@ -53,7 +53,7 @@ class ToyDenoiser(Denoiser):
         raise NotImplementedError
 
     @classmethod
-    def fingerprint(cls, model: Any, options: Any) -> str:
+    def ingredients(cls, model: Any, options: Any) -> dict[str, str]:
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
@@ -91,8 +91,8 @@ class HalvingSchedule(Schedule):
         return cls()
 
     @classmethod
-    def fingerprint(cls, model: Any, options: Any) -> str:
-        return ""
+    def ingredients(cls, model: Any, options: Any) -> dict[str, str]:
+        return {}
 
     def sigmas(self, steps: int, tokens: int, custom: Sequence[float] | None = None) -> Tensor:
         return torch.linspace(1, 0, steps + 1)

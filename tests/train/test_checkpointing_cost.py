@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
 
-from qframe.benchmark import measure
+from qframe_bench.measuring import measure
 
 LAYERS, SIDE, TEXT = 12, 16, 24
 

@@ -18,6 +18,7 @@ from torch import nn
 from qframe.config.schema import TrainConfig
 from qframe.errors import ConfigError, WeightsError
 from qframe.interfaces import OptimizerFactory
+from qframe.plugins.distribution import install_hint
 from qframe.plugins.registry import Candidate, Registry, load_registry
 from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory, schedule_factor
 from qframe.train.packed_state import pack, unpack
@@ -257,7 +258,7 @@ def test_a_package_that_is_not_there_is_named_with_its_extra(monkeypatch: pytest
     monkeypatch.setitem(__import__("sys").modules, "lion_pytorch", None)
     with pytest.raises(ConfigError, match="needs the package lion_pytorch") as caught:
         optimizer_factory(TrainConfig(optimizer="lion"))
-    assert "qframe[lion]" in str(caught.value.hint)
+    assert install_hint("lion") in str(caught.value.hint)
 
 
 class FakeAdamW8bit(torch.optim.AdamW):

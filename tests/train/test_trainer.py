@@ -569,7 +569,7 @@ def test_resuming_on_another_base_is_refused_by_name(
     Trainer(config("run", *more)).fit(resume="latest")
 
 
-def test_weights_that_did_not_change_are_read_for_their_fingerprint_once(
+def test_weights_that_did_not_change_are_read_for_their_digest_once(
     config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A base of 40 GB is not read at every start."""

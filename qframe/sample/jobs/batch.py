@@ -14,7 +14,7 @@ import attrs
 
 from qframe.config.strict import InvalidError, unstructure
 from qframe.data.files import Problems, Root
-from qframe.data.tables import json_lines
+from qframe.data.json_lines import json_lines
 from qframe.errors import DataError, QframeError, bullet_list
 from qframe.pictures.picture import Picture
 from qframe.pictures.pixels import open_picture

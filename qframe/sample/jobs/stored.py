@@ -6,7 +6,6 @@ placement alone. Which files it names is for the caller to say before they are r
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -19,9 +18,10 @@ import torch
 from qframe.compose import Composition
 from qframe.config import diff_config, load_config
 from qframe.config.strict import InvalidError, structure, unstructure
-from qframe.data.tables import json_object
+from qframe.data.json_lines import json_object
 from qframe.errors import DataError, QframeError, UntrustedError, WeightsError, bullet_list
 from qframe.pictures.picture import Picture
+from qframe.plugins.distribution import version
 from qframe.sample.jobs.picture_files import read_text
 from qframe.sample.jobs.sources import digest_of
 
@@ -112,7 +112,7 @@ def setting(composition: Composition, loras: Mapping[Path, float]) -> Stored:
             for file, weight in loras.items()
         ),
         made_with={
-            "qframe": importlib.metadata.version("qframe"),
+            "qframe": version(),
             "torch": torch.__version__,
             "device": composition.device("denoiser").type,
             "dtype": str(composition.dtype("denoiser")).removeprefix("torch."),

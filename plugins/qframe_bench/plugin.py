@@ -1,0 +1,37 @@
+"""What this plugin offers. Imports no torch."""
+
+from __future__ import annotations
+
+from qframe.plugins.hookspecs import Component, hookimpl
+
+
+@hookimpl
+def qframe_components() -> list[Component]:
+    """The command group `bench`, and the benchmarks that it runs."""
+    return [
+        Component(
+            "command",
+            "bench",
+            "qframe_bench.group:bench",
+            summary="Measure what qframe promises about time and memory, side by side in one run.",
+        ),
+        Component(
+            "benchmark",
+            "train",
+            "qframe_bench.training.command:train",
+            summary="a training step against its passes and optimizer alone, and live; "
+            "examples read; a large index opened",
+        ),
+        Component(
+            "benchmark",
+            "sample",
+            "qframe_bench.sampling.command:sample",
+            summary="a sampling run against its forward passes alone, and against diffusers: time and memory",
+        ),
+        Component(
+            "benchmark",
+            "transformer",
+            "qframe_bench.transformer.command:transformer",
+            summary="packed batches of mixed shapes against diffusers: time and memory, forward and backward",
+        ),
+    ]

@@ -1,0 +1,1 @@
+"""`qframe bench sample`: a sampling run beside its forward passes alone, and beside diffusers' pipeline."""

@@ -1,0 +1,1 @@
+"""`qframe bench train`: a training step, and the cache that feeds it."""

@@ -1,0 +1,18 @@
+"""What this plugin offers. Imports no torch."""
+
+from __future__ import annotations
+
+from qframe.plugins.hookspecs import Component, hookimpl
+
+
+@hookimpl
+def qframe_components() -> list[Component]:
+    """The command group `data`."""
+    return [
+        Component(
+            "command",
+            "data",
+            "qframe_data_check.command:data",
+            summary="Data sets: check one before it is trained on.",
+        )
+    ]

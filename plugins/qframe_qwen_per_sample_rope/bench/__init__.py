@@ -1,1 +1,0 @@
-"""`qframe bench transformer`: what a packed batch costs, beside the same samples through diffusers."""

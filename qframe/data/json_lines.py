@@ -1,0 +1,61 @@
+"""Reads files with one JSON object per line: tables of records, and files of requests for pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from qframe.data.files import Problems, decode
+
+_LONGEST_LINE = 1_000_000
+"""The most bytes that one line may have."""
+
+
+def json_lines(path: Path, problems: Problems, where: Callable[[int], str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the JSON object of every line that is not empty, with the line's number, counted from 1.
+
+    Args:
+        path: The file to read.
+        problems: Receives one problem for every line that holds no JSON object.
+        where: Turns a line's number into the name that a problem gives the line.
+    """
+    with path.open("rb") as stream:
+        number = 0
+        while line := stream.readline(_LONGEST_LINE + 1):
+            number += 1
+            if len(line) > _LONGEST_LINE:
+                problems.add(where(number), f"longer than {_LONGEST_LINE} bytes; the rest was not read")
+                return
+            try:
+                text = decode(line).strip()
+                if text:
+                    yield number, json_object(text)
+            except ValueError as error:
+                problems.add(where(number), str(error))
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Parse a text that must be one JSON object.
+
+    Raises:
+        ValueError: The text is not valid JSON, is not an object, or names a key twice; the message says which.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_without_doubles)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object {{...}}, got {type(value).__name__}")
+    return value
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"{key!r} is there twice")
+    return dict(pairs)

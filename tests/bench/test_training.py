@@ -1,0 +1,131 @@
+"""What a training step costs beside its network: `qframe bench train`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+import qframe
+from qframe.cli import main
+from qframe.errors import ConfigError
+from qframe.progress import SILENT
+from qframe_bench.measuring import Seconds
+from qframe_bench.training import steps as bench
+from qframe_bench.training.steps import step_ratios
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> bench._Bench:
+    """A batch of two on the embedded model."""
+    overrides = ["device=cpu", "train.batch_size=2", "train.gradient_accumulation=3"]
+    config = qframe.load_config(family="qwen-edit", overrides=overrides)
+    return bench._Bench.of(config, tmp_path_factory.mktemp("cache"), 3, SILENT)
+
+
+def test_the_bare_contestant_passes_what_the_step_passed(measured: bench._Bench) -> None:
+    step = bench._Step(measured.job, measured.state)
+    step()
+    given: list[Any] = []
+    hook = measured.job.denoiser.module.register_forward_pre_hook(
+        lambda module, args, kwargs: given.append((args, kwargs, bench._kernels())), with_kwargs=True
+    )
+    before = {name: value.detach().clone() for name, value in measured.state.parameters.items()}
+    with hook:
+        bench._bare(measured.job, measured.state, step.passes)
+    assert [(one.args, one.kwargs, one.kernels) for one in step.passes] == given
+    assert any(not torch.equal(value, before[name]) for name, value in measured.state.parameters.items())
+
+
+def test_waiting_is_what_passes_before_the_network_is_entered(measured: bench._Bench) -> None:
+    class Slow(list[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            time.sleep(0.03)
+            return super().__getitem__(index)
+
+    examples = Slow(measured.job.examples[index] for index in range(3))
+    step = bench._Step(attrs.evolve(measured.job, examples=examples), measured.state)
+    started = time.perf_counter()
+    step()
+    passed = time.perf_counter() - started
+    assert 0.06 <= step.waited[0].wall < passed
+    assert step.waited[0].processor < step.waited[0].wall
+
+
+def test_turns_of_all_contestants_are_told(measured: bench._Bench) -> None:
+    found = measured.run(1)
+    names = {"bare", "cached step", "live step", "bare again", "waiting for data"}
+    assert {name: len(several) for name, several in found.items()} == dict.fromkeys(names, 1)
+    assert found["waiting for data"][0].wall < found["cached step"][0].wall
+
+
+def test_ratios_are_those_of_the_clock_that_counts() -> None:
+    turns = {
+        "bare": [Seconds(2.0, 1.0)] * 3,
+        "cached step": [Seconds(8.0, 1.02)] * 3,
+        "live step": [Seconds(8.0, 2.04)] * 3,
+        "bare again": [Seconds(2.0, 1.1)] * 3,
+        "waiting for data": [Seconds(4.0, 0.051)] * 3,
+    }
+    found = {ratio.name: ratio for ratio in step_ratios(turns, CPU)}
+    bare, waiting = "cached step / forward, backward and optimizer alone", "waiting for data / cached step"
+    assert (found[bare].value, found[bare].kept) == (pytest.approx(1.02), True)
+    assert (found[waiting].value, found[waiting].kept) == (pytest.approx(0.05), False)
+    assert found[f"{bare}, wall"].value == 4.0
+    on_gpu = {ratio.name: ratio.value for ratio in step_ratios(turns, torch.device("cuda"))}
+    twice = "the same work twice: bare again / bare"
+    assert on_gpu == {bare: 4.0, waiting: 0.5, "cached step / live step": 1.0, twice: 1.0}
+
+
+def test_a_step_that_is_skipped_is_no_measurement(measured: bench._Bench) -> None:
+    broken = attrs.evolve(measured.job.examples[0], target=torch.full((8, 8, 8), torch.nan))
+    job = attrs.evolve(measured.job, examples=[broken] * 3)
+    with pytest.raises(ConfigError, match="not finite"):
+        bench._Step(job, measured.state)()
+
+
+@pytest.mark.parametrize(("value", "arguments", "code"), [(1.5, [], 0), (1.5, ["--check"], 1), (1.0, ["--check"], 0)])
+def test_the_command_ends_with_1_where_it_is_to_check_and_a_promise_is_not_kept(
+    value: float, arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def compare(config: Any, **given: Any) -> bench.Report:
+        asked.update(given)
+        return bench.Report(
+            family=config.family,
+            device="cpu",
+            batch=16,
+            repeats=given["repeats"],
+            measured={"bare": Seconds(2.0, 1.0)},
+            read=None,
+            entries=0,
+            index=None,
+            ratios=(bench.Ratio(name="step", value=value, most=1.03),),
+        )
+
+    monkeypatch.setattr(bench, "compare", compare)
+    assert main(["bench", "train", "--index", "0", "--no-reading", "--repeats", "3", *arguments]) == code
+    assert asked == {"repeats": 3, "examples": 32, "read": False, "entries": 0}
+    assert "at most 1.03" in capsys.readouterr().out
+    assert main(["bench", "train", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ratios"][0]["value"] == value
+
+
+@pytest.mark.slow
+def test_a_step_takes_the_time_of_its_network(tmp_path: Path) -> None:
+    """In this process's time, by turns: the promises are 1.03 and 0.02; the rest is room for a busy machine."""
+    sizes = ["recipe.min_area=65536", "recipe.max_area=65536", "train.batch_size=4"]
+    config = qframe.load_config(family="qwen-edit", overrides=["device=cpu", *sizes])
+    found = bench._Bench.of(config, tmp_path, 8, SILENT).run(5)
+    ratios = {ratio.name: ratio.value for ratio in step_ratios(found, CPU)}
+    assert ratios["cached step / forward, backward and optimizer alone"] < 1.06
+    assert ratios["waiting for data / cached step"] < 0.03
+    assert ratios["cached step / live step"] < 0.9
