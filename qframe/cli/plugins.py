@@ -35,6 +35,7 @@ def list_command() -> None:
 
 
 def _section(title: str, rows: Iterable[tuple[str, str, str]]) -> None:
+    """Print rows of three columns below a title; print nothing if there are no rows."""
     rows = list(rows)
     if not rows:
         return
