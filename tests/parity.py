@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from qframe.compose.mixing import as_request
-from qframe.interfaces import Parts, Plan, Recipe, Request
+from qframe.interfaces import Oracle, Parts, Plan, Recipe, Request, Trace
 from qframe.sample.pipeline import sample_plan
-from qframe.verify import Oracle, Tolerance, Trace, compare, traces
+from qframe_verify.compare import Tolerance, compare
+from qframe_verify.traces import traces
 from tests.qwen import tiny
 
 PROMPTS = ["make the circle blue", "remove it", "a very large red square at the top left of the picture"]

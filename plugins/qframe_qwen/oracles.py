@@ -31,12 +31,12 @@ from transformers import Qwen2VLProcessor
 
 from qframe.diffusion.packing import pack_latents, unpad
 from qframe.errors import ConfigError
-from qframe.interfaces import Conditioning, Parts, Recipe, Request
+from qframe.interfaces import Conditioning, Encoded, Oracle, Parts, Recipe, Request, Step, Trace
 from qframe.pictures.geometry import Geometry
 from qframe.pictures.pixels import fit
 from qframe.sample.planning import broadcast
 from qframe.sample.request_pictures import load_grey, load_picture
-from qframe.verify import Encoded, Norms, Oracle, Step, Steps, Trace, listening, replaced, rows
+from qframe.testing.listening import Norms, Steps, listening, replaced, rows
 from qframe_qwen.codec import QwenCodec
 from qframe_qwen.denoiser import StockDenoiser
 from qframe_qwen.encoder import QwenVLEncoder

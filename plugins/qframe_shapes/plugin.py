@@ -28,7 +28,7 @@ _DEFAULTS = {
 
 @hookimpl
 def qframe_components() -> list[Component]:
-    """The embedded checkpoint and its data set."""
+    """The embedded model, its data set, and the command that trains on both."""
     return [
         Component(
             "model",
@@ -43,5 +43,11 @@ def qframe_components() -> list[Component]:
             "qframe_shapes.source:ShapesSource",
             options="qframe_shapes.options:ShapesOptions",
             summary="procedural scenes of coloured shapes, unlimited",
+        ),
+        Component(
+            "command",
+            "demo",
+            "qframe_shapes.demo:demo",
+            summary="Train a LoRA on the embedded model, and sample with and without it.",
         ),
     ]

@@ -7,14 +7,11 @@ import click
 from qframe.cli.cache import cache
 from qframe.cli.compose import compose
 from qframe.cli.config import config
-from qframe.cli.demo import demo
 from qframe.cli.lora import lora
 from qframe.cli.plugins import plugins
-from qframe.cli.report import report
 from qframe.cli.sample import sample
 from qframe.cli.shared import PluginGroup, examples
 from qframe.cli.train import train
-from qframe.cli.verify import verify
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -40,5 +37,5 @@ def app(debug: bool) -> None:
     """
 
 
-for command in (train, sample, report, compose, config, plugins, cache, demo, verify, lora):
+for command in (train, sample, compose, config, plugins, cache, lora):
     app.add_command(command)

@@ -16,6 +16,7 @@ from qframe.interfaces.encoder import Encoder, EncoderSpec, TokenCounter
 from qframe.interfaces.examples import Example, ExampleInputs, Record, TextInput
 from qframe.interfaces.loadable import Loadable
 from qframe.interfaces.optimizer import OptimizerFactory
+from qframe.interfaces.oracle import Encoded, Oracle, Step, Trace
 from qframe.interfaces.parts import Parts
 from qframe.interfaces.plan import PLAIN, AfterStep, ForwardOptions, Guide, Plan, Velocity
 from qframe.interfaces.quantiser import Quantiser
@@ -34,6 +35,7 @@ __all__ = [
     "Conditioning",
     "Denoiser",
     "DenoiserSpec",
+    "Encoded",
     "Encoder",
     "EncoderSpec",
     "Example",
@@ -45,6 +47,7 @@ __all__ = [
     "Loadable",
     "OnStep",
     "OptimizerFactory",
+    "Oracle",
     "PackedSequence",
     "Parts",
     "Plan",
@@ -57,9 +60,11 @@ __all__ = [
     "Request",
     "Sampler",
     "Schedule",
+    "Step",
     "Survey",
     "TextInput",
     "TokenCounter",
+    "Trace",
     "Velocity",
     "grid_length",
 ]

@@ -38,9 +38,7 @@ DISABLE = "QFRAME_DISABLE_PLUGINS"
 TRACE = "QFRAME_TRACE_PLUGINS"
 
 # The commands of `qframe.cli`. A plugin that offers a command of one of these names is reported as broken.
-CORE_COMMANDS = frozenset(
-    ["cache", "compose", "config", "demo", "lora", "plugins", "report", "sample", "train", "verify"]
-)
+CORE_COMMANDS = frozenset({"cache", "compose", "config", "lora", "plugins", "sample", "train"})
 
 _HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("qframe_"))
 _Declared = TypeVar("_Declared", Component, Family)

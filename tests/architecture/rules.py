@@ -18,7 +18,7 @@ Modules = Mapping[str, Module]
 LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"__main__"}),),
     (frozenset({"cli"}), frozenset({"testing"})),
-    (frozenset({"preflight"}), frozenset({"report"}), frozenset({"verify"})),
+    (frozenset({"preflight"}),),
     (frozenset({"train"}),),
     (frozenset({"sample"}),),
     (frozenset({"cache"}), frozenset({"data"}), frozenset({"adapters"})),
@@ -164,7 +164,7 @@ def circles(edges: Mapping[str, Set[str]]) -> list[str]:
 
 
 def door(modules: Modules) -> list[str]:
-    """The torch-free modules that exist: those listed, the plugins' entry modules, every declared settings class."""
+    """The torch-free modules that exist: those listed, the plugins' entry modules, declared settings and commands."""
     names = {
         name
         for name in modules
@@ -177,6 +177,7 @@ def door(modules: Modules) -> list[str]:
     for keyword, target, _ in declared_targets(modules):
         if keyword in {"options", "settings"}:
             names.add(target.partition(":")[0])
+    names |= set(command_modules(modules))  # so that `qframe NAME --help` stays instant
     return sorted(names & set(modules))
 
 
@@ -230,18 +231,29 @@ def pickling(modules: Modules) -> list[str]:
 
 
 def printing(modules: Modules) -> list[str]:
-    """Only the command line prints."""
+    """Only the command line prints: `qframe.cli`, and the modules of commands that plugins offer."""
+    commands = set(command_modules(modules))
     return [
         module.at(node.lineno)
         for module in modules.values()
-        if not within(module.name, "qframe.cli")
+        if not within(module.name, "qframe.cli") and module.name not in commands
         for node, _ in statements(module.tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"print", "click.echo"}
     ]
 
 
 def undocumented(modules: Modules) -> list[str]:
     return [module.name for module in modules.values() if not ast.get_docstring(module.tree)]
+
+
+def command_modules(modules: Modules) -> Iterator[str]:
+    """The modules that hold a command which a plugin declares: one of `qframe`, or a benchmark."""
+    for module in modules.values():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "Component":
+                given = [value.value if isinstance(value, ast.Constant) else None for value in node.args]
+                if len(given) >= 3 and given[0] in {"command", "benchmark"}:
+                    yield str(given[2]).partition(":")[0]
 
 
 def declared_targets(modules: Modules) -> Iterator[tuple[str, str, str]]:

@@ -91,6 +91,12 @@ VIOLATIONS: list[tuple[Rule, dict[str, str], str]] = [
     (rules.pickling, {"qframe_x/a.py": "def f():\n    torch.load(path)"}, "qframe_x.a:2 calls torch.load"),
     (rules.pickling, {"qframe/cache.py": "from torch import save"}, "imports torch.save"),
     (rules.printing, {"qframe/train/a.py": "def f():\n    print(1)"}, "qframe.train.a:2"),
+    (rules.printing, {"qframe_x/a.py": "def f():\n    click.echo(1)"}, "qframe_x.a:2"),
+    (
+        rules.heavy_imports_behind_the_door,
+        {"qframe_x/plugin.py": 'Component("command", "x", "qframe_x.c:run")', "qframe_x/c.py": "import torch\nrun = 1"},
+        "qframe_x.c:1 imports torch",
+    ),
     (rules.undocumented, {"qframe/train/a.py": "x = 1"}, "qframe.train.a"),
     (rules.dangling_targets, {"qframe_x/plugin.py": 'Component("codec", "x", "qframe_x.a:B")'}, "no module qframe_x.a"),
     (
@@ -112,6 +118,10 @@ ALLOWED: list[dict[str, str]] = [
     {"qframe/adapters.py": '"""."""\nimport peft'},
     {"qframe/data/a.py": '"""."""\ndef f():\n    import pyarrow.parquet'},
     {"qframe_x/a.py": '"""."""\nimport torch, diffusers\nfrom qframe import Family\nimport qframe_x.b\nmodel.print()'},
+    {
+        "qframe_x/plugin.py": '"""."""\nComponent("command", "x", "qframe_x.c:run")',
+        "qframe_x/c.py": '"""."""\nimport click\ndef run():\n    import torch\n    click.echo(torch)',
+    },
     {"qframe_x/command.py": '"""."""\nfrom qframe.cli.shared import FAMILY, examples'},
     {
         "qframe_x/plugin.py": '"""."""\nComponent("codec", "x", "qframe_x.a:B", summary="colour: red")',

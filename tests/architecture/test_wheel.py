@@ -73,5 +73,5 @@ def test_wheel_holds_entry_points_licence_and_types(wheel: zipfile.ZipFile) -> N
     assert dict(parser["qframe"]) == PROJECT["entry-points"]["qframe"]
     assert dict(parser["console_scripts"]) == PROJECT["scripts"]
     assert "qframe/py.typed" in names
-    assert {"qframe/report/templates/page.html.jinja", "qframe/report/templates/page.css"} <= set(names)
+    assert {"qframe_report/templates/page.html.jinja", "qframe_report/templates/page.css"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -148,7 +148,9 @@ def test_version_is_that_of_the_distribution(run: Run) -> None:
     assert run("--version").out == f"qframe, version {__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in app.commands), ["cache", "build"], ["config", "show"]])
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in app.list_commands(click.Context(app))), ["cache", "build"], ["config", "show"]]
+)
 def test_every_command_has_help(run: Run, command: list[str]) -> None:
     outcome = run(*command, "--help")
     assert outcome.code == 0
@@ -178,9 +180,12 @@ def test_reference_names_every_command_and_option() -> None:
         for parameter in command.params:
             if isinstance(parameter, click.Option) and not any(f"`{option}" in page for option in parameter.opts):
                 yield f"{name} {parameter.opts[0]}"
-        for inner in command.commands.values() if isinstance(command, click.Group) else ():
-            if f"{name} {inner.name}" not in page:
-                yield f"{name} {inner.name}"
-            yield from missing(inner, f"{name} {inner.name}")
+        context = click.Context(command)
+        for inner in command.list_commands(context) if isinstance(command, click.Group) else ():
+            if f"{name} {inner}" not in page:
+                yield f"{name} {inner}"
+            found = command.get_command(context, inner)
+            assert found is not None
+            yield from missing(found, f"{name} {inner}")
 
     assert list(missing(app, "qframe")) == []

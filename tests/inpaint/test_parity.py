@@ -14,10 +14,10 @@ from qframe.interfaces import Parts, Recipe, Request
 from qframe.pictures.pixels import from_pixels
 from qframe.sample.pipeline import run_plan
 from qframe.sample.starts import first_step, source_tokens
-from qframe.verify import EXACT
 from qframe_qwen.oracles import EditInpaint, Inpaint, TextToImage
 from qframe_qwen.recipe import TextToImageRecipe
 from qframe_qwen_inpaint.blending import keep_unmasked
+from qframe_verify.compare import EXACT
 from tests.parity import (
     CASES_BEGUN,
     SIZES,

@@ -12,11 +12,11 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Parts, Recipe, Request
 from qframe.sample.pipeline import sample_plan
-from qframe.verify import EXACT
 from qframe_qwen.options import QwenVLOptions
 from qframe_qwen.oracles import Edit, TextToImage
 from qframe_qwen.recipe import TextToImageRecipe
 from qframe_qwen_edit.recipe import EditRecipe, EditRequest
+from qframe_verify.compare import EXACT
 from tests.parity import (
     CASES,
     PROMPTS,

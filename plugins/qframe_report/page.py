@@ -12,10 +12,10 @@ import attrs
 import jinja2
 
 from qframe.files.storage import write_file
-from qframe.report.curves import FRAME, run_panels
-from qframe.report.facts import Rate, rate_of, short, value_text, view_run
-from qframe.report.pictures import Album, Thumbnail
-from qframe.report.reading import Moment, RunFiles, SampleRow, read_run
+from qframe_report.curves import FRAME, run_panels
+from qframe_report.facts import Rate, rate_of, short, value_text, view_run
+from qframe_report.pictures import Album, Thumbnail
+from qframe_report.reading import Moment, RunFiles, SampleRow, read_run
 
 LARGEST_PICTURES = 6 * 1024 * 1024
 """Bytes that the pictures of a page may take, encoded as they stand in it."""
@@ -77,7 +77,7 @@ def _named(runs: Sequence[RunFiles]) -> list[RunFiles]:
 def render(runs: Sequence[RunFiles]) -> str:
     """The page. Whatever comes from a run is text: it is escaped, and the page may run no script."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("qframe.report"),
+        loader=jinja2.PackageLoader("qframe_report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from qframe.report.reading import VALID_TOKENS, Series
+from qframe_report.reading import VALID_TOKENS, Series
 
 _MOST_POINTS = 240
 _STYLES = 8

@@ -11,13 +11,13 @@ from PIL import Image
 
 from qframe.compose import Composition
 from qframe.errors import ConfigError, PluginError
-from qframe.interfaces import Recipe, Request
+from qframe.interfaces import Oracle, Recipe, Request
 from qframe.plugins.hookspecs import Family
 from qframe.plugins.registry import Registry
 from qframe.sample.request_pictures import load_grey, load_picture
-from qframe.verify.compare import FLOAT32, Report, Row, batch_rows, compare
-from qframe.verify.examples import example_part, example_picture, example_size
-from qframe.verify.traces import Oracle, traces
+from qframe_verify.compare import FLOAT32, Report, Row, batch_rows, compare
+from qframe_verify.examples import example_part, example_picture, example_size
+from qframe_verify.traces import traces
 
 PROMPT = "make the circle blue"
 _TURNS = (None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM)
@@ -35,7 +35,7 @@ def oracle_of(family: Family, registry: Registry) -> Oracle:
     found = registry.resolve(component)
     if not (isinstance(found, type) and issubclass(found, Oracle)):
         raise PluginError(
-            f"plugin {registry.plugin_of(component)!r}: {component.target} is no subclass of qframe.verify.Oracle"
+            f"plugin {registry.plugin_of(component)!r}: {component.target} is no subclass of qframe.interfaces.Oracle"
         )
     oracle: Oracle = found()
     return oracle

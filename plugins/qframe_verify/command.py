@@ -8,8 +8,19 @@ from typing import Any
 
 import click
 
-from qframe.cli.request_options import RequestCommand, opened
-from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, announce, examples, options, registry, resolve
+from qframe.cli.shared import (
+    CONFIG,
+    FAMILY,
+    MODEL,
+    SET,
+    RequestCommand,
+    announce,
+    examples,
+    opened,
+    options,
+    registry,
+    resolve,
+)
 
 
 @click.command(
@@ -63,8 +74,8 @@ def verify(
     from qframe.compose import recipe_class
     from qframe.config import chosen_family
     from qframe.sample.jobs.asked import size_of
-    from qframe.verify import oracle_of
-    from qframe.verify import verify as compare
+    from qframe_verify.run import oracle_of
+    from qframe_verify.run import verify as compare
 
     chosen = chosen_family(config_file, family=family, overrides=overrides, registry=plugins)
     oracle = oracle_of(chosen, plugins)

@@ -1,4 +1,4 @@
-"""`qframe demo`: the whole way from an untrained adapter to pictures, on the embedded model."""
+"""The command `qframe demo`: train a LoRA on the embedded model, and sample with it and without it."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def report(runs: tuple[Path, ...], output: Path | None) -> None:
     The page needs no network and no other file. Of several runs it compares curves, pictures and configurations. A
     run that is not finished, or of an earlier version, is shown as far as it goes.
     """
-    from qframe.report import write_report
+    from qframe_report.page import write_report
 
     page = output or runs[0] / ("report.html" if len(runs) == 1 else "comparison.html")
     click.echo(write_report(runs, page))

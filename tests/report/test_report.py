@@ -16,11 +16,10 @@ import tomli_w
 from PIL import Image
 
 from qframe.errors import WeightsError
-from qframe.report import LARGEST_PICTURES, write_report
-from qframe.report.curves import FRAME, make_panel, number
-from qframe.report.page import chosen_moments
-from qframe.report.pictures import Album
-from qframe.report.reading import Moment, Series, read_run
+from qframe_report.curves import FRAME, make_panel, number
+from qframe_report.page import LARGEST_PICTURES, chosen_moments, write_report
+from qframe_report.pictures import Album
+from qframe_report.reading import Moment, Series, read_run
 from tests import browser
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"

@@ -13,12 +13,14 @@ from PIL import Image
 from qframe.compose import compose
 from qframe.config import load_config
 from qframe.errors import ConfigError, PluginError
-from qframe.interfaces import Conditioning
+from qframe.interfaces import Conditioning, Encoded, Step, Trace
 from qframe.pictures.geometry import Geometry
 from qframe.plugins.hookspecs import Component
 from qframe.plugins.registry import load_registry
-from qframe.verify import EXACT, FLOAT32, Encoded, Norms, Report, Step, Trace, batch_rows, compare, oracle_of, verify
-from qframe.verify.examples import example_part, example_picture, example_size
+from qframe.testing.listening import Norms
+from qframe_verify.compare import EXACT, FLOAT32, Report, batch_rows, compare
+from qframe_verify.examples import example_part, example_picture, example_size
+from qframe_verify.run import oracle_of, verify
 
 
 def trace(**changes: Any) -> Trace:

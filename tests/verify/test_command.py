@@ -62,7 +62,7 @@ def test_a_miss_ends_with_1(run: Run) -> None:
 
 
 def test_pictures_of_ones_own(run: Run, tmp_path: Path) -> None:
-    from qframe.verify.examples import example_part, example_picture
+    from qframe_verify.examples import example_part, example_picture
 
     example_picture((70, 61), seed=3).save(tmp_path / "in.png")
     example_part((70, 61), seed=1).save(tmp_path / "mask.png")

@@ -9,8 +9,8 @@ from typing import Any
 import attrs
 
 from qframe.progress import duration
-from qframe.report.curves import number
-from qframe.report.reading import RunFiles
+from qframe_report.curves import number
+from qframe_report.reading import RunFiles
 
 _MOST_TEXT = 240
 

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qframe.interfaces import Conditioning
-from qframe.verify.traces import Trace
+from qframe.interfaces import Conditioning, Trace
 
 
 @attrs.frozen

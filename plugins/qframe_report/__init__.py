@@ -1,0 +1,1 @@
+"""Plugin: `qframe report`, which writes one HTML page about a training run."""

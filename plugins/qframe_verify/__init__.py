@@ -1,0 +1,1 @@
+"""Plugin: `qframe verify`, which compares a sampling run with an oracle at every stage."""

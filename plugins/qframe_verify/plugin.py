@@ -1,0 +1,18 @@
+"""What this plugin offers. Imports no torch."""
+
+from __future__ import annotations
+
+from qframe.plugins.hookspecs import Component, hookimpl
+
+
+@hookimpl
+def qframe_components() -> list[Component]:
+    """The command `qframe verify`."""
+    return [
+        Component(
+            "command",
+            "verify",
+            "qframe_verify.command:verify",
+            summary="Compare a family with diffusers' pipeline, stage by stage.",
+        )
+    ]

@@ -1,0 +1,93 @@
+"""The two traces that are compared: that of qframe's own sampling run, and the oracle's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from qframe.errors import ConfigError
+from qframe.interfaces import AfterStep, Encoded, OnStep, Oracle, Parts, Recipe, Request, Sampler, Trace, Velocity
+from qframe.pictures.pixels import from_pixels
+from qframe.sample.pipeline import run_plan
+from qframe.testing.listening import Norms, Steps, listening
+
+
+class _Heard(Sampler):
+    """Another sampler, whose velocities are collected."""
+
+    def __init__(self, sampler: Sampler, steps: Steps, norms: Norms) -> None:
+        self._sampler, self._steps, self._norms = sampler, steps, norms
+
+    def sample(
+        self,
+        velocity: Velocity,
+        x: Tensor,
+        sigmas: Tensor,
+        *,
+        after_step: AfterStep | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        def heard(tokens: Tensor, sigma: Tensor) -> Tensor:
+            self._norms.heard.clear()
+            found = velocity(tokens, sigma)
+            self._steps.predicted(found, float(sigma * 1000), self._norms.heard)
+            return found
+
+        return self._sampler.sample(heard, x, sigmas, after_step=after_step, on_step=on_step)
+
+
+@torch.no_grad()
+def our_trace(request: Request, parts: Parts, recipe: Recipe, oracle: Oracle) -> Trace:
+    """What our own path makes of a request whose pictures have one size."""
+    encoded: list[Encoded] = []
+    decoded: list[Tensor] = []
+    steps, norms = Steps(), Norms()
+
+    def encoding(latents: Tensor, pixels: Tensor, **_: Any) -> None:
+        encoded.extend(map(Encoded, pixels.to(latents), latents))  # a codec rounds to its dtype first
+
+    with listening(parts.codec, "encode", encoding), listening(parts.codec, "decode", lambda x, _: decoded.extend(x)):
+        plan = recipe.plan(request, parts)
+        guide, after_step = plan.guide, plan.after_step
+
+        def heard_guide(positive: Tensor, negative: Tensor) -> Tensor:
+            assert guide is not None
+            with norms:
+                return guide(positive, negative)
+
+        def heard_step(tokens: Tensor, step: int) -> Tensor:
+            tokens = tokens if after_step is None else after_step(tokens, step)
+            steps.stepped(tokens)
+            return tokens
+
+        heard = attrs.evolve(plan, guide=None if guide is None else heard_guide, after_step=heard_step)
+        pictures = run_plan(heard, parts.denoiser, _Heard(parts.sampler, steps, norms))
+    return Trace(
+        sigmas=plan.sigmas,
+        mu=oracle.mu(parts, plan.start.lengths[0]),
+        encoded=tuple(encoded),
+        cond=plan.cond,
+        uncond=plan.uncond,
+        start=plan.start.tokens,
+        steps=tuple(steps.done),
+        decoded=tuple(decoded),
+        pictures=tuple(map(from_pixels, pictures)),
+    )
+
+
+def traces(request: Request, parts: Parts, recipe: Recipe, oracle: Oracle) -> tuple[Trace, Trace]:
+    """Ours and the oracle's, from equal random states. The request has generators of its own, left as they are."""
+    found = our_trace(_again(request), parts, recipe, oracle)
+    return found, oracle.trace(_again(request), parts, recipe)
+
+
+def _again(request: Request) -> Request:
+    generators = request.generator
+    if generators is None:
+        raise ConfigError("a comparison needs a generator", "Give generator=..., so that both sides draw the same.")
+    if isinstance(generators, torch.Generator):
+        return attrs.evolve(request, generator=generators.clone_state())
+    return attrs.evolve(request, generator=[generator.clone_state() for generator in generators])
