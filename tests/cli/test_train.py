@@ -1,4 +1,4 @@
-"""train, demo and cache on a random model and the embedded data set, a few steps each."""
+"""train and cache on a random model and the embedded data set, a few steps each."""
 
 from __future__ import annotations
 
@@ -77,27 +77,6 @@ def test_trained_lora_changes_what_is_sampled(run: Run, tiny_model: Path) -> Non
     assert pictures["none"] == pictures["without"] != pictures["with"]
 
 
-def test_demo_ends_by_naming_the_pictures(run: Run, tiny_model: Path) -> None:
-    outcome = run("demo", "--set", f"model={tiny_model}", *OVERRIDES)
-    assert outcome.code == 0, outcome.err
-    _, _, end = outcome.out.partition("Open these pictures:\n")
-    files = [line.split()[0] for line in end.splitlines()[:4]]
-    assert files == [
-        f"runs/qwen-edit/{name}.png" for name in ("demo/input", "demo/without", "demo/with", "samples/sheet")
-    ]
-    assert all(Image.open(file).size for file in files)
-    assert end.splitlines()[-2:] == [
-        "The LoRA: runs/qwen-edit/lora.safetensors",
-        "A page about the run: qframe report runs/qwen-edit",
-    ]
-
-
-def test_demo_needs_no_validation_records(run: Run, tiny_model: Path) -> None:
-    outcome = run("demo", "--set", f"model={tiny_model}", *OVERRIDES, "--set", "data.options.validation=0")
-    assert outcome.code == 0, outcome.err
-    assert Path("runs/qwen-edit/demo/with.png").exists()
-
-
 def test_cache_is_built_verified_and_repaired(run: Run, tiny_model: Path) -> None:
     build = ("cache", "build", "--family", "qwen-edit", "--model", tiny_model, *OVERRIDES)
     assert run(*build).out.splitlines()[-1] == "4 examples are ready"
@@ -124,13 +103,9 @@ def test_cache_is_built_verified_and_repaired(run: Run, tiny_model: Path) -> Non
         (("train", "--family", "qwen-edit", "--model", "./nowhere"), 4, "there is no such folder"),
         (("train", "--family", "qwen-edit", "--model", TINY, "--resume"), 4, "no run of 'qwen-edit' to resume"),
         (("train", "--family", "qwen-edit", "--config", "none.toml"), 2, "none.toml: cannot be read"),
-        (("demo", "--set", "train.mode=full"), 2, "train.mode is 'full', and the demo samples with a LoRA"),
         (("train", "--family", "qwen-edit", "--model", TINY, "--output", "file"), 2, "file is a file, expected a"),
         (("train", "--family", "qwen-edit", "--model", TINY, "--output", "file/run"), 2, "file is a file, expected a"),
-        (("demo", "--set", "train.max_steps=0"), 2, "train.max_steps (--set): expected a value >= 1, got 0"),
         (("cache", "verify", "nowhere"), 3, "nowhere: there is no cache"),
-        (("report", "nowhere"), 4, "nowhere: there is no run here"),
-        (("report",), 2, "Missing argument 'RUN...'"),
         (("cache", "build", "--family", "qwen-edit", "--set", "cache.enabled=false"), 2, "cache.enabled is false"),
     ],
 )

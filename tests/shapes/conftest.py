@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from qframe_shapes.files import checkpoint_folder
+from tests.cli.conftest import run, tiny_model
+
+__all__ = ["run", "tiny_model"]
 
 
 @pytest.fixture(scope="session")
