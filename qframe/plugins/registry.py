@@ -216,7 +216,7 @@ class Registry:
         found: dict[str, str] = {}
         for component, _ in self._components.values():
             for suffix in component.suffixes:
-                found.setdefault(suffix, component.name)
+                found.setdefault(suffix.lower(), component.name)
         return found
 
     def source_for(self, path: str) -> str:

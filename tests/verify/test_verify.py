@@ -201,7 +201,7 @@ def test_an_oracle_that_is_none_is_a_broken_plugin(monkeypatch: pytest.MonkeyPat
     wrong = Component("oracle", "wrong", "qframe.diffusion.samplers:EulerSampler")
     monkeypatch.setattr(registry, "component", lambda kind, name: wrong)
     monkeypatch.setattr(registry, "plugin_of", lambda declared: "mine")
-    with pytest.raises(PluginError, match=r"plugin 'mine': .* is no subclass of qframe\.verify\.Oracle"):
+    with pytest.raises(PluginError, match=r"plugin 'mine': .* is no subclass of qframe\.interfaces\.Oracle"):
         oracle_of(registry.family("qwen-edit"), registry)
 
 
