@@ -86,6 +86,27 @@ def test_settings_of_the_plugin_are_shown_and_checked(run: Command) -> None:
     assert "sampler.options.order (--set): expected one of 1, 2, got 3" in wrong.stderr
 
 
+def test_command_of_the_plugin_is_listed_and_prints_what_the_schedule_says(run: Command) -> None:
+    assert re.search(r"^  sigmas +Print the noise levels of a sampling run\.$", run("--help").stdout, re.M)
+    done = run("sigmas", "--family", "example-edit", "--steps", 4, "--tokens", 64)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [int(step) for step, _ in rows] == [0, 1, 2, 3, 4]
+    values = [float(sigma) for _, sigma in rows]
+    assert (values[0], values[-1]) == (1, 0)
+    assert values == sorted(values, reverse=True)
+
+
+def test_errors_of_the_command_of_the_plugin_have_qframe_s_exit_codes(run: Command) -> None:
+    unknown = run("sigmas", "--family", "example-edti")
+    assert unknown.returncode == 2
+    assert unknown.stderr.startswith("error: no family 'example-edti'; did you mean 'example-edit'")
+    missing = run("sigmas", "--family", "example-edit", "--model", "./nowhere")
+    assert missing.returncode == 4
+    assert "error: model './nowhere': there is no such folder" in missing.stderr
+    assert run("sigmas", "--steps", 0).returncode == 2
+
+
 @pytest.mark.slow
 def test_family_of_the_plugin_samples(run: Command, tmp_path: Path) -> None:
     from PIL import Image
@@ -113,10 +134,13 @@ def test_plugin_keeps_the_contract_of_samplers(run: Command) -> None:
     assert re.search(r"^[1-9]\d+ passed", done.stdout, re.M)
 
 
-def test_guide_shows_the_plugin_as_it_is() -> None:
-    guide = (SOURCE.parent.parent / "docs" / "guides" / "write-a-plugin.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```\w+\n# (\S+)\n(.*?)```", guide, re.DOTALL)
-    assert len(blocks) == 5
+@pytest.mark.parametrize(("page", "count"), [("write-a-plugin", 5), ("add-a-command", 1)])
+def test_guide_shows_the_plugin_as_it_is(page: str, count: int) -> None:
+    guide = (SOURCE.parent.parent / "docs" / "guides" / f"{page}.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```\w+\n# (\S+)\n(.*?)```", guide, re.DOTALL)
+    own = re.compile(r"my_commands/|.*my-commands", re.DOTALL)  # of the plugin that the guide itself builds
+    blocks = [(name, text) for name, text in shown if not own.match(name + text)]
+    assert len(blocks) == count
     for name, text in blocks:
         source = (SOURCE / name).read_text(encoding="utf-8")
         missing = [line for line in text.splitlines() if line not in source.splitlines()]

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import qframe
 from docs import make_pictures
@@ -27,6 +28,7 @@ from qframe.cli.app import app
 from qframe.interfaces import Sampler
 from qframe_shapes.options import ShapesOptions
 from qframe_shapes.source import ShapesSource
+from tests import fake_distributions
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -39,12 +41,16 @@ def blocks(page: Path, language: str) -> list[str]:
     return [text for named, text in make_pictures.fenced(page) if named == language]
 
 
+# Commands of the script, and those that need a plugin which is not installed here: they have tests of their own.
+NOT_HERE = r"\./run (test|ARGS)|.*example-edit|qframe loras"
+
+
 def commands() -> Iterator[Any]:
     """Every command line of qframe that a page shows, but those of a plugin that is not installed here."""
     for page in PAGES:
         for line in "".join(blocks(page, "")).splitlines():
             command, _, _ = line.partition("#")
-            if re.match(r"(qframe|\./run) ", command) and not re.match(r"\./run (test|ARGS)|.*example-edit", command):
+            if re.match(r"(qframe|\./run) ", command) and not re.match(NOT_HERE, command):
                 yield pytest.param(shlex.split(command)[1:], id=f"{page.relative_to(ROOT)}: {command.strip()}")
 
 
@@ -262,3 +268,38 @@ def test_declaration_of_the_guide_names_the_class_of_the_guide() -> None:
     assert block("# " + module.replace(".", "/") + ".py").count(f"class {name}(") == 1
     project = tomllib.loads(block("# pyproject.toml"))["project"]
     assert project["entry-points"]["qframe"] == {"my-samplers": "my_samplers.plugin"}
+
+
+COMMAND_GUIDE = DOCS / "guides" / "add-a-command.md"
+
+
+@pytest.fixture
+def command_of_the_guide(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that has the guide's plugin, as if it had been installed."""
+    found = {text.split("\n", 1)[0][2:]: text for text in blocks(COMMAND_GUIDE, "python")}
+    modules = {name: text for name, text in found.items() if name.startswith("my_commands/")}
+    assert set(modules) == {"my_commands/loras.py", "my_commands/plugin.py"}
+    (project,) = (tomllib.loads(text)["project"] for text in blocks(COMMAND_GUIDE, "toml"))
+    fake_distributions.install(tmp_path, project["name"], project["entry-points"]["qframe"], {})
+    for name, text in modules.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+
+
+def test_command_of_the_guide_lists_loras(command_of_the_guide: dict[str, str], tmp_path: Path) -> None:
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "qframe", *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=tmp_path, env=command_of_the_guide
+        )
+
+    assert re.search(r"^  loras +List the LoRA files in a folder\.$", call("--help").stdout, re.MULTILINE)
+    assert "qframe loras runs" in call("loras", "--help").stdout
+    empty = call("loras", "runs")
+    assert (empty.returncode, empty.stdout) == (3, "")
+    assert empty.stderr == "error: runs: there is no LoRA file here\nGive a folder that `qframe train` wrote into.\n"
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    matrices = {f"x.to_q.lora_{side}.weight": torch.zeros(shape) for side, shape in (("A", (4, 8)), ("B", (8, 4)))}
+    save_file(matrices, tmp_path / "runs" / "mine" / "lora.safetensors")
+    assert call("loras", "runs").stdout == "runs/mine/lora.safetensors  rank 4, 1 layers\n"

@@ -1,4 +1,4 @@
-"""`qframe report`: a page about a run, to look at and to show to others."""
+"""The command `qframe report`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from qframe.cli.shared import examples
 def report(runs: tuple[Path, ...], output: Path | None) -> None:
     """Write one HTML page about a run: pictures over steps, curves, configuration, data, environment.
 
-    The page needs no network and no other file. Of several runs it compares curves, pictures and configurations. A
-    run that is not finished, or of an earlier version, is shown as far as it goes.
+    The page needs no network and no other file. With several runs, it compares their curves, pictures and
+    configurations. A run that is unfinished, or of an earlier version, is shown as far as it goes.
     """
     from qframe_report.page import write_report
 

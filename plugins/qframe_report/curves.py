@@ -1,4 +1,4 @@
-"""Metrics as curves: what is drawn, thinned and smoothed, in the units of an SVG's view box."""
+"""Turns metrics into curves: thins and smooths them, and computes their places in an SVG picture."""
 
 from __future__ import annotations
 
@@ -12,15 +12,23 @@ import numpy as np
 from qframe_report.reading import VALID_TOKENS, Series
 
 _MOST_POINTS = 240
-_STYLES = 8
-"""How many lines are told apart by colour and dash; page.css has as many."""
+_STYLES = 8  # combinations of colour and dash that templates/page.css has for lines
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @attrs.frozen(kw_only=True)
 class Frame:
-    """Where curves are drawn, in units of the view box: its size, and the sides of the axes in it."""
+    """The size of a picture of curves and the rectangle that the axes enclose, in units of the SVG's view box.
+
+    Attributes:
+        width: Width of the picture.
+        height: Height of the picture.
+        left: Left side of the rectangle, where the vertical axis is.
+        right: Right side of the rectangle.
+        top: Upper side of the rectangle.
+        bottom: Lower side of the rectangle, where the horizontal axis is.
+    """
 
     width: int = 400
     height: int = 232
@@ -35,7 +43,15 @@ FRAME = Frame()
 
 @attrs.frozen(kw_only=True)
 class Line:
-    """A drawn line. style: colour and dash. path: of the line; band: from the least to the most value around it."""
+    """A curve as it is drawn.
+
+    Attributes:
+        label: Its name in the legend.
+        style: Number of its combination of colour and dash, from 0 to 7.
+        path: SVG path of the curve.
+        band: SVG path of the area between the smallest and the largest values; "" if the curve was not smoothed.
+        last: The last value of the curve, as text.
+    """
 
     label: str
     style: int
@@ -46,7 +62,12 @@ class Line:
 
 @attrs.frozen(kw_only=True)
 class Tick:
-    """A mark on an axis: where, and its text."""
+    """A mark on an axis.
+
+    Attributes:
+        place: Where it is along the axis, in units of the view box.
+        text: The number beside it.
+    """
 
     place: float
     text: str
@@ -54,7 +75,17 @@ class Tick:
 
 @attrs.frozen(kw_only=True)
 class Panel:
-    """One picture of curves. summary: what it shows, in words. note: how it was drawn."""
+    """A picture with one or more curves.
+
+    Attributes:
+        title: The heading above the picture.
+        unit: The unit of the values, or another remark beside the heading; may be empty.
+        summary: What the picture shows, in words, for readers who cannot see it.
+        note: How the curves were smoothed, and how many values lie above the frame; may be empty.
+        lines: The curves.
+        across: The marks on the horizontal axis, which are steps.
+        up: The marks on the vertical axis, which are values.
+    """
 
     title: str
     unit: str
@@ -67,9 +98,17 @@ class Panel:
 
 @attrs.frozen(eq=False)
 class _Thinned:
-    """A series in at most `_MOST_POINTS` buckets: mean (or smoothed value), least and most of each. All [P].
+    """A series of values, summarised in P buckets of consecutive steps, at most `_MOST_POINTS`.
 
-    limit: what the frame need not reach above.
+    Attributes:
+        label: The name of the curve.
+        style: Number of its combination of colour and dash.
+        steps: Mean step of each bucket, [P].
+        middle: Mean of the values, or of the smoothed values, of each bucket, [P].
+        least: Smallest value of each bucket, [P].
+        most: Largest value of each bucket, [P].
+        limit: The value that the frame must reach; a few larger values may lie above it.
+        span: How many steps the smoothing averages over; 1 means that nothing was smoothed.
     """
 
     label: str
@@ -82,12 +121,20 @@ class _Thinned:
     span: int
 
 
+# Of each curve the style, the label and the values.
 Curves = Sequence[tuple[int, str, Series]]
-"""Style, label and values."""
 
 
 def make_panel(title: str, unit: str, curves: Curves, *, smooth: bool, from_zero: bool = False) -> Panel | None:
-    """Labelled series in one frame; None if all are empty. smooth: draw an average over the values, and their range."""
+    """Draw several series of values in one frame; return None if all of them are empty.
+
+    Args:
+        title: The heading above the picture.
+        unit: The unit of the values, or another remark beside the heading.
+        curves: Style, label and values of each series.
+        smooth: Whether to draw a moving average of the values, with their range as a band behind it.
+        from_zero: Whether the vertical axis begins at 0 if no value is negative.
+    """
     thinned = [_thin(style, label, series, smooth) for style, label, series in curves if len(series)]
     if not thinned:
         return None
@@ -122,7 +169,7 @@ def make_panel(title: str, unit: str, curves: Curves, *, smooth: bool, from_zero
 
 def _thin(style: int, label: str, series: Series, smooth: bool) -> _Thinned:
     span = min(max(len(series) // 20, 1), 200) if smooth else 1
-    # A single peak must neither flatten the rest nor carry the average off.
+    # Values far above the others are cut to the limit, so that a single peak does not distort frame and average.
     limit = _limit(series.values) if smooth else float(series.values.max())
     values = _averaged(np.minimum(series.values, limit), span)
     edges = np.linspace(0, len(series), min(len(series), _MOST_POINTS) + 1).astype(int)[:-1]
@@ -140,7 +187,7 @@ def _thin(style: int, label: str, series: Series, smooth: bool) -> _Thinned:
 
 
 def _averaged(values: Floats, span: int) -> Floats:
-    """Exponential average, as if `span` values counted, without the pull of a start at 0."""
+    """Return the exponential moving average over about `span` values, corrected for its start at 0."""
     if span <= 1:
         return values
     decay, total, weight = 1 - 2 / (span + 1), 0.0, 0.0
@@ -153,14 +200,18 @@ def _averaged(values: Floats, span: int) -> Floats:
 
 
 def _limit(values: Floats) -> float:
-    """What a frame reaches up to: the most, unless that is twice as far up as all but 2 % of the values."""
+    """Return the value that the frame of a smoothed curve must reach.
+
+    It is the largest value, unless that is more than twice as far above the smallest value as the 98 % quantile is; in
+    that case it is a little above the quantile.
+    """
     least, usual, most = values.min(), np.quantile(values, 0.98), values.max()
     cut = most - least > 2 * (usual - least) > 0
     return float(usual + 0.1 * (usual - least) if cut else most)
 
 
 def _range(lines: Sequence[_Thinned], from_zero: bool) -> tuple[float, float]:
-    """Least and most value of the frame."""
+    """Return the smallest and the largest value that the frame shows."""
     least = min(float(line.least.min()) for line in lines)
     most = max(line.limit for line in lines)
     if from_zero and least >= 0:
@@ -179,7 +230,7 @@ def _line(line: _Thinned, x: Callable[[float], float], y: Callable[[float], floa
     if line.span > 1:
         band = f"M {path(line.most, line.steps)} L {path(line.least[::-1], line.steps[::-1])} Z"
     middle = path(line.middle, line.steps)
-    if len(line.steps) == 1:  # a point: a line of no length, drawn by its round ends
+    if len(line.steps) == 1:  # a line of length 0 is drawn as a dot, because its ends are round
         middle += f" {middle}"
     return Line(label=line.label, style=line.style, path=f"M {middle}", band=band, last=number(float(line.middle[-1])))
 
@@ -194,7 +245,7 @@ def _in_words(label: str, series: Series) -> str:
 
 
 def _ticks(low: float, high: float, *, whole: bool) -> list[float]:
-    """Round values between two bounds, three to six of them where there is room."""
+    """Return up to about six round values between two bounds; only whole numbers if `whole` is True."""
     if high <= low:
         return [low]
     raw = (high - low) / 6
@@ -207,7 +258,7 @@ def _ticks(low: float, high: float, *, whole: bool) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A number as a person reads it: 1200, 0.532, 3e-05, 12k."""
+    """Format a number briefly for readers, for example 1200, 0.532, 3e-05 or 12k."""
     if value == 0:
         return "0"
     size = abs(value)
@@ -221,11 +272,15 @@ def number(value: float) -> str:
 
 
 def run_panels(runs: Mapping[str, Mapping[str, Series]]) -> list[Panel]:
-    """The panels of one run, or of several side by side, by their names; those without any value are left out."""
+    """Return the panels of one run, or of several runs drawn in the same frames; panels without values are left out.
+
+    Args:
+        runs: The metrics of each run, by the name of the run.
+    """
     single = len(runs) == 1
 
     def curves(metric: str, label: str, style: int = 0) -> list[tuple[int, str, Series]]:
-        """A metric of every run: of several runs each has its own style, and its name as label."""
+        """Return the curves of a metric: with several runs, each run has its own style, and its name as label."""
         return [
             (style, label, series[metric]) if single else (place, name, series[metric])
             for place, (name, series) in enumerate(runs.items())

@@ -1,4 +1,4 @@
-"""One run in words: facts, tables, and the few helpers that write values down."""
+"""Describes one run in words: facts, tables of two columns, and the functions that format values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ _MOST_TEXT = 240
 
 @attrs.frozen(kw_only=True)
 class Rate:
-    """Verdicts on one group at one moment: in words, and as a fraction for the bar."""
+    """How many samples of a group were judged right at one moment.
+
+    Attributes:
+        text: The rate as text, for example "50% (2 of 4)".
+        fraction: The rate in [0, 1], for the length of a bar.
+    """
 
     text: str
     fraction: float
@@ -25,7 +30,18 @@ class Rate:
 
 @attrs.frozen(kw_only=True)
 class RunView:
-    """A run as the page shows it: labelled facts, tables of two columns, remarks."""
+    """What the page says about a run in facts and tables.
+
+    Attributes:
+        name: The name of the run's folder.
+        facts: Label and value of each fact at the top.
+        data: Label and value of each fact about the data set.
+        shapes: Sizes of pictures, and how many records have them.
+        groups: Names of groups, and how many records they have.
+        machine: Label and value of each fact about device and versions.
+        history: Of each start of the run: when, from which step, and what had changed.
+        gaps: Sentences about what is missing or damaged in the run's folder.
+    """
 
     name: str
     facts: Sequence[tuple[str, str]]
@@ -38,19 +54,19 @@ class RunView:
 
 
 def value_text(value: Any) -> str:
-    """A value of a configuration; an empty string is shown as such."""
+    """Format a value of a configuration; an empty or blank string is shown in quotes."""
     if isinstance(value, str):
         return short(value) if value.strip() else json.dumps(value)
     return short(json.dumps(value, default=str))
 
 
 def short(text: str) -> str:
-    """At most so many characters that a table or a heading holds them."""
+    """Cut a text that is too long for a table or a heading."""
     return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]} ..."
 
 
 def rate_of(counts: Sequence[tuple[int, int] | None]) -> Rate | None:
-    """The sum of such counts (right, judged); None if nothing was judged."""
+    """Add up pairs (right, judged), and return the rate; None if nothing was judged."""
     known = [count for count in counts if count is not None]
     right, judged = sum(count[0] for count in known), sum(count[1] for count in known)
     if not judged:
@@ -59,7 +75,7 @@ def rate_of(counts: Sequence[tuple[int, int] | None]) -> Rate | None:
 
 
 def view_run(run: RunFiles) -> RunView:
-    """All that the page says of one run."""
+    """Collect what the page says about one run."""
     data, machine = run.about("data"), run.about("machine")
     return RunView(
         name=run.name,
@@ -74,7 +90,7 @@ def view_run(run: RunFiles) -> RunView:
 
 
 def _facts(run: RunFiles) -> list[tuple[str, str]]:
-    """What a reader wants to know first."""
+    """Return the facts at the top of the page: steps, family, base model, success, time."""
     series = run.series
     of = "" if run.wanted_steps is None else f" of {run.wanted_steps}"
     facts = [("Steps", f"{run.last_step}{of}, {'finished' if run.finished else 'not finished'}")]
@@ -118,7 +134,10 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _shapes(data: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Sizes after geometry, the most frequent first: "512 x 512, with 256 x 256"."""
+    """Return the sizes of a record's pictures after resizing, the most frequent first, with counts of records.
+
+    A size is written as "512 × 512 with 256 × 256": first that of the target, then those of the references.
+    """
     try:
         rows = [
             (" with ".join([_size(row["target"]), *map(_size, row["references"])]), int(row["count"]))
@@ -154,7 +173,7 @@ _MACHINE = (("device", "Device"), ("threads", "CPU threads"), ("processes", "Pro
 
 
 def _session(session: Mapping[str, Any]) -> tuple[str, str, str]:
-    """When it began, from where, and what had changed."""
+    """Return when a session started, the step that it started from, and what had changed since the last one."""
     step = session.get("resumed_from")
     changes = session.get("changes")
     return (

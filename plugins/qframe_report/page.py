@@ -1,4 +1,4 @@
-"""The page: what was read of one run or of several, laid out for the template."""
+"""Lays out one run, or several side by side, for the template of the page, and writes the page."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from qframe_report.facts import Rate, rate_of, short, value_text, view_run
 from qframe_report.pictures import Album, Thumbnail
 from qframe_report.reading import Moment, RunFiles, SampleRow, read_run
 
-LARGEST_PICTURES = 6 * 1024 * 1024
-"""Bytes that the pictures of a page may take, encoded as they stand in it."""
+LARGEST_PICTURES = 6 * 1024 * 1024  # bytes of all pictures of a page, after base64
 
 _MOST_MOMENTS = 8
 _MOST_STRIPS = 20
@@ -27,7 +26,15 @@ _OWN_SOURCES = ("default", "family ", "model ")
 
 @attrs.frozen(kw_only=True)
 class Figure:
-    """A picture of a strip. given: an input, not a sample. run: whose sample it is, "" where there is one run alone."""
+    """A picture in a strip.
+
+    Attributes:
+        thumbnail: The picture itself.
+        alt: A description for readers who cannot see it.
+        label: The words below it.
+        given: Whether it is an input of the record; False means that it was sampled.
+        run: Name of the run that sampled it; "" if the page shows only one run.
+    """
 
     thumbnail: Thumbnail
     alt: str
@@ -38,7 +45,13 @@ class Figure:
 
 @attrs.frozen(kw_only=True)
 class Strip:
-    """A validation record: its inputs, then its samples in the order of time."""
+    """The pictures of one validation record.
+
+    Attributes:
+        prompt: The record's prompt.
+        group: The record's group; may be empty.
+        figures: The inputs, then the samples in the order in which they were made.
+    """
 
     prompt: str
     group: str
@@ -47,7 +60,14 @@ class Strip:
 
 @attrs.frozen(kw_only=True)
 class Setting:
-    """A key of the configuration. cells: value and source, per run. chosen: somebody set it; differs: between runs."""
+    """A row of the table of the configuration.
+
+    Attributes:
+        key: The key, for example "train.max_steps".
+        cells: The value and its source, for each run.
+        chosen: Whether a user set it in at least one run; False means that all values are defaults.
+        differs: Whether the runs have different values.
+    """
 
     key: str
     cells: Sequence[tuple[str, str]]
@@ -56,9 +76,16 @@ class Setting:
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
-    """Write the page of a run, or of several side by side. WeightsError if a folder holds no run.
+    """Write the page about a run, or about several runs side by side, and return `output`.
 
-    The page is bounded: its curves are thinned, pictures are small, and take `LARGEST_PICTURES` bytes at most.
+    The size of the page is limited: curves are thinned, and the pictures take at most `LARGEST_PICTURES` bytes.
+
+    Args:
+        folders: The folder of each run.
+        output: The file to write.
+
+    Raises:
+        WeightsError: One of the folders holds no run.
     """
     runs = _named([read_run(folder) for folder in folders])
     write_file(output, render(runs).encode())
@@ -66,7 +93,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
 
 
 def _named(runs: Sequence[RunFiles]) -> list[RunFiles]:
-    """Runs of one name get numbers."""
+    """Number the runs that have the same name."""
     names = [run.name for run in runs]
     return [
         run if names.count(run.name) == 1 else attrs.evolve(run, name=f"{run.name} ({place})")
@@ -75,7 +102,7 @@ def _named(runs: Sequence[RunFiles]) -> list[RunFiles]:
 
 
 def render(runs: Sequence[RunFiles]) -> str:
-    """The page. Whatever comes from a run is text: it is escaped, and the page may run no script."""
+    """Return the page as HTML. All text that comes from a run is escaped, and the page forbids scripts."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("qframe_report"),
         autoescape=True,
@@ -105,14 +132,14 @@ def render(runs: Sequence[RunFiles]) -> str:
 
 
 def chosen_moments(moments: Sequence[Moment], most: int) -> list[Moment]:
-    """At most `most` of them: the first, the last, and what lies evenly between."""
+    """Choose at most `most` of the moments: the first, the last, and others evenly spaced between them."""
     if len(moments) <= most:
         return list(moments)
     return [moments[round(place * (len(moments) - 1) / (most - 1))] for place in range(most)]
 
 
 def _strips(runs: Sequence[RunFiles], album: Album) -> list[Strip]:
-    """Of every record a strip, group by turns, so that the first ones show something of each."""
+    """Return a strip for each record, at most `_MOST_STRIPS`; groups alternate, so that every group is shown early."""
     named: dict[str, list[tuple[RunFiles, SampleRow]]] = defaultdict(list)
     for run in runs:
         for row in run.rows:
@@ -138,7 +165,7 @@ def _strips(runs: Sequence[RunFiles], album: Album) -> list[Strip]:
 
 
 def _told(members: Sequence[tuple[RunFiles, SampleRow]]) -> SampleRow:
-    """The row of a run that kept what its samples are of; else any."""
+    """Return the row of a run that stored the inputs of the record; if no run did, the row of the first run."""
     return next((row for _, row in members if row.target is not None), members[0][1])
 
 
@@ -164,7 +191,10 @@ def _samples(row: SampleRow, moments: Sequence[Moment], run: str, album: Album) 
 
 
 def _verdicts(runs: Sequence[RunFiles]) -> tuple[list[tuple[str, str]], list[tuple[str, list[Rate | None]]]]:
-    """Columns (run, moment), and per group a verdict in each of them; the last row sums over the groups."""
+    """Return the table of success: a column for each run and moment, and a row for each group.
+
+    With several groups, a last row adds them up.
+    """
     columns = [
         (run, moment)
         for run in runs
@@ -191,5 +221,5 @@ def _settings(runs: Sequence[RunFiles]) -> list[Setting]:
                 differs=len(set(values)) > 1,
             )
         )
-    # Keys that one side has not, as runs of other versions do, say least about what differs.
+    # Keys that only some of the runs have come last: runs of different versions of qframe differ in them.
     return sorted(settings, key=lambda setting: any(not value for value, _ in setting.cells))

@@ -1,4 +1,4 @@
-"""Pictures as small data URIs, within a budget of bytes for the whole page."""
+"""Embeds small copies of pictures into the page as data URIs, up to a number of bytes for the whole page."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from qframe.pictures.picture import Picture
 from qframe.pictures.pixels import open_picture
 
 _LARGEST_SIDE = 320
-_KEPT_SIDE = 160  # up to here a picture is embedded without loss: its pixels are what matters
+_KEPT_SIDE = 160  # pictures up to this side are embedded without loss, so that single pixels can be seen
 _QUALITY = 82
 
 
 @attrs.frozen(kw_only=True)
 class Thumbnail:
-    """A picture in the page: its address, its size in pixels, and whether it is shown enlarged, pixel by pixel."""
+    """A picture as the page embeds it.
+
+    Attributes:
+        uri: The encoded picture, as a data URI.
+        width: Width in pixels.
+        height: Height in pixels.
+        enlarged: Whether the page enlarges it without smoothing, because it is small.
+    """
 
     uri: str
     width: int
@@ -30,14 +37,20 @@ class Thumbnail:
 
 @attrs.define
 class Album:
-    """Makes thumbnails until `left` bytes are used up. dropped: what did not fit; damaged: what cannot be opened."""
+    """Makes thumbnails until the bytes for pictures are used up.
+
+    Attributes:
+        left: How many bytes are still free.
+        dropped: How many pictures were left out because they did not fit.
+        damaged: A message for each picture that could not be opened.
+    """
 
     left: int
     dropped: int = 0
     damaged: list[str] = attrs.field(factory=list)
 
     def add(self, file: Path) -> Thumbnail | None:
-        """The picture of a file, or None: then `dropped` or `damaged` tells why."""
+        """Return the thumbnail of a file; None if it does not fit or cannot be opened, which is then counted."""
         try:
             picture = open_picture(Picture(f"{file.parent.name}/{file.name}", file))
         except (DataError, OSError) as error:

@@ -1,6 +1,6 @@
-"""A run's folder read back: whatever is there. What is missing or damaged is told, never a reason to stop.
+"""Reads what a run wrote into its folder. What is missing or damaged is left out, and named in `RunFiles.gaps`.
 
-Nothing here trusts the folder: it may be unfinished, of an earlier version, or come from somebody else.
+The folder is not trusted: the run may be unfinished or of an earlier version, and the folder may come from a stranger.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ from qframe.train.sessions import SESSIONS_FILE
 
 _LARGEST_FILE = 16 * 1024 * 1024
 _MOMENT = re.compile(r"before|after|step-(\d{1,12})")
-VALID_TOKENS = "valid_tokens"
-"""The metric that is the sum of a step's target, reference and text tokens."""
-
+VALID_TOKENS = "valid_tokens"  # name of a metric made here: the sum of the three of _PARTS
 _PARTS = ("target_tokens", "reference_tokens", "text_tokens")
-_MOST_PLAIN_ROWS = 20  # of a run without records.json; as many as a run of today keeps
+_MOST_PLAIN_ROWS = 20  # records shown of a run without records.json
 
 
 @attrs.frozen(eq=False)
 class Series:
-    """A metric. steps, values: [S], finite values alone, in the order in which they were written."""
+    """The values of a metric, in the order in which they were written; values that are not finite are left out.
+
+    Attributes:
+        steps: The step of each value, [S].
+        values: The values, [S].
+    """
 
     steps: np.ndarray[Any, np.dtype[np.int64]]
     values: np.ndarray[Any, np.dtype[np.float64]]
@@ -42,7 +45,16 @@ class Series:
 
 @attrs.frozen(eq=False, kw_only=True)
 class SampleRow:
-    """A validation record: its inputs, and the pictures that were sampled of it, by moment."""
+    """A validation record and the pictures that were sampled for it.
+
+    Attributes:
+        name: Name of its files, without the suffix.
+        prompt: The record's prompt.
+        group: The record's group; may be empty.
+        references: Files of its reference pictures.
+        target: File of the picture that is wanted; None if the run did not store it.
+        samples: Files of its samples, by the key of the moment.
+    """
 
     name: str
     prompt: str
@@ -54,7 +66,13 @@ class SampleRow:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Moment:
-    """A time at which pictures were sampled: "before", "step-000100", "after". results: verdicts by group."""
+    """A time of the run at which pictures were sampled.
+
+    Attributes:
+        key: Name of its folder: "before", "after", or for example "step-000100".
+        step: How many steps were done; None before and after training.
+        results: How many samples were right and how many were judged, by group.
+    """
 
     key: str
     step: int | None
@@ -67,10 +85,17 @@ class Moment:
 
 @attrs.frozen(eq=False, kw_only=True)
 class RunFiles:
-    """What a run's folder holds.
+    """What was read from a run's folder.
 
-    config: leaves by dotted key. has_result: there are weights, of the last step. gaps: what is missing or cannot be
-    read, a line each.
+    Attributes:
+        name: Name of the folder.
+        config: The values of the configuration, by dotted key.
+        series: The metrics, by name.
+        sessions: What each start of the run stored about itself.
+        moments: The times at which pictures were sampled, in order.
+        rows: The validation records.
+        has_result: Whether there are trained weights that are as new as the last step.
+        gaps: A sentence for each file that is missing or damaged.
     """
 
     name: str
@@ -88,20 +113,21 @@ class RunFiles:
 
     @property
     def wanted_steps(self) -> int | None:
-        """How many steps the run is to make; None if that is not known, as of one that counts epochs."""
+        """The number of steps that the run is configured for; None if it is not known or counted in epochs."""
         wanted = None if "train.epochs" in self.config else self.config.get("train.max_steps")
         return wanted if isinstance(wanted, int) else None
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run made all its steps and wrote its weights."""
         return self.has_result and self.wanted_steps in (None, self.last_step)
 
     @property
     def sources(self) -> Mapping[str, str]:
-        """Where the values of the configuration come from, as the last session told it that knew.
+        """The source of each value of the configuration, from the last session that knew it.
 
-        One that was started with the configuration that the run stores does not.
+        A session that was started from the run's own config.toml names that file, which does not say who chose the
+        value. Such a source counts only if no earlier session named another.
         """
         found: dict[str, str] = {}
         for session in self.sessions:
@@ -112,12 +138,16 @@ class RunFiles:
         return found
 
     def about(self, key: str) -> Any:
-        """What the last session told under this key; None if it did not."""
+        """What the last session stored under this key; None if it stored nothing."""
         return self.sessions[-1].get(key) if self.sessions else None
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Everything of a run. WeightsError if there is no run in `folder`."""
+    """Read the folder of a run.
+
+    Raises:
+        WeightsError: There is no run in `folder`.
+    """
     if not folder.is_dir() or not any((folder / name).is_file() for name in ("config.toml", "metrics.jsonl")):
         raise WeightsError(
             f"{folder}: there is no run here: neither config.toml nor metrics.jsonl",
@@ -139,7 +169,10 @@ def read_run(folder: Path) -> RunFiles:
 
 
 def _has_result(folder: Path) -> bool:
-    """Whether weights were written, after the last step was logged: a run that goes on has those of an earlier end."""
+    """Whether there are weights at least as new as the metrics.
+
+    A run that was resumed after its end may still have the weights of the earlier end; these are older.
+    """
     metrics = folder / "metrics.jsonl"
     logged = metrics.stat().st_mtime if metrics.is_file() else 0.0
     results = (folder / name for name in ("lora.safetensors", "denoiser"))
@@ -175,7 +208,7 @@ def _leaves(value: Any, key: tuple[str, ...]) -> list[tuple[str, Any]]:
 
 
 def _read_metrics(file: Path, gaps: list[str]) -> dict[str, Series]:
-    """Every number by its name. A line that a kill cut short is passed over."""
+    """Read all metrics by name, and skip lines that are incomplete because the run was killed."""
     steps: dict[str, array[int]] = {}
     values: dict[str, array[float]] = {}
     try:
@@ -223,7 +256,7 @@ def _read_sessions(file: Path, gaps: list[str]) -> list[dict[str, Any]]:
 
 
 def _moments(folder: Path, gaps: list[str]) -> list[Moment]:
-    """When pictures were sampled: before training, by steps, after it."""
+    """Return the times at which pictures were sampled: before training, at steps in order, after training."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         match = _MOMENT.fullmatch(path.name)
@@ -237,7 +270,7 @@ def _moments(folder: Path, gaps: list[str]) -> list[Moment]:
 
 
 def _results(file: Path, gaps: list[str]) -> dict[str, tuple[int, int]]:
-    """Right and judged, by group; groups that nothing judges are left out."""
+    """Read how many samples were right and how many were judged, by group; groups without judgement are left out."""
     text = _text(file, gaps)
     try:
         rows = [] if text is None else json.loads(text)
@@ -287,7 +320,11 @@ def _told_row(folder: Path, row: Mapping[str, Any], moments: Sequence[str]) -> S
 
 
 def _input(folder: Path, file: object) -> Path:
-    """A file in inputs/. ValueError if it would lie anywhere else."""
+    """Return the path of an input picture.
+
+    Raises:
+        ValueError: The file would lie outside the folder inputs/.
+    """
     path = Path(str(file))
     if path.parent != Path("inputs") or path.name == "..":
         raise ValueError(f"{file!r} does not lie in inputs/")

@@ -28,8 +28,8 @@ FAMILY_NAME = "qwen-edit"
 def demo(output: str | None, overrides: tuple[str, ...]) -> None:
     """Train a LoRA on the embedded model and sample with and without it, in a few minutes.
 
-    The same as `qframe train --family qwen-edit`, then `qframe sample` twice with the same seed. Ends by naming
-    the pictures to open.
+    This does the same as `qframe train --family qwen-edit`, followed by `qframe sample` twice with the same seed. It
+    ends by naming the pictures to open.
     """
     resolved = resolve(FAMILY_NAME, None, overrides, output=output)
     config = resolved.config
@@ -50,7 +50,17 @@ def demo(output: str | None, overrides: tuple[str, ...]) -> None:
 
 
 def with_and_without(config: Config, result: FitResult) -> list[tuple[str, Path]]:
-    """Sample one validation record (else the first) without the LoRA and with it; what to look at, and where it is."""
+    """Sample one validation record without the LoRA and with it, and write the pictures.
+
+    If the data set has no validation records, its first record is used.
+
+    Args:
+        config: The configuration of the run.
+        result: What training returned.
+
+    Returns:
+        For each picture what it shows, and its file: the input, the sample without the LoRA, the sample with it.
+    """
     import attrs
     import torch
 
@@ -86,7 +96,7 @@ def with_and_without(config: Config, result: FitResult) -> list[tuple[str, Path]
 
 
 def _most_improved(records: Sequence[Record], result: FitResult) -> Record:
-    """The first record of the group whose rate rose most."""
+    """Return the first record of the group whose rate of success rose most during training."""
     before = {group.group: group.rate or 0.0 for group in result.before}
     gains = {group.group: (group.rate or 0.0) - before.get(group.group, 0.0) for group in result.after}
     return max(records, key=lambda record: gains.get(record.group, 0.0))

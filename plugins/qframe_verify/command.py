@@ -1,4 +1,4 @@
-"""`qframe verify`: our path and diffusers' pipeline on the same networks, seed and inputs, stage by stage."""
+"""The command `qframe verify`."""
 
 from __future__ import annotations
 
@@ -66,9 +66,10 @@ def verify(
     overrides: tuple[str, ...],
     **request: Any,
 ) -> None:
-    """Compare with diffusers' pipeline, point by point: sigmas, pictures, prompts, every step, the result.
+    """Compare with diffusers' pipeline, stage by stage: sigmas, pictures, prompts, every step, the result.
 
-    Pictures that are not given are made up. Ends with 1 if a stage is outside its tolerance.
+    Both sides use the same networks, seed and inputs. Pictures that are not given are made up. Ends with 1 if a stage
+    is outside its tolerance.
     """
     plugins = registry()
     from qframe.compose import recipe_class

@@ -1,4 +1,4 @@
-"""Two traces stage by stage: differences, tolerances, verdicts, and the table. Stages are those of docs/features.md."""
+"""Compares two traces stage by stage, and prints the table. The stages have the ids of docs/features.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from qframe.interfaces import Conditioning, Trace
 
 @attrs.frozen
 class Tolerance:
-    """|ours - theirs| <= atol + rtol |theirs|, element by element."""
+    """The largest difference that is accepted: |ours - theirs| <= atol + rtol |theirs|, element by element.
+
+    Attributes:
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+    """
 
     rtol: float
     atol: float
@@ -29,15 +34,23 @@ class Tolerance:
 
 EXACT = Tolerance(0.0, 0.0)
 FLOAT32 = Tolerance(1e-4, 1e-6)
-_BFLOAT16 = 2.0**-7  # one unit in the last place of bfloat16, relative to the number
-_REORDERED = 1e-5  # float32 sums of a network's width taken in another order, relative to the largest value
+_BFLOAT16 = 2.0**-7  # one unit in the last place of a bfloat16 number, relative to the number
+_REORDERED = 1e-5  # what another order of summation changes in float32 networks, relative to the largest value
 
 
 @attrs.frozen(kw_only=True)
 class Row:
-    """One stage. absolute: the largest difference. relative: that over the largest value of the oracle's.
+    """The result of comparing one stage.
 
-    Both None where there is nothing to subtract: shapes or numbers of things differ (`note`), or are not finite.
+    Attributes:
+        feature: The id of the stage in docs/features.md.
+        stage: The name of the stage.
+        absolute: The largest difference of two numbers; None if the values could not be subtracted (see `note`).
+        relative: The largest difference, divided by the largest number of the oracle; None as `absolute`.
+        tolerance: What was accepted.
+        equal: Whether all differences are within the tolerance.
+        note: Why the values could not be subtracted (other shapes, other counts, not finite), or that this stage is not
+            part of the run; else empty.
     """
 
     feature: str
@@ -50,12 +63,18 @@ class Row:
 
 
 def compare(ours: Trace, theirs: Trace, *, tolerance: Tolerance | None = FLOAT32, amplified: float = 1.0) -> list[Row]:
-    """A row for each stage. tolerance: None derives it from bfloat16's precision.
+    """Compare two traces, and return one row for each stage.
 
-    In bfloat16 the networks may round otherwise for another layout in memory: one unit in the last place of the
-    largest value; from the first step on `amplified` times as much (guidance of scale s makes up to 2 s - 1 of it), and
-    as often as there are steps. Where float32 sums are taken in another order (`Trace.reordered`): 1e-5 of the largest
-    value, as often. Of a picture's 8 bits one level more may differ.
+    In bfloat16, networks may round differently if tensors have another layout in memory. The tolerance is then one unit
+    in the last place of the largest value; from the first step on it is multiplied by the number of steps and by
+    `amplified`. In float32, if `theirs` is marked as `reordered`, the tolerance is at least 1e-5 of the largest value
+    times the number of steps. Pixels of the final picture are rounded, so they may also differ by one of 255 levels.
+
+    Args:
+        ours: The trace of qframe's run.
+        theirs: The trace of the oracle.
+        tolerance: The tolerance of float32 values; None means that the run was in bfloat16.
+        amplified: By how much guidance can multiply a difference: 2 s - 1 for a guidance scale s, 1 without guidance.
     """
 
     def bound(values: Sequence[Tensor], steps: int = 0) -> Tolerance:
@@ -70,8 +89,6 @@ def compare(ours: Trace, theirs: Trace, *, tolerance: Tolerance | None = FLOAT32
 
     count = len(theirs.steps)
     decoded = bound(theirs.decoded, count)
-    largest = max((float(pixels.abs().max()) for pixels in theirs.decoded), default=1.0)
-    levels = Tolerance(0.0, (decoded.atol + decoded.rtol * largest) / 2 + 1.001 / 255)
     found = [
         _row("A19", "sigmas", [ours.sigmas], [theirs.sigmas], EXACT),
         _row("A20", "mu", _numbers([ours.mu]), _numbers([theirs.mu]), EXACT),
@@ -102,13 +119,13 @@ def compare(ours: Trace, theirs: Trace, *, tolerance: Tolerance | None = FLOAT32
         row("A28", "norm of the combined one", _norms(ours, 1), _norms(theirs, 1), count),
         row("A29", "guided prediction", _each(ours, "guided"), _each(theirs, "guided"), count),
         _row("A30", "decoded latents", ours.decoded, theirs.decoded, decoded),
-        _row("A31", "final picture, 8 bits", _levels(ours), _levels(theirs), levels),
+        _row("A31", "final picture, 8 bits", _levels(ours), _levels(theirs), _for_levels(decoded, theirs)),
     ]
     return [one for one in found if one is not None]
 
 
 def batch_rows(rows: Sequence[Row], count: int) -> list[Row]:
-    """Of the rows of `count` samples at once the worst of each feature."""
+    """Return the worst row of each feature, for a comparison of `count` samples in one batch."""
     worst: dict[str, Row] = {}
     for row in rows:
         known = worst.get(row.feature)
@@ -170,7 +187,7 @@ def _embeds(cond: Conditioning | None) -> list[Tensor]:
 
 
 def _mask(cond: Conditioning | None) -> list[Tensor]:
-    """How many tokens of each sample are its own: what a mask says."""
+    """Return how many tokens each sample has, which is what the mask of a padded batch says."""
     return [] if cond is None else [torch.tensor(cond.lengths)]
 
 
@@ -183,14 +200,26 @@ def _norms(trace: Trace, which: int) -> list[Tensor]:
     return [step.norms[which] for step in trace.steps if step.norms is not None]
 
 
+def _for_levels(decoded: Tolerance, theirs: Trace) -> Tolerance:
+    """Return the tolerance of pixels in [0, 1], from that of the decoded latents in [-1, 1]."""
+    largest = max((float(pixels.abs().max()) for pixels in theirs.decoded), default=1.0)
+    return Tolerance(0.0, (decoded.atol + decoded.rtol * largest) / 2 + 1.001 / 255)
+
+
 def _levels(trace: Trace) -> list[Tensor]:
-    """8-bit pictures in [0, 1]."""
+    """Return the pixels of the final pictures, scaled from 0 .. 255 to [0, 1]."""
     return [torch.from_numpy(np.asarray(picture) / np.float64(255)) for picture in trace.pictures]
 
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """A comparison as a whole. title: what was compared. notes: what was set equal for it."""
+    """The result of a whole comparison.
+
+    Attributes:
+        title: What was compared.
+        notes: A sentence for each setting that was made equal on both sides.
+        rows: One row for each stage.
+    """
 
     title: str
     notes: tuple[str, ...]
@@ -198,11 +227,11 @@ class Report:
 
     @property
     def misses(self) -> int:
-        """How many rows are outside their tolerance."""
+        """The number of rows outside their tolerance."""
         return sum(not row.equal for row in self.rows)
 
     def as_text(self) -> str:
-        """A line per row; differences as absolute and relative numbers."""
+        """Return the table for a terminal, with one line per row."""
         stages = max(len(row.stage) for row in self.rows)
         bounds = max(len(str(row.tolerance)) for row in self.rows)
         lines = [
@@ -218,7 +247,7 @@ class Report:
         return "\n".join([*lines, f"{right} of {len(self.rows)} within tolerance"])
 
     def as_json(self) -> dict[str, Any]:
-        """The same as plain values."""
+        """Return the table as values that JSON can hold."""
         return {**attrs.asdict(self), "misses": self.misses}
 
 

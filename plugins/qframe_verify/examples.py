@@ -1,4 +1,4 @@
-"""Pictures to verify with where a user gives none: smooth colours, and a part of them."""
+"""Makes pictures and masks for a comparison when the user gives none."""
 
 from __future__ import annotations
 
@@ -12,20 +12,30 @@ _PROPORTIONS = (3, 4)
 
 
 def example_size(geometry: Geometry) -> Size:
-    """A height and width that `geometry` does not leave as they are, so that resizing is compared too."""
+    """Return a height and a width that `geometry` must resize, so that resizing is compared too."""
     unit = max(geometry.max_area // (_PROPORTIONS[0] * _PROPORTIONS[1]), 1) ** 0.5
     return round(_PROPORTIONS[0] * unit) + 5, round(_PROPORTIONS[1] * unit) + 3
 
 
 def example_picture(size: Size, seed: int = 0) -> Image.Image:
-    """Random colours of `size` (height, width), smooth enough to survive resizing."""
+    """Return a picture of random colours that change smoothly, so that resizing keeps them.
+
+    Args:
+        size: Height and width in pixels.
+        seed: Decides the colours.
+    """
     coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
     fine = interpolate(coarse, size=size, mode="bicubic").clamp(0, 1)[0]
     return Image.fromarray((fine.permute(1, 2, 0) * 255).byte().numpy())
 
 
 def example_part(size: Size, seed: int = 0) -> Image.Image:
-    """A grey picture of `size`, white in an ellipse that lies elsewhere for each seed."""
+    """Return a mask: a grey picture that is white inside an ellipse, and black outside.
+
+    Args:
+        size: Height and width in pixels.
+        seed: Decides which of three places the ellipse has.
+    """
     height, width = size
     left, upper = (0.1 + 0.15 * (seed % 3)) * width, (0.3 - 0.1 * (seed % 3)) * height
     part = Image.new("L", (width, height))

@@ -1,4 +1,4 @@
-"""A family against its oracle as a whole: one request, and a batch of variations of it."""
+"""Compares a family with its oracle: on one request, and on a batch of variations of that request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ _TURNS = (None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Ima
 
 
 def oracle_of(family: Family, registry: Registry) -> Oracle:
-    """What a family is held against. ConfigError if it names nothing, PluginError if that is no Oracle."""
+    """Make the oracle that a family names.
+
+    Raises:
+        ConfigError: The family names no oracle, or one that is not installed.
+        PluginError: What the family names is no subclass of Oracle.
+    """
     if family.oracle is None:
         known = ", ".join(one.name for one in registry.families() if one.oracle is not None)
         raise ConfigError(
@@ -50,10 +55,20 @@ def verify(
     batch: int = 3,
     examples: bool = False,
 ) -> Report:
-    """Hold a composition against its oracle, for one request and for `batch` variations of it at once.
+    """Run a composition and its oracle on the same networks and seeds, and compare them at every stage.
 
-    asked: fields of the recipe's request. Where the oracle needs pictures that are not given, examples stand in; with
-    `examples` for those that it can do without too. ConfigError if the request cannot be met.
+    Pictures that the oracle needs and `asked` does not have are made up.
+
+    Args:
+        composition: The components to compare.
+        oracle: What to compare them with.
+        asked: Values of fields of the recipe's request, by name.
+        seed: Seed of the noise; the samples of a batch have this seed and the following ones.
+        batch: How many variations of the request are also run in one batch; 1 means that no batch is run.
+        examples: Whether to make up the pictures that the oracle can do without, too.
+
+    Raises:
+        ConfigError: The request cannot be compared, for example because it has only one step.
     """
     recipe = composition.recipe
     request = _request(recipe, oracle, asked, examples=examples)
@@ -97,7 +112,10 @@ def _picture_fields(kind: type[Request]) -> list[attrs.Attribute[Any]]:
 
 
 def _varied(request: Request, count: int) -> Request:
-    """As many requests in one: prompts of other lengths, pictures mirrored and turned, so that sizes stay equal."""
+    """Return a request for `count` samples: prompts of several lengths, and pictures flipped or rotated by 180 degrees.
+
+    The pictures keep their size, so that all samples share one schedule.
+    """
     (prompt,) = request.prompt or ("",)
     prompts = [(prompt, f"{prompt}. {prompt}.", " ")[i % 3] for i in range(count)]
     changes: dict[str, Any] = {}
@@ -109,7 +127,7 @@ def _varied(request: Request, count: int) -> Request:
 
 
 def _turned(value: Any, place: int, grey: bool) -> Any:
-    """A picture, or a set of them, in another orientation of the same size for each place."""
+    """Return a picture, or each picture of a tuple, flipped or rotated as its place in the batch decides."""
     if isinstance(value, tuple):
         return tuple(_turned(one, place, grey) for one in value)
     picture, turn = load_grey(value) if grey else load_picture(value), _TURNS[place % len(_TURNS)]

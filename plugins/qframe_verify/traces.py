@@ -16,7 +16,7 @@ from qframe.testing.listening import Norms, Steps, listening
 
 
 class _Heard(Sampler):
-    """Another sampler, whose velocities are collected."""
+    """Calls another sampler, and records the velocities that it is given."""
 
     def __init__(self, sampler: Sampler, steps: Steps, norms: Norms) -> None:
         self._sampler, self._steps, self._norms = sampler, steps, norms
@@ -41,13 +41,20 @@ class _Heard(Sampler):
 
 @torch.no_grad()
 def our_trace(request: Request, parts: Parts, recipe: Recipe, oracle: Oracle) -> Trace:
-    """What our own path makes of a request whose pictures have one size."""
+    """Run qframe's own sampling on a request whose pictures have one size, and record every stage.
+
+    Args:
+        request: What to sample; its generator is used up.
+        parts: The loaded components.
+        recipe: The recipe of the family.
+        oracle: Only computes `mu`, which the interface Schedule does not have.
+    """
     encoded: list[Encoded] = []
     decoded: list[Tensor] = []
     steps, norms = Steps(), Norms()
 
     def encoding(latents: Tensor, pixels: Tensor, **_: Any) -> None:
-        encoded.extend(map(Encoded, pixels.to(latents), latents))  # a codec rounds to its dtype first
+        encoded.extend(map(Encoded, pixels.to(latents), latents))  # in the dtype that the codec encodes in
 
     with listening(parts.codec, "encode", encoding), listening(parts.codec, "decode", lambda x, _: decoded.extend(x)):
         plan = recipe.plan(request, parts)
@@ -79,7 +86,13 @@ def our_trace(request: Request, parts: Parts, recipe: Recipe, oracle: Oracle) ->
 
 
 def traces(request: Request, parts: Parts, recipe: Recipe, oracle: Oracle) -> tuple[Trace, Trace]:
-    """Ours and the oracle's, from equal random states. The request has generators of its own, left as they are."""
+    """Run qframe and the oracle on the same request, and return both traces.
+
+    Both sides start from copies of the request's generators, which are left unchanged.
+
+    Raises:
+        ConfigError: The request has no generator.
+    """
     found = our_trace(_again(request), parts, recipe, oracle)
     return found, oracle.trace(_again(request), parts, recipe)
 

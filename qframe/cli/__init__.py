@@ -1,6 +1,6 @@
-"""The command line: `main` runs one command, turns every error into one message, and returns an exit code.
+"""The command line: `main` runs one command, prints one message for any error, and returns an exit code.
 
-torch is imported inside the commands that compute, never by `--help` or by what only lists.
+Only commands that compute import torch, and they do so when they run. `--help` and commands that list things do not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `qframe ARGV` and return its exit code; see docs/reference/exit-codes.md."""
+    """Run one command and return its exit code; docs/reference/exit-codes.md lists the codes.
+
+    Args:
+        argv: The arguments after `qframe`; None means those of this process.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -41,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.echo("stopped", err=True)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports the pipe again
         return 1
-    # The last resort of a program: whatever it is, the user reads one message, and with --debug the rest.
+    # Whatever error it is, the user gets one message; --debug adds the traceback.
     except Exception as error:  # noqa: BLE001
         if debug:
             traceback.print_exc()
@@ -51,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(error: Exception, debug: bool) -> int:
-    """Say what happened on stderr, and return the exit code it means."""
+    """Print what happened on stderr, and return the exit code of the error."""
     if isinstance(error, QframeError):
         click.echo(f"error: {error.message}", err=True)
         if error.hint:
@@ -77,13 +81,13 @@ def _report(error: Exception, debug: bool) -> int:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    torch = sys.modules.get("torch")  # if nothing imported it, nothing of it was raised
+    torch = sys.modules.get("torch")  # if torch was not imported, the error is not one of torch
     return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
 
 
 @contextmanager
 def _terminated() -> Iterator[None]:
-    """Inside, SIGTERM unwinds the program as Ctrl-C does, and ends it with 143."""
+    """Within this context, SIGTERM raises SystemExit with code 143, so that the program cleans up as after Ctrl-C."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         click.echo("terminated", err=True)

@@ -1,4 +1,7 @@
-"""The tree of commands. Each lives in a module of its own, which imports what it needs when it runs."""
+"""The command `qframe` itself, with the commands of the core; the other commands come from plugins.
+
+Each command has a module of its own, which imports torch only when the command runs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`qframe plugins list`: what is installed, what it offers, and what is broken."""
+"""The command `qframe plugins list`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import click
 
 @click.group()
 def plugins() -> None:
-    """What plugins offer, and which are broken."""
+    """List what plugins offer, and the plugins that are broken."""
 
 
 @plugins.command("list")
 def list_command() -> None:
-    """Families and components that can be chosen, each with its plugin; then what could not be loaded.
+    """List families and components by kind, each with its plugin, then the plugins and what is broken.
 
-    QFRAME_DISABLE_PLUGINS=a,b leaves plugins out; QFRAME_TRACE_PLUGINS=1 shows every step of loading them.
+    QFRAME_DISABLE_PLUGINS=a,b leaves plugins out. QFRAME_TRACE_PLUGINS=1 prints every step of loading them.
     """
     from qframe.plugins.hookspecs import KINDS
     from qframe.plugins.registry import load_registry
@@ -35,6 +35,7 @@ def list_command() -> None:
 
 
 def _section(title: str, rows: Iterable[tuple[str, str, str]]) -> None:
+    """Print rows of three columns below a title; print nothing if there are no rows."""
     rows = list(rows)
     if not rows:
         return

@@ -1,4 +1,7 @@
-"""Progress in a terminal as bars, elsewhere as a line every few seconds. Both show rate, remaining time and metrics."""
+"""Shows progress as bars in a terminal, and as a line every few seconds elsewhere, for example in a log file.
+
+Both show the rate, the remaining time and the metrics.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,16 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 EVERY_SECONDS = 5.0
-_REMEMBERED = 3600.0  # seconds: of steps that take longer than this period rich would tell neither rate nor rest
+_REMEMBERED = 3600.0  # seconds over which rich estimates the speed; it shows no rate for steps that take longer
 
 
 def terminal_progress() -> Progress:
-    """Bars if stdout is a terminal, else lines."""
+    """Return what shows progress as bars if stdout is a terminal, else as lines."""
     return BarProgress() if sys.stdout.isatty() else LineProgress()
 
 
 def rate(per_second: float) -> str:
-    """Steps per second, or seconds per step where that is the larger number."""
+    """Format a rate as steps per second, or as seconds per step if a step takes longer than a second."""
     if per_second <= 0:
         return "-"
     return f"{per_second:.1f}/s" if per_second >= 1 else f"{1 / per_second:.1f} s each"
@@ -37,7 +40,7 @@ def _shown(metrics: dict[str, float]) -> str:
 
 
 class BarProgress:
-    """One bar per stage; a stage within another is a second bar under it, gone when it ends."""
+    """Shows one bar for each stage; a stage within another has a second bar below, which is removed at its end."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -91,7 +94,7 @@ class _Bar:
 
 
 class LineProgress:
-    """A line when a stage begins to take time, one every few seconds, and one when it ends."""
+    """Prints a line every few seconds while a stage runs, and one when it ends."""
 
     def __init__(self, every_seconds: float = EVERY_SECONDS) -> None:
         self._every = every_seconds

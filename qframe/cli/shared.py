@@ -60,12 +60,12 @@ SET = click.option(
 
 
 def examples(*lines: str) -> str:
-    """The end of a help text: commands, kept line by line."""
+    """Format example commands for the end of a help text; each line stays a line of its own."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def options(*several: Callable[[_F], _F]) -> Callable[[_F], _F]:
-    """The click options as one decorator, shown in this order."""
+    """Return one decorator that adds several click options, which the help text shows in this order."""
 
     def decorate(function: _F) -> _F:
         for option in reversed(several):
@@ -85,14 +85,27 @@ def resolve(
     output: str | None = None,
     below: Mapping[str, Any] | None = None,
 ) -> Resolved:
-    """The configuration that the shared options mean. below: tables that stand under the options, above a file."""
+    """Return the configuration that the shared options describe, and print a note for each value that has no effect.
+
+    Args:
+        family: Value of --family.
+        config_file: Value of --config.
+        overrides: Values of --set.
+        model: Value of --model.
+        data: Value of --data.
+        output: Value of --output.
+        below: Further values as nested tables; they override the file and are overridden by the options.
+
+    Raises:
+        ConfigError: A key, a value or a name is wrong.
+    """
     from qframe.config import resolve_config
 
     given = {"model": model, "output": output, "data": {"path": data}}
     values = {**(below or {}), **{name: value for name, value in given.items() if value is not None}}
     resolved = resolve_config(config_file, family=family, overrides=overrides, values=values, registry=registry())
     for key in resolved.dropped:
-        if not key.startswith("data."):  # of the family's own data set, which everybody's own replaces
+        if not key.startswith("data."):  # everybody who trains on own data drops settings of the family's data set
             about = f"{key} of family {resolved.config.family!r}"
             click.echo(f"note: {about} is for a component that is not in use", err=True)
     return resolved
@@ -113,7 +126,13 @@ def weighted_file(text: str) -> tuple[Path, float]:
 
 
 def embedded_line(config: Config, plugins: Registry, *, data: bool) -> str | None:
-    """What the first line of output says when the model, or the data set, that comes with qframe is used."""
+    """Return the line that says that the embedded model or data set is used; None if neither is used.
+
+    Args:
+        config: The configuration of the run.
+        plugins: The registry, which knows the embedded models.
+        data: Whether the command uses a data set.
+    """
     model = next((c.name for c in plugins.components("model") if c.name == config.model), None)
     source = config.data.use if data and config.data.path is None else None
     used = [f"the embedded model {model!r}"] if model else []
@@ -123,12 +142,22 @@ def embedded_line(config: Config, plugins: Registry, *, data: bool) -> str | Non
 
 
 def licence_line(model: str | None, family: Family) -> str:
-    """The licence of the weights, as shown at load."""
+    """Return the line that names the licence of the weights.
+
+    Args:
+        model: Folder or hub id of the model; None means the family's default model.
+        family: The family, which declares the licence.
+    """
     return f"Weights: {model or family.model}, licence {family.weights_licence} (as family {family.name!r} declares)."
 
 
 def announce(config: Config, *, data: bool) -> None:
-    """The first lines of output: what is embedded, and the licence of the weights."""
+    """Print the first lines of output: what is embedded, and the licence of the weights.
+
+    Args:
+        config: The configuration of the run.
+        data: Whether the command uses a data set.
+    """
     from qframe.plugins.registry import load_registry
 
     plugins = load_registry()

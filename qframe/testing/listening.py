@@ -1,4 +1,4 @@
-"""Listening to code of somebody else from outside, as an oracle listens to a pipeline that returns only its result."""
+"""Records what happens inside code that returns only its result, for example a pipeline of diffusers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qframe.interfaces import Step
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Inside, `owner.name` is `value`."""
+    """Replace the attribute `name` of an object by `value`, and restore it at the end of the `with` block."""
     own, real = name in vars(owner), getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -30,10 +30,16 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def listening(owner: Any, name: str, hear: Callable[..., None]) -> Iterator[None]:
-    """Inside, `hear(result, *args, **kwargs)` is told of every call of the method `owner.name`."""
+    """Call `hear(result, *args, **kwargs)` after every call of a method, until the end of the `with` block.
+
+    Args:
+        owner: The object whose method is called.
+        name: The name of the method.
+        hear: Gets the result of the method and the arguments that the method was called with.
+    """
     real = getattr(owner, name)
 
-    @functools.wraps(real)  # diffusers looks at signatures
+    @functools.wraps(real)  # diffusers inspects the signatures of some methods
     def told(*args: Any, **kwargs: Any) -> Any:
         result = real(*args, **kwargs)
         hear(result, *args, **kwargs)
@@ -44,7 +50,11 @@ def listening(owner: Any, name: str, hear: Callable[..., None]) -> Iterator[None
 
 
 class Norms(TorchFunctionMode):
-    """Inside, `heard` collects (tensor, norm) of every norm that is taken by name."""
+    """A context manager that records every call of `torch.norm` and `Tensor.norm`.
+
+    Attributes:
+        heard: A pair (tensor, norm) for each call, in order.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,24 +68,34 @@ class Norms(TorchFunctionMode):
 
 
 class Steps:
-    """Collects steps while a run goes on: first `predicted`, then `stepped`, once per step each."""
+    """Collects the steps of a sampling run; for each step `predicted` is called first, then `stepped`.
+
+    Attributes:
+        done: The steps that are complete.
+    """
 
     def __init__(self) -> None:
         self.done: list[Step] = []
         self._last: dict[str, Any] = {}
 
     def predicted(self, guided: Tensor, timestep: float, norms: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """The velocity of a step, and the two norms that guidance took of it, if any."""
+        """Record what a step computes before the sampler moves the tokens.
+
+        Args:
+            guided: The velocity after guidance, [B, L, C] or [N, C].
+            timestep: The noise level, in [0, 1000].
+            norms: What `Norms` recorded during the step: two pairs with rescaled guidance, else no pair.
+        """
         self._last = {"guided": rows(guided), "timestep": timestep}
         if len(norms) == 2:
             (_, positive), (combined, length) = norms
             self._last |= {"combined": rows(combined), "norms": (rows(positive), rows(length))}
 
     def stepped(self, tokens: Tensor) -> None:
-        """The tokens after it."""
+        """Record the tokens after the step, [B, L, C] or [N, C]."""
         self.done.append(Step(**self._last, tokens=rows(tokens)))
 
 
 def rows(values: Tensor) -> Tensor:
-    """[B, L, C] or [N, C] as a copy [N, C]."""
+    """Return a copy of a tensor [B, L, C] or [N, C] in the shape [N, C]."""
     return values.detach().reshape(-1, values.shape[-1]).clone()

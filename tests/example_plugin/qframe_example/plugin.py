@@ -14,7 +14,13 @@ def qframe_components() -> list[Component]:
             "qframe_example.sampler:AdamsBashforthSampler",
             options="qframe_example.options:AdamsBashforthOptions",
             summary="second order, one velocity a step",
-        )
+        ),
+        Component(
+            "command",
+            "sigmas",
+            "qframe_example.command:sigmas",
+            summary="Print the noise levels of a sampling run.",
+        ),
     ]
 
 
