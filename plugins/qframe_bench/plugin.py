@@ -13,7 +13,7 @@ def qframe_components() -> list[Component]:
             "command",
             "bench",
             "qframe_bench.group:bench",
-            summary="Measure what qframe promises about time and memory, side by side in one run.",
+            summary="Measure what qframe promises about time and memory.",
         ),
         Component(
             "benchmark",

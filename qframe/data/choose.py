@@ -24,8 +24,8 @@ def open_source(config: Config, registry: Registry) -> RecordSource:
         )
     path = None if config.data.path is None else Path(config.data.path).expanduser()
     if path is not None and not path.exists():
-        suffixes = ", ".join(registry.sources_by_suffix())
-        raise DataError(f"data.path: {path} does not exist", f"Give a folder of pictures, or a table ({suffixes}).")
+        suffixes = "".join(f", or a file {suffix}" for suffix in registry.sources_by_suffix())
+        raise DataError(f"data.path: {path} does not exist", f"Give a folder of pictures{suffixes}.")
     component = registry.component("source", config.data.use)
     source = registry.resolve(component)(config.data.options, path)
     if not isinstance(source, RecordSource):

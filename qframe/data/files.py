@@ -114,7 +114,7 @@ class Root:
 
 
 class FileSource(RecordSource):
-    """A source whose records are listed in files or made from them; a subclass reads one format.
+    """A source that reads its records from files; a subclass knows one format.
 
     The files are listed once. `data.options.validation` keeps some of the records from training.
 

@@ -220,7 +220,7 @@ class Registry:
         found: dict[str, str] = {}
         for offer in self._components.values():
             for suffix in offer.declared.suffixes:
-                found.setdefault(suffix, offer.declared.name)
+                found.setdefault(suffix.lower(), offer.declared.name)
         return found
 
     def source_for(self, path: str) -> str:

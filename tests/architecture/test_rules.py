@@ -124,6 +124,11 @@ ALLOWED: list[dict[str, str]] = [
     },
     {"qframe_x/command.py": '"""."""\nfrom qframe.cli.shared import FAMILY, examples'},
     {
+        "qframe_x/command.py": '"""."""\nimport qframe_x.settings\ndef f():\n    from qframe_x.tables import run',
+        "qframe_x/tables.py": '"""."""\nfrom qframe_x.settings import S',
+        "qframe_x/settings.py": '"""."""',
+    },
+    {
         "qframe_x/plugin.py": '"""."""\nComponent("codec", "x", "qframe_x.a:B", summary="colour: red")',
         "qframe_x/a.py": '"""."""\nclass B: ...',
     },

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from unittest.mock import patch
 
 import attrs
 import torch
@@ -22,6 +21,7 @@ from qframe.config import load_config
 from qframe.interfaces import Parts
 from qframe.plugins.registry import load_registry
 from qframe.sample.pipeline import GuidanceBatching, Pipeline, sample_plan
+from qframe.testing.listening import replaced
 from qframe_bench.measuring import Contestant, Measured, Ratio, measure, table
 from qframe_bench.sampling.settings import HEAD, Settings
 
@@ -93,7 +93,7 @@ def contestants(settings: Settings) -> dict[str, Contestant]:
     size = (settings.size, settings.size, None)
 
     def theirs() -> Any:
-        with patch.object(pipeline_qwenimage_edit, "calculate_dimensions", lambda area, ratio: size):
+        with replaced(pipeline_qwenimage_edit, "calculate_dimensions", lambda area, ratio: size):
             return upstream(**arguments, generator=_seeded(), output_type="pt").images
 
     found: dict[str, Contestant] = {
