@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from qframe_shapes.files import checkpoint_folder
+from qframe_shapes.files import model_folder
 
 
 @pytest.fixture(scope="session")
 def checkpoint() -> Path:
-    return Path(os.environ.get("QFRAME_SHAPES_CHECKPOINT") or checkpoint_folder())
+    return Path(os.environ.get("QFRAME_SHAPES_CHECKPOINT") or model_folder())

@@ -33,7 +33,7 @@ from qframe.cli import main as qframe_main
 from qframe.config.schema import LoraLayout
 from qframe_shapes import evaluate, tasks
 from qframe_shapes.evaluate import UNSEEN, Group
-from qframe_shapes.files import checkpoint_folder
+from qframe_shapes.files import model_folder
 from qframe_shapes.sampling import qframe_sampler
 
 NEW = Group(tasks.UNLEARNED_OPERATION, UNSEEN)
@@ -107,7 +107,7 @@ def _start(output: Path, steps: int, settings: Sequence[str], arguments: Sequenc
 
 def learned(file: Path | None, count: int, *overrides: str) -> Learned:
     """Of `count` scenes of the new operation and as many of the known ones. file: None for the model as it is."""
-    sampler = qframe_sampler(checkpoint_folder(), steps=12, lora=file, overrides=overrides)
+    sampler = qframe_sampler(model_folder(), steps=12, lora=file, overrides=overrides)
     new = evaluate.evaluate(sampler, count=count, groups=[NEW])
     known = evaluate.evaluate(sampler, count=-(-count // len(KNOWN)), groups=KNOWN)
     return Learned(_count(new), _count(known))
@@ -125,7 +125,7 @@ def content(file: Path) -> tuple[dict[str, str], dict[str, bytes]]:
 
 def pictures(file: Path, count: int) -> list[bytes]:
     """What a file makes of scenes of the new operation."""
-    sampler = qframe_sampler(checkpoint_folder(), steps=12, lora=file)
+    sampler = qframe_sampler(model_folder(), steps=12, lora=file)
     return [result.picture.tobytes() for result in evaluate.run_group(sampler, NEW, count=count, seed=0)]
 
 
