@@ -1,4 +1,4 @@
-"""The checkpoint that is measured: the shipped one, or QFRAME_SHAPES_CHECKPOINT to try a build before it ships."""
+"""The model folder that the tests measure: the shipped one, or the one that QFRAME_SHAPES_CHECKPOINT names."""
 
 import os
 from pathlib import Path
