@@ -63,7 +63,15 @@ class EpisodeRecords(Sequence[Record]):
 
 
 class ShapesSource(RecordSource):
-    """Scenes of coloured shapes; the validation records show combinations that no training record shows."""
+    """The data set of coloured shapes; the validation records show combinations that no training record shows.
+
+    Args:
+        options: The settings; None stands for the defaults.
+        path: Must be None, because the pictures are drawn and not read.
+
+    Raises:
+        ConfigError: A path was given.
+    """
 
     def __init__(self, options: ShapesOptions | None, path: Path | None) -> None:
         super().__init__(options, path)

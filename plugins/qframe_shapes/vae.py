@@ -124,7 +124,12 @@ def _choose_canvas(rng: np.random.Generator) -> world.Canvas:
 
 
 def train(config: VaeConfig, snapshot_path: Path) -> AutoencoderKLQwenImage:
-    """Train a new encoder and decoder together, and return the VAE with the moving average of the weights."""
+    """Train a new encoder and decoder together, and return the VAE with the moving average of the weights.
+
+    Args:
+        config: The settings.
+        snapshot_path: The file in which the state is saved; if it exists, training continues from it.
+    """
     vae = new_vae(torch.Generator().manual_seed(config.seed))
 
     def loss(batch: Batch, generator: torch.Generator) -> Tensor:
@@ -138,7 +143,13 @@ def train(config: VaeConfig, snapshot_path: Path) -> AutoencoderKLQwenImage:
 
 
 def refine_decoder(vae: AutoencoderKLQwenImage, config: VaeConfig, snapshot_path: Path) -> AutoencoderKLQwenImage:
-    """Train a copy of the VAE in which only the decoder changes, so that latents that are already cached stay valid."""
+    """Train the decoder of a copy of the VAE; the encoder does not change, so cached latents stay valid.
+
+    Args:
+        vae: The VAE after whitening; it is not changed.
+        config: The settings.
+        snapshot_path: The file in which the state is saved; if it exists, training continues from it.
+    """
     vae = copy.deepcopy(vae)
     decoder = {
         name: parameter
