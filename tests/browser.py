@@ -1,4 +1,4 @@
-"""A real browser for tests: Chromium without a window, spoken to over a pipe (Chrome DevTools Protocol)."""
+"""Control a real browser in tests: Chromium without a window, over a pipe with the Chrome DevTools Protocol."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOUND = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.w
 _SECONDS = 90.0
 _FLAGS = (
     "--headless",
-    "--no-sandbox",  # as root there is no other way; the page is our own
+    "--no-sandbox",  # Chromium run by root needs this; the page is our own
     "--disable-gpu",
     "--disable-quic",
     "--disable-dev-shm-usage",
@@ -36,7 +36,11 @@ _FLAGS = (
 
 @attrs.define
 class Browser:
-    """One tab. events: what the browser told while commands were awaited, the oldest first."""
+    """One tab of a browser.
+
+    Attributes:
+        events: The events that the browser sent while a command was waiting for its result, the oldest first.
+    """
 
     _write: int
     _read: int
@@ -46,7 +50,7 @@ class Browser:
     _session: str | None = None
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command and wait for its result; AssertionError if it fails or takes too long."""
+        """Send a command to the browser and return its result. AssertionError if it fails or takes too long."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
         if self._session is not None:
@@ -72,14 +76,14 @@ class Browser:
         return message
 
     def attach(self) -> None:
-        """Open the tab, and listen to what it logs and asks for."""
+        """Open the tab, and record what its pages log and which addresses they request."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def open(self, page: Path, *, width: int, dark: bool = False) -> None:
-        """Show a file at a width in pixels, until it is loaded; `events` starts anew."""
+        """Clear `events`, open a file at a width in pixels, and wait until it is loaded."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         phone = width < 600
@@ -90,22 +94,22 @@ class Browser:
             self.events.append(self._next())
 
     def value(self, expression: str) -> Any:
-        """What a JavaScript expression gives in the page."""
+        """Evaluate a JavaScript expression in the page and return its value."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def screenshot(self, file: Path) -> None:
-        """The whole page as PNG."""
+        """Write a screenshot of the whole page to a PNG file."""
         taken = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         file.write_bytes(base64.b64decode(taken["data"]))
 
     def requests(self) -> list[str]:
-        """Addresses that the page asked for."""
+        """The addresses that the page requested."""
         return [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
 
     def complaints(self) -> list[str]:
-        """Errors and warnings of the console, a refusal by the page's own security policy among them."""
+        """All messages of the console, including what the page's own security policy blocked."""
         logged = [e["params"]["entry"]["text"] for e in self.events if e.get("method") == "Log.entryAdded"]
         thrown = [str(e["params"]) for e in self.events if e.get("method") == "Runtime.exceptionThrown"]
         called = [str(e["params"]) for e in self.events if e.get("method") == "Runtime.consoleAPICalled"]
@@ -113,7 +117,7 @@ class Browser:
 
 
 def _pipe() -> tuple[int, int]:
-    """The two ends, with numbers that are not those of the protocol."""
+    """Make a pipe whose descriptors have the numbers 10 and above; the protocol uses 3 and 4."""
     pair = os.pipe()
     ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in pair]
     for end in pair:
@@ -123,7 +127,7 @@ def _pipe() -> tuple[int, int]:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
-    """A browser with an empty profile, ended on leaving."""
+    """Start a browser with an empty profile; it is killed when the context ends."""
     assert FOUND is not None, "no browser is installed"
     to_read, write = _pipe()
     read, to_write = _pipe()

@@ -1,4 +1,4 @@
-"""What every test stands on: one thread, no network, and the options `--device` and `--dtype`. Imports no torch."""
+"""Settings of all tests: one thread, no network, and the options `--device` and `--dtype`. This imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import torch
 
-# Before torch is imported anywhere: the test processes fill the cores, threads inside them only get in the way.
+# This must be set before torch is imported. The test processes already use all cores; more threads slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -21,8 +21,8 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("qframe")
-    group.addoption("--device", default="cpu", help="where tests that take a device run (default: cpu)")
-    group.addoption("--dtype", default="float32", choices=["float32", "bfloat16"], help="what they compute in")
+    group.addoption("--device", default="cpu", help="the device of the tests that use one (default: cpu)")
+    group.addoption("--dtype", default="float32", choices=["float32", "bfloat16"], help="their dtype")
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_network() -> Iterator[None]:
-    """A test that reaches for another machine fails, and says so."""
+    """Make a test fail with a clear message if it opens a connection to another machine."""
     connect = socket.socket.connect
 
     def refuse(self: socket.socket, address: Any) -> None:

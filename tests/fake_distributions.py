@@ -1,4 +1,4 @@
-"""Distributions made of files: what pip would have installed, for tests of discovery."""
+"""Write files that look like distributions that pip has installed, to test how plugins are found."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from qframe.plugins.registry import Registry, load_registry
 
 
 def install(folder: Path, name: str, entry_points: dict[str, str], modules: dict[str, str]) -> Path:
-    """Write a distribution `name` 1.0 with its modules and its entry points of the group "qframe"."""
+    """Write the files of a distribution `name` 1.0 into a folder.
+
+    Args:
+        folder: The folder to write to.
+        name: The name of the distribution.
+        entry_points: The entry points of the group "qframe": name and module.
+        modules: The source text of its modules, by name.
+    """
     info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -26,14 +33,14 @@ def install(folder: Path, name: str, entry_points: dict[str, str], modules: dict
 
 @contextmanager
 def installed(folder: Path) -> Iterator[Registry]:
-    """A registry that sees the distributions in `folder` beside the real ones."""
+    """Load a registry that finds the distributions in `folder` in addition to the installed ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         yield load_registry.__wrapped__()
 
 
 def registry_of(*plugins: object) -> Registry:
-    """A registry of plugin objects, named a, b, c, ..., without any distribution."""
+    """Make a registry of the given plugin objects, which get the names a, b, c, ..., without any distribution."""
     names = "abcdefgh"
     return Registry(
         Candidate(name, "made-for-a-test 1.0", "nowhere", lambda plugin=plugin: plugin)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Runs of ours and of diffusers on one tiny checkpoint: what they are given, and whether they agree at every stage."""
+"""Run qframe and diffusers with the same arguments on one tiny model, and compare the two at every stage."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SCALES = (None, 1.5, 4.0, 7.5)
 STRENGTHS = (0.3, 0.6, 1.0)
 PARITY = Tolerance(1e-4, 1e-5)
 
-# Of each matrix the quick tests have a few cases, in which every value meets most others; the slow ones have the rest:
-# every combination in 4 steps, and every size and guidance in 20.
+# The quick tests run a few cases, chosen so that every value occurs together with most of the other values. The slow
+# tests run the rest: every combination with 4 steps, and every size with every guidance scale with 20 steps.
 _SOME = [
     ("square", 1, 1.5, 4), ("square", 3, 4.0, 4), ("square", 1, None, 20), ("wide", 1, 4.0, 4), ("wide", 3, 7.5, 4),
     ("tall", 1, 7.5, 4), ("tall", 3, None, 4), ("tall", 1, 4.0, 20),
@@ -58,7 +58,7 @@ CASES_BEGUN = pytest.mark.parametrize(
 
 
 def asked(batch: int, *, guidance: float | None, steps: int, **more: Any) -> dict[str, Any]:
-    """Arguments that ours and diffusers' pipelines share, generators apart."""
+    """The arguments, except generators, that qframe's and diffusers' pipelines both take."""
     return {
         "prompt": PROMPTS[:batch],
         "negative_prompt": None if guidance is None else NEGATIVES[:batch],
@@ -73,7 +73,10 @@ def seeded(seed: int = 7) -> torch.Generator:
 
 
 def seeded_each(batch: int) -> list[torch.Generator]:
-    """One per picture. With them diffusers' edit pipelines encode pictures one by one, as we do, not all at once."""
+    """One generator per picture.
+
+    With a list of generators, diffusers' edit pipelines encode pictures one by one, as qframe always does.
+    """
     return [seeded(i) for i in range(batch)]
 
 
@@ -82,7 +85,7 @@ def pictures(batch: int, size: tuple[int, int]) -> list[Image.Image]:
 
 
 def masks(kind: str, batch: int, size: tuple[int, int]) -> list[Image.Image]:
-    """random: every grey there is, about half of it white."""
+    """Make masks of a kind: `random` has all grey values, `full` is white, `empty` is black."""
     if kind == "random":
         return [picture.convert("L") for picture in (tiny.picture(50 + i, size[1], size[0]) for i in range(batch))]
     return [Image.new("L", (size[1], size[0]), {"full": 255, "empty": 0}[kind])] * batch
@@ -93,7 +96,7 @@ def request_for(recipe: Recipe, arguments: dict[str, Any], **more: Any) -> Reque
 
 
 def plain(request: Request, **changes: Any) -> Request:
-    """The part of a request that every recipe takes."""
+    """Reduce a request to the fields that every recipe takes."""
     return as_request(Request, request, **changes)
 
 
@@ -109,7 +112,7 @@ def assert_same(
     generator: Any = None,
     tolerance: Tolerance = PARITY,
 ) -> Trace:
-    """Every stage of a run agrees with diffusers'. Gives ours."""
+    """Run a request with qframe and with the oracle, assert that every stage agrees, and return qframe's trace."""
     request = request_for(recipe, arguments, generator=generator or seeded())
     ours, theirs = traces(request, parts, recipe, oracle)
     misses = [row for row in compare(ours, theirs, tolerance=tolerance) if not row.equal]
@@ -122,7 +125,7 @@ def assert_same(
 
 @torch.no_grad()
 def steps_of(plan: Plan, parts: Parts) -> list[Tensor]:
-    """Tokens [N, C] after every step of a plan."""
+    """Run a plan and return the tokens [N, C] after each of its steps."""
     steps: list[Tensor] = []
 
     def keep(tokens: Tensor, step: int) -> Tensor:
@@ -140,7 +143,7 @@ def our_steps(recipe: Recipe, request: Request, parts: Parts) -> list[Tensor]:
 
 
 def upstream_steps(pipeline: Any, **arguments: Any) -> list[Tensor]:
-    """Latents [N, C] after every step, as diffusers has them."""
+    """Run a diffusers pipeline and return its latents [N, C] after each step."""
     steps: list[Tensor] = []
 
     def keep(pipeline: Any, step: int, timestep: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:

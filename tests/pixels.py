@@ -1,4 +1,4 @@
-"""What a picture file shows, without the request that is stored in it."""
+"""Read the pixels of a picture file, without the request that is stored in the file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from PIL import Image
 
 
 def pixels(file: str | Path) -> tuple[tuple[int, int], bytes]:
-    """Size and values; two files can differ in what they store and show the same."""
+    """The size and the values of the pixels; they are equal for two files that differ only in what they store."""
     with Image.open(file) as picture:
         return picture.size, picture.convert("RGB").tobytes()

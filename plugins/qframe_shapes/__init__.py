@@ -1,5 +1,6 @@
-"""The embedded small world: a procedural data set, a tiny trained checkpoint, and strict measures of success.
+"""A tiny trained model, the made-up data set that it was trained on, and a strict test of its pictures.
 
-``world`` draws, ``tasks`` asks, ``metrics`` judges, ``evaluate`` sums up and shows; these need no torch.
-``python -m qframe_shapes.build`` makes the checkpoint.
+The data set shows coloured shapes. `world` draws the pictures, `tasks` makes captions and edit instructions, `metrics`
+decides whether a picture shows what was asked for, and `evaluate` computes success rates and draws contact sheets.
+These four modules need no torch. `python -m qframe_shapes.build` trains the model.
 """

@@ -1,7 +1,8 @@
-"""Put the parts together: a folder in the diffusers layout that diffusers' and qframe's pipelines load.
+"""Put the trained networks together into one model folder that the pipelines of diffusers and of qframe can load.
 
-``model_index.json`` names QwenImageEditPipeline; ``qframe.json`` holds what belongs to no component: the picture areas
-that the published checkpoints have fixed at a million pixels.
+The folder has the diffusers layout, and its `model_index.json` names QwenImageEditPipeline. The file `qframe.json`
+holds the areas of pictures, which belong to no single component. The published Qwen models use an area of a million
+pixels.
 """
 
 import json
@@ -18,7 +19,7 @@ from qframe_shapes import text
 from qframe_shapes.frame_vae import Z_DIM
 
 BYTE_LIMIT = 16 * 1000 * 1000
-"""A wheel must stay small: no checkpoint above it is published."""
+"""The largest size of the model folder in bytes, so that the wheel that contains the folder stays small."""
 
 MODEL_INDEX = {
     "_class_name": "QwenImageEditPipeline",
@@ -38,9 +39,10 @@ QFRAME_SETTINGS = {
 
 
 def new_transformer(seed: int) -> QwenImageTransformer2DModel:
-    """An untrained denoiser of 3 million parameters; modulations and output start at zero (adaLN zero).
+    """Make an untrained denoiser of 3 million parameters.
 
-    Scalable Diffusion Models with Transformers, section 3.2: every block starts as the identity.
+    The modulation layers and the output layer start at zero, so that every block starts as the identity (adaLN-Zero:
+    Peebles and Xie 2022, Scalable Diffusion Models with Transformers, section 3.2).
     """
     transformer = QwenImageTransformer2DModel(
         patch_size=2, in_channels=4 * Z_DIM, out_channels=Z_DIM, num_layers=5, attention_head_dim=32,
@@ -61,7 +63,7 @@ def new_transformer(seed: int) -> QwenImageTransformer2DModel:
 
 
 def new_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """The configuration published in ``scheduler/scheduler_config.json`` of Qwen/Qwen-Image."""
+    """Make the scheduler with the configuration that Qwen/Qwen-Image has in `scheduler/scheduler_config.json`."""
     return FlowMatchEulerDiscreteScheduler(
         base_image_seq_len=256, base_shift=0.5, max_image_seq_len=8192, max_shift=0.9, num_train_timesteps=1000,
         shift=1.0, shift_terminal=0.02, time_shift_type="exponential", use_dynamic_shifting=True,
@@ -75,9 +77,18 @@ def assemble(
     transformer: QwenImageTransformer2DModel,
     text_seed: int,
 ) -> int:
-    """Publish a checkpoint in bfloat16 as ``target``, replacing one that was published there; returns its bytes.
+    """Write the model folder `target` in bfloat16, completely or not at all, and return its size in bytes.
 
-    Raises ValueError if it would be larger than ``BYTE_LIMIT``.
+    A model folder that was published as `target` before is replaced.
+
+    Args:
+        target: The folder to write.
+        vae: The trained codec.
+        transformer: The trained denoiser.
+        text_seed: The seed of the random text encoder.
+
+    Raises:
+        ValueError: The folder would be larger than `BYTE_LIMIT`.
     """
 
     def write(folder: Path) -> None:
@@ -88,7 +99,7 @@ def assemble(
         (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
         (folder / "qframe.json").write_text(json.dumps(QFRAME_SETTINGS, indent=2) + "\n", encoding="utf-8")
         if folder_bytes(folder) > BYTE_LIMIT:
-            raise ValueError(f"the checkpoint has {folder_bytes(folder)} bytes, at most {BYTE_LIMIT} may ship")
+            raise ValueError(f"the model folder has {folder_bytes(folder)} bytes, but at most {BYTE_LIMIT} are allowed")
 
     if storage.is_published(target):
         storage.remove_published(target)
@@ -97,12 +108,12 @@ def assemble(
 
 
 def _save_bfloat16(model: AutoencoderKLQwenImage | QwenImageTransformer2DModel, folder: Path) -> None:
-    """Save a copy in bfloat16, without the path it was loaded from; the model itself keeps its precision."""
+    """Save a copy of the network in bfloat16 and leave out the path that the network was loaded from."""
     copy = type(model).from_config({key: value for key, value in model.config.items() if key != "_name_or_path"})
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16).save_pretrained(folder)
 
 
 def folder_bytes(folder: Path) -> int:
-    """The size of all files below a folder."""
+    """The total size in bytes of all files in a folder and its subfolders."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

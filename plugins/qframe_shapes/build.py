@@ -1,11 +1,12 @@
-"""Build the embedded checkpoint from a seed: ``python -m qframe_shapes.build --output DIR``.
+"""Train the embedded model from a seed: `python -m qframe_shapes.build --output DIR`.
 
-Stages run in order. A finished stage is a published folder ``DIR/<stage>`` and is skipped; a stage that was killed
-goes on from its last snapshot. Every stage writes what it measured to ``measured.json`` beside its result. The
-result of the last one, ``DIR/checkpoint``, is what ships.
+The build runs its stages in order. A finished stage leaves the folder `DIR/<stage>`, and the next build skips it. A
+stage that was killed continues from its last saved state. Every stage writes its measurements to the file
+`measured.json` in its folder. The folder of the last stage, `DIR/checkpoint`, is the model folder that is shipped with
+qframe.
 
-Stage ``refine`` needs nothing of stage ``denoiser``: on a machine with a second core, start the command again with
-``--stages refine`` while the denoiser trains.
+The stage `refine` does not use the result of the stage `denoiser`. On a machine with two cores, both can run at the
+same time: start the command a second time with `--stages refine` while the denoiser trains.
 """
 
 import json
@@ -29,7 +30,7 @@ from qframe_shapes.assemble import assemble, folder_bytes, new_transformer
 from qframe_shapes.card import model_card
 from qframe_shapes.effects import measure_effects
 from qframe_shapes.evaluate import UNLEARNED_GROUPS, evaluate, standard_groups
-from qframe_shapes.sampling import checkpoint_sampler
+from qframe_shapes.sampling import card_sampler
 from qframe_shapes.stages import LogProgress, Snapshot, read_json, write_json
 from qframe_shapes.vae import VaeConfig
 
@@ -41,10 +42,19 @@ _WEIGHTS = "weights"
 
 @attrs.frozen(kw_only=True)
 class BuildConfig:
-    """What to build, and where.
+    """What to build, and in which folder.
 
-    scale: multiplies every number of steps, examples and samples; tests use a small one. samples: per line of the
-    evaluation. note: a remark for the model card.
+    Attributes:
+        output: The folder of the build; every stage has a folder in it.
+        seed: Decides weights, data, noise and order.
+        scale: Multiplies every number of steps, examples and samples; tests use a small one.
+        note: A remark for the model card.
+        vae_steps: Steps of the joint training of the VAE.
+        refine_steps: Steps of the training of the decoder alone.
+        denoiser_steps: Steps of the training of the denoiser.
+        examples: Number of different training examples of the denoiser.
+        samples: Pictures that the evaluation samples for each of its groups.
+        sampling_steps: Sampling steps for each of these pictures.
     """
 
     output: Path
@@ -59,26 +69,26 @@ class BuildConfig:
     sampling_steps: int = 12
 
     def steps(self, full: int) -> int:
-        """A number of steps, examples or samples at this scale, at least 2."""
+        """Multiply a number of steps, examples or samples by `scale`; the result is at least 2."""
         return max(2, round(full * self.scale))
 
     def folder(self, stage: str) -> Path:
-        """Where a stage's result is published."""
+        """The folder that holds the result of a stage."""
         return self.output / stage
 
     def snapshot(self, stage: str) -> Path:
-        """Where a stage in progress keeps its state."""
+        """The file in which an unfinished stage saves its state."""
         return self.output / f"{stage}.snapshot.safetensors"
 
 
 def vae_stage(config: BuildConfig) -> None:
-    """Joint training of the VAE."""
+    """Train the encoder and the decoder of the VAE together."""
     settings = VaeConfig(seed=config.seed, steps=config.steps(config.vae_steps))
     _publish_vae(config, "vae", vae_training.train(settings, config.snapshot("vae")))
 
 
 def whiten_stage(config: BuildConfig) -> None:
-    """Whitening of the latents, folded into the 1 x 1 convolutions; then rounding to what ships."""
+    """Whiten the latents by changing two 1 x 1 convolutions, and round the weights to bfloat16, in which they ship."""
     settings = VaeConfig(seed=config.seed)
     batches = config.steps(40)
     white = vae_training.whiten(_load_vae(config, "vae"), settings, batches)
@@ -86,7 +96,7 @@ def whiten_stage(config: BuildConfig) -> None:
 
 
 def refine_stage(config: BuildConfig) -> None:
-    """Refinement of the decoder; the encoder, and with it every cached latent, stays as it is."""
+    """Train the decoder alone; the encoder does not change, so latents that are already cached stay valid."""
     settings = VaeConfig(
         seed=config.seed + 1,
         steps=config.steps(config.refine_steps),
@@ -102,7 +112,7 @@ def refine_stage(config: BuildConfig) -> None:
 
 
 def start_stage(config: BuildConfig) -> None:
-    """A checkpoint whose denoiser knows nothing yet: what the denoiser's training starts from."""
+    """Write a model folder with an untrained denoiser, from which the training of the denoiser starts."""
     size = assemble(
         config.folder("start"),
         vae=_load_vae(config, "whiten"),
@@ -113,10 +123,10 @@ def start_stage(config: BuildConfig) -> None:
 
 
 def denoiser_stage(config: BuildConfig) -> None:
-    """Full fine-tuning of the untrained transformer by qframe's own trainer; its moving average is the result."""
+    """Train all weights of the transformer with qframe's trainer; the result is the moving average of the weights."""
     run = config.output / "denoiser.run"
     resume = any(storage.is_published(folder) for folder in run.glob("checkpoints/step-*"))
-    if run.exists() and not resume:  # killed before its first checkpoint: nothing to go on from
+    if run.exists() and not resume:  # killed before its first checkpoint, so it cannot be resumed
         shutil.rmtree(run)
     settings = denoiser_training.training_config(
         config.folder("start"),
@@ -129,7 +139,12 @@ def denoiser_stage(config: BuildConfig) -> None:
 
 
 def publish_denoiser(config: BuildConfig, weights: Path) -> None:
-    """Publish what a finished run in ``DIR/denoiser.run`` left as the folder ``weights``."""
+    """Publish the result of the finished training run `DIR/denoiser.run`.
+
+    Args:
+        config: The build that the run belongs to.
+        weights: The folder into which the run wrote the trained denoiser.
+    """
     log = (config.output / "denoiser.run" / "metrics.jsonl").read_text(encoding="utf-8")
     steps = [json.loads(line) for line in log.splitlines()]
     last = steps[-100:]
@@ -149,7 +164,7 @@ def publish_denoiser(config: BuildConfig, weights: Path) -> None:
 
 
 def assemble_stage(config: BuildConfig) -> None:
-    """The checkpoint folder, in bfloat16."""
+    """Put the trained networks together into one model folder in bfloat16."""
     folder = _result(config, "denoiser") / "transformer"
     transformer = QwenImageTransformer2DModel.from_config(QwenImageTransformer2DModel.load_config(folder))
     transformer.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
@@ -163,12 +178,12 @@ def assemble_stage(config: BuildConfig) -> None:
 
 
 def evaluate_stage(config: BuildConfig) -> None:
-    """Success rates of the assembled checkpoint, contact sheets, effects of guidance and negative prompts."""
+    """Measure the success rates of the assembled model and the effects of guidance, and draw contact sheets."""
     model = _result(config, "assemble")
     steps, count = config.steps(config.sampling_steps), config.steps(config.samples)
     started = time.monotonic()
     groups = (*standard_groups(), *UNLEARNED_GROUPS)
-    report = evaluate(checkpoint_sampler(model, steps=steps), count=count, seed=config.seed, groups=groups)
+    report = evaluate(card_sampler(model, steps=steps), count=count, seed=config.seed, groups=groups)
     effects = measure_effects(model, steps=steps, count=count, seed=config.seed)
     vae = AutoencoderKLQwenImage.from_pretrained(model / "vae", torch_dtype=torch.float32)
     measured = {
@@ -188,7 +203,7 @@ def evaluate_stage(config: BuildConfig) -> None:
 
 
 def checkpoint_stage(config: BuildConfig) -> None:
-    """The assembled checkpoint with its model card."""
+    """Publish the assembled model folder together with its model card."""
     model = _result(config, "assemble")
     table = (_result(config, "evaluate") / "table.md").read_text(encoding="utf-8")
     card = model_card(measured(config), table, size=folder_bytes(model), seed=config.seed, note=config.note)
@@ -238,11 +253,11 @@ STAGES: Mapping[str, Callable[[BuildConfig], None]] = {
     "evaluate": evaluate_stage,
     "checkpoint": checkpoint_stage,
 }
-"""In order; each needs those before it."""
+"""The stages by name, in the order in which they run; a stage uses the results of stages before it."""
 
 
 def build(config: BuildConfig, stages: tuple[str, ...] = tuple(STAGES)) -> None:
-    """Run the stages that have no result yet."""
+    """Run those of the given stages that have no result yet, in the given order."""
     config.output.mkdir(parents=True, exist_ok=True)
     for name in stages:
         if storage.is_published(config.folder(name)):
@@ -254,7 +269,7 @@ def build(config: BuildConfig, stages: tuple[str, ...] = tuple(STAGES)) -> None:
 
 
 def measured(config: BuildConfig) -> dict[str, dict[str, Any]]:
-    """What the finished stages measured, by stage."""
+    """The measurements of the finished stages, by the name of the stage."""
     files = {name: config.folder(name) / MEASURED for name in STAGES}
     return {name: read_json(file) for name, file in files.items() if file.exists()}
 
@@ -262,12 +277,19 @@ def measured(config: BuildConfig) -> dict[str, dict[str, Any]]:
 @click.command(help=__doc__)
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="folder of the build")
 @click.option("--stages", default=",".join(STAGES), show_default=True, help="stages to run, separated by commas")
-@click.option("--scale", type=click.FloatRange(min=0, min_open=True), default=1.0, help="multiplies all steps")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="seed of everything")
+@click.option(
+    "--scale",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    help="multiplies every number of steps, examples and samples",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="decides weights, data, noise and order"
+)
 @click.option("--note", default="", help="a remark for the model card")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="number of CPU threads")
 def main(output: Path, stages: str, scale: float, seed: int, note: str, threads: int) -> None:
-    """Command line of the builder."""
+    """Run the build from the command line."""
     names = tuple(stages.split(","))
     unknown = [name for name in names if name not in STAGES]
     if unknown:

@@ -1,4 +1,4 @@
-"""The denoiser's training: qframe's own trainer, full fine-tuning of an untrained transformer on the base mixture."""
+"""Train the denoiser of the embedded model: qframe's trainer trains all weights of a new transformer."""
 
 from pathlib import Path
 
@@ -8,13 +8,18 @@ from qframe.progress import SILENT, Progress
 from qframe.train.trainer import Trainer
 
 EXAMPLES = 30_000
-"""Different training examples; a run over them takes about ten epochs."""
+"""The number of different training examples; a full training run goes through them about ten times."""
 
 
 def training_config(start: Path, output: Path, *, seed: int, steps: int, examples: int = EXAMPLES) -> Config:
-    """The run as configuration: ``qframe train --config`` with its dump does the same.
+    """The configuration of the training run; `qframe train --config` starts the same run when it gets this as a file.
 
-    start: the checkpoint whose transformer knows nothing yet. output: the run's folder.
+    Args:
+        start: The model folder whose transformer is not trained yet.
+        output: The folder of the run.
+        seed: Decides the data, the noise and the order.
+        steps: Number of optimizer steps.
+        examples: Number of different training examples.
     """
     return load_config(
         family="qwen-edit",
@@ -55,5 +60,5 @@ def training_config(start: Path, output: Path, *, seed: int, steps: int, example
 
 
 def train(config: Config, *, resume: bool, progress: Progress = SILENT) -> Path:
-    """Train, or go on after an interruption; returns the folder of the trained denoiser."""
+    """Train the denoiser and return the folder of its weights; with `resume`, continue from the newest checkpoint."""
     return Trainer(config, progress=progress).fit("latest" if resume else None).weights

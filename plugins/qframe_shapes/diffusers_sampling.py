@@ -1,7 +1,8 @@
-"""diffusers' own pipelines as the model that ``evaluate`` measures: does the checkpoint work outside qframe too?
+"""Sample pictures with diffusers' pipelines, so that `evaluate` can test whether the model also works outside qframe.
 
-Text to image and painting into a mask, whose conditioning is text alone. Editing needs a processor that upstream builds
-only with torchvision, and sizes that upstream fixes at a million pixels.
+Only text to image and painting into a mask are supported; their conditioning needs no picture. Editing is not, for two
+reasons: diffusers can build the processor for pictures only if torchvision is installed, and it fixes the area at a
+million pixels.
 """
 
 import functools
@@ -24,7 +25,7 @@ from qframe_shapes.evaluate import Sample, SampleRequest
 
 
 def diffusers_components(model: Path) -> dict[str, Any]:
-    """The components of a checkpoint folder that every Qwen-Image pipeline takes, in float32, for evaluation."""
+    """Load the components that every Qwen-Image pipeline needs from a model folder, in float32 and evaluation mode."""
     return {
         "scheduler": FlowMatchEulerDiscreteScheduler.from_pretrained(model / "scheduler"),
         "vae": AutoencoderKLQwenImage.from_pretrained(model / "vae", torch_dtype=torch.float32).eval(),
@@ -39,7 +40,7 @@ def diffusers_components(model: Path) -> dict[str, Any]:
 
 
 def shared_arguments(requests: Sequence[SampleRequest], steps: int) -> dict[str, Any]:
-    """What every pipeline, qframe's or diffusers', takes for requests of one size; without guidance."""
+    """The arguments, without guidance, that both qframe's and diffusers' pipelines take for requests of one size."""
     return {
         "prompt": [request.prompt for request in requests],
         "height": requests[0].height,
@@ -51,7 +52,12 @@ def shared_arguments(requests: Sequence[SampleRequest], steps: int) -> dict[str,
 
 
 def diffusers_sampler(model: Path, *, steps: int = 16) -> Sample:
-    """A callable for ``evaluate.evaluate``, for the operations ``text-to-image`` and ``paint``."""
+    """Make a function that `evaluate.evaluate` can test; it supports the operations `text-to-image` and `paint`.
+
+    Args:
+        model: The model folder.
+        steps: Sampling steps per picture.
+    """
 
     @functools.cache
     def pipeline(operation: str) -> Any:

@@ -1,10 +1,10 @@
-"""Do guidance and negative prompts push in the right direction?
+"""Measure whether guidance and negative prompts change the pictures of the embedded model in the right direction.
 
-- *guidance*: success at the hardest edits (a new background for a held-out pair of shape and colour), without guidance
-  and with it, negative prompt ``" "``.
-- *negative prompts*: a caption leaves the colour of its figure open. A colour named in the negative prompt should drive
-  the figure's colour away from it, compared with no negative prompt and with one that names another colour, from the
-  same noise.
+- Guidance: the success rate at the hardest edits (a new background behind a held-out pair of shape and colour) is
+  measured without guidance and with guidance; the negative prompt is `" "`.
+- Negative prompts: the caption does not name the colour of its figure. If the negative prompt names a colour, the
+  colour of the figure should be further from it than without a negative prompt, and further than with a negative prompt
+  that names another colour. All three pictures start from the same noise.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,19 @@ _SEED_OFFSET = 2_000_003
 
 @attrs.frozen(kw_only=True)
 class Effects:
-    """Of ``count`` samples each, on the main canvas.
+    """The measured effects of guidance and of negative prompts, on the main canvas.
 
-    scale: of guidance. success_*: shares from 0 to 1. distance_*: between the figure's median colour and a colour, mean
-    over channels and samples, of 255: when the negative prompt names no colour, this colour, or another one.
+    A distance lies between the median colour of the figure and the colour that was drawn for the caption. It is the
+    mean over channels and samples, from 0 to 255.
+
+    Attributes:
+        count: Number of samples for each measurement.
+        scale: The guidance scale.
+        success_without_guidance: Success rate without guidance, from 0 to 1.
+        success_with_guidance: Success rate with guidance, from 0 to 1.
+        distance_without_negative: The distance when there is no negative prompt.
+        distance_when_named: The distance when the negative prompt names the drawn colour.
+        distance_when_another_is_named: The distance when the negative prompt names another colour.
     """
 
     count: int
@@ -44,7 +53,15 @@ class Effects:
 def measure_effects(
     model: Path, *, steps: int = 16, count: int = 100, seed: int = 0, scale: float = GUIDANCE
 ) -> Effects:
-    """Measure both through qframe's pipelines."""
+    """Measure the effects of guidance and of negative prompts with qframe's pipelines.
+
+    Args:
+        model: The model folder.
+        steps: Sampling steps per picture.
+        count: Number of samples for each measurement.
+        seed: Decides captions and noise.
+        scale: The guidance scale.
+    """
     sample = qframe_sampler(model, steps=steps, true_cfg_scale=scale)
 
     def guided(requests: Sequence[SampleRequest]) -> Sequence[Image.Image]:
@@ -68,7 +85,7 @@ def measure_effects(
 
 @attrs.frozen
 class _OpenCaption:
-    figure: world.Figure  # its colour is the one in question
+    figure: world.Figure  # the caption does not name its colour; distances are measured from it
     other: str
     background: str
 
@@ -85,7 +102,7 @@ def _open_caption(seed: int, index: int) -> _OpenCaption:
 
 
 def _distances(sample: Sample, captions: Sequence[_OpenCaption], seed: int) -> tuple[float, float, float]:
-    """Mean distances from the colour in question: without negative prompt, when it names it, when it names another."""
+    """The three mean distances of `Effects`: no negative prompt, one with the drawn colour, one with another colour."""
     negatives: list[list[str | None]] = [
         [None for _ in captions],
         [caption.text(caption.figure.colour) for caption in captions],

@@ -1,6 +1,7 @@
-"""Success rates of a model in the small world, by operation and by what the model has never seen.
+"""Measure how often a model's pictures of the small world are right, by operation and by kind of unseen scene.
 
-The model is a callable, so that qframe's pipelines, diffusers' and anybody's can be measured alike.
+The model is given as a function from requests to pictures. So the pipelines of qframe, of diffusers and of any other
+program can be measured in the same way.
 """
 
 import json
@@ -25,7 +26,14 @@ KINDS = (UNSEEN, PAIR, CANVASES)
 
 @attrs.frozen
 class Group:
-    """What is measured together. kind: one of ``KINDS``. situation, strength: painting only."""
+    """Samples that share one success rate.
+
+    Attributes:
+        operation: What is asked for, such as `recolour`.
+        kind: What the model has never seen of the scenes; one of `KINDS`.
+        situation: For painting only: what the masked cell holds; one of `tasks.PAINT_SITUATIONS`.
+        strength: For painting only: the strength of the sampling run, in (0, 1].
+    """
 
     operation: str
     kind: str
@@ -34,7 +42,7 @@ class Group:
 
     @property
     def row(self) -> str:
-        """The group's line in the table."""
+        """The name of the row that the group has in the table."""
         if self.operation != "paint":
             return self.operation
         place = {"empty": "an empty cell", "over": "over an object", "elsewhere": "another object elsewhere"}
@@ -43,9 +51,18 @@ class Group:
 
 @attrs.frozen(eq=False)
 class SampleRequest:
-    """One picture wanted. seed: of its initial noise. Pictures are RGB of the canvas's size; mask white = repaint.
+    """One picture that the model is asked to make.
 
-    negative_prompt: has an effect under guidance only.
+    Attributes:
+        operation: What is asked for, such as `recolour`.
+        prompt: The caption or instruction.
+        width: Width of the wanted picture in pixels.
+        height: Height of the wanted picture in pixels.
+        seed: Seed of the initial noise.
+        image: The picture to edit or to paint into, RGB, of the wanted size; None for text to image.
+        mask: For painting only: a grey picture of the wanted size; white is repainted.
+        strength: For painting only: the strength of the sampling run, in (0, 1].
+        negative_prompt: What to steer away from; it has an effect only if the model uses guidance.
     """
 
     operation: str
@@ -60,12 +77,19 @@ class SampleRequest:
 
 
 Sample = Callable[[Sequence[SampleRequest]], Sequence[Image.Image]]
-"""Requests of one operation and one canvas -> their pictures in the same order."""
+"""A model under test: takes requests of one operation and one canvas, returns their pictures in the same order."""
 
 
 @attrs.frozen(eq=False)
 class Result:
-    """One sampled picture and what became of it."""
+    """One sampled picture and the verdict on it.
+
+    Attributes:
+        group: The group that the sample belongs to.
+        episode: What was asked for, and the scene that would be right.
+        picture: The picture that the model made.
+        verdict: Whether the picture is right, and which criteria it fails.
+    """
 
     group: Group
     episode: Episode
@@ -74,7 +98,10 @@ class Result:
 
 
 def standard_groups(operations: Sequence[str] = ("text-to-image", *tasks.EDITS, "paint")) -> tuple[Group, ...]:
-    """The groups of the model card: every operation times every kind; painting in three situations, two strengths."""
+    """The groups of the model card: every operation with every kind of unseen scene.
+
+    Painting has six groups per kind: three situations with two strengths.
+    """
     groups = []
     for operation in operations:
         for kind in KINDS:
@@ -90,11 +117,11 @@ def standard_groups(operations: Sequence[str] = ("text-to-image", *tasks.EDITS, 
 
 
 UNLEARNED_GROUPS = (Group(tasks.UNLEARNED_OPERATION, UNSEEN), Group(world.UNLEARNED_COLOUR, UNSEEN))
-"""What the base model was never shown, and must fail at: an operation, and recolouring to a colour."""
+"""What the base model never saw and must fail at: an operation (the dot), and recolouring to a colour (purple)."""
 
 
 def episodes(group: Group, count: int, seed: int) -> list[Episode]:
-    """The group's episodes: a pure function of the arguments."""
+    """Draw `count` episodes of a group; the same arguments always give the same episodes."""
     makers: dict[str, tasks.Maker] = {
         **tasks.EDIT_MAKERS,
         "text-to-image": tasks.text_to_image,
@@ -114,7 +141,15 @@ def episodes(group: Group, count: int, seed: int) -> list[Episode]:
 
 
 def run_group(sample: Sample, group: Group, *, count: int, seed: int, batch_size: int = 32) -> list[Result]:
-    """Sample and judge one group."""
+    """Sample and judge the pictures of one group.
+
+    Args:
+        sample: The model under test.
+        group: What to ask for.
+        count: Number of pictures.
+        seed: Decides the episodes and the noise.
+        batch_size: The largest number of requests in one call of `sample`.
+    """
     wanted = episodes(group, count, seed)
     results: dict[int, Result] = {}
     for canvas in dict.fromkeys(episode.target.canvas for episode in wanted):
@@ -144,12 +179,12 @@ def _request(episode: Episode, group: Group, seed: int) -> SampleRequest:
 
 @attrs.frozen(eq=False)
 class Report:
-    """All results of an evaluation."""
+    """All results of an evaluation, with the table and the contact sheets made from them."""
 
     results: tuple[Result, ...]
 
     def rate(self, group: Group) -> float:
-        """Share of successes of one group, from 0 to 1; ValueError if it was not run."""
+        """The success rate of one group, from 0 to 1. ValueError if the evaluation did not include the group."""
         verdicts = [result.verdict.success for result in self.results if result.group == group]
         if not verdicts:
             raise ValueError(f"no results of {group}")
@@ -157,11 +192,11 @@ class Report:
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """The groups that were run, in order."""
+        """The groups of the evaluation, in the order in which they were run."""
         return tuple(dict.fromkeys(result.group for result in self.results))
 
     def to_json(self) -> list[dict[str, object]]:
-        """One object per group: what, how many, how many right, and how often each criterion failed."""
+        """One object per group: its names, its numbers of samples and successes, and the failures per criterion."""
         rows: list[dict[str, object]] = []
         for group in self.groups:
             results = [result for result in self.results if result.group == group]
@@ -178,7 +213,7 @@ class Report:
         return rows
 
     def table(self) -> str:
-        """Success rates in percent as a Markdown table: a row per operation, a column per kind."""
+        """The success rates in percent as a Markdown table with a row per operation and a column per kind."""
         lines = [f"| operation | {' | '.join(KINDS)} |", f"|---|{'---|' * len(KINDS)}"]
         for row in dict.fromkeys(group.row for group in self.groups):
             by_kind = {group.kind: group for group in self.groups if group.row == row}
@@ -187,7 +222,14 @@ class Report:
         return "\n".join(lines)
 
     def sheets(self, rows: int = 12) -> Iterator[tuple[str, Image.Image]]:
-        """One contact sheet per group, failures first: (file name, picture)."""
+        """Draw one contact sheet per group, with the failures first.
+
+        Args:
+            rows: The largest number of samples on one sheet.
+
+        Yields:
+            The file name and the picture of each sheet.
+        """
         for group in self.groups:
             results = sorted(
                 (result for result in self.results if result.group == group), key=lambda result: result.verdict.success
@@ -210,7 +252,7 @@ class Report:
             yield f"{name}.png", contact_sheet(lines, ("source", "wanted", "result"), title=title)
 
     def save(self, folder: Path) -> None:
-        """Write results.json, table.md and the contact sheets."""
+        """Write `results.json`, `table.md` and the contact sheets into a folder, which is made if it does not exist."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
         (folder / "table.md").write_text(self.table() + "\n", encoding="utf-8")
@@ -221,7 +263,15 @@ class Report:
 def evaluate(
     sample: Sample, *, count: int = 100, seed: int = 0, groups: Sequence[Group] | None = None, batch_size: int = 32
 ) -> Report:
-    """Run groups (by default ``standard_groups()``) of ``count`` samples each through a model."""
+    """Measure the success rates of a model.
+
+    Args:
+        sample: The model under test.
+        count: Number of pictures per group.
+        seed: Decides the episodes and the noise.
+        groups: What to ask for; by default `standard_groups()`.
+        batch_size: The largest number of requests in one call of `sample`.
+    """
     results: list[Result] = []
     for group in standard_groups() if groups is None else groups:
         done = run_group(sample, group, count=count, seed=seed, batch_size=batch_size)

@@ -1,8 +1,8 @@
-"""Where the embedded checkpoint lies. Imports no torch."""
+"""Say where the folder of the embedded model is. This module imports no torch."""
 
 from pathlib import Path
 
 
-def checkpoint_folder() -> Path:
-    """The folder of the shipped checkpoint, in the diffusers layout."""
+def model_folder() -> Path:
+    """The folder of the embedded model that is shipped with qframe, in the diffusers layout."""
     return Path(__file__).parent / "checkpoint"

@@ -1,9 +1,10 @@
-"""AutoencoderKLQwenImage seen by one picture.
+"""Run diffusers' AutoencoderKLQwenImage on single pictures, faster than the class itself does.
 
-The VAE is a causal video model. A single frame has only zeros before it, so of each 3-D convolution it sees the
-last temporal tap alone: ``conv2d`` with ``weight[:, :, -1]`` gives the same numbers (to 3e-6, tested) at a fraction
-of the time, and no feature cache is kept on the module. The temporal convolutions of the resamplers do not run on
-a first frame. Tensors here are 4-D: pixels ``[B, 3, H, W]`` in [-1, 1], latents ``[B, Z, H/8, W/8]``.
+The VAE is a causal video model. A single frame has only zeros before it, so only the last temporal tap of each 3-D
+convolution contributes. `conv2d` with `weight[:, :, -1]` therefore gives the same numbers (to 3e-6, tested) in a
+fraction of the time, and it keeps no feature cache on the module. The temporal convolutions of the resampling layers do
+not run on a first frame at all. Tensors here have four dimensions: pixels `[B, 3, H, W]` in [-1, 1], latents `[B, Z,
+H/8, W/8]`.
 """
 
 import math
@@ -19,7 +20,7 @@ _INITIAL_LOG_VARIANCE = -5.0
 
 
 def new_vae(generator: torch.Generator) -> AutoencoderKLQwenImage:
-    """An untrained VAE of the embedded model's size; taps that one picture cannot see are zero."""
+    """Make an untrained VAE of the embedded model's size; temporal taps that do not affect one picture are zero."""
     vae = AutoencoderKLQwenImage(
         base_dim=16, z_dim=Z_DIM, dim_mult=[1, 2, 3, 3], num_res_blocks=1,
         latents_mean=[0.0] * Z_DIM, latents_std=[1.0] * Z_DIM,
@@ -49,7 +50,7 @@ def _kaiming(weight: Tensor, generator: torch.Generator) -> None:
 
 
 def encode_frame(vae: AutoencoderKLQwenImage, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Posterior mean and log variance, each [B, Z, H/8, W/8]."""
+    """Encode pixels [B, 3, H, W] to the mean and the log variance of the posterior, each [B, Z, H/8, W/8]."""
     x = _conv(vae.encoder.conv_in, pixels)
     for layer in vae.encoder.down_blocks:
         x = layer.resample(x) if hasattr(layer, "resample") else _residual(layer, x)
@@ -60,7 +61,10 @@ def encode_frame(vae: AutoencoderKLQwenImage, pixels: Tensor) -> tuple[Tensor, T
 
 
 def decode_frame(vae: AutoencoderKLQwenImage, latents: Tensor) -> Tensor:
-    """Pixels [B, 3, H, W], not clamped: ``AutoencoderKLQwenImage.decode`` clamps to [-1, 1]."""
+    """Decode latents [B, Z, H/8, W/8] to pixels [B, 3, H, W].
+
+    The pixels are not clamped, whereas `AutoencoderKLQwenImage.decode` clamps them to [-1, 1].
+    """
     x = _conv(vae.decoder.conv_in, _conv(vae.post_quant_conv, latents))
     x = _middle(vae.decoder.mid_block, x)
     for block in vae.decoder.up_blocks:

@@ -1,13 +1,14 @@
-"""Strict success: does a picture show the scene it was asked to show?
+"""Decide strictly whether a picture shows the scene that it should show.
 
-A picture passes when all of this holds:
+A picture passes if all of the following holds:
 
-- background: its median is within 40/255 of the wanted colour in every channel, and more than 95 % of the pixels
-  that should be background are within 40/255, 85 % in every single cell (no ghost of a small figure);
-- for every figure: the median colour inside is within 40/255; among all (shape, size, place) templates of the canvas
-  the wanted one fits best; the outline's intersection over union with the wanted one is at least 0.75;
-- a dot, where wanted, is white within 40/255 and overlaps its template by at least a half; where none is wanted,
-  the middle of the figure has the figure's colour.
+- Background: its median colour is within 40/255 of the wanted colour in every channel. Of the pixels that should be
+  background, more than 95 % are within 40/255 of the wanted colour. In each single cell it is more than 85 %, so that
+  the faint remains of a small figure are noticed.
+- Every figure: its median colour is within 40/255 of the wanted colour. Of all templates (shape, size and place) on the
+  canvas, the wanted one fits best. The intersection over union of the outline with the wanted outline is at least 0.75.
+- Dot: a wanted dot is white within 40/255, and its intersection over union with its template is at least 0.5. If no dot
+  is wanted, the middle of the figure has the colour of the figure.
 """
 
 import functools
@@ -24,8 +25,8 @@ from qframe_shapes.world import CELL, Canvas, Figure, Scene
 Colour = Sequence[float] | np.ndarray
 
 COLOUR_TOLERANCE = 40
-BACKGROUND_SHARE = 0.95
-CELL_BACKGROUND_SHARE = 0.85
+BACKGROUND_FRACTION = 0.95
+CELL_BACKGROUND_FRACTION = 0.85
 OUTLINE_IOU = 0.75
 DOT_IOU = 0.5
 
@@ -34,10 +35,12 @@ CRITERIA = ("size", "background", "clean", "colour", "shape", "scale", "place", 
 
 @attrs.frozen
 class Verdict:
-    """The outcome of one comparison. failed: the criteria that do not hold, in the order of ``CRITERIA``.
+    """The result of comparing one picture with the scene that it should show.
 
-    ``size`` is the picture's size in pixels, ``clean`` the share of right background pixels, ``scale`` the figure's
-    size.
+    Attributes:
+        failed: The criteria that do not hold, in the order of `CRITERIA`. Three of their names need an explanation:
+            `size` is the size of the picture in pixels, `clean` is the fraction of background pixels that are right,
+            and `scale` is the size of the figure (small or large).
     """
 
     failed: tuple[str, ...] = ()
@@ -52,9 +55,13 @@ class Verdict:
 
 
 def judge(picture: Image.Image, wanted: Scene, described: str | None = None) -> Verdict:
-    """Hold a picture against the scene it should show.
+    """Compare a picture with the scene that it should show.
 
-    described: look only into the cell at this place (captions that describe one of several figures).
+    Args:
+        picture: The picture to judge.
+        wanted: The scene that it should show.
+        described: A place. If it is given, only the cell at this place is compared, because the caption describes
+            only one of several figures.
     """
     if picture.size != (wanted.canvas.width, wanted.canvas.height):
         return Verdict(("size",))
@@ -71,7 +78,7 @@ def judge(picture: Image.Image, wanted: Scene, described: str | None = None) -> 
 
 
 def _outside_as_wanted(pixels: np.ndarray, wanted: Scene, x: int, y: int) -> np.ndarray:
-    """The wanted picture with the cell at (x, y) taken from ``pixels``."""
+    """Draw the wanted picture, with the cell whose corner is (x, y) copied from `pixels`."""
     result = world.render_array(wanted).astype(np.float32)
     result[y : y + CELL, x : x + CELL] = pixels[y : y + CELL, x : x + CELL]
     return result
@@ -83,25 +90,28 @@ def _background_failures(pixels: np.ndarray, wanted: Scene) -> set[str]:
     failed = set()
     if not _near(np.median(region, axis=0), colour):
         failed.add("background")
-    if _near_pixels(region, colour).mean() <= BACKGROUND_SHARE or _ghost(pixels, wanted):
+    if _near_pixels(region, colour).mean() <= BACKGROUND_FRACTION or _ghost(pixels, wanted):
         failed.add("clean")
     return failed
 
 
 def _ghost(pixels: np.ndarray, wanted: Scene) -> bool:
-    """Whether some cell's background is too dirty: what is left of a small figure can hide in 5 % of a canvas."""
-    free = ~_grown(_touched(wanted), 2)  # a soft outline is the outline's affair
+    """Whether the background of some cell has too many wrong pixels.
+
+    The remains of a small figure cover less than 5 % of a canvas, so the criterion for the whole canvas misses them.
+    """
+    free = ~_grown(_touched(wanted), 2)  # a soft outline is judged by the criterion `outline`, not here
     right = _near_pixels(pixels, world.PALETTE[wanted.background])
     for place in wanted.canvas.places:
         x, y = wanted.canvas.corner(place)
         region = right[y : y + CELL, x : x + CELL][free[y : y + CELL, x : x + CELL]]
-        if region.size >= CELL * CELL // 4 and region.mean() <= CELL_BACKGROUND_SHARE:
+        if region.size >= CELL * CELL // 4 and region.mean() <= CELL_BACKGROUND_FRACTION:
             return True
     return False
 
 
 def _grown(region: np.ndarray, pixels: int) -> np.ndarray:
-    """The region [H, W] bool and everything within ``pixels`` of it, counted along rows and columns."""
+    """Enlarge a region ([H, W], bool) by all pixels that are at most `pixels` steps away along rows and columns."""
     for _ in range(pixels):
         padded = np.pad(region, 1)
         region = region | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
@@ -121,7 +131,7 @@ def _figure_failures(pixels: np.ndarray, wanted: Scene, figure: Figure) -> set[s
         failed.add("dot")
     others = [other for other in wanted.objects if other is not figure]
     foreground = _foreground(pixels, wanted, figure)
-    for other in others:  # each figure is classified alone
+    for other in others:  # the cells of the other figures are left out
         ox, oy = canvas.corner(other.place)
         foreground[oy : oy + CELL, ox : ox + CELL] = False
     overlaps = {key: _iou(foreground, template) for key, template in _templates(canvas).items()}
@@ -134,7 +144,10 @@ def _figure_failures(pixels: np.ndarray, wanted: Scene, figure: Figure) -> set[s
 
 
 def _foreground(pixels: np.ndarray, wanted: Scene, figure: Figure) -> np.ndarray:
-    """Pixels [H, W] that are nearer to the figure's colour than to the background's; a wanted dot is filled in."""
+    """The pixels ([H, W], bool) whose colour is nearer to the figure than to the background.
+
+    The pixels of a wanted dot count as nearer to the figure.
+    """
     foreground = _nearer(pixels, world.rgb(figure.colour), world.PALETTE[wanted.background])
     if figure.dotted:
         x, y = wanted.canvas.corner(figure.place)
@@ -154,7 +167,7 @@ def _dot_fails(cell: np.ndarray, figure: Figure, background: str, coverage: np.n
 
 
 def _touched(scene: Scene) -> np.ndarray:
-    """Pixels [H, W] that some figure covers, if only in part."""
+    """The pixels ([H, W], bool) that some figure covers completely or in part."""
     touched = np.zeros((scene.canvas.height, scene.canvas.width), dtype=bool)
     for figure in scene.objects:
         x, y = scene.canvas.corner(figure.place)
@@ -164,7 +177,7 @@ def _touched(scene: Scene) -> np.ndarray:
 
 @functools.cache
 def _templates(canvas: Canvas) -> dict[tuple[str, str, str], np.ndarray]:
-    """Outline [H, W] bool of every (shape, size, place) on a canvas."""
+    """The area ([H, W], bool) that each combination of shape, size and place covers on a canvas."""
     templates = {}
     for place in canvas.places:
         x, y = canvas.corner(place)
@@ -186,7 +199,7 @@ def _near_pixels(pixels: np.ndarray, wanted: Colour) -> np.ndarray:
 
 
 def _nearer(pixels: np.ndarray, colour: Colour, than: Colour) -> np.ndarray:
-    """Pixels [..., 3] that are nearer to ``colour`` than to the other one: [...] bool."""
+    """For pixels [..., 3], whether each is nearer to `colour` than to the colour `than`: [...], bool."""
     one, other = (np.square(pixels - np.array(c, dtype=np.float32)).sum(axis=-1) for c in (colour, than))
     nearer: np.ndarray = one < other
     return nearer
@@ -198,9 +211,10 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def psnr(picture: Image.Image, reference: Image.Image) -> float:
-    """Peak signal-to-noise ratio in dB of two RGB pictures of one size; infinite where they are equal.
+    """The peak signal-to-noise ratio in dB between two pictures, converted to RGB; infinite if they are equal.
 
-    ValueError if the sizes differ.
+    Raises:
+        ValueError: The pictures have different sizes.
     """
     if picture.size != reference.size:
         raise ValueError(f"pictures of different sizes: {picture.size} and {reference.size}")

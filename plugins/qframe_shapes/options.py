@@ -1,4 +1,4 @@
-"""Settings of the embedded data set. Imports no torch."""
+"""The settings of the embedded data set. This module imports no torch."""
 
 from typing import Literal
 
@@ -8,18 +8,22 @@ from attrs.validators import and_, ge, le
 
 @attrs.frozen(kw_only=True)
 class ShapesOptions:
-    """Which records the embedded data set holds."""
+    """The settings that decide which records the embedded data set has; the help texts explain each of them."""
 
     mixture: Literal["dot", "purple", "purple-captions", "base"] = attrs.field(
         default="dot",
         metadata={
-            "help": "dot, purple, purple-captions (text to image): what the base model never saw, with replay; "
-            "base: what it was built from"
+            "help": "dot, purple or purple-captions (text to image): something that the base model never saw, with "
+            "replay; base: the mixture that the base model was trained on"
         },
     )
-    count: int = attrs.field(default=400, validator=ge(1), metadata={"help": "training records"})
+    count: int = attrs.field(default=400, validator=ge(1), metadata={"help": "number of training records"})
     replay: float = attrs.field(
-        default=0.6, validator=and_(ge(0.0), le(1.0)), metadata={"help": "share of operations known already"}
+        default=0.6,
+        validator=and_(ge(0.0), le(1.0)),
+        metadata={"help": "fraction of records with operations that the base model knows already"},
     )
-    validation: int = attrs.field(default=64, validator=ge(0), metadata={"help": "records kept from training"})
+    validation: int = attrs.field(
+        default=64, validator=ge(0), metadata={"help": "number of records held out from training"}
+    )
     seed: int = attrs.field(default=0, validator=ge(0), metadata={"help": "seed of the records"})

@@ -1,4 +1,4 @@
-"""qframe's own pipelines as the model that ``evaluate`` measures."""
+"""Sample pictures with qframe's pipelines, so that `evaluate` can measure them."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from qframe_shapes.diffusers_sampling import diffusers_sampler, shared_arguments
 from qframe_shapes.evaluate import Sample, SampleRequest
 
 FAMILIES: Mapping[str, str] = {"text-to-image": "qwen-image", "paint": "qwen-inpaint"}
-"""The family that runs an operation; every other operation is an edit."""
+"""The family that runs an operation; operations that are not listed are edits and run in `qwen-edit`."""
 
 
 def qframe_sampler(
@@ -23,9 +23,14 @@ def qframe_sampler(
     lora: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Sample:
-    """A callable for ``evaluate.evaluate``: loads each family when its first request comes.
+    """Make a function that `evaluate.evaluate` can test; it loads a family when the first request needs it.
 
-    true_cfg_scale: guidance of requests that have a negative prompt. overrides: as of `qframe.load`.
+    Args:
+        model: The model folder.
+        steps: Sampling steps per picture.
+        true_cfg_scale: The guidance scale for requests that have a negative prompt.
+        lora: A LoRA file to load, if any.
+        overrides: Configuration keys with their values, as for `qframe.load`.
     """
 
     @functools.cache
@@ -48,8 +53,8 @@ def qframe_sampler(
     return sample
 
 
-def checkpoint_sampler(model: Path, *, steps: int = 16) -> Sample:
-    """The sampler of the model card: qframe's pipelines, and diffusers' own for painting into a mask."""
+def card_sampler(model: Path, *, steps: int = 16) -> Sample:
+    """Make the function that the model card is measured with: diffusers' pipeline for painting, else qframe's."""
     own, upstream = qframe_sampler(model, steps=steps), diffusers_sampler(model, steps=steps)
 
     def sample(requests: Sequence[SampleRequest]) -> Sequence[Image.Image]:

@@ -1,4 +1,4 @@
-"""The small world as a qframe data set: records drawn on demand, judged strictly."""
+"""The small world as a data set of qframe: it draws its records when they are needed, and judges sampled pictures."""
 
 import functools
 import io
@@ -19,7 +19,13 @@ _VALIDATION_SEED_OFFSET = 1_000_003
 
 
 class EpisodeRecords(Sequence[Record]):
-    """Episodes as records, each made when it is asked for, so that a long list costs nothing."""
+    """A sequence of records, each of which is drawn when it is accessed, so that a long sequence costs nothing.
+
+    Args:
+        name: The first part of the ids of the records.
+        count: Number of records.
+        episode: Makes the episode with a given number, from 0 to `count` - 1.
+    """
 
     def __init__(self, name: str, count: int, episode: Callable[[int], Episode]) -> None:
         self.name = name
@@ -51,13 +57,21 @@ class EpisodeRecords(Sequence[Record]):
             prompt=episode.prompt,
             target=_picture(f"{name}, target", world.render(episode.target)),
             references=() if episode.source is None else (_picture(f"{name}, source", world.render(episode.source)),),
-            loss_map=_picture(f"{name}, weight", episode.weight_picture()),
+            loss_map=_picture(f"{name}, weight", episode.loss_map()),
             group=_group(episode),
         )
 
 
 class ShapesSource(RecordSource):
-    """Scenes of coloured shapes; validation records are combinations that training records never show."""
+    """The data set of coloured shapes; the validation records show combinations that no training record shows.
+
+    Args:
+        options: The settings; None stands for the defaults.
+        path: Must be None, because the pictures are drawn and not read.
+
+    Raises:
+        ConfigError: A path was given.
+    """
 
     def __init__(self, options: ShapesOptions | None, path: Path | None) -> None:
         super().__init__(options, path)
@@ -69,19 +83,22 @@ class ShapesSource(RecordSource):
         self._options = options if options is not None else ShapesOptions()
 
     def records(self) -> EpisodeRecords:
-        """The training records; a base mixture of any length is made on demand."""
+        """The training records of the chosen mixture; each is drawn when it is accessed."""
         options = self._options
         name = f"shapes-{options.mixture}-seed{options.seed}"
         return EpisodeRecords(name, options.count, functools.partial(_training_episode, options))
 
     def validation(self) -> EpisodeRecords:
-        """Half new to the base model, half of the operations it knows; held-out combinations on the main canvas."""
+        """The validation records: held-out combinations on the main canvas.
+
+        One half asks for what the mixture teaches, the other half for operations that the base model knows.
+        """
         options = self._options
         name = f"shapes-{options.mixture}-validation-seed{options.seed}"
         return EpisodeRecords(name, options.validation, functools.partial(_validation_episode, options))
 
     def success(self, record: Record, picture: Image.Image) -> bool | None:
-        """The strict verdict of ``metrics.judge``; None for a record that is not of this data set."""
+        """Whether `metrics.judge` accepts the picture; None if the record is not from this data set."""
         for records in (self.records(), self.validation()):
             name, _, index = record.id.rpartition("/")
             if name == records.name:
@@ -91,7 +108,7 @@ class ShapesSource(RecordSource):
 
 
 def _group(episode: Episode) -> str:
-    """What reports sum over: the operation, and apart from it what is done in the unlearned colour."""
+    """The group of the record in reports: its operation; records in the unlearned colour have groups of their own."""
     purple = world.UNLEARNED_COLOUR in episode.prompt.split()
     return f"{episode.operation}, {world.UNLEARNED_COLOUR}" if purple else episode.operation
 

@@ -1,4 +1,4 @@
-"""Resumable stages: a killed training run goes on where it stopped; a finished one leaves a published folder."""
+"""What the stages of the build share: saved states, from which a killed stage continues, and progress in the log."""
 
 import json
 import logging
@@ -20,33 +20,39 @@ logger = logging.getLogger(__name__)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as indented JSON, atomically."""
+    """Write a value to a file as indented JSON, completely or not at all."""
     storage.write_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
+    """Read a file that holds one JSON object."""
     value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return value
 
 
 @attrs.frozen(eq=False)
 class Snapshot:
-    """Where a training run stood: named tensors, the step and the seconds spent so far."""
+    """The state of an unfinished training run.
+
+    Attributes:
+        tensors: Weights, averaged weights and optimizer state, by name.
+        step: The next step to make.
+        seconds: The training time so far.
+    """
 
     tensors: Mapping[str, torch.Tensor]
     step: int
     seconds: float
 
     def save(self, path: Path) -> None:
-        """Write to one safetensors file, atomically."""
+        """Write the state to one safetensors file, completely or not at all."""
         metadata = {"step": str(self.step), "seconds": repr(self.seconds)}
         tensors = {name: tensor.detach().contiguous() for name, tensor in self.tensors.items()}
         storage.write_file(path, save(tensors, metadata))
 
     @classmethod
     def load(cls, path: Path) -> "Snapshot":
-        """Read what ``save`` wrote."""
+        """Read a state that `save` wrote."""
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -54,7 +60,7 @@ class Snapshot:
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's state as flat named tensors ``opt.<parameter index>.<name>``."""
+    """The state of an optimizer as tensors with the names `opt.<index of the parameter>.<name of the state>`."""
     return {
         f"opt.{index}.{name}": value
         for index, state in optimiser.state_dict()["state"].items()
@@ -63,7 +69,7 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what ``optimiser_tensors`` took out."""
+    """Load the state that `optimiser_tensors` returned into an optimizer with the same parameters."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("opt."):
@@ -73,7 +79,12 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, to
 
 
 class Pace:
-    """Counts the seconds of a run across restarts and says when the next snapshot is due."""
+    """Counts the training time of a run across restarts, and says when to save the next snapshot.
+
+    Args:
+        seconds_before: The training time before this start.
+        snapshot_every: Seconds between two snapshots.
+    """
 
     def __init__(self, seconds_before: float, snapshot_every: float) -> None:
         self._start = time.monotonic() - seconds_before
@@ -82,11 +93,11 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """Seconds spent training, restarts included."""
+        """The training time so far in seconds, including the time before the last restart."""
         return time.monotonic() - self._start
 
     def snapshot_due(self) -> bool:
-        """True once per interval."""
+        """Whether a snapshot is due; returns True at most once per interval."""
         due = time.monotonic() - self._last >= self._snapshot_every
         if due:
             self._last = time.monotonic()
@@ -94,18 +105,18 @@ class Pace:
 
 
 class LogProgress:
-    """Progress as log lines, one every ``every_seconds``: done, rate, remaining minutes and the latest metrics."""
+    """Writes progress to the log every `every_seconds`: steps, speed, remaining minutes and the latest metrics."""
 
     def __init__(self, every_seconds: float = 30.0) -> None:
         self._every = every_seconds
 
     def note(self, text: str) -> None:
-        """One line that a person should read."""
+        """Write one line of text to the log."""
         logger.info("%s", text)
 
     @contextmanager
     def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Stage]:
-        """A stretch of ``total`` steps, ``done`` of them made before."""
+        """Report the progress of a task of `total` steps, of which `done` were made before this start."""
         started = time.monotonic()
         yield _LoggedStage(name, total, done, self._every)
         logger.info("%s: %d, %.0f s", name, total, time.monotonic() - started)

@@ -1,8 +1,8 @@
-"""What can be asked in the small world: captions, edit instructions, masks, and who may see which.
+"""Make the tasks of the small world: captions, edit instructions and masks, each with its right result.
 
-An ``Episode`` is one thing asked and its one right answer. Training episodes contain no held-out pair, no held-out
-combination, no purple and no dot; evaluation episodes are drawn from exactly those. An episode is a pure function
-of (seed, index) and its settings.
+An `Episode` is one such task with the scene that is its only right result. The episodes that the base model is trained
+on contain no held-out pair, no held-out combination, no purple and no dot; the evaluation uses exactly these. An
+episode depends only on a seed, its index and its settings.
 """
 
 from collections.abc import Callable, Mapping
@@ -57,15 +57,21 @@ PLACE_WORDS = {
 INSIDE_WEIGHT, OUTSIDE_WEIGHT = 255, 85
 
 PAINT_SITUATIONS = ("empty", "over", "elsewhere")
-"""Painting into a mask: on an empty cell, over a figure, with another figure elsewhere on the canvas."""
+"""For painting: the masked cell is empty; it holds a figure; or another figure is elsewhere on the canvas."""
 
 
 @attrs.frozen
 class Episode:
-    """Something asked, and the scene that answers it.
+    """One task, and the scene that is its right result.
 
-    source: the picture given along (edits, painting), None for text to image. mask: place whose cell is to be painted.
-    described: where two figures are shown and one is described, its place; loss and metric look there only.
+    Attributes:
+        operation: The kind of task.
+        prompt: The caption or instruction.
+        target: The scene that the result should show.
+        source: The scene of the picture to edit or to paint into; None for text to image.
+        mask: For painting only: the place whose cell is repainted.
+        described: If the target shows two figures and the caption describes one of them, the place of that figure.
+            The loss and the metric then look only at its cell.
     """
 
     operation: Operation
@@ -77,12 +83,16 @@ class Episode:
 
     @property
     def split(self) -> str:
-        """``pair`` if either scene has a held-out pair, else ``unseen`` if either is held out, else ``train``."""
+        """The split of the episode: `pair` if one of its scenes is in it, else `unseen` if one is, else `train`."""
         splits = {world.split(scene) for scene in (self.source, self.target) if scene is not None}
         return next(name for name in ("pair", "unseen", "train") if name in splits)
 
-    def weight_picture(self) -> Image.Image:
-        """Where the loss counts: 255 in the figures' cells, 85 elsewhere; only the described cell if there is one."""
+    def loss_map(self) -> Image.Image:
+        """Draw how much the loss counts at each pixel, as a grey picture.
+
+        The value is 255 in the cells of all figures and 85 elsewhere. If one figure is described, the value is 255 in
+        its cell and 0 elsewhere.
+        """
         if self.described is not None:
             return world.cell_mask(self.target.canvas, [self.described])
         scenes = [scene for scene in (self.source, self.target) if scene is not None]
@@ -90,7 +100,14 @@ class Episode:
         return world.cell_mask(self.target.canvas, places, INSIDE_WEIGHT, OUTSIDE_WEIGHT)
 
     def mask_picture(self, grow: int = 0) -> Image.Image:
-        """The mask as an 8-bit picture, 255 = repaint: the cell at ``mask``, ``grow`` pixels larger on each side."""
+        """Draw the mask as an 8-bit grey picture: 255 is repainted, 0 is kept.
+
+        Args:
+            grow: By how many pixels the mask is larger than the cell at `mask`, on each side.
+
+        Raises:
+            ValueError: The episode has no mask.
+        """
         if self.mask is None:
             raise ValueError(f"a {self.operation} episode has no mask")
         canvas = self.target.canvas
@@ -101,7 +118,7 @@ class Episode:
 
 
 def caption(rng: np.random.Generator, scene: Scene, figure: Figure | None) -> str:
-    """Describe one figure of a scene, or the empty scene."""
+    """Write a caption that describes one figure of a scene, or, if `figure` is None, an empty scene."""
     if figure is None:
         return world.choose(rng, EMPTY_CAPTIONS).format(background=scene.background)
     template = world.choose(rng, CAPTIONS)
@@ -109,24 +126,32 @@ def caption(rng: np.random.Generator, scene: Scene, figure: Figure | None) -> st
 
 
 def instruction(rng: np.random.Generator, operation: str, scene: Scene, new: str = "") -> str:
-    """One of the operation's phrasings, about the scene's one figure."""
+    """Write an edit instruction about the only figure of a scene, in one of the phrasings of the operation.
+
+    Args:
+        rng: Chooses the phrasing.
+        operation: A key of `INSTRUCTIONS`.
+        scene: The scene before the edit.
+        new: The new colour, shape or background, if the operation has one.
+    """
     (figure,) = scene.objects
     return world.choose(rng, INSTRUCTIONS[operation]).format(shape=figure.shape, old=figure.colour, new=new)
 
 
-# --- one maker per operation: (rng, canvas) -> Episode ----------------------------------------------------------
+# --- one function per operation: (rng, canvas) -> Episode -------------------------------------------------------
 
 
 def text_to_image(rng: np.random.Generator, canvas: Canvas) -> Episode:
-    """A caption with size, colour, shape, place and background; one in fifty asks for an empty canvas."""
+    """Draw a text-to-image task whose caption names everything; one in fifty asks for an empty canvas."""
     scene = world.random_scene(rng, canvas, 0 if rng.random() < 0.02 else 1)
     return Episode("text-to-image", caption(rng, scene, scene.objects[0] if scene.objects else None), scene)
 
 
 def described_figure(rng: np.random.Generator, canvas: Canvas) -> Episode:
-    """Two figures (one where the first takes the centre of a small canvas), the first described.
+    """Draw a text-to-image task whose target shows two figures and whose caption describes the first.
 
-    Teaches painting beside what is already there.
+    If the first figure leaves no room on a small canvas, it is the only one. From these tasks the model learns to paint
+    a figure beside one that is already there.
     """
     scene = world.random_scene(rng, canvas, 2)
     figure = scene.objects[0]
@@ -134,34 +159,40 @@ def described_figure(rng: np.random.Generator, canvas: Canvas) -> Episode:
 
 
 def recolour(rng: np.random.Generator, canvas: Canvas) -> Episode:
-    """Another colour for the figure."""
+    """Draw an edit that gives the figure another colour."""
     source = world.random_scene(rng, canvas)
     new = world.choose(rng, world.LEARNED_COLOURS, but=(source.objects[0].colour, source.background))
     return Episode("recolour", instruction(rng, "recolour", source, new), source.with_figure(colour=new), source)
 
 
 def reshape(rng: np.random.Generator, canvas: Canvas) -> Episode:
-    """Another shape of the same size, colour and place."""
+    """Draw an edit that gives the figure another shape and keeps its size, colour and place."""
     source = world.random_scene(rng, canvas)
     new = world.choose(rng, world.SHAPES, but=(source.objects[0].shape,))
     return Episode("reshape", instruction(rng, "reshape", source, new), source.with_figure(shape=new), source)
 
 
 def background(rng: np.random.Generator, canvas: Canvas) -> Episode:
-    """Another background."""
+    """Draw an edit that gives the scene another background."""
     source = world.random_scene(rng, canvas)
     new = world.choose(rng, world.BACKGROUNDS, but=(source.objects[0].colour, source.background))
     return Episode("background", instruction(rng, "background", source, new), source.evolve(background=new), source)
 
 
 def remove(rng: np.random.Generator, canvas: Canvas) -> Episode:
-    """No figure any more."""
+    """Draw an edit that removes the figure."""
     source = world.random_scene(rng, canvas)
     return Episode("remove", instruction(rng, "remove", source), source.evolve(objects=()), source)
 
 
 def paint(rng: np.random.Generator, canvas: Canvas, situation: str = "empty") -> Episode:
-    """Paint a described figure into a masked cell; ``elsewhere`` needs a canvas with room for two cells."""
+    """Draw a task that paints the described figure into a masked cell.
+
+    Args:
+        rng: Draws the scene and the caption.
+        canvas: The size of the picture; for `elsewhere` it needs room for two cells.
+        situation: One of `PAINT_SITUATIONS`.
+    """
     count = 2 if situation == "elsewhere" else 1
     both = world.random_scene(rng, canvas, count)
     while len(both.objects) < count:
@@ -177,20 +208,20 @@ def paint(rng: np.random.Generator, canvas: Canvas, situation: str = "empty") ->
 
 
 def dot(rng: np.random.Generator, canvas: Canvas) -> Episode:
-    """The operation left unlearned: a white dot in the middle of the figure."""
+    """Draw an edit that puts a white dot in the middle of the figure; the base model never learns this operation."""
     source = world.random_scene(rng, canvas)
     return Episode("dot", instruction(rng, "dot", source), source.with_figure(dotted=True), source)
 
 
 def recolour_purple(rng: np.random.Generator, canvas: Canvas) -> Episode:
-    """The colour left unlearned, as an edit."""
+    """Draw an edit that makes the figure purple; the base model never learns this colour."""
     source = world.random_scene(rng, canvas)
     new = world.UNLEARNED_COLOUR
     return Episode("recolour", instruction(rng, "recolour", source, new), source.with_figure(colour=new), source)
 
 
 def caption_purple(rng: np.random.Generator, canvas: Canvas) -> Episode:
-    """The colour left unlearned, as a caption."""
+    """Draw a text-to-image task with a purple figure; the base model never learns this colour."""
     scene = world.random_scene(rng, canvas, colours=(world.UNLEARNED_COLOUR,))
     return Episode("text-to-image", caption(rng, scene, scene.objects[0]), scene)
 
@@ -202,11 +233,13 @@ EDIT_MAKERS: Mapping[str, Maker] = {
 
 
 def with_unnamed_colour(rng: np.random.Generator, episode: Episode) -> Episode:
-    """An edit of a figure in a colour without a name; an episode that names the figure's colour stays as it is.
+    """Replace the colour of an edit's figure by a random colour that has no name.
 
-    Teaches to carry a colour over as a value: from named colours alone a small model learns the table of the pairs
-    of shape and colour it has seen, and re-draws a pair it has not as its nearest neighbour. The colour is far from
-    purple, from the backgrounds and from those that are held out with the shapes shown.
+    From these edits the model learns to copy a colour as a value. If a small model sees only named colours, it learns
+    the list of the pairs of shape and colour that it has seen, and draws an unseen pair as the nearest pair of that
+    list. The new colour is far from purple, from the backgrounds, and from the colours that are held out for the
+    shapes in the scene. An episode without a source, or whose prompt names the colour of the figure, is returned
+    unchanged.
     """
     if episode.source is None or episode.source.objects[0].colour in episode.prompt.split():
         return episode
@@ -224,7 +257,14 @@ def with_unnamed_colour(rng: np.random.Generator, episode: Episode) -> Episode:
 
 
 def accepted(make: Maker, rng: np.random.Generator, canvas: Canvas, wanted: Split) -> Episode:
-    """Draw until the episode belongs to the wanted split; ``any`` accepts the first."""
+    """Draw episodes until one belongs to the wanted split, and return it.
+
+    Args:
+        make: Draws one episode.
+        rng: The random numbers for `make`.
+        canvas: The size of the picture.
+        wanted: The split; `any` accepts the first episode.
+    """
     while True:
         episode = make(rng, canvas)
         if wanted in ("any", episode.split):
@@ -233,28 +273,32 @@ def accepted(make: Maker, rng: np.random.Generator, canvas: Canvas, wanted: Spli
 
 # --- mixtures --------------------------------------------------------------------------------------------------
 
-EDIT_SHARES = {"recolour": 0.25, "reshape": 0.25, "background": 0.35, "remove": 0.15}
-EDIT_SHARE, TEXT_SHARE, MAIN_CANVAS_SHARE = 0.6, 0.3, 0.6
-UNNAMED_COLOUR_SHARE = 0.5
+EDIT_FRACTIONS = {"recolour": 0.25, "reshape": 0.25, "background": 0.35, "remove": 0.15}
+EDIT_FRACTION, TEXT_FRACTION, MAIN_CANVAS_FRACTION = 0.6, 0.3, 0.6
+UNNAMED_COLOUR_FRACTION = 0.5
 
 
 def training_episode(seed: int, index: int) -> Episode:
-    """The base model's mixture: 60 % edits, 30 % captions, 10 % one of two figures described; 60 % main canvas."""
+    """Draw one training episode of the base model.
+
+    60 % are edits, 30 % are captions, and 10 % are captions that describe one of two figures. 60 % are on the main
+    canvas.
+    """
     rng = world.sample_rng(seed, index)
     draw = rng.random()
     canvases = world.OTHER_CANVASES
-    if draw < EDIT_SHARE:
-        make = EDIT_MAKERS[str(rng.choice(list(EDIT_SHARES), p=list(EDIT_SHARES.values())))]
-    elif draw < EDIT_SHARE + TEXT_SHARE:
+    if draw < EDIT_FRACTION:
+        make = EDIT_MAKERS[str(rng.choice(list(EDIT_FRACTIONS), p=list(EDIT_FRACTIONS.values())))]
+    elif draw < EDIT_FRACTION + TEXT_FRACTION:
         make = text_to_image
     else:
         make = described_figure
         canvases = TWO_CELL_CANVASES
     canvas = world.MAIN_CANVAS
-    if rng.random() >= MAIN_CANVAS_SHARE:
+    if rng.random() >= MAIN_CANVAS_FRACTION:
         canvas = canvases[int(rng.integers(len(canvases)))]
     episode = accepted(make, rng, canvas, "train")
-    return with_unnamed_colour(rng, episode) if rng.random() < UNNAMED_COLOUR_SHARE else episode
+    return with_unnamed_colour(rng, episode) if rng.random() < UNNAMED_COLOUR_FRACTION else episode
 
 
 TWO_CELL_CANVASES = tuple(
@@ -263,7 +307,7 @@ TWO_CELL_CANVASES = tuple(
 
 
 def lora_episode(seed: int, index: int, *, replay: float = 0.4) -> Episode:
-    """The embedded LoRA set: the unlearned operation, with ``replay`` of the base model's mixture, main canvas only."""
+    """Draw one episode that teaches the dot, on the main canvas; a fraction `replay` are edits of the base mixture."""
     rng = world.sample_rng(seed, index)
     if rng.random() >= replay:
         return accepted(dot, rng, world.MAIN_CANVAS, "train")
@@ -272,14 +316,14 @@ def lora_episode(seed: int, index: int, *, replay: float = 0.4) -> Episode:
 
 
 def colour_lora_episode(seed: int, index: int, *, replay: float = 0.4) -> Episode:
-    """A LoRA set for the unlearned colour: edits to purple, with ``replay`` of the learned edits."""
+    """Draw one episode that teaches purple by edits; a fraction `replay` are edits that the base model knows."""
     rng = world.sample_rng(seed, index)
     make = EDIT_MAKERS[world.choose(rng, EDITS)] if rng.random() < replay else recolour_purple
     return accepted(make, rng, world.MAIN_CANVAS, "train")
 
 
 def caption_lora_episode(seed: int, index: int, *, replay: float = 0.4) -> Episode:
-    """A LoRA set for the unlearned colour without pictures: captions of purple figures, with ``replay`` of others."""
+    """Draw one episode that teaches purple by captions; a fraction `replay` are captions of other colours."""
     rng = world.sample_rng(seed, index)
     make = text_to_image if rng.random() < replay else caption_purple
     return accepted(make, rng, world.MAIN_CANVAS, "train")

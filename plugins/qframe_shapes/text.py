@@ -1,9 +1,10 @@
-"""Tokenizer, image processor and text encoder of the embedded model: real classes, tiny, random and frozen.
+"""Make the tokenizer, the image processor and the text encoder of the embedded model.
 
-The tokenizer is a byte-level BPE with Qwen2's pre-tokenizer and special tokens in their real order, trained until every
-word it is shown is one token. The system prompts of the pipelines then count 34 and 64 tokens, as with the real
-vocabulary, which is what the pipelines cut off. The encoder is never trained: random projections of words and pixels
-are all the denoiser needs.
+They are instances of the classes that the published models use, but tiny. The tokenizer is a byte-level BPE with
+Qwen2's pre-tokenizer and with the special tokens in Qwen2's order. It is trained until each word of its training text
+is one token. The system prompts of the two pipelines then have 34 and 64 tokens, as with the published vocabulary; the
+pipelines cut off these numbers of tokens. The encoder has random weights and is never trained, because random
+projections of words and pixels are enough for the denoiser.
 """
 
 import json
@@ -20,7 +21,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from qframe_shapes import vocabulary
 
 WIDTH = 64
-"""Width of a text token, the transformer's ``joint_attention_dim``."""
+"""The width of a text token, which is the `joint_attention_dim` of the transformer."""
 
 PATCH, MERGE = 8, 2
 MIN_PIXELS, MAX_PIXELS = 48 * 48, 96 * 96
@@ -29,7 +30,7 @@ TEXT_TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
     "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
-"""From diffusers' ``pipeline_qwenimage.py``; 34 tokens come before the prompt."""
+"""The template of diffusers' `pipeline_qwenimage.py`; 34 tokens come before the prompt."""
 
 EDIT_TEMPLATE = (
     "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, "
@@ -37,14 +38,14 @@ EDIT_TEMPLATE = (
     "that meets the user's requirements while maintaining consistency with the original input where appropriate."
     "<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n"
 )
-"""From diffusers' ``pipeline_qwenimage_edit.py``; 64 tokens come before ``<|vision_start|>``."""
+"""The template of diffusers' `pipeline_qwenimage_edit.py`; 64 tokens come before `<|vision_start|>`."""
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
     "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
-"""In the order of Qwen2.5-VL's tokenizer_config.json, where they follow the vocabulary as here."""
+"""The special tokens in the order of Qwen2.5-VL's tokenizer_config.json; their ids follow those of the words."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}"
@@ -55,7 +56,7 @@ CHAT_TEMPLATE = (
 
 
 def new_tokenizer() -> Qwen2Tokenizer:
-    """The trained tokenizer; the same on every machine."""
+    """Train the tokenizer; the result is the same on every machine."""
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -90,7 +91,10 @@ def _training_texts() -> list[str]:
 
 
 def new_image_processor() -> Qwen2VLImageProcessorPil:
-    """One vision token per 16 x 16 pixels; pictures between 48 x 48 and 96 x 96 are never resized."""
+    """Make the image processor: it gives one vision token per 16 x 16 pixels.
+
+    It does not resize a picture whose area lies between 48 x 48 and 96 x 96 pixels.
+    """
     return Qwen2VLImageProcessorPil(
         patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2,
         size={"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS},
@@ -98,10 +102,10 @@ def new_image_processor() -> Qwen2VLImageProcessorPil:
 
 
 def new_text_encoder(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """A random, frozen Qwen2.5-VL of width 64 with two layers, in evaluation mode.
+    """Make a frozen Qwen2.5-VL with random weights, width 64 and two layers, in evaluation mode.
 
-    Matrices keep the variance of what they multiply, so that layers change the embeddings visibly: the output depends
-    on the prompt, on its order and on the picture.
+    The scale of the random weights keeps the variance of the activations. So the layers change the embeddings
+    noticeably, and the output depends on the words of the prompt, on their order, and on the picture.
     """
     token = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
     config = Qwen2_5_VLConfig(
@@ -137,7 +141,7 @@ def new_text_encoder(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForCondi
 
 
 def save_text(folder: Path, seed: int) -> None:
-    """Write tokenizer/, processor/ and text_encoder/ (bfloat16) under ``folder``."""
+    """Write `tokenizer/`, `processor/` and `text_encoder/` (in bfloat16) into `folder`; `seed` decides the weights."""
     tokenizer = new_tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
     tokenizer.save_pretrained(folder / "processor")

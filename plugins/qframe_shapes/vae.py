@@ -1,7 +1,7 @@
-"""Training of the embedded VAE: joint training, whitening of its latents, refinement of its decoder.
+"""Train the VAE of the embedded model: encoder and decoder together, then whiten the latents, then the decoder alone.
 
-Recipe and figures: docs of the embedded model. Each training step's batch is a pure function of (seed, step), so
-a run that was killed goes on from its last snapshot as if nothing had happened.
+The model card (`checkpoint/README.md`) gives the results. The batch of a training step depends only on the seed and the
+step, so a run that was killed continues from its last snapshot as if it had not been interrupted.
 """
 
 import copy
@@ -28,7 +28,22 @@ _HELD_OUT_SEED_OFFSET = 1_000_003
 
 @attrs.frozen
 class VaeConfig:
-    """Settings of joint training and, with ``kl_weight`` unused, of decoder refinement."""
+    """The settings of the joint training and of the training of the decoder alone, which does not use `kl_weight`.
+
+    Attributes:
+        seed: Decides weights, pictures and noise.
+        steps: Number of optimizer steps.
+        batch_size: Pictures per step.
+        learning_rate: The highest learning rate.
+        warmup: Number of steps in which the learning rate rises.
+        kl_weight: Factor of the KL divergence in the loss.
+        cell_weight: Factor of a squared error inside the cell of a figure; outside it is 1.
+        latent_noise: For the decoder alone: standard deviation of the noise that is added to the whitened latents. It
+            makes the decoder tolerate small errors of a denoiser.
+        ema_decay: Decay of the moving average of the weights.
+        clip_norm: The largest norm of the gradient.
+        snapshot_every: Seconds between two saved states.
+    """
 
     seed: int = 0
     steps: int = 4500
@@ -37,9 +52,7 @@ class VaeConfig:
     warmup: int = 100
     kl_weight: float = 1e-4
     cell_weight: float = 3.0
-    """Weight of a squared error inside a figure's cell; 1 elsewhere."""
     latent_noise: float = 0.0
-    """Refinement: standard deviation of noise on the (whitened) latents, so that the decoder forgives a denoiser."""
     ema_decay: float = 0.998
     clip_norm: float = 1.0
     snapshot_every: float = 60.0
@@ -47,14 +60,19 @@ class VaeConfig:
 
 @attrs.frozen(eq=False)
 class Batch:
-    """Pictures of one canvas and how much each pixel counts."""
+    """Pictures of one canvas, and how much each of their pixels counts in the loss.
+
+    Attributes:
+        pixels: The pictures.
+        weights: The factor of the squared error at each pixel.
+    """
 
     pixels: Tensor  # [B, 3, H, W] in [-1, 1]
     weights: Tensor  # [B, 1, H, W], mean 1
 
 
 def vae_scene(rng: np.random.Generator, canvas: world.Canvas) -> world.Scene:
-    """A scene with anything the world can show: all colours, one to three figures, dots, rarely none."""
+    """Draw a scene for the VAE: up to three figures, rarely none, in all colours, some of them with a dot."""
     count = int(rng.choice((0, 1, 2, 3), p=(0.03, 0.37, 0.4, 0.2)))
     scene = world.random_scene(rng, canvas, count, colours=world.COLOURS)
     figures = tuple(attrs.evolve(figure, dotted=bool(rng.random() < 0.15)) for figure in scene.objects)
@@ -66,7 +84,13 @@ def vae_scene(rng: np.random.Generator, canvas: world.Canvas) -> world.Scene:
 
 
 def training_batch(config: VaeConfig, step: int, *, held_out: bool = False) -> Batch:
-    """The batch of one step: a pure function of the seed and the step."""
+    """Draw the pictures of one training step; they depend only on the settings and the step.
+
+    Args:
+        config: The settings.
+        step: Number of the step.
+        held_out: Whether to draw pictures that no training step uses, for measurements.
+    """
     rng = world.sample_rng(config.seed + (_HELD_OUT_SEED_OFFSET if held_out else 0), step)
     canvas = _choose_canvas(rng)
     scenes = [vae_scene(rng, canvas) for _ in range(config.batch_size)]
@@ -74,7 +98,12 @@ def training_batch(config: VaeConfig, step: int, *, held_out: bool = False) -> B
 
 
 def scenes_batch(scenes: list[world.Scene], cell_weight: float = 1.0) -> Batch:
-    """Scenes of one canvas as tensors."""
+    """Draw scenes of one canvas and convert them to tensors.
+
+    Args:
+        scenes: The scenes, all of one canvas.
+        cell_weight: How much a pixel in the cell of a figure counts, compared with other pixels.
+    """
     pixels = torch.from_numpy(np.stack([world.render_array(scene) for scene in scenes]))
     weights = torch.ones(len(scenes), 1, *pixels.shape[1:3])
     for row, scene in enumerate(scenes):
@@ -87,15 +116,20 @@ def scenes_batch(scenes: list[world.Scene], cell_weight: float = 1.0) -> Batch:
 
 def _choose_canvas(rng: np.random.Generator) -> world.Canvas:
     draw = rng.random()
-    for canvas, share in _CANVAS_MIX:
-        if draw < share:
+    for canvas, fraction in _CANVAS_MIX:
+        if draw < fraction:
             return canvas
-        draw -= share
+        draw -= fraction
     return world.CANVASES[int(rng.integers(len(world.CANVASES)))]
 
 
 def train(config: VaeConfig, snapshot_path: Path) -> AutoencoderKLQwenImage:
-    """Joint training of encoder and decoder from nothing; returns the EMA weights."""
+    """Train a new encoder and decoder together, and return the VAE with the moving average of the weights.
+
+    Args:
+        config: The settings.
+        snapshot_path: The file in which the state is saved; if it exists, training continues from it.
+    """
     vae = new_vae(torch.Generator().manual_seed(config.seed))
 
     def loss(batch: Batch, generator: torch.Generator) -> Tensor:
@@ -109,7 +143,13 @@ def train(config: VaeConfig, snapshot_path: Path) -> AutoencoderKLQwenImage:
 
 
 def refine_decoder(vae: AutoencoderKLQwenImage, config: VaeConfig, snapshot_path: Path) -> AutoencoderKLQwenImage:
-    """Train only what comes after the latents; the encoder is left as it is, so cached latents stay valid."""
+    """Train the decoder of a copy of the VAE; the encoder does not change, so cached latents stay valid.
+
+    Args:
+        vae: The VAE after whitening; it is not changed.
+        config: The settings.
+        snapshot_path: The file in which the state is saved; if it exists, training continues from it.
+    """
     vae = copy.deepcopy(vae)
     decoder = {
         name: parameter
@@ -131,7 +171,7 @@ def _parameters(vae: AutoencoderKLQwenImage) -> dict[str, torch.nn.Parameter]:
 
 
 def weighted_mse(decoded: Tensor, batch: Batch) -> Tensor:
-    """Mean squared error in [-1, 1] units under the batch's weights."""
+    """The mean over all pixels of squared error times weight; pixels are in [-1, 1]."""
     return (batch.weights * (decoded - batch.pixels).square()).mean()
 
 
@@ -142,7 +182,7 @@ def _run(
     config: VaeConfig,
     snapshot_path: Path,
 ) -> AutoencoderKLQwenImage:
-    """Optimise ``parameters`` in place, leave their moving average in ``vae`` and return it."""
+    """Train `parameters`, which belong to `vae`; then put their moving average into `vae` and return it."""
     vae.requires_grad_(False)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -173,7 +213,7 @@ def _run(
 
 
 def schedule(step: int, config: VaeConfig) -> float:
-    """Linear warm-up, then cosine to 2 % of the learning rate."""
+    """The factor of the learning rate at a step: a linear warm-up, times a cosine that falls from 1 to 0.02."""
     warmup = min(1.0, (step + 1) / config.warmup)
     return warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
 
@@ -196,7 +236,7 @@ def _resume(
     average: dict[str, Tensor],
     optimiser: torch.optim.Optimizer,
 ) -> tuple[int, float]:
-    """Restore everything from a snapshot if there is one; returns (next step, seconds spent)."""
+    """Load a snapshot if there is one, and return the next step and the training time so far in seconds."""
     if not path.exists():
         return 0, 0.0
     snapshot = Snapshot.load(path)
@@ -211,11 +251,17 @@ def _resume(
 
 @torch.no_grad()
 def whiten(vae: AutoencoderKLQwenImage, config: VaeConfig, batches: int = 40) -> AutoencoderKLQwenImage:
-    """Rotate and scale the latent channels to zero mean and unit covariance.
+    """Return a copy of the VAE whose latent channels have zero mean and unit covariance.
 
-    The change is folded into ``quant_conv`` and ``post_quant_conv``, both 1 x 1, so reconstructions do not change.
-    A rotated diagonal posterior is not diagonal any more: its log variance becomes a constant per channel, the
-    average over pictures.
+    The latents are rotated and scaled. The change is folded into the 1 x 1 convolutions `quant_conv` and
+    `post_quant_conv`, which undo each other's change, so reconstructions stay the same. The covariance of a rotated
+    posterior is no longer diagonal; its log variance is replaced by one constant per channel, the average over
+    pictures.
+
+    Args:
+        vae: The VAE after joint training; it is not changed.
+        config: Decides the pictures that the statistics are measured on.
+        batches: Number of batches of these pictures.
     """
     vae = copy.deepcopy(vae)
     mean, covariance, variance = latent_statistics(vae, config, batches)
@@ -235,9 +281,10 @@ def whiten(vae: AutoencoderKLQwenImage, config: VaeConfig, batches: int = 40) ->
 
 
 def rounded(vae: AutoencoderKLQwenImage, config: VaeConfig, batches: int = 40) -> AutoencoderKLQwenImage:
-    """The VAE with weights that bfloat16 holds exactly, and the latents' statistics as measured in its config.
+    """Return a copy of the VAE with weights rounded to bfloat16 and with measured latent statistics in its config.
 
-    What ships is then, weight for weight, the encoder whose latents the denoiser learns.
+    The model is shipped in bfloat16. With rounded weights, the denoiser is trained on the latents of exactly the
+    encoder that is shipped.
     """
     vae = copy.deepcopy(vae).to(torch.bfloat16).to(torch.float32)
     mean, covariance, _ = latent_statistics(vae, config, batches)
@@ -250,7 +297,11 @@ def rounded(vae: AutoencoderKLQwenImage, config: VaeConfig, batches: int = 40) -
 
 @torch.no_grad()
 def latent_statistics(vae: AutoencoderKLQwenImage, config: VaeConfig, batches: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [Z], covariance [Z, Z] of the posterior means and average posterior variance [Z], in float64."""
+    """Measure the latents of held-out pictures, in float64.
+
+    Returns:
+        The mean of the posterior means [Z], their covariance [Z, Z], and the average posterior variance [Z].
+    """
     means, variances = [], []
     for step in range(batches):
         mean, log_variance = encode_frame(vae, training_batch(config, step, held_out=True).pixels)
@@ -262,7 +313,7 @@ def latent_statistics(vae: AutoencoderKLQwenImage, config: VaeConfig, batches: i
 
 @torch.no_grad()
 def held_out_psnr(vae: AutoencoderKLQwenImage, seed: int = 7, batches: int = 20) -> float:
-    """PSNR in dB of the mean squared error over held-out pictures of all canvases, one to three figures each."""
+    """The PSNR in dB of the reconstruction of held-out pictures of all canvases, from their mean squared error."""
     config = VaeConfig(seed=seed)
     errors = []
     for step in range(batches):

@@ -1,4 +1,4 @@
-"""Words that are one token each in the embedded tokenizer: the world's own, and what people are likely to type."""
+"""The words that are one token each in the embedded tokenizer: those of the data set, and others that people type."""
 
 import re
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ PUNCTUATION = ". , ; : ! ? - ' \" ( ) / & + * #"
 
 
 def world_phrases() -> Iterator[str]:
-    """Every template of captions and instructions with every word that can stand in it."""
+    """All templates of captions and instructions without their placeholders, then all words that can replace these."""
     templates = [*tasks.CAPTIONS, *tasks.EMPTY_CAPTIONS, *tasks.PLACE_WORDS.values()]
     templates += [template for group in tasks.INSTRUCTIONS.values() for template in group]
     for template in templates:
@@ -34,7 +34,7 @@ def world_phrases() -> Iterator[str]:
 
 
 def training_words() -> list[str]:
-    """All words, sorted, each once, in lower case and with a capital first letter."""
+    """All words in sorted order, each once in lower case and once with a capital first letter."""
     words: set[str] = set(EVERYDAY.split())
     for phrase in world_phrases():
         words.update(re.findall(r"[a-z]+", phrase.lower()))

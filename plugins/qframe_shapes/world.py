@@ -1,12 +1,12 @@
-"""The small world: coloured shapes on plain backgrounds, drawn without torch.
+"""Describe and draw the small world: coloured shapes on plain backgrounds. This module needs no torch.
 
-A scene lies on a canvas whose sides are multiples of 16 pixels, the size of one transformer token
-(8 x VAE compression, 2 x 2 packing). Every figure lives in a *cell* of 2 x 2 tokens, 32 x 32 pixels,
-whose corner lies on the token grid: this alignment is what lets a model of three million parameters draw
-sharp outlines.
+The sides of a canvas are multiples of 16 pixels. One token of the transformer covers 16 x 16 pixels (the VAE compresses
+8 x, and the transformer packs 2 x 2 latent positions). Every figure lies in a *cell* of 2 x 2 tokens, which is 32 x 32
+pixels, and the corner of the cell lies on the token grid. Because of this alignment, a model with only three million
+parameters can draw sharp outlines.
 
-Pictures are RGB PIL images; arrays are ``[H, W, 3]`` uint8 or ``[H, W]`` float32 coverage in [0, 1].
-Everything is a pure function of its arguments: sample ``i`` of seed ``s`` never depends on what was drawn before.
+Pictures are RGB PIL images. Arrays are `[H, W, 3]` uint8, or `[H, W]` float32 for the covered fraction of each pixel.
+Every function depends only on its arguments: sample `i` of seed `s` does not depend on what was drawn before.
 """
 
 import functools
@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image
 
 TOKEN = 16
-"""Pixels along one side of a transformer token."""
+"""The side of a transformer token in pixels."""
 
 CELL = 2 * TOKEN
-"""Pixels along one side of a figure's cell."""
+"""The side of a figure's cell in pixels."""
 
 SHAPES = ("circle", "square", "triangle", "cross")
 RADII = {"small": 9, "large": 14}
@@ -43,21 +43,21 @@ PALETTE: dict[str, tuple[int, int, int]] = {
     "grey": (130, 130, 130),
     "brown": (120, 75, 40),
 }
-"""Any two colours differ by more than 80 in some channel, so the metric's tolerance of 40 never confuses two."""
+"""Any two colours differ by more than 80 in some channel, so a metric with a tolerance of 40 can tell them apart."""
 
 COLOURS = ("red", "green", "blue", "yellow", "orange", "cyan", "pink", "purple")
 UNLEARNED_COLOUR = "purple"
-"""Never shown to the transformer: left for a LoRA to learn."""
+"""The colour that the transformer never sees in training, so that a LoRA can learn it."""
 
 LEARNED_COLOURS = tuple(colour for colour in COLOURS if colour != UNLEARNED_COLOUR)
 BACKGROUNDS = ("white", "black", "grey", "brown", "blue", "green", "yellow", "pink")
 DOT_COLOUR = "white"
 
 HELD_OUT_PAIRS = frozenset({("circle", "yellow"), ("square", "cyan"), ("triangle", "red"), ("cross", "green")})
-"""(shape, colour) pairs that the transformer never sees together, in a source or in a target."""
+"""Pairs of shape and colour that the transformer never sees together in training, in a source or in a target."""
 
 UNSEEN_FRACTION = 0.15
-"""Share of the scenes without a held-out pair that is kept out of training."""
+"""The fraction of scenes without a held-out pair that is held out from training too."""
 
 PLACES: dict[str, tuple[int, int]] = {
     "top left": (0, 0),
@@ -70,18 +70,26 @@ PLACES: dict[str, tuple[int, int]] = {
     "bottom": (2, 1),
     "bottom right": (2, 2),
 }
-"""Name of a place: (row, column), each 0 first, 1 middle, 2 last."""
+"""The row and the column of each place: 0 is the first, 1 the middle, 2 the last."""
 
 _SUPERSAMPLING = 8
 _CROSS_ARM = 0.36
-"""Half the width of a cross's arms, in radii."""
+"""Half the width of the arms of a cross, in units of its radius."""
 _DOT_RADIUS = 4 / 9
-"""In radii: the dot's pixels are all inside even the triangle."""
+"""The radius of a dot in units of the figure's radius; a dot of this size lies inside every shape."""
 
 
 @attrs.frozen
 class Canvas:
-    """Size of a picture in pixels; both sides are multiples of 16 between 48 and 96, aspect up to 2:1."""
+    """The size of a picture in pixels.
+
+    Attributes:
+        width: A multiple of 16 from 48 to 96.
+        height: A multiple of 16 from 48 to 96.
+
+    Raises:
+        ValueError: A side has another value.
+    """
 
     width: int
     height: int
@@ -96,13 +104,13 @@ class Canvas:
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Names of the places this canvas has; an axis with an odd number of tokens has no middle."""
+        """The names of the places on this canvas; a side with an odd number of tokens has no middle place."""
         rows = _axis_indices(self.height)
         columns = _axis_indices(self.width)
         return tuple(name for name, (row, column) in PLACES.items() if row in rows and column in columns)
 
     def corner(self, place: str) -> tuple[int, int]:
-        """Top left pixel (x, y) of the cell at ``place``; ValueError where this canvas has no such place."""
+        """The top left pixel (x, y) of the cell at a place. ValueError if this canvas has no such place."""
         if place not in self.places:
             raise ValueError(f"canvas {self} has no place {place!r}; it has {', '.join(self.places)}")
         row, column = PLACES[place]
@@ -122,9 +130,13 @@ CANVASES = (MAIN_CANVAS, *OTHER_CANVASES)
 
 
 def rgb(colour: str) -> tuple[int, int, int]:
-    """Red, green and blue of a colour: a name of ``PALETTE``, or ``#rrggbb`` for one without a name.
+    """The red, green and blue values, 0 to 255, of a colour.
 
-    ValueError if it is neither.
+    Args:
+        colour: A name in `PALETTE`, or `#rrggbb` for a colour without a name.
+
+    Raises:
+        ValueError: The colour is neither of them.
     """
     if colour in PALETTE:
         return PALETTE[colour]
@@ -139,7 +151,15 @@ def _is_colour(instance: object, attribute: object, value: str) -> None:
 
 @attrs.frozen
 class Figure:
-    """One coloured shape in a cell; ``dotted`` figures carry a white dot in the middle."""
+    """One coloured shape in a cell.
+
+    Attributes:
+        shape: One of `SHAPES`.
+        colour: A name in `PALETTE`, or `#rrggbb`.
+        size: `small` or `large`.
+        place: The place of the cell; a key of `PLACES`.
+        dotted: Whether the figure has a white dot in its middle.
+    """
 
     shape: str = attrs.field(validator=attrs.validators.in_(SHAPES))
     colour: str = attrs.field(validator=_is_colour)
@@ -149,13 +169,22 @@ class Figure:
 
     @property
     def phrase(self) -> str:
-        """The figure in words, without its place: ``small red circle``."""
+        """The figure in words, without its place: `small red circle`."""
         return f"{self.size} {self.colour} {self.shape}"
 
 
 @attrs.frozen
 class Scene:
-    """What a picture shows: a canvas, a background colour and figures whose cells do not overlap."""
+    """What a picture shows.
+
+    Attributes:
+        canvas: The size of the picture.
+        background: The colour of the background; a name in `PALETTE`.
+        objects: The figures.
+
+    Raises:
+        ValueError: The cells of two figures overlap, or the canvas does not have the place of a figure.
+    """
 
     canvas: Canvas
     background: str = attrs.field(validator=attrs.validators.in_(PALETTE))
@@ -169,24 +198,24 @@ class Scene:
 
     @property
     def key(self) -> str:
-        """A canonical name, the input of the split's hash."""
+        """A text that is the same for equal scenes; its hash decides whether the scene is held out."""
         figures = sorted(
             f"{figure.phrase} at {figure.place}{' dotted' if figure.dotted else ''}" for figure in self.objects
         )
         return f"{self.canvas}|{self.background}|" + "|".join(figures)
 
     def evolve(self, **changes: Any) -> "Scene":
-        """The scene with some fields replaced."""
+        """A copy of the scene with some attributes replaced."""
         return attrs.evolve(self, **changes)
 
     def with_figure(self, **changes: Any) -> "Scene":
-        """A one-figure scene with fields of its figure replaced."""
+        """A copy of a scene with exactly one figure, with attributes of that figure replaced."""
         (figure,) = self.objects
         return attrs.evolve(self, objects=(attrs.evolve(figure, **changes),))
 
 
 def cells_overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    """Whether two cells, given by their corners (x, y), share a pixel."""
+    """Whether two cells, given by their top left pixels (x, y), have a pixel in common."""
     return abs(a[0] - b[0]) < CELL and abs(a[1] - b[1]) < CELL
 
 
@@ -195,7 +224,7 @@ def cells_overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
 
 @functools.cache
 def shape_coverage(shape: str, size: str) -> np.ndarray:
-    """Share of each pixel of a cell that a shape covers: [32, 32] float32 in [0, 1], read-only."""
+    """The fraction of each pixel of a cell that a shape covers: [32, 32], float32 in [0, 1], read-only."""
     x, y = _fine_grid(RADII[size])
     inside = {
         "circle": np.hypot(x, y) <= 1,
@@ -208,20 +237,20 @@ def shape_coverage(shape: str, size: str) -> np.ndarray:
 
 @functools.cache
 def dot_coverage(size: str) -> np.ndarray:
-    """Share of each pixel of a cell that the dot covers: [32, 32] float32; it fits inside every shape of that size."""
+    """The fraction of each pixel of a cell that the dot of this size covers: [32, 32], float32 in [0, 1], read-only."""
     x, y = _fine_grid(RADII[size])
     return _coverage(np.hypot(x, y) <= _DOT_RADIUS)
 
 
 def _fine_grid(radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Sub-pixel centres (x, y) of a cell, in units of ``radius`` from its middle: two [256, 256] arrays."""
+    """The x and the y of every sub-pixel of a cell, from its middle and in units of `radius`: two [256, 256] arrays."""
     axis = ((np.arange(CELL * _SUPERSAMPLING) + 0.5) / _SUPERSAMPLING - CELL / 2) / radius
     x, y = np.meshgrid(axis, axis)
     return x, y
 
 
 def _coverage(inside: np.ndarray) -> np.ndarray:
-    """Average of the sub-pixels of each pixel, read-only."""
+    """The average over the sub-pixels of each pixel: [32, 32], float32, read-only."""
     fine = inside.astype(np.float32).reshape(CELL, _SUPERSAMPLING, CELL, _SUPERSAMPLING)
     coverage: np.ndarray = fine.mean(axis=(1, 3), dtype=np.float32)
     coverage.setflags(write=False)
@@ -229,7 +258,7 @@ def _coverage(inside: np.ndarray) -> np.ndarray:
 
 
 def render_array(scene: Scene) -> np.ndarray:
-    """The scene's pixels: [H, W, 3] uint8, antialiased, the same on every machine."""
+    """Draw a scene with antialiasing: [H, W, 3], uint8, the same on every machine."""
     pixels = np.empty((scene.canvas.height, scene.canvas.width, 3), dtype=np.float32)
     pixels[:] = PALETTE[scene.background]
     for figure in scene.objects:
@@ -246,12 +275,12 @@ def _paint(cell: np.ndarray, coverage: np.ndarray, colour: tuple[int, int, int])
 
 
 def render(scene: Scene) -> Image.Image:
-    """The scene as an RGB picture."""
+    """Draw a scene as an RGB picture."""
     return Image.fromarray(render_array(scene), "RGB")
 
 
 def cell_mask(canvas: Canvas, places: Sequence[str], inside: int = 255, outside: int = 0) -> Image.Image:
-    """An 8-bit picture of the canvas: ``inside`` in the cells at ``places``, ``outside`` elsewhere."""
+    """Draw a grey picture with the value `inside` (0 to 255) in the cells at `places`, and `outside` elsewhere."""
     mask = np.full((canvas.height, canvas.width), outside, dtype=np.uint8)
     for place in places:
         x, y = canvas.corner(place)
@@ -263,20 +292,24 @@ def cell_mask(canvas: Canvas, places: Sequence[str], inside: int = 255, outside:
 
 
 def unit_hash(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone, on every machine and in every version of Python."""
+    """Hash a text to a number in [0, 1) that is the same on every machine and in every version of Python."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 
 def has_held_out_pair(scene: Scene) -> bool:
-    """Whether some figure's (shape, colour) is never shown in training."""
+    """Whether some figure of the scene has one of the `HELD_OUT_PAIRS` of shape and colour."""
     return any((figure.shape, figure.colour) in HELD_OUT_PAIRS for figure in scene.objects)
 
 
 def split(scene: Scene) -> str:
-    """``pair`` (contains a held-out pair), ``unseen`` (held-out combination) or ``train``.
+    """The split that a scene belongs to.
 
-    Always ``train`` are scenes without figures, of which there are only as many as canvases times backgrounds, and
-    scenes with colours that have no name, which no evaluation draws.
+    Two kinds of scenes always belong to `train`: scenes without figures, because there are too few of them to hold some
+    out, and scenes with colours that have no name, because no evaluation uses them.
+
+    Returns:
+        `pair` if the scene has a held-out pair of shape and colour, `unseen` if this combination of shape, colour,
+        size, place and background is held out, else `train`.
     """
     if any(figure.colour not in PALETTE for figure in scene.objects):
         return "train"
@@ -288,18 +321,18 @@ def split(scene: Scene) -> str:
 
 
 def sample_rng(seed: int, index: int) -> np.random.Generator:
-    """The random numbers of sample ``index`` of seed ``seed``."""
+    """Make the random generator for sample `index` of the data with seed `seed`."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
 
 
 def choose(rng: np.random.Generator, options: Sequence[str], *, but: Sequence[str] = ()) -> str:
-    """One of ``options`` that is not in ``but``, uniformly."""
+    """Draw one of `options`, all with equal probability, leaving out those in `but`."""
     allowed = [option for option in options if option not in but]
     return allowed[int(rng.integers(len(allowed)))]
 
 
 def unnamed_colour(rng: np.random.Generator, *, unlike: Sequence[str]) -> str:
-    """A random colour as ``#rrggbb`` that differs by more than 80 in some channel from each of those named."""
+    """Draw a random colour, as `#rrggbb`, that differs by more than 80 in some channel from each colour in `unlike`."""
     while True:
         channels = rng.integers(20, 246, size=3)
         if all(np.abs(channels - np.array(PALETTE[name])).max() > 80 for name in unlike):
@@ -310,7 +343,15 @@ def random_figure(
     rng: np.random.Generator, canvas: Canvas, background: str, *, colours: Sequence[str] = LEARNED_COLOURS,
     places: Sequence[str] | None = None,
 ) -> Figure:  # fmt: skip
-    """A figure that can be told from ``background``, at one of ``places`` (all of the canvas's by default)."""
+    """Draw a random figure whose colour differs from the background.
+
+    Args:
+        rng: The random numbers.
+        canvas: The size of the picture.
+        background: The colour of the background.
+        colours: The colours to choose from.
+        places: The places to choose from; by default all places of the canvas.
+    """
     return Figure(
         shape=choose(rng, SHAPES),
         colour=choose(rng, colours, but=(background,)),
@@ -322,7 +363,7 @@ def random_figure(
 def random_scene(
     rng: np.random.Generator, canvas: Canvas, count: int = 1, *, colours: Sequence[str] = LEARNED_COLOURS
 ) -> Scene:
-    """A scene with ``count`` figures whose cells do not overlap, or fewer where the canvas has no room."""
+    """Draw a random scene with `count` figures in the given colours, or with fewer if the canvas has no more room."""
     background = choose(rng, [name for name in BACKGROUNDS if set(colours) - {name}])
     figures: list[Figure] = []
     for _ in range(count):
@@ -334,7 +375,7 @@ def random_scene(
 
 
 def free_places(canvas: Canvas, figures: Sequence[Figure]) -> tuple[str, ...]:
-    """The places whose cell overlaps no figure's cell."""
+    """The places of a canvas whose cells do not overlap the cell of any of the figures."""
     taken = [canvas.corner(figure.place) for figure in figures]
     return tuple(
         place for place in canvas.places if not any(cells_overlap(canvas.corner(place), corner) for corner in taken)

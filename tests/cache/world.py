@@ -1,4 +1,4 @@
-"""A tiny world to encode: pictures by number, a codec and an encoder that compute something simple, and count."""
+"""Records to encode, and a simple codec and encoder that record what they were asked to encode."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def record(number: int, **changes: Any) -> Record:
 
 
 class TinyRecipe(Recipe):
-    """Reads the references with codec and encoder alike, as an edit family does."""
+    """A recipe that gives the references to both the codec and the encoder, as an edit family does."""
 
     version = 1
 
@@ -88,9 +88,12 @@ class TinyRecipe(Recipe):
 
 
 class TinyCodec(LatentCodec):
-    """Latents [4, H/8, W/8]: means of the colours and of their squares.
+    """A codec whose latents [4, H/8, W/8] are the mean colours and the square of the mean red.
 
-    neighbours: how much those who share the batch change the result, as they do the last bits of real networks.
+    Attributes:
+        neighbours: How much the other pictures of a batch change the latents. In real networks they change only the
+            last bits.
+        batches: The number of pictures in each call of `encode`.
     """
 
     def __init__(self, dtype: torch.dtype = torch.float32, neighbours: float = 0.0) -> None:
@@ -115,7 +118,12 @@ class TinyCodec(LatentCodec):
 
 
 class TinyEncoder(Encoder):
-    """One vector [6] per byte of the prompt, and one for the pictures. neighbours: as TinyCodec's."""
+    """An encoder that returns one vector [6] for the pictures and one per byte of the prompt.
+
+    Attributes:
+        neighbours: How much the number of prompts in a batch changes the result.
+        prompts: All prompts that were encoded.
+    """
 
     def __init__(self, dtype: torch.dtype = torch.float32, neighbours: float = 0.0) -> None:
         self.dtype = dtype
@@ -141,7 +149,7 @@ class TinyEncoder(Encoder):
 
 
 class Loader:
-    """What the trainer passes as `parts_loader`; `asked` says for which roles."""
+    """A stand-in for the function with which the trainer loads components; `asked` lists the roles of every call."""
 
     def __init__(self, dtype: torch.dtype = torch.float32, neighbours: float = 0.0) -> None:
         self.codec = TinyCodec(dtype, neighbours)
@@ -163,7 +171,7 @@ class Loader:
 
 
 def write_pictures(folder: Path, count: int) -> list[Record]:
-    """Records whose pictures are files."""
+    """Write pictures to files and return records whose targets are these files."""
     records = []
     for number in range(count):
         path = folder / f"{number}.png"

@@ -1,4 +1,4 @@
-"""Runs the command line in this process."""
+"""Run the command line in the process of the test."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from qframe.cli import main
 
 @attrs.frozen
 class Outcome:
+    """The exit code of a command, and what it wrote to stdout and stderr."""
+
     code: int
     out: str
     err: str
@@ -23,7 +25,7 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`run("plugins", "list")` in a folder of the test's own."""
+    """A function that runs a command, such as `run("plugins", "list")`, in a temporary folder."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> Outcome:
@@ -37,7 +39,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random checkpoint with the architecture of Qwen-Image-Edit."""
+    """The folder of a tiny model with random weights and the architecture of Qwen-Image-Edit."""
     from tests.qwen.tiny import tiny_qwen_checkpoint
 
     return tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny")).folder

@@ -1,3 +1,5 @@
+"""A tiny model, recipes with transforms on it, and the diffusers pipelines that they are compared with."""
+
 from __future__ import annotations
 
 import logging
@@ -31,7 +33,8 @@ def quiet_upstream() -> None:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     model = tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-qwen"))
-    # Between noise and a picture the network sees larger numbers than from noise alone: matrices times 3, not 5.
+    # A run that starts from a picture gives the network larger numbers than noise does, so the matrices of the tiny
+    # model are multiplied by 3 here instead of 5.
     folder = model.folder / "transformer"
     transformer = QwenImageTransformer2DModel.from_pretrained(folder)
     tiny.enlarge(transformer, 3 / 5)
@@ -46,7 +49,7 @@ def parts(model: ModelFolder) -> Parts:
 
 @pytest.fixture(scope="session")
 def upstream_parts(model: ModelFolder) -> Parts:
-    """With the positions of diffusers' edit pipelines."""
+    """The components, with an encoder that uses the positions of diffusers' edit pipelines."""
     return load_parts(model, QwenVLOptions(positions="upstream"))
 
 

@@ -1,3 +1,5 @@
+"""Networks with the same weights: diffusers' transformer as the oracle, and the one that is tested."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def bound(dtype: torch.dtype) -> Iterator[None]:
-    """With `--dtype bfloat16` comparisons hold within its precision; see `oracle.BFLOAT16_BOUND`."""
+    """With `--dtype bfloat16`, set the tolerance of comparisons to its precision; see `oracle.BFLOAT16_BOUND`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(oracle, "least_bound", 0.0 if dtype == torch.float32 else oracle.BFLOAT16_BOUND)
         yield
@@ -27,19 +29,22 @@ def bound(dtype: torch.dtype) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def stock(dtype: torch.dtype) -> Any:
-    """The oracle, in float32 on the CPU whatever is tested; enlarged weights would enlarge roundings to bfloat16."""
+    """The oracle: diffusers' transformer in float32 on the CPU, also when another device or dtype is tested.
+
+    Its weights are enlarged only for tests in float32, because they would enlarge the rounding errors of bfloat16.
+    """
     return stock_network(large=dtype == torch.float32).requires_grad_(False)
 
 
 @pytest.fixture(scope="session")
 def own(stock: Any, device: torch.device, dtype: torch.dtype) -> PerSampleRopeTransformer:
-    """The same weights where and in what `--device` and `--dtype` say."""
+    """The tested network with the weights of `stock`, on the device and in the dtype of the command line options."""
     return own_network(stock).requires_grad_(False).to(device=device, dtype=dtype)
 
 
 @pytest.fixture(scope="session")
 def exact(stock: Any) -> PerSampleRopeTransformer:
-    """The same weights to the bit."""
+    """The tested network with exactly the weights of `stock`, in float32 on the CPU."""
     return own_network(stock).requires_grad_(False)
 
 
@@ -50,6 +55,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
 
 @pytest.fixture
 def zero_cond(device: torch.device, dtype: torch.dtype) -> tuple[Any, PerSampleRopeTransformer]:
-    """Both networks as Edit-2511 configures them: pictures after the first are modulated at time 0."""
+    """Both networks with the configuration of Edit-2511, which modulates the pictures after the first at time 0."""
     stock = stock_network(large=dtype == torch.float32, zero_cond_t=True).requires_grad_(False)
     return stock, own_network(stock).requires_grad_(False).to(device=device, dtype=dtype)

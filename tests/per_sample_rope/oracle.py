@@ -1,4 +1,4 @@
-"""Tiny random networks, mixed batches, and the oracle: diffusers' transformer on one sample at a time."""
+"""Make tiny random networks and mixed batches, and compute the right results with diffusers, one sample at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ CONFIG = {
     "joint_attention_dim": WIDTH,
     "axes_dims_rope": (4, 6, 6),
 }
-# Mixed shapes, prompt lengths and numbers of pictures; samples 0 and 2 are alike, 3 differs in its prompt alone.
+# Mixed shapes, prompt lengths and numbers of pictures. Samples 0 and 2 have equal sizes; sample 3 differs from them
+# only in the length of its prompt.
 GRIDS: tuple[tuple[Grid, ...], ...] = (
     ((1, 4, 6), (1, 2, 2)),
     ((1, 3, 3),),
@@ -35,20 +36,27 @@ GRIDS: tuple[tuple[Grid, ...], ...] = (
 )
 TEXTS = (5, 9, 5, 8, 3, 1)
 BFLOAT16_BOUND = 42**0.5 * 2**-8
-"""Relative error of bfloat16 through two blocks.
+"""The relative error to expect after two blocks in bfloat16.
 
-A rounding errs by at most u = 2^-8 (8 significant bits), of either sign. On the longest path lie, per block, 2 x (norm,
-modulation, gated sum) + 11 of attention and perceptron (q, its norm and rotation, k likewise, scores, result,
-projection, two linear layers and the activation), so 17, and 8 outside: K = 42 for two blocks. Roundings of random sign
-add up as a walk: sqrt(K) u = 2.5 %.
+One rounding has an error of at most u = 2^-8 (8 significant bits), with either sign. The longest path through a block
+has 17 roundings: twice (norm, modulation, gated sum), and 11 in attention and MLP (q, its norm and its rotation, the
+same for k, scores, result, projection, two linear layers and the activation). Outside the blocks there are 8, so two
+blocks give K = 42. Errors with random signs add up like a random walk: sqrt(K) u = 2.5 %.
 """
 least_bound = 0.0
-"""What no comparison goes below: set where `--dtype` says bfloat16."""
+"""The smallest tolerance of any comparison; it is above 0 only with `--dtype bfloat16`."""
 
 
 @attrs.frozen(eq=False)
 class Sample:
-    """One sample: tokens [L, C] of its pictures, text [T, D], its time, a scalar in [0, 1]."""
+    """One sample of a batch.
+
+    Attributes:
+        tokens: The tokens of its pictures, [L, C].
+        grids: The grid of each picture.
+        text: The text tokens, [T, D].
+        time: The timestep, a scalar in [0, 1].
+    """
 
     tokens: Tensor
     grids: tuple[Grid, ...]
@@ -65,7 +73,7 @@ def stock_network(seed: int = 0, *, large: bool = True, **changes: Any) -> QwenI
 
 
 def own_network(stock: QwenImageTransformer2DModel) -> PerSampleRopeTransformer:
-    """The same weights in tensors of its own."""
+    """Make the tested network with a copy of the weights of diffusers' network."""
     own = PerSampleRopeTransformer.from_config(stock.config)
     own.load_state_dict(stock.state_dict(), strict=True)
     return own.eval()
@@ -85,7 +93,7 @@ def samples(grids: Sequence[tuple[Grid, ...]] = GRIDS, texts: Sequence[int] = TE
 
 
 def alone(network: Any, sample: Sample) -> Tensor:
-    """The oracle: diffusers' transformer on a batch of one, [L, C]."""
+    """Run diffusers' transformer on a batch of one sample; the result [L, C] is taken as right."""
     found: Tensor = network(
         hidden_states=sample.tokens[None],
         encoder_hidden_states=sample.text[None],
@@ -101,7 +109,7 @@ def one_by_one(network: Any, batch: Sequence[Sample]) -> Tensor:
 
 
 def packed(network: PerSampleRopeTransformer, batch: Sequence[Sample], **more: Any) -> Tensor:
-    """The packed entry, where and in what the network is; the result in float32 on the CPU."""
+    """Call `network.packed` on the network's device and in its dtype; returns float32 on the CPU."""
     like = _like(network)
     found: Tensor = network.packed(
         torch.cat([sample.tokens for sample in batch]).to(like),
@@ -115,7 +123,7 @@ def packed(network: PerSampleRopeTransformer, batch: Sequence[Sample], **more: A
 
 
 def _like(network: Any) -> Tensor:
-    """A tensor where the network is and in its dtype; quantised weights say neither."""
+    """A tensor on the network's device and in its dtype; it is one that is never quantised."""
     bias: Tensor = network.transformer_blocks[0].attn.norm_q.weight
     return bias.detach()
 
@@ -126,7 +134,7 @@ def _moved(arguments: dict[str, Any], like: Tensor) -> dict[str, Any]:
 
 @attrs.frozen(eq=False)
 class Padded:
-    """A batch in the padded form, with masks of what is real."""
+    """A batch in the padded form; the masks are true for real tokens and false for padding."""
 
     hidden: Tensor
     text: Tensor
@@ -141,7 +149,7 @@ class Padded:
 
 
 def pad_samples(batch: Sequence[Sample], filling: float = 0.0, *, extra: int = 0) -> Padded:
-    """The batch padded to its longest sample (and `extra` rows more) with `filling`."""
+    """Pad a batch to the length of its longest sample plus `extra`; padding has the value `filling`."""
     rows = max(len(sample.tokens) for sample in batch) + extra
     columns = max(len(sample.text) for sample in batch) + extra
     hidden = torch.full((len(batch), rows, batch[0].tokens.shape[1]), filling)
@@ -157,7 +165,7 @@ def pad_samples(batch: Sequence[Sample], filling: float = 0.0, *, extra: int = 0
 
 
 def padded(network: Any, batch: Padded, **more: Any) -> Tensor:
-    """[B, L, C], in float32 on the CPU. By default the joint mask is passed."""
+    """Call the network with a padded batch and, unless `more` replaces it, its mask; [B, L, C], float32 on the CPU."""
     like = _like(network)
     found: Tensor = network(
         hidden_states=batch.hidden.to(like),
@@ -170,7 +178,7 @@ def padded(network: Any, batch: Padded, **more: Any) -> Tensor:
 
 
 def through_padding(network: PerSampleRopeTransformer, batch: Sequence[Sample]) -> Tensor:
-    """The padded entry's result without its padding, [N, C]."""
+    """Run a batch in the padded form and return the result without the padding, [N, C]."""
     form = pad_samples(batch)
     return padded(network, form)[form.image_mask]
 
@@ -182,7 +190,10 @@ ENTRIES: dict[str, Callable[[PerSampleRopeTransformer, Sequence[Sample]], Tensor
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
-    """|found - wanted| / |wanted|, of all elements together. Not a number is no result: AssertionError."""
+    """The norm of the difference of all elements, divided by the norm of `wanted`.
+
+    AssertionError if the shapes differ, a value is not finite, or `wanted` is zero.
+    """
     assert found.shape == wanted.shape, (found.shape, wanted.shape)
     assert found.isfinite().all(), "the result is not finite"
     assert wanted.isfinite().all(), "the oracle is not finite"

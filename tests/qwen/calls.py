@@ -1,4 +1,4 @@
-"""Calls of loaded families and of diffusers' pipelines, alike: what both are given, and how they compare."""
+"""The families and diffusers pipelines that tests compare, the arguments that both get, and the comparison."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qframe.sample.pipeline import Pipeline
 from tests.qwen import tiny
 
 FAMILIES = ("qwen-image", "image-to-image", "qwen-inpaint", "qwen-edit", "qwen-edit-inpaint")
-"""By the names that tests call them; image to image is family qwen-image with a picture."""
+"""The names of the families in tests; `image-to-image` is the family qwen-image with a picture."""
 UPSTREAM = {
     "qwen-image": QwenImagePipeline,
     "image-to-image": QwenImageImg2ImgPipeline,
@@ -37,9 +37,9 @@ PROMPTS = ["make the circle blue", "a very large red square at the top left of t
 NEGATIVES = ["blurry, bad", " "]
 
 Load = Callable[..., Pipeline]
-"""`load(name, *overrides, **more)`: a loaded family; what a test changes in one it undoes."""
+"""`load(name, *overrides, **more)` returns a loaded family. Tests share it, so a test must undo what it changes."""
 Upstream = Callable[[str], Any]
-"""`upstream(name)`: diffusers' pipeline of the same task, on the same checkpoint."""
+"""`upstream(name)` returns diffusers' pipeline for the same task, on the same model."""
 
 
 def family_of(name: str) -> str:
@@ -47,7 +47,10 @@ def family_of(name: str) -> str:
 
 
 def given(name: str, count: int = 1) -> dict[str, Any]:
-    """What a family needs beside a prompt: pictures of a size that needs no fitting, so that upstream agrees."""
+    """The arguments that a family needs besides a prompt.
+
+    Their pictures have a size that needs no resizing, so that qframe and diffusers see the same pixels.
+    """
     images = [tiny.picture(seed, 96, 96) for seed in range(count)]
     if name == "qwen-image":
         return {"height": 64, "width": 64}
@@ -65,7 +68,7 @@ def close(found: Any, wanted: Any) -> None:
 
 
 def as_tokens(latents: Tensor) -> Tensor:
-    """Latents [1, Z, h, w] as tokens [L, C]."""
+    """Convert latents [1, Z, h, w] to tokens [L, C]."""
     return pack_latents(latents, 2)[0]
 
 

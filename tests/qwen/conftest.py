@@ -1,3 +1,5 @@
+"""A tiny model, its components, and the families of qframe and pipelines of diffusers that are loaded on it."""
+
 from __future__ import annotations
 
 import logging
@@ -50,7 +52,7 @@ def parts(model: ModelFolder) -> Parts:
 
 @pytest.fixture(scope="session")
 def upstream_parts(model: ModelFolder) -> Parts:
-    """With the positions of diffusers' edit pipeline."""
+    """The components, with an encoder that uses the positions of diffusers' edit pipeline."""
     return load_parts(model, QwenVLOptions(positions="upstream"))
 
 
@@ -81,7 +83,7 @@ def load(model: ModelFolder) -> Load:
 
 @pytest.fixture(scope="module")
 def upstream(text_pipeline: Any, edit_pipeline: Any) -> Iterator[Upstream]:
-    """Its edit pipelines take the areas of the tiny checkpoint for theirs."""
+    """A function that returns diffusers' pipeline by name; edit pipelines use the areas of the tiny model."""
 
     def found(name: str) -> Any:
         if name == "qwen-edit":

@@ -1,4 +1,4 @@
-"""A tiny random Qwen-Image checkpoint in the diffusers layout, and diffusers' pipelines over it: the oracles."""
+"""Make a tiny random Qwen-Image model in the diffusers layout, and diffusers' pipelines on it to compare with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from qframe.files.model_folder import ModelFolder
 from qframe_qwen.oracles import PictureProcessor
 from qframe_shapes import text
 
-# scheduler/scheduler_config.json of Qwen/Qwen-Image.
+# From scheduler/scheduler_config.json of Qwen/Qwen-Image.
 SCHEDULER = {
     "base_image_seq_len": 256,
     "base_shift": 0.5,
@@ -42,7 +42,10 @@ MULTIPLE = 32
 
 
 def tiny_qwen_checkpoint(folder: Path, *, seed: int = 0, z_dim: int = 4, zero_cond_t: bool = False) -> ModelFolder:
-    """Weights drawn from `seed`; the transformer's matrices so large that a prompt moves the latents by about 1."""
+    """Write a tiny Qwen-Image model with random weights into a folder.
+
+    The transformer's matrices are large enough that another prompt changes the latents by about 1.
+    """
     torch.manual_seed(seed)
     vae = AutoencoderKLQwenImage(
         base_dim=8,
@@ -80,7 +83,7 @@ def tiny_qwen_checkpoint(folder: Path, *, seed: int = 0, z_dim: int = 4, zero_co
 
 
 def enlarge(module: nn.Module, factor: float = 5.0) -> None:
-    """Matrices times `factor`: with the usual small ones a wrong prompt would go unnoticed."""
+    """Multiply all matrices by `factor`; with the usual small values, no test would notice a wrong prompt."""
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim >= 2:
@@ -121,7 +124,7 @@ def _with_pictures(pipeline_class: Any, model: ModelFolder) -> Any:
 
 
 def picture(seed: int, width: int, height: int) -> Image.Image:
-    """Random colours, smooth enough to survive resizing."""
+    """A picture of random colours that change slowly, so that resizing does not change it much."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, 6, 6, generator=generator)
     fine = nn.functional.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)

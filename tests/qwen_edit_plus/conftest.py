@@ -1,3 +1,5 @@
+"""A tiny model, qframe's components on it, and the diffusers pipeline for edits from several pictures."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -15,7 +17,13 @@ from tests.qwen.conftest import load_parts
 
 @attrs.frozen(eq=False)
 class Oracle:
-    """A tiny checkpoint, our parts of it with diffusers' positions, and diffusers' pipeline."""
+    """What a test compares qframe with.
+
+    Attributes:
+        model: A tiny model.
+        parts: qframe's components of that model, with diffusers' positions in the encoder.
+        pipeline: diffusers' pipeline on that model.
+    """
 
     model: ModelFolder
     parts: Parts
@@ -24,7 +32,7 @@ class Oracle:
 
 @pytest.fixture(scope="session", params=[False, True], ids=["2509", "2511"])
 def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
-    """As the two published checkpoints: the second with `zero_cond_t`."""
+    """One oracle per published model: 2509, and 2511, which has the flag `zero_cond_t`."""
     folder = tmp_path_factory.mktemp("tiny-edit-plus")
     model = tiny.tiny_qwen_checkpoint(folder, zero_cond_t=request.param)
     parts = load_parts(model, QwenVLOptions(template="edit-plus", positions="upstream"))

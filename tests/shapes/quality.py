@@ -1,14 +1,15 @@
-"""Train the demo's LoRA plainly and in every other way that must not cost quality, and count what each has learned.
+"""Train the demo's LoRA in several ways that must not lower its quality, and count how much each has learned.
 
 python -m tests.shapes.quality
 
-Ways: stopped by SIGTERM on the way and resumed, in two processes, on a base of 8-bit integers; and with another seed,
-which tells how much two runs differ that differ in nothing that matters. The plain file is converted to every layout
-and read again. Success is strict (`qframe_shapes.metrics`), on scenes that no training has shown: the new operation,
-and those that the base model knew.
+The first way is a plain run. The others are: a run that is stopped by SIGTERM and resumed; a run in two processes; a
+run on a base quantised to 8-bit integers; and a run with another seed, which shows how much two runs differ by chance.
+The file of the plain run is also converted to every layout and read back. Success is judged strictly
+(`qframe_shapes.metrics`) on scenes that training never showed, for the new operation and for those that the base model
+already knew.
 
-Exit code 1 if the resumed run's file has other values, if a layout gives other pictures, or if a way has learned
-significantly less than the plain one (Fisher's exact test, one-sided, 1 %).
+The exit code is 1 if the file of the resumed run has other values, if a layout gives other pictures, or if a way has
+learned significantly less than the plain run (Fisher's exact test, one-sided, 1 %).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from qframe.cli import main as qframe_main
 from qframe.config.schema import LoraLayout
 from qframe_shapes import evaluate, tasks
 from qframe_shapes.evaluate import UNSEEN, Group
-from qframe_shapes.files import checkpoint_folder
+from qframe_shapes.files import model_folder
 from qframe_shapes.sampling import qframe_sampler
 
 NEW = Group(tasks.UNLEARNED_OPERATION, UNSEEN)
@@ -44,7 +45,7 @@ LEVEL = 0.01
 
 @attrs.frozen
 class Count:
-    """`right` of `of`."""
+    """How many samples are right (`right`) of how many (`of`)."""
 
     right: int
     of: int
@@ -54,21 +55,21 @@ class Count:
         return f"{self.right} of {self.of} ({100 * low:.0f} to {100 * high:.0f} %)"
 
     def worse_than(self, other: Count) -> bool:
-        """Whether that it is so much worse would be chance in less than 1 % of cases."""
+        """Whether this count is significantly lower than the other one, at a level of 1 %."""
         table = [[self.right, self.of - self.right], [other.right, other.of - other.right]]
         return bool(stats.fisher_exact(table, alternative="less").pvalue < LEVEL)
 
 
 @attrs.frozen
 class Learned:
-    """What a file makes of the model: successes at the new operation, and at those that the base model knew."""
+    """The successes with a LoRA: at the new operation, and at the operations that the base model already knew."""
 
     new: Count
     known: Count
 
 
 def trained(folder: Path, name: str, steps: int, *settings: str, arguments: Sequence[str] = ()) -> Path:
-    """The file of a run of the demo's configuration, by the command line. RuntimeError if it fails."""
+    """Train with the demo's configuration from the command line and return the LoRA file. RuntimeError if it fails."""
     process = _start(folder / name, steps, settings, arguments)
     told, _ = process.communicate()
     if process.returncode:
@@ -77,7 +78,7 @@ def trained(folder: Path, name: str, steps: int, *settings: str, arguments: Sequ
 
 
 def stopped_and_resumed(folder: Path, name: str, steps: int) -> tuple[Path, int]:
-    """The same of a run that got SIGTERM near its middle, and was started again; and at which step it was stopped."""
+    """Stop such a run by SIGTERM near its middle and resume it; return the file and the step at which it stopped."""
     process = _start(folder / name, steps, (), ())
     middle = folder / name / "checkpoints" / f"step-{steps // 2:08d}"
     while process.poll() is None and not middle.exists():
@@ -106,8 +107,14 @@ def _start(output: Path, steps: int, settings: Sequence[str], arguments: Sequenc
 
 
 def learned(file: Path | None, count: int, *overrides: str) -> Learned:
-    """Of `count` scenes of the new operation and as many of the known ones. file: None for the model as it is."""
-    sampler = qframe_sampler(checkpoint_folder(), steps=12, lora=file, overrides=overrides)
+    """Count the successes on `count` scenes of the new operation and as many of the known ones.
+
+    Args:
+        file: The LoRA; None measures the base model.
+        count: Number of scenes of each kind.
+        overrides: Configuration keys with their values.
+    """
+    sampler = qframe_sampler(model_folder(), steps=12, lora=file, overrides=overrides)
     new = evaluate.evaluate(sampler, count=count, groups=[NEW])
     known = evaluate.evaluate(sampler, count=-(-count // len(KNOWN)), groups=KNOWN)
     return Learned(_count(new), _count(known))
@@ -118,19 +125,22 @@ def _count(report: evaluate.Report) -> Count:
 
 
 def content(file: Path) -> tuple[dict[str, str], dict[str, bytes]]:
-    """Metadata, and the bytes of every tensor. The whole file's will not do: safetensors orders metadata at random."""
+    """The metadata and the bytes of every tensor of a file.
+
+    The bytes of the whole file cannot be compared, because safetensors writes the metadata in random order.
+    """
     with safe_open(file, framework="numpy") as opened:
         return opened.metadata(), {name: opened.get_tensor(name).tobytes() for name in opened.keys()}  # noqa: SIM118
 
 
 def pictures(file: Path, count: int) -> list[bytes]:
-    """What a file makes of scenes of the new operation."""
-    sampler = qframe_sampler(checkpoint_folder(), steps=12, lora=file)
+    """Sample `count` scenes of the new operation with a LoRA file."""
+    sampler = qframe_sampler(model_folder(), steps=12, lora=file)
     return [result.picture.tobytes() for result in evaluate.run_group(sampler, NEW, count=count, seed=0)]
 
 
 def equal_layouts(file: Path, count: int) -> dict[str, bool]:
-    """By layout: whether the file, converted to it and read again, gives the same pictures to the bit."""
+    """For each layout, whether the file gives equal pictures after it is converted to the layout and read back."""
     wanted = pictures(file, count)
     found = {}
     for layout in get_args(LoraLayout):
@@ -145,7 +155,15 @@ def equal_layouts(file: Path, count: int) -> dict[str, bool]:
 def compare(
     folder: Path, steps: int, count: int, *, other_seed: bool = True, tell: Callable[[str], object] = str
 ) -> list[str]:
-    """What must not be. tell: called with a line for everything that came out, as soon as it is known."""
+    """Train in all ways and return a list of what is wrong.
+
+    Args:
+        folder: A folder for the runs.
+        steps: Optimizer steps of each run.
+        count: Number of scenes to sample.
+        other_seed: Whether to train with another seed as well.
+        tell: A function that gets a line of text for every result.
+    """
     wrong = []
     plain = trained(folder, "plain", steps)
     resumed, step = stopped_and_resumed(folder, "resumed", steps)
@@ -175,7 +193,7 @@ def compare(
 
 
 def worse(found: Mapping[str, Learned]) -> list[str]:
-    """The ways that have learned significantly less than the plain one, or forgotten more."""
+    """Name the ways that have learned significantly less than the plain run, or forgotten significantly more."""
     plain = found["plain"]
     wrong = []
     for name, one in found.items():

@@ -27,7 +27,7 @@ from qframe_shapes.evaluate import (
     run_group,
     standard_groups,
 )
-from qframe_shapes.sampling import checkpoint_sampler, qframe_sampler
+from qframe_shapes.sampling import card_sampler, qframe_sampler
 from tests.qwen.tiny import PictureProcessor
 
 STEPS = 12
@@ -52,7 +52,7 @@ UNLEARNED = 0.10
 
 @pytest.fixture(scope="module")
 def sample(checkpoint: Path) -> Sample:
-    return checkpoint_sampler(checkpoint, steps=STEPS)
+    return card_sampler(checkpoint, steps=STEPS)
 
 
 def few(operations: Sequence[str]) -> list[Group]:

@@ -128,9 +128,9 @@ def test_the_mixture_is_as_described() -> None:
 
 def test_weights_are_three_to_one_and_only_in_the_described_cell_where_one_is_described() -> None:
     edit = tasks.recolour(world.sample_rng(0, 0), world.MAIN_CANVAS)
-    assert set(np.unique(np.asarray(edit.weight_picture()))) == {85, 255}
+    assert set(np.unique(np.asarray(edit.loss_map()))) == {85, 255}
     described = tasks.described_figure(world.sample_rng(0, 0), world.MAIN_CANVAS)
-    weights = np.asarray(described.weight_picture())
+    weights = np.asarray(described.loss_map())
     assert set(np.unique(weights)) == {0, 255}
     assert (weights == 255).sum() == world.CELL**2
 

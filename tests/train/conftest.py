@@ -1,4 +1,4 @@
-"""A denoiser small enough to check by hand, and examples for it."""
+"""A denoiser that is small enough to check by hand, and training examples for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHANNELS, PATCH, WIDTH = 4, 2, 6
 
 
 class ToyNetwork(nn.Module):
-    """Mixes a token with its sample's prompt, references and sigma."""
+    """Computes a token from its value and from the prompt, the references and the sigma of its sample."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class ToyNetwork(nn.Module):
 
 
 class ToyDenoiser(Denoiser):
-    """Right for any mixture of shapes: everything is per token but for means over a sample's own tokens."""
+    """A denoiser that is right for any mixture of shapes, since a token depends only on its own sample."""
 
     blocks: ClassVar[str] = "blocks"
     lora_presets: ClassVar[dict[str, tuple[str, ...]]] = {"default": ("text",), "all": ("text", "sigma")}
@@ -80,7 +80,7 @@ class ToyDenoiser(Denoiser):
 
 
 class HalvingSchedule(Schedule):
-    """Moves every sigma to its half, so that a test can see whether it was asked."""
+    """A schedule that halves every sigma, so that a test can see whether it was used."""
 
     @classmethod
     def describe(cls, model: Any, options: Any) -> None:
@@ -113,7 +113,7 @@ def toy_example(index: int, *, height: int = 4, width: int = 4, references: int 
 
 
 class SizedList(list[tuple[Shape, int]]):
-    """Shapes and text lengths of examples, as caches tell them."""
+    """A list of the shapes and text lengths of examples, with the methods that a cache has for them."""
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> SizedList:
@@ -133,7 +133,7 @@ class SizedList(list[tuple[Shape, int]]):
 
 
 class FixedShares(BatchOrder):
-    """Batches that a test chose, each of one process."""
+    """Batches that the test chooses; one process computes each of them alone."""
 
     def __init__(self, batches: Sequence[Sequence[int]]) -> None:
         self._batches = batches

@@ -1,4 +1,4 @@
-"""Several processes of one run, forked from the test: nothing is imported anew."""
+"""Run a function in several forked processes that belong together; they start fast, as nothing is imported again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="forks processes
 def together(
     world: int, work: Callable[[Processes], dict[str, Tensor]], folder: Path
 ) -> list[tuple[int, dict[str, Tensor]]]:
-    """Exit code and result of every process, by rank. An unforeseen error is printed, and its exit code is 1."""
+    """Run `work` in several processes and return the exit code and the result of each, by rank.
+
+    An exception that is not an error of qframe is printed, and the exit code is then 1.
+
+    Args:
+        world: Number of processes.
+        work: The function to run; its tensors are the result.
+        folder: A folder for the results.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port = _free_port()
     children = [_fork(rank, world, port, work, folder / f"{rank}.safetensors") for rank in range(world)]
