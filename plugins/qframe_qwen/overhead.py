@@ -24,7 +24,7 @@ from qframe.sample.pipeline import GuidanceBatching, Pipeline, sample_plan
 from qframe.verify import replaced
 from qframe_qwen.bench import Settings
 from qframe_qwen.denoiser import StockDenoiser
-from qframe_qwen.oracles import build, picture_processor
+from qframe_qwen.oracle_runs import build, picture_processor
 
 HEAD = 64
 ROTARY = (16, 24, 24)
