@@ -1,4 +1,4 @@
-"""What encoder and codec made of a data set, kept: content-addressed, checksummed, shared between runs.
+"""The cache keeps what encoder and codec made of a data set, by content and with checksums; runs share it.
 
 See docs/explanation/cache.md.
 """

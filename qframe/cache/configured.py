@@ -1,4 +1,4 @@
-"""What a configuration wants cached, where it looks for it, and what makes it."""
+"""What a configuration says of the cache: its folder, the components that encode, and the entries it needs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from qframe.progress import SILENT, Progress
 
 
 def cache_folder(config: Config) -> Path:
-    """Where encoded examples are kept: cache.dir, else beside the runs, shared by all of them.
+    """Return the folder of the cache: `cache.dir`, or by default a folder beside the runs, which share it.
 
-    Keys are made of content, so that any runs can share a folder; runs of one family share its entries.
+    Keys depend on content alone, so that any runs can share a folder. Runs of one family share entries as well.
     """
     if config.cache.dir is not None:
         return Path(config.cache.dir).expanduser()
@@ -32,7 +32,14 @@ def made_by(
     *,
     roles: Sequence[str] = ("encoder", "codec"),
 ) -> dict[str, Ingredients]:
-    """The ingredients of components, by role. Weights are read, unless the store remembers their digests."""
+    """Return the ingredients of components by role.
+
+    Args:
+        composition: The components.
+        store: Keeps digests of files between runs; without it, all weights are read.
+        progress: Is told how far reading has come.
+        roles: Which components.
+    """
     digests = FileDigests(store)
     found: dict[str, Ingredients] = {role: composition.ingredients(role, progress, digests) for role in roles}
     digests.save()
