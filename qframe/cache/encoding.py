@@ -9,11 +9,11 @@ import hashlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-import attrs
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from qframe.cache.declared import DeclaredInputs
 from qframe.errors import DataError, NumericsError, PluginError
 from qframe.interfaces import (
     Conditioning,
@@ -22,7 +22,6 @@ from qframe.interfaces import (
     ExampleInputs,
     LatentCodec,
     Parts,
-    Recipe,
     Record,
     TextInput,
     TokenCounter,
@@ -164,32 +163,25 @@ class LiveExamples(Sequence[Example]):
 
     def __init__(
         self,
-        records: Sequence[Record],
-        recipe: Recipe,
+        inputs: DeclaredInputs,
         parts: Parts,
         *,
-        unconditional: bool = True,
         counter: TokenCounter | None = None,
     ) -> None:
-        """unconditional: False leaves the empty prompts out, which only caption dropout needs.
+        """inputs: what the recipe wants encoded for each record.
 
         counter: `Encoder.token_counter`; without one, `text_length` is an estimate.
         """
-        self._records = records
-        self._recipe = recipe
+        self._inputs = inputs
+        self._records = inputs.records
         self._parts = parts
-        self._unconditional = unconditional
         self._count = counter or estimated_tokens
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # slices are of no use here
-        return encode_examples([self._inputs(index)], [self._records[index].id], self._parts)[0]
-
-    def _inputs(self, index: int) -> ExampleInputs:
-        inputs = self._recipe.inputs(self._records[index])
-        return inputs if self._unconditional else attrs.evolve(inputs, unconditional=None)
+        return encode_examples([self._inputs[index]], [self._records[index].id], self._parts)[0]
 
     def digest(self) -> str:
         """As `CachedExamples.digest`: ids, prompts and the bytes of every picture."""
@@ -197,11 +189,11 @@ class LiveExamples(Sequence[Example]):
 
     def shape(self, index: int) -> Shape:
         """As `CachedExamples.shape`, from the pictures' headers: nothing is decoded or encoded."""
-        return latent_shape(self._inputs(index), fitted_size, self._parts.codec_spec.compression)
+        return latent_shape(self._inputs[index], fitted_size, self._parts.codec_spec.compression)
 
     def text_length(self, index: int) -> int:
         """As `CachedExamples.text_length`: counted, or estimated where the encoder has no counter."""
-        return text_tokens(self._inputs(index), fitted_size, self._count)
+        return text_tokens(self._inputs[index], fitted_size, self._count)
 
 
 FittedSize = Callable[[PixelInput], Size]

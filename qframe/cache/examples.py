@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 from torch import Tensor
 
+from qframe.cache.declared import DeclaredInputs
 from qframe.cache.encoding import (
     Shape,
     content_digest,
@@ -31,7 +32,7 @@ from qframe.cache.plan import CachePlan
 from qframe.cache.share import WHOLE, Share
 from qframe.cache.store import Cache, DamagedEntryError
 from qframe.errors import CacheError, DataError
-from qframe.interfaces import Conditioning, Example, Parts, Recipe, Record
+from qframe.interfaces import Conditioning, Example, Parts
 from qframe.progress import SILENT, Progress
 
 PartsLoader = Callable[..., Parts]
@@ -44,27 +45,24 @@ _EXTRA = "extra."
 
 
 def build_cache(
-    records: Sequence[Record],
-    recipe: Recipe,
+    inputs: DeclaredInputs,
     parts_loader: PartsLoader,
     cache: Cache,
     made_by: Mapping[str, Ingredients],
     *,
     batch_size: int = 8,
-    unconditional: bool = True,
     share: Share = WHOLE,
     progress: Progress = SILENT,
 ) -> CachedExamples:
     """Encode what is not in the cache yet, and return the examples of all records.
 
-    unconditional: False leaves the empty prompts out, which only caption dropout needs.
-
+    inputs: what the recipe wants encoded for each record. They are forgotten once everything is encoded.
     made_by: the ingredients of "encoder" and "codec", the dtype they compute in among them.
     share: encodes only what belongs to it. The examples are complete once the builders of all shares have ended.
     parts_loader is called only for roles that have something to encode. What is encoded is kept at least every
     half minute: an interrupted build goes on where it was. DataError names a record or picture that is no good.
     """
-    plan = CachePlan(records, recipe, made_by, PictureDigests(cache), unconditional)
+    plan = CachePlan(inputs, made_by, PictureDigests(cache))
     plan.read(progress, share)
     missing = set(cache.missing(plan.every_key()))
     builder = _Builder(plan, cache, missing, batch_size, share, progress)
@@ -74,6 +72,7 @@ def build_cache(
         builder.encode_texts(parts_loader)
     finally:
         cache.flush()  # a build that is stopped keeps what it has encoded
+    inputs.forget()  # nothing is encoded from them again
     return CachedExamples(cache, plan.ids, plan.keys)
 
 
@@ -182,7 +181,7 @@ class _Builder:
         plan, maker = self.plan, self.plan.maker
 
         def encode(keys: list[str], parts: Parts) -> Encoded:
-            inputs = [plan.pixel(plan.pixels[key]) for key in keys]
+            inputs = [plan.pixels[key] for key in keys]
             channels = parts.codec_spec.pixel_channels
             latents = encode_pixels(parts.codec, inputs, batch_size=self.batch_size, channels=channels)
             about = [canonical(pixel_parts(one, maker)) for one in inputs]
@@ -194,7 +193,7 @@ class _Builder:
         plan, maker = self.plan, self.plan.maker
 
         def encode(keys: list[str], parts: Parts) -> Encoded:
-            inputs = [plan.weight(plan.weights[key]) for key in keys]
+            inputs = [plan.weights[key] for key in keys]
             compression = parts.codec_spec.compression
             return [({_WEIGHT: encode_weight(one, compression)}, canonical(weight_parts(one, maker))) for one in inputs]
 
@@ -204,7 +203,7 @@ class _Builder:
         plan, maker = self.plan, self.plan.maker
 
         def encode(keys: list[str], parts: Parts) -> Encoded:
-            inputs = [plan.text(plan.texts[key]) for key in keys]
+            inputs = [plan.texts[key] for key in keys]
             encoded = encode_text(parts.encoder, inputs, batch_size=self.batch_size)
             about = [canonical(text_parts(one, maker)) for one in inputs]
             return [(_tensors(one), text) for one, text in zip(encoded, about, strict=True)]
