@@ -45,7 +45,7 @@ class TextToImageRecipe(Recipe):
             target=PixelInput(record.target, self.geometry),
             conditioning=TextInput(record.prompt),
             unconditional=TextInput(UNCONDITIONAL),
-            weight=PixelInput(record.weight, self.geometry) if record.weight else None,
+            loss_map=PixelInput(record.loss_map, self.geometry) if record.loss_map else None,
         )
 
     def request_for(self, record: Record) -> Request:

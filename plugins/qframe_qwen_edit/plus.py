@@ -109,7 +109,7 @@ class EditPlusRecipe(Recipe):
             references=tuple(PixelInput(reference, self.geometry) for reference in record.references),
             conditioning=TextInput(record.prompt, shown),
             unconditional=TextInput(UNCONDITIONAL, shown),
-            weight=PixelInput(record.weight, self.geometry) if record.weight else None,
+            loss_map=PixelInput(record.loss_map, self.geometry) if record.loss_map else None,
         )
 
     def request_for(self, record: Record) -> EditPlusRequest:

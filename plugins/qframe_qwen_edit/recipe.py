@@ -81,7 +81,7 @@ class EditRecipe(Recipe):
             references=references,
             conditioning=TextInput(record.prompt, references),
             unconditional=TextInput(UNCONDITIONAL, references),
-            weight=PixelInput(record.weight, self.geometry) if record.weight else None,
+            loss_map=PixelInput(record.loss_map, self.geometry) if record.loss_map else None,
         )
 
     def request_for(self, record: Record) -> EditRequest:

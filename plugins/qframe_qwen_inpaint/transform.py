@@ -101,7 +101,7 @@ class KeepUnmasked(PlanTransform):
         """To repaint all of a mask of the picture that the recipe starts from, or else of the target itself."""
         given = as_request(InpaintRequest, request)
         image = given.image or (record.target,)
-        mask = record.weight or _mask_of(record)
+        mask = record.loss_map or _mask_of(record)
         return as_request(type(request), request, image=image, mask_image=(mask,), strength=1.0)
 
     def split(self, request: Request, recipe: Recipe) -> list[tuple[tuple[int, ...], Request]]:

@@ -51,7 +51,7 @@ class EpisodeRecords(Sequence[Record]):
             prompt=episode.prompt,
             target=_picture(f"{name}, target", world.render(episode.target)),
             references=() if episode.source is None else (_picture(f"{name}, source", world.render(episode.source)),),
-            weight=_picture(f"{name}, weight", episode.weight_picture()),
+            loss_map=_picture(f"{name}, weight", episode.weight_picture()),
             group=_group(episode),
         )
 

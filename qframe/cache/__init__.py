@@ -3,6 +3,7 @@
 See docs/explanation/cache.md.
 """
 
+from qframe.cache.declared import DeclaredInputs
 from qframe.cache.examples import CachedExamples, build_cache
 from qframe.cache.keys import ExampleKeys, Ingredients, KeyMaker, PictureDigests, pixel_key, text_key, weight_key
 from qframe.cache.portion import ALL, Portion
@@ -17,6 +18,7 @@ __all__ = [
     "CachedExamples",
     "Damage",
     "DamagedEntryError",
+    "DeclaredInputs",
     "ExampleKeys",
     "Ingredients",
     "KeyMaker",

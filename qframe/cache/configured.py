@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from qframe.cache.declared import DeclaredInputs
 from qframe.cache.keys import Ingredients, PictureDigests
 from qframe.cache.plan import CachePlan
 from qframe.cache.store import Cache
@@ -56,4 +57,5 @@ def configured_plan(
 ) -> CachePlan:
     """The entries that a configuration's records need, not read yet. `cache` remembers the files' digests."""
     makers = made_by(composition, cache, progress)
-    return CachePlan(records, composition.recipe, makers, PictureDigests(cache), unconditional)
+    inputs = DeclaredInputs(records, composition.recipe, unconditional=unconditional)
+    return CachePlan(inputs, makers, PictureDigests(cache))

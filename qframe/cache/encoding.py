@@ -153,7 +153,7 @@ def encode_examples(
             references=tuple(next(latents) for _ in one.references),
             conditioning=next(conditionings),
             unconditional=None if one.unconditional is None else next(conditionings),
-            weight=None if one.weight is None else encode_weight(one.weight, compression),
+            loss_map=None if one.loss_map is None else encode_weight(one.loss_map, compression),
         )
         for one, id_ in zip(inputs, ids, strict=True)
     ]
@@ -166,12 +166,12 @@ def make_example(
     references: tuple[Tensor, ...],
     conditioning: Conditioning,
     unconditional: Conditioning | None,
-    weight: Tensor | None,
+    loss_map: Tensor | None,
 ) -> Example:
     """Make an example of parts that were encoded separately. DataError if its loss map has not the target's size."""
-    if weight is not None and weight.shape != target.shape[-2:]:
+    if loss_map is not None and loss_map.shape != target.shape[-2:]:
         raise DataError(
-            f"example {id}: its weight map covers {tuple(weight.shape)} latent places, its target "
+            f"example {id}: its weight map covers {tuple(loss_map.shape)} latent places, its target "
             f"{tuple(target.shape[-2:])}",
             "A weight map has the size of its target picture.",
         )
@@ -181,7 +181,7 @@ def make_example(
         references=references,
         conditioning=conditioning,
         unconditional=unconditional,
-        weight=weight,
+        loss_map=loss_map,
     )
 
 

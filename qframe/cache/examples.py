@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 from torch import Tensor
 
+from qframe.cache.declared import DeclaredInputs
 from qframe.cache.encoding import encode_pixels, encode_text, encode_weight, make_example, windows
 from qframe.cache.keys import (
     ExampleKeys,
@@ -26,7 +27,7 @@ from qframe.cache.portion import ALL, Portion
 from qframe.cache.reading import DamagedEntryError
 from qframe.cache.store import Cache
 from qframe.errors import CacheError, DataError
-from qframe.interfaces import Conditioning, Example, Parts, Recipe, Record
+from qframe.interfaces import Conditioning, Example, Parts
 from qframe.progress import SILENT, Progress
 
 PartsLoader = Callable[..., Parts]
@@ -39,27 +40,24 @@ _EXTRA = "extra."
 
 
 def build_cache(
-    records: Sequence[Record],
-    recipe: Recipe,
+    inputs: DeclaredInputs,
     parts_loader: PartsLoader,
     cache: Cache,
     made_by: Mapping[str, Ingredients],
     *,
     batch_size: int = 8,
-    unconditional: bool = True,
     portion: Portion = ALL,
     progress: Progress = SILENT,
 ) -> CachedExamples:
     """Encode what is not in the cache yet, and return the examples of all records.
 
-    unconditional: False leaves the empty prompts out, which only caption dropout needs.
-
+    inputs: what the recipe wants encoded for each record. They are forgotten once everything is encoded.
     made_by: the ingredients of "encoder" and "codec", the dtype they compute in among them.
     portion: encodes only what belongs to it. The examples are complete once the builders of all portions have ended.
     parts_loader is called only for roles that have something to encode. What is encoded is kept at least every
     half minute: an interrupted build goes on where it was. DataError names a record or picture that is no good.
     """
-    plan = CachePlan(records, recipe, made_by, PictureDigests(cache), unconditional)
+    plan = CachePlan(inputs, made_by, PictureDigests(cache))
     plan.read(progress, portion)
     missing = set(cache.missing(plan.every_key()))
     builder = _Builder(plan, cache, missing, batch_size, portion, progress)
@@ -69,6 +67,7 @@ def build_cache(
         builder.encode_texts(parts_loader)
     finally:
         cache.flush()  # a build that is stopped keeps what it has encoded
+    inputs.forget()  # nothing is encoded from them again
     return CachedExamples(cache, plan.ids, plan.keys)
 
 
@@ -111,7 +110,7 @@ class CachedExamples(Sequence[Example]):
             references=tuple(next(parts)[_LATENTS] for _ in keys.references),
             conditioning=_conditioning(next(parts)),
             unconditional=None if keys.unconditional is None else _conditioning(next(parts)),
-            weight=None if keys.weight is None else next(parts)[_WEIGHT],
+            loss_map=None if keys.weight is None else next(parts)[_WEIGHT],
         )
 
     def extents(self, index: int) -> list[tuple[Path, int, int]]:
@@ -178,7 +177,7 @@ class _Builder:
         plan, maker = self.plan, self.plan.maker
 
         def encode(keys: list[str], parts: Parts) -> Encoded:
-            inputs = [plan.pixel(plan.pixels[key]) for key in keys]
+            inputs = [plan.pixels[key] for key in keys]
             channels = parts.codec_spec.pixel_channels
             latents = encode_pixels(parts.codec, inputs, batch_size=self.batch_size, channels=channels)
             about = [canonical(pixel_parts(one, maker)) for one in inputs]
@@ -190,7 +189,7 @@ class _Builder:
         plan, maker = self.plan, self.plan.maker
 
         def encode(keys: list[str], parts: Parts) -> Encoded:
-            inputs = [plan.weight(plan.weights[key]) for key in keys]
+            inputs = [plan.weights[key] for key in keys]
             compression = parts.codec_spec.compression
             return [({_WEIGHT: encode_weight(one, compression)}, canonical(weight_parts(one, maker))) for one in inputs]
 
@@ -200,7 +199,7 @@ class _Builder:
         plan, maker = self.plan, self.plan.maker
 
         def encode(keys: list[str], parts: Parts) -> Encoded:
-            inputs = [plan.text(plan.texts[key]) for key in keys]
+            inputs = [plan.texts[key] for key in keys]
             encoded = encode_text(parts.encoder, inputs, batch_size=self.batch_size)
             about = [canonical(text_parts(one, maker)) for one in inputs]
             return [(_tensors(one), text) for one, text in zip(encoded, about, strict=True)]

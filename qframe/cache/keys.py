@@ -108,7 +108,7 @@ class KeyMaker:
             references=tuple(pixel_key(reference, self) for reference in inputs.references),
             conditioning=text_key(inputs.conditioning, self),
             unconditional=None if inputs.unconditional is None else text_key(inputs.unconditional, self),
-            weight=None if inputs.weight is None else weight_key(inputs.weight, self),
+            weight=None if inputs.loss_map is None else weight_key(inputs.loss_map, self),
         )
 
 
@@ -151,8 +151,8 @@ def example_parts(inputs: ExampleInputs, maker: KeyMaker) -> dict[str, dict[str,
     named["caption"] = text_parts(inputs.conditioning, maker)
     if inputs.unconditional is not None:
         named["empty prompt"] = text_parts(inputs.unconditional, maker)
-    if inputs.weight is not None:
-        named["weight map"] = weight_parts(inputs.weight, maker)
+    if inputs.loss_map is not None:
+        named["weight map"] = weight_parts(inputs.loss_map, maker)
     return named
 
 

@@ -129,11 +129,11 @@ def explain(config: Config, samples: tuple[str, ...]) -> None:
 
     with _existing(_folder(config)) as opened:
         plan = _plan(config, opened, unconditional=config.train.caption_dropout > 0)
-        places = {record.id: index for index, record in enumerate(plan.records) if record.id in samples}
+        places = {record.id: index for index, record in enumerate(plan.inputs.records) if record.id in samples}
         if unknown := [sample for sample in samples if sample not in places]:
-            known = ", ".join(record.id for record in plan.records[:3])
+            known = ", ".join(record.id for record in plan.inputs.records[:3])
             raise DataError(f"no record is called {', '.join(unknown)}", f"Ids of this data set are like {known}.")
-        inputs = [plan.inputs(places[sample]) for sample in samples]
+        inputs = [plan.inputs[places[sample]] for sample in samples]
         for sample, parts in zip(samples, explained(opened, inputs, plan.maker, terminal_progress()), strict=True):
             click.echo(sample)
             for part in parts:

@@ -109,7 +109,7 @@ def fit(resolved: Resolved, resume: str | None = None, processes: Processes | No
     trainer = Trainer(
         resolved.config, progress=terminal_progress(), processes=processes or ALONE, sources=resolved.sources
     )
-    with foretold(forecast_training(trainer.composition, trainer.records, processes=trainer.processes.world)):
+    with foretold(forecast_training(trainer.composition, trainer.inputs, processes=trainer.processes.world)):
         return trainer.fit(resume)
 
 
@@ -120,6 +120,6 @@ def rehearse(config: Config, processes: int = 1) -> None:
     from qframe.train.trainer import Trainer
 
     trainer = Trainer(config)
-    forecast = forecast_training(trainer.composition, trainer.records, fitted_size, processes=processes)
+    forecast = forecast_training(trainer.composition, trainer.inputs, fitted_size, processes=processes)
     click.echo("\n".join(forecast.table()))
     forecast.check()

@@ -140,7 +140,7 @@ class _Row:
                 for place, one in enumerate(values[key] if isinstance(values[key], list) else [values[key]])
                 if one
             ),
-            weight=weights[0] if weights else None,
+            loss_map=weights[0] if weights else None,
             group=values.get("group") or "",
         )
 

@@ -116,7 +116,7 @@ class FolderSource(FileSource):
             prompt=prompt,
             target=pictures[target],
             references=tuple(pictures[path] for path in references),
-            weight=pictures[files.weights[0]] if files.weights else None,
+            loss_map=pictures[files.weights[0]] if files.weights else None,
         )
 
     def _prompt(self, target: str, captions: Sequence[str], root: Root, problems: Problems) -> str:

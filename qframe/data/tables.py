@@ -90,7 +90,7 @@ class TableSource(FileSource):
                 self._picture(path, f"{where}, reference {number}", root, problems)
                 for number, path in enumerate(values.get("references", ()), 1)
             ),
-            weight=self._weight(values, where, root, problems),
+            loss_map=self._weight(values, where, root, problems),
             group=values.get("group") or "",
         )
 

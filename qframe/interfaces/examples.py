@@ -13,7 +13,7 @@ from qframe.pictures.picture import Picture, PixelInput
 class Record:
     """One row of a data set, before anything is opened.
 
-    weight: an 8-bit grey picture of the target's size that says where the loss counts, and how much in
+    loss_map: an 8-bit grey picture of the target's size that says where the loss counts, and how much in
     proportion (only ratios matter); None counts every place alike. group: a name that reports sum over.
     """
 
@@ -22,7 +22,7 @@ class Record:
     prompt: str
     target: Picture
     references: tuple[Picture, ...] = ()
-    weight: Picture | None = None
+    loss_map: Picture | None = None
     group: str = ""
 
 
@@ -45,7 +45,7 @@ class ExampleInputs:
     references: tuple[PixelInput, ...] = ()
     conditioning: TextInput
     unconditional: TextInput | None = None
-    weight: PixelInput | None = None
+    loss_map: PixelInput | None = None
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -53,7 +53,7 @@ class Example:
     """One encoded record, ready for training: one sample, on the CPU when it comes from the cache.
 
     target: [Z, h, w] normalised latents. references: each [Z, h, w], sizes of their own.
-    weight: [h, w] float in [0, 1], or None.
+    loss_map: [h, w] float in [0, 1], or None.
     """
 
     id: str
@@ -61,4 +61,4 @@ class Example:
     references: tuple[Tensor, ...] = ()
     conditioning: Conditioning
     unconditional: Conditioning | None = None
-    weight: Tensor | None = None
+    loss_map: Tensor | None = None

@@ -54,7 +54,7 @@ class Recipe(ABC):
         By default the example's weight map. generator: for what is drawn anew in every step; it is a function of (seed,
         step, place in the batch), so that a resumed run draws the same.
         """
-        return example.weight
+        return example.loss_map
 
     @abstractmethod
     def request_for(self, record: Record) -> Request:

@@ -176,8 +176,8 @@ class _Checker:
         seen = _Seen(record)
         for picture in (record.target, *record.references):
             self._look_at(picture, seen, mask=False)
-        if record.weight is not None:
-            self._look_at(record.weight, seen, mask=True)
+        if record.loss_map is not None:
+            self._look_at(record.loss_map, seen, mask=True)
         try:
             inputs = self._recipe.inputs(record)
             seen.inputs = inputs if self._drops else attrs.evolve(inputs, unconditional=None)
@@ -200,7 +200,7 @@ class _Checker:
 
     def judge(self, place: int, seen: _Seen) -> None:
         record = seen.record
-        pictures = [record.target, *record.references, *([record.weight] if record.weight else [])]
+        pictures = [record.target, *record.references, *([record.loss_map] if record.loss_map else [])]
         inputs = seen.inputs
         readable = all(id(picture) in seen.looks for picture in pictures)
         if inputs is not None and readable and self._fits(seen, inputs):
@@ -218,7 +218,7 @@ class _Checker:
     def _fits(self, seen: _Seen, inputs: ExampleInputs) -> bool:
         """Whether every picture has a size in its geometry; a finding for each that has none."""
         before = len(seen.findings)
-        for pixel in (inputs.target, *inputs.references, *([inputs.weight] if inputs.weight else [])):
+        for pixel in (inputs.target, *inputs.references, *([inputs.loss_map] if inputs.loss_map else [])):
             try:
                 seen.fitted(pixel)
             except DataError as error:
@@ -247,14 +247,14 @@ class _Checker:
             if max(apart, 1 / apart) > _STRETCHED:
                 message = f"its reference has {_named(other)} pixels, the target {_named(given)}: another aspect ratio"
                 seen.findings.append(Finding("warning", "aspect ratio", record.origin, message))
-        if inputs.weight is not None and record.weight is not None:
-            mask = looks[id(record.weight)]
+        if inputs.loss_map is not None and record.loss_map is not None:
+            mask = looks[id(record.loss_map)]
             if mask.blank:
                 message = "the mask is black all over, so nothing could be learned"
-                seen.findings.append(Finding("error", "mask", record.weight.origin, message))
-            if seen.fitted(inputs.weight) != target:
+                seen.findings.append(Finding("error", "mask", record.loss_map.origin, message))
+            if seen.fitted(inputs.loss_map) != target:
                 message = f"the mask has {_named(mask.size)} pixels, its target {_named(given)}: another aspect ratio"
-                seen.findings.append(Finding("error", "size", record.weight.origin, message))
+                seen.findings.append(Finding("error", "size", record.loss_map.origin, message))
 
     def _find_duplicates(self, seen: _Seen) -> None:
         record, looks = seen.record, seen.looks

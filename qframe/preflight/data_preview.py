@@ -25,7 +25,7 @@ def preview_sheet(report: Report, recipe: Recipe, *, count: int = 24) -> Image.I
         return None
     records = [report.record(place) for place in chosen]
     references = max(len(record.references) for record in records)
-    masks = any(record.weight is not None for record in records)
+    masks = any(record.loss_map is not None for record in records)
     names = ["reference"] if references == 1 else [f"reference {number + 1}" for number in range(references)]
     columns = [*names, "target", *(["mask"] if masks else [])]
     rows = [_row(record, recipe, references, masks) for record in records]
@@ -39,7 +39,7 @@ def _row(record: Record, recipe: Recipe, references: int, masks: bool) -> Row:
     target = open_fitted(inputs.target)
     pictures.append(target)
     if masks:
-        pictures.append(None if inputs.weight is None else _mask(inputs.weight))
+        pictures.append(None if inputs.loss_map is None else _mask(inputs.loss_map))
     height, width = picture_size(record.target)
     note = f"{record.id}: {width} x {height} to {target.width} x {target.height}"
     prompt = record.prompt if len(record.prompt) <= _LONGEST_PROMPT else record.prompt[: _LONGEST_PROMPT - 3] + "..."

@@ -23,7 +23,7 @@ Weigh = Callable[[Example, torch.Generator], Tensor | None]
 
 def given_weight(example: Example, generator: torch.Generator) -> Tensor | None:
     """The example's own weight map."""
-    return example.weight
+    return example.loss_map
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -58,7 +58,7 @@ def make_batch(
     """The batch of these examples at optimizer step `step`; `slots` are their places in the step's global batch."""
     # A stream of their own: noise is the same whatever is drawn for weights.
     weights = [weigh(e, stream(config.seed, "weight", step, slot)) for e, slot in zip(examples, slots, strict=True)]
-    examples = [attrs.evolve(e, weight=weight) for e, weight in zip(examples, weights, strict=True)]
+    examples = [attrs.evolve(e, loss_map=weight) for e, weight in zip(examples, weights, strict=True)]
     generators = [stream(config.seed, "noise", step, slot) for slot in slots]
     clean = pack_pictures([(example.target.float(),) for example in examples], patch)
     drops = [torch.rand((), generator=g).item() < config.caption_dropout for g in generators]
@@ -121,9 +121,9 @@ def _conditioning(example: Example, drop: bool) -> Conditioning:
 
 def _token_weight(example: Example, patch: int, tokens: int) -> Tensor:
     """[L], summing to 1."""
-    if example.weight is None:
+    if example.loss_map is None:
         return torch.full((tokens,), 1.0 / tokens)
-    weight = avg_pool2d(example.weight[None].float(), patch).flatten()
+    weight = avg_pool2d(example.loss_map[None].float(), patch).flatten()
     if not weight.sum() > 0:
         raise DataError(
             f"example {example.id}: its weight map is empty, so nothing could be learned from it",

@@ -48,7 +48,7 @@ def held_out_losses(job: TrainingJob, examples: Sequence[Example]) -> dict[str, 
 @torch.no_grad()
 def _losses(job: TrainingJob, example: Example, place: int, count: int) -> Tensor:
     """[QUANTILES], float64. Over the examples, the sigmas of a quantile are spread evenly over it."""
-    example = attrs.evolve(example, weight=job.weigh(example, stream(job.config.seed, "validation weight", place)))
+    example = attrs.evolve(example, loss_map=job.weigh(example, stream(job.config.seed, "validation weight", place)))
     clean = pack_pictures([(example.target.float(),)] * QUANTILES, job.patch)
     shares = (torch.arange(QUANTILES) + (place + 0.5) / count) / QUANTILES
     noise = [

@@ -64,7 +64,7 @@ def describe_data(records: Sequence[Record], examples: SizedExamples, compressio
     return {
         "records": len(records),
         "groups": dict(Counter(record.group for record in records).most_common(_MOST_ROWS)),
-        "weighted": sum(record.weight is not None for record in records),
+        "weighted": sum(record.loss_map is not None for record in records),
         "empty_captions": sum(not record.prompt.strip() for record in records),
         "text_tokens": [min(lengths), sum(lengths) / len(lengths), max(lengths)],
         "shapes": [

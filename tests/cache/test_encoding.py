@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qframe.cache import DeclaredInputs
 from qframe.cache.encoding import encode_pixels, encode_text, encode_weight, windows
 from qframe.cache.live import LiveExamples
 from qframe.errors import DataError, NumericsError, PluginError
@@ -141,7 +142,8 @@ def test_live_examples_count_their_text_or_estimate_it_without_encoding() -> Non
 
     def live(counter: TokenCounter | None, unconditional: bool = False) -> list[int]:
         parts = loader("encoder", "codec")
-        examples = LiveExamples(records, TinyRecipe(), parts, unconditional=unconditional, counter=counter)
+        inputs = DeclaredInputs(records, TinyRecipe(), unconditional=unconditional)
+        examples = LiveExamples(inputs, parts, counter=counter)
         return [examples.text_length(index) for index in range(4)]
 
     assert live(None) == [1, 2, 4, 6], "the bytes of the prompt"
@@ -152,7 +154,8 @@ def test_live_examples_count_their_text_or_estimate_it_without_encoding() -> Non
 
 def test_live_examples_tell_their_shape_without_encoding() -> None:
     loader = Loader()
-    live = LiveExamples([record(number) for number in range(4)], TinyRecipe(), loader("encoder", "codec"))
+    inputs = DeclaredInputs([record(number) for number in range(4)], TinyRecipe())
+    live = LiveExamples(inputs, loader("encoder", "codec"))
     shapes = [live.shape(index) for index in range(4)]
     assert loader.codec.batches == []
     assert shapes == [

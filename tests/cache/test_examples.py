@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qframe.cache import Cache, CachedExamples, build_cache
+from qframe.cache import Cache, CachedExamples, DeclaredInputs, build_cache
 from qframe.cache.encoding import encode_examples
 from qframe.cache.live import LiveExamples
 from qframe.errors import CacheError, DataError, NumericsError
@@ -31,7 +31,9 @@ def build(
     recipe: TinyRecipe | None = None,
     made_by: dict[str, dict[str, str]] = MADE_BY,
 ) -> CachedExamples:
-    return build_cache(records, recipe or TinyRecipe(), loader or Loader(), Cache(folder), made_by, batch_size=3)
+    return build_cache(
+        DeclaredInputs(records, recipe or TinyRecipe()), loader or Loader(), Cache(folder), made_by, batch_size=3
+    )
 
 
 def tensors(example: Example) -> list[torch.Tensor]:
@@ -39,7 +41,7 @@ def tensors(example: Example) -> list[torch.Tensor]:
     for conditioning in (example.conditioning, example.unconditional):
         if isinstance(conditioning, Conditioning):
             found += [conditioning.embeds, *(conditioning.extras[name] for name in sorted(conditioning.extras))]
-    return found + ([] if example.weight is None else [example.weight])
+    return found + ([] if example.loss_map is None else [example.loss_map])
 
 
 def equal(left: Example, right: Example) -> bool:
@@ -55,7 +57,7 @@ def close(left: Example, right: Example) -> bool:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cached_examples_are_what_live_encoding_gives(tmp_path: Path, dtype: torch.dtype) -> None:
     examples = build(tmp_path, loader=Loader(dtype))
-    live = LiveExamples(RECORDS, TinyRecipe(), Loader(dtype)("encoder", "codec"))
+    live = LiveExamples(DeclaredInputs(RECORDS, TinyRecipe()), Loader(dtype)("encoder", "codec"))
     assert len(examples) == len(live) == 23
     for index in range(23):
         assert examples[index].target.dtype == dtype
@@ -186,7 +188,7 @@ def test_a_weight_map_is_the_mean_over_a_latent_place(tmp_path: Path) -> None:
     picture.paste(255, (0, 0, 8, 4))
     path = tmp_path / "w.png"
     picture.save(path)
-    weight = build(tmp_path / "cache", [record(0, weight=Picture("w", path))])[0].weight
+    weight = build(tmp_path / "cache", [record(0, loss_map=Picture("w", path))])[0].loss_map
     assert weight is not None
     assert weight.shape == (4, 4)
     assert weight[0, 0] == 0.5
@@ -195,13 +197,13 @@ def test_a_weight_map_is_the_mean_over_a_latent_place(tmp_path: Path) -> None:
 
 def test_a_weight_map_of_another_size_than_the_target_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"example r0: its weight map covers \(2, 4\)"):
-        build(tmp_path, [record(0, weight=Picture("w", grey(9, (16, 32))))])[0]
+        build(tmp_path, [record(0, loss_map=Picture("w", grey(9, (16, 32))))])[0]
 
 
 def test_records_without_references_or_weights_are_examples_too(tmp_path: Path) -> None:
-    example = build(tmp_path, [record(1, references=(), weight=None)])[0]
+    example = build(tmp_path, [record(1, references=(), loss_map=None)])[0]
     assert example.references == ()
-    assert example.weight is None
+    assert example.loss_map is None
 
 
 def test_a_picture_that_cannot_be_used_is_named_and_what_was_encoded_stays(tmp_path: Path) -> None:
@@ -286,7 +288,7 @@ def test_encode_examples_keeps_order_and_ids() -> None:
     recipe = TinyRecipe()
     encoded = encode_examples([recipe.inputs(r) for r in RECORDS], [r.id for r in RECORDS], parts, batch_size=4)
     assert [one.id for one in encoded] == [r.id for r in RECORDS]
-    live = LiveExamples(RECORDS, recipe, parts)
+    live = LiveExamples(DeclaredInputs(RECORDS, recipe), parts)
     assert all(close(one, live[index]) for index, one in enumerate(encoded))
 
 
@@ -294,7 +296,7 @@ KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from qframe.cache import Cache, build_cache
+from qframe.cache import Cache, DeclaredInputs, build_cache
 from tests.cache.world import MADE_BY, Loader, TinyRecipe, record
 
 folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
@@ -308,7 +310,7 @@ def build(pause):
         return encode(pixels)
     loader.codec.encode = slow
     with Cache(folder, shard_seconds=0.0) as cache:
-        return build_cache(records, TinyRecipe(), loader, cache, MADE_BY, batch_size=3), loader
+        return build_cache(DeclaredInputs(records, TinyRecipe()), loader, cache, MADE_BY, batch_size=3), loader
 
 random_ = random.Random(0)
 killed, limit = 0, 0.1

@@ -57,7 +57,7 @@ def record(number: int, **changes: Any) -> Record:
         "prompt": f"prompt {number} " + "x" * (number % 7),
         "target": Picture(f"target {number}", png(number)),
         "references": (Picture(f"reference {number}", png(1000 + number % 5)),),
-        "weight": Picture(f"weight {number}", grey(100 + number % 3, size)),
+        "loss_map": Picture(f"weight {number}", grey(100 + number % 3, size)),
     }
     return Record(**{**values, **changes})
 
@@ -77,7 +77,7 @@ class TinyRecipe(Recipe):
             references=references,
             conditioning=TextInput(record.prompt, references),
             unconditional=TextInput("", references),
-            weight=None if record.weight is None else PixelInput(record.weight, self.geometry),
+            loss_map=None if record.loss_map is None else PixelInput(record.loss_map, self.geometry),
         )
 
     def request_for(self, record: Record) -> Request:
@@ -168,5 +168,5 @@ def write_pictures(folder: Path, count: int) -> list[Record]:
     for number in range(count):
         path = folder / f"{number}.png"
         path.write_bytes(png(number))
-        records.append(record(number, target=Picture(path.name, path), weight=None))
+        records.append(record(number, target=Picture(path.name, path), loss_map=None))
     return records

@@ -74,7 +74,7 @@ def test_rows_are_records_with_any_number_of_references(tmp_path: Path, source: 
     records = source(tmp_path).records()
     assert [record.prompt for record in records] == ["one", "two", "three"]
     assert [shades(record) for record in records] == [[1], [2, 11], [3, 12, 13]]
-    assert [record.weight is not None for record in records] == [False, True, False]
+    assert [record.loss_map is not None for record in records] == [False, True, False]
     assert [record.group for record in records] == ["a", "", "b"]
     assert len({record.id for record in records}) == 3
     assert records[2].references[1].origin.endswith("row 2, references 2")
@@ -181,7 +181,7 @@ def test_columns_that_hold_no_pictures_are_refused(tmp_path: Path) -> None:
 def test_a_column_that_nobody_filled_is_nothing(tmp_path: Path) -> None:
     rows = {"target": [stored(1)], "prompt": ["a"], "mask": [None], "control": [None], "group": [None]}
     (record,) = parquet(tmp_path, rows).records()
-    assert (record.weight, record.references, record.group) == (None, (), "")
+    assert (record.loss_map, record.references, record.group) == (None, (), "")
 
 
 def test_splits_are_chosen_by_name(tmp_path: Path) -> None:

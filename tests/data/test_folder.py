@@ -56,7 +56,7 @@ def test_references_lie_beside_the_target(tmp_path: Path) -> None:
 
 def test_a_mask_is_a_weight_by_another_name(tmp_path: Path) -> None:
     write(tmp_path, "a.png", "a.txt", "a_mask.png", "b.png", "b.txt", "mask/b.png")
-    weights = [record.weight for record in read(tmp_path)]
+    weights = [record.loss_map for record in read(tmp_path)]
     assert [weight and weight.origin for weight in weights] == ["a_mask.png", "mask/b.png"]
     write(tmp_path, "a_weight.png")
     assert "a second weight map beside" in problems(tmp_path)
@@ -71,7 +71,7 @@ def test_or_in_folders_of_their_own(tmp_path: Path) -> None:
 
 def test_weights_lie_beside_the_target_or_in_a_folder(tmp_path: Path) -> None:
     write(tmp_path, "a.png", "a.txt", "a_weight.png", "b.png", "b.txt", "weight/b.png", "c.png", "c.txt")
-    weights = [record.weight and record.weight.origin for record in read(tmp_path)]
+    weights = [record.loss_map and record.loss_map.origin for record in read(tmp_path)]
     assert weights == ["a_weight.png", "weight/b.png", None]
 
 

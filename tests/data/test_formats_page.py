@@ -25,9 +25,9 @@ def example(language: str) -> str:
 
 def names(record: Record) -> tuple[str, list[str], str | None]:
     """Names of target, references and weight."""
-    pictures = [record.target, *record.references, *([record.weight] if record.weight else [])]
+    pictures = [record.target, *record.references, *([record.loss_map] if record.loss_map else [])]
     files = [Path(str(picture.source)).name for picture in pictures]
-    weight = files.pop() if record.weight else None
+    weight = files.pop() if record.loss_map else None
     return files[0], files[1:], weight
 
 

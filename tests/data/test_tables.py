@@ -50,8 +50,8 @@ def csv(root: Path, text: str | bytes, **options: object) -> list[Record]:
 )
 def test_a_mask_is_a_weight_by_another_name(root: Path, text: str, suffix: str) -> None:
     (record,) = source(root, text, suffix).records()
-    assert record.weight is not None
-    assert record.weight.source == root / "w.png"
+    assert record.loss_map is not None
+    assert record.loss_map.source == root / "w.png"
 
 
 def test_mask_and_weight_together_are_refused(root: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_json_row_is_a_record(root: Path) -> None:
     assert (record.id, record.prompt, record.group) == ("first", "make it blue", "colours")
     assert record.target.source == root / "a.png"
     assert [picture.source for picture in record.references] == [root / "b.png", root / "in/c.png"]
-    assert record.weight is not None
+    assert record.loss_map is not None
     assert record.origin == "rows.jsonl, row 1"
     assert origins(record)[1] == "rows.jsonl, row 1, reference 2 (in/c.png)"
 
@@ -96,12 +96,12 @@ def test_a_csv_row_is_a_record(root: Path) -> None:
     (record,) = csv(root, text)
     assert record.prompt == "blue, and\nround"
     assert [picture.source for picture in record.references] == [root / "b.png", root / "in/c.png"]
-    assert (record.group, record.weight is not None) == ("g", True)
+    assert (record.group, record.loss_map is not None) == ("g", True)
 
 
 def test_empty_cells_are_nothing(root: Path) -> None:
     (one, two) = csv(root, "target,prompt,control,weight\na.png,p,,\nb.png,q,a.png,\n")
-    assert (one.references, one.weight) == ((), None)
+    assert (one.references, one.loss_map) == ((), None)
     assert len(two.references) == 1
 
 

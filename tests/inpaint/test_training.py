@@ -67,7 +67,7 @@ def batch_of(recipe: Any, *, step: int, given: bool) -> TrainingBatch:
     mask[4:8, 4:12] = 1.0
     mask[8:12, 4:12] = 0.3  # grey is kept
     return make_batch(
-        [attrs.evolve(example, weight=mask if given else None)],
+        [attrs.evolve(example, loss_map=mask if given else None)],
         [0],
         step=step,
         config=TrainConfig(),
@@ -102,7 +102,7 @@ def test_every_step_draws_another_mask_and_the_same_again_but_the_noise_does_not
 
 
 def test_a_mask_without_white_is_told_by_example(inpaint: Any) -> None:
-    grey = attrs.evolve(toy_example(0, references=0), weight=torch.full((4, 4), 0.4))
+    grey = attrs.evolve(toy_example(0, references=0), loss_map=torch.full((4, 4), 0.4))
     with pytest.raises(DataError, match="example-0"):
         make_batch(
             [grey],
@@ -194,7 +194,7 @@ def test_what_the_recipes_own_family_encoded_serves_the_inpainting_family(
 def test_validation_repaints_the_target_in_the_mask_of_the_record(inpaint: Any, data: Path, masked: bool) -> None:
     target = Picture("target", data / "1.png")
     mask = Picture("mask", data / "1_mask.png") if masked else None
-    record = Record(id="1", origin="1", prompt="a blue square", target=target, references=(), weight=mask)
+    record = Record(id="1", origin="1", prompt="a blue square", target=target, references=(), loss_map=mask)
     request = inpaint.request_for(record)
     assert isinstance(request, inpaint.request_type)
     assert request.image == (target,)

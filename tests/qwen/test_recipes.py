@@ -101,9 +101,9 @@ def test_one_picture_goes_into_encoder_and_codec(edit: EditRecipe) -> None:
 
 
 def test_a_weight_map_is_brought_into_the_targets_geometry(edit: EditRecipe, text: TextToImageRecipe) -> None:
-    for inputs in (edit.inputs(record(B, weight=B)), text.inputs(record(weight=B))):
-        assert inputs.weight is not None
-        assert inputs.weight.geometry == inputs.target.geometry
+    for inputs in (edit.inputs(record(B, loss_map=B)), text.inputs(record(loss_map=B))):
+        assert inputs.loss_map is not None
+        assert inputs.loss_map.geometry == inputs.target.geometry
 
 
 def test_records_with_the_wrong_number_of_references_are_named(edit: EditRecipe, text: TextToImageRecipe) -> None:

@@ -75,10 +75,10 @@ def test_encoder_areas_that_contradict_each_other_are_named(model: ModelFolder) 
 
 
 def test_every_reference_goes_into_encoder_and_codec_each_in_its_geometry(recipe: EditPlusRecipe) -> None:
-    inputs = recipe.inputs(record(B, C, weight=A))
+    inputs = recipe.inputs(record(B, C, loss_map=A))
     assert inputs.target.picture is A
     assert [one.picture for one in inputs.references] == [B, C]
-    assert {one.geometry for one in (inputs.target, inputs.weight, *inputs.references)} == {recipe.geometry}  # type: ignore[union-attr]
+    assert {one.geometry for one in (inputs.target, inputs.loss_map, *inputs.references)} == {recipe.geometry}  # type: ignore[union-attr]
     for text, prompt in ((inputs.conditioning, "make it blue"), (inputs.unconditional, UNCONDITIONAL)):
         assert text is not None
         assert text.prompt == prompt

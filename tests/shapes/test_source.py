@@ -43,8 +43,8 @@ def test_a_replay_share_of_one_teaches_nothing_new() -> None:
 
 def test_weights_are_8_bit_pictures_of_the_targets_size() -> None:
     for record in ShapesSource(ShapesOptions(mixture="base", count=20), None).records():
-        assert record.weight is not None
-        weight = opened(record.weight)
+        assert record.loss_map is not None
+        weight = opened(record.loss_map)
         assert (weight.mode, weight.size) == ("L", opened(record.target).size)
 
 

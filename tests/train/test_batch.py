@@ -116,13 +116,13 @@ def test_sigmas_below_the_floor_weigh_less(schedule: HalvingSchedule) -> None:
 def test_a_weight_map_moves_the_loss_to_where_it_is_white(schedule: HalvingSchedule) -> None:
     weight = torch.zeros(4, 4)
     weight[:2, :2] = 1
-    batch = batch_of([attrs.evolve(toy_example(0), weight=weight)], [0], schedule)
+    batch = batch_of([attrs.evolve(toy_example(0), loss_map=weight)], [0], schedule)
     assert batch.weight.tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_an_empty_weight_map_names_the_example(schedule: HalvingSchedule) -> None:
     with pytest.raises(DataError, match="example-0: its weight map is empty"):
-        batch_of([attrs.evolve(toy_example(0), weight=torch.zeros(4, 4))], [0], schedule)
+        batch_of([attrs.evolve(toy_example(0), loss_map=torch.zeros(4, 4))], [0], schedule)
 
 
 def test_caption_dropout_takes_the_empty_prompt_at_its_rate(schedule: HalvingSchedule) -> None:
