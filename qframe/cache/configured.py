@@ -55,7 +55,15 @@ def configured_plan(
     unconditional: bool,
     progress: Progress = SILENT,
 ) -> CachePlan:
-    """The entries that a configuration's records need, not read yet. `cache` remembers the files' digests."""
+    """Return the plan of the entries that records need; its `read` was not called yet.
+
+    Args:
+        composition: The recipe and the components of the configuration.
+        records: The records.
+        cache: Keeps the digests of files between runs.
+        unconditional: Whether examples have the empty prompt too, which only caption dropout needs.
+        progress: Is told how far reading of weights has come.
+    """
     makers = made_by(composition, cache, progress)
     inputs = DeclaredInputs(records, composition.recipe, unconditional=unconditional)
     return CachePlan(inputs, makers, PictureDigests(cache))

@@ -23,7 +23,7 @@ from qframe.interfaces import (
     TextInput,
 )
 from qframe.pictures.picture import PixelInput
-from qframe.pictures.pixels import open_fitted, open_weight, to_pixels
+from qframe.pictures.pixels import open_fitted, open_loss_map, to_pixels
 
 _T = TypeVar("_T")
 
@@ -105,11 +105,11 @@ def encode_text(encoder: Encoder, inputs: Sequence[TextInput], *, batch_size: in
     return _all_there(results)
 
 
-def encode_weight(weight: PixelInput, compression: int) -> Tensor:
+def encode_loss_map(loss_map: PixelInput, compression: int) -> Tensor:
     """Reduce a loss map to the size of latents: each value is the mean over the pixels of a latent place.
 
     Args:
-        weight: The loss map's picture, with its geometry.
+        loss_map: The loss map's picture, with its geometry.
         compression: `CodecSpec.compression`, pixels along a side of one latent place.
 
     Returns:
@@ -118,11 +118,11 @@ def encode_weight(weight: PixelInput, compression: int) -> Tensor:
     Raises:
         DataError: The compression does not divide the picture's sides.
     """
-    grey = open_weight(weight)  # [H, W]
+    grey = open_loss_map(loss_map)  # [H, W]
     height, width = grey.shape
     if height % compression or width % compression:
         raise DataError(
-            f"{weight.picture.origin}: a weight map of {width} x {height} pixels has no whole latent places of "
+            f"{loss_map.picture.origin}: a weight map of {width} x {height} pixels has no whole latent places of "
             f"{compression} x {compression}",
             "This is a bug in a recipe: its geometry must fit the codec.",
         )
@@ -153,7 +153,7 @@ def encode_examples(
             references=tuple(next(latents) for _ in one.references),
             conditioning=next(conditionings),
             unconditional=None if one.unconditional is None else next(conditionings),
-            loss_map=None if one.loss_map is None else encode_weight(one.loss_map, compression),
+            loss_map=None if one.loss_map is None else encode_loss_map(one.loss_map, compression),
         )
         for one, id_ in zip(inputs, ids, strict=True)
     ]

@@ -10,7 +10,7 @@ import attrs
 from torch import Tensor
 
 from qframe.cache.declared import DeclaredInputs
-from qframe.cache.encoding import encode_pixels, encode_text, encode_weight, make_example, windows
+from qframe.cache.encoding import encode_loss_map, encode_pixels, encode_text, make_example, windows
 from qframe.cache.keys import (
     ExampleKeys,
     Ingredients,
@@ -49,13 +49,23 @@ def build_cache(
     portion: Portion = ALL,
     progress: Progress = SILENT,
 ) -> CachedExamples:
-    """Encode what is not in the cache yet, and return the examples of all records.
+    """Encode everything that the cache lacks, and return the examples of all records.
 
-    inputs: what the recipe wants encoded for each record. They are forgotten once everything is encoded.
-    made_by: the ingredients of "encoder" and "codec", the dtype they compute in among them.
-    portion: encodes only what belongs to it. The examples are complete once the builders of all portions have ended.
-    parts_loader is called only for roles that have something to encode. What is encoded is kept at least every
-    half minute: an interrupted build goes on where it was. DataError names a record or picture that is no good.
+    What was encoded is written at least every half minute, so that a build that was interrupted continues from there.
+
+    Args:
+        inputs: What the recipe wants encoded for each record. They are forgotten once everything is encoded.
+        parts_loader: Loads components; it is called only for roles that have something to encode.
+        cache: The cache.
+        made_by: The ingredients of the roles "encoder" and "codec", with the dtype that they compute in.
+        batch_size: The most pictures, and the most prompts, that are encoded together.
+        portion: The part of the work to do here. The examples are complete once the builders of all portions ended.
+        progress: Is told how far each stage has come.
+
+    Raises:
+        DataError: A record or a picture cannot be used; the message names it.
+        NumericsError: An encoder or codec gives values that are not finite.
+        ResourceError: The disk is full.
     """
     plan = CachePlan(inputs, made_by, PictureDigests(cache))
     plan.read(progress, portion)
@@ -63,11 +73,11 @@ def build_cache(
     builder = _Builder(plan, cache, missing, batch_size, portion, progress)
     try:
         builder.encode_pixels(parts_loader)
-        builder.encode_weights(parts_loader)
+        builder.encode_loss_maps(parts_loader)
         builder.encode_texts(parts_loader)
     finally:
         cache.flush()  # a build that is stopped keeps what it has encoded
-    inputs.forget()  # nothing is encoded from them again
+    inputs.forget()
     return CachedExamples(cache, plan.ids, plan.keys)
 
 
@@ -185,13 +195,15 @@ class _Builder:
 
         self._run("encoding pictures", list(plan.pixels), lambda: loader("codec"), encode)
 
-    def encode_weights(self, loader: PartsLoader) -> None:
+    def encode_loss_maps(self, loader: PartsLoader) -> None:
         plan, maker = self.plan, self.plan.maker
 
         def encode(keys: list[str], parts: Parts) -> Encoded:
             inputs = [plan.weights[key] for key in keys]
             compression = parts.codec_spec.compression
-            return [({_WEIGHT: encode_weight(one, compression)}, canonical(weight_parts(one, maker))) for one in inputs]
+            return [
+                ({_WEIGHT: encode_loss_map(one, compression)}, canonical(weight_parts(one, maker))) for one in inputs
+            ]
 
         self._run("reading weight maps", list(plan.weights), loader, encode)
 

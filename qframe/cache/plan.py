@@ -1,4 +1,4 @@
-"""Which entries the records of a data set need, and from which record each can be made."""
+"""The plan of a cache: which entries the records of a data set need, and what each of them is made of."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qframe.progress import SILENT, Progress
 
 @attrs.define(eq=False)
 class CachePlan:
-    """Everything that must be in the cache before every record is an example.
+    """Lists the entries that must be in the cache before every record can be read as an example.
 
     Attributes:
         inputs: What the recipe declares for each record.
@@ -24,7 +24,10 @@ class CachePlan:
         digests: Hashes the pictures, and remembers the digests.
         ids: The id of each record, in order, once `read` has run.
         keys: The keys of each record, in order, once `read` has run.
-        pixels, texts, weights: By key, the picture, prompt or loss map that the entry is made of.
+        pixels: By key, the picture that an entry of latents is made of.
+        texts: By key, the prompt with its pictures that an entry of conditioning is made of.
+        weights: By key, the picture that the entry of a loss map is made of.
+        maker: Makes the keys.
     """
 
     inputs: DeclaredInputs
@@ -41,10 +44,14 @@ class CachePlan:
         self.maker = KeyMaker.of(self.inputs.recipe, self.made_by, self.digests)
 
     def read(self, progress: Progress = SILENT, portion: Portion = ALL) -> None:
-        """Find the keys of all records. DataError names a record or picture that is no good.
+        """Compute the keys of all records, for which the bytes of every picture are hashed once.
 
-        Every picture's bytes must be hashed once. Builders that share the work begin at different ends of the data
-        set and tell one another what they found.
+        Builders that share the work begin at different places of the data set, and find in the cache the digests that
+        the others have computed. DataError names a record or picture that cannot be used.
+
+        Args:
+            progress: Is told how far reading has come.
+            portion: The portion that this builder encodes; it decides the place at which hashing begins.
         """
         if portion.count > 1:
             with progress.stage("hashing pictures", len(self.inputs)) as stage:
@@ -61,7 +68,7 @@ class CachePlan:
         self.digests.save()
 
     def every_key(self) -> list[str]:
-        """The keys of all entries, each once."""
+        """Return the keys of all entries, each once."""
         return [*self.pixels, *self.weights, *self.texts]
 
     def _add(self, inputs: ExampleInputs) -> None:
