@@ -1,4 +1,4 @@
-"""The autoencoder of Qwen-Image, for still pictures."""
+"""The codec of Qwen-Image: diffusers' autoencoder, used for still pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FOLDER = "vae"
 
 
 class QwenCodec(LatentCodec):
-    """diffusers' AutoencoderKLQwenImage. It takes video; here every picture is a video of one frame."""
+    """diffusers' AutoencoderKLQwenImage. It encodes video; here every picture is a video of one frame."""
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae
@@ -73,7 +73,7 @@ class QwenCodec(LatentCodec):
         posterior = self.vae.encode(frames).latent_dist
         latents = posterior.mode() if generator is None else posterior.sample(generator)
         mean, std = self._normalisation(latents)
-        # To the bit as diffusers: its edit pipelines, which take the mode, divide; those that sample multiply.
+        # Equal to diffusers to the bit: its edit pipelines, which take the mode, divide; those that sample multiply.
         normalised: Tensor = (latents - mean) / std if generator is None else (latents - mean) * (1.0 / std)
         return normalised[:, :, 0]
 
@@ -85,7 +85,7 @@ class QwenCodec(LatentCodec):
         return pixels.clamp(-1, 1)
 
     def _normalisation(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents' channels, [1, Z, 1, 1, 1]."""
+        """Return mean and standard deviation of the latents' channels, each [1, Z, 1, 1, 1]."""
         config = self.vae.config
         return (
             torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1).to(latents),

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL as the text encoder: the last hidden states of a templated prompt, with the picture for edits."""
+"""Qwen2.5-VL as the encoder: the last hidden states of a prompt in a template, with pictures for edits."""
 
 from __future__ import annotations
 
@@ -38,17 +38,28 @@ _PROCESSOR_FILES = ("processor/preprocessor_config.json", "processor/processor_c
 
 @attrs.frozen(eq=False)
 class _Prompt:
-    """One prompt ready for the model. ids: token ids. dropped: how many of them precede the conditioning."""
+    """A prompt in its template, as tokens.
+
+    Attributes:
+        ids: The ids of all tokens.
+        dropped: How many tokens at the beginning belong to the template alone and are no conditioning.
+    """
 
     ids: list[int]
     dropped: int
 
 
 class QwenVLEncoder(Encoder):
-    """Qwen2_5_VLForConditionalGeneration without its head, Qwen2's tokenizer, and the PIL image processor.
+    """Qwen2_5_VLForConditionalGeneration without its head, with Qwen2's tokenizer and the PIL image processor.
 
-    Positions of image tokens are three-dimensional, as the model was trained; diffusers' edit pipelines lose
-    them (diffusers #14194). Nothing here needs torchvision.
+    Image tokens have three-dimensional positions, with which the model was trained; diffusers' edit pipelines lose
+    them (diffusers #14194). Torchvision is not needed.
+
+    Attributes:
+        model: The network, without its head. None in an encoder that only counts tokens.
+        tokenizer: The tokenizer.
+        image_processor: Prepares pictures; None for an encoder that looks at no pictures.
+        options: The options.
     """
 
     entered_by_forward: ClassVar[bool] = True
@@ -74,7 +85,7 @@ class QwenVLEncoder(Encoder):
         if options.template in ("edit", "edit-plus") and not pictures:
             raise WeightsError(
                 f"model {model.name!r}: no {_PROCESSOR_FILES[0]}, without which its encoder sees no pictures",
-                "Use a checkpoint of an edit model, or encoder.options.template = 'text'.",
+                "Use an edit model, or encoder.options.template = 'text'.",
             )
         width = config.get("hidden_size") or config.get("text_config", {}).get("hidden_size")
         if not isinstance(width, int):
@@ -88,7 +99,7 @@ class QwenVLEncoder(Encoder):
         options = options or QwenVLOptions()
         spec = cls.describe(model, options)
         tokenizer = _tokenizer(model, spec)
-        # The head is not needed for hidden states, and its logits would be the largest tensor of the run.
+        # The head is left out: hidden states do not need it, and its logits would be the largest tensor of the run.
         network = load_weights(Qwen2_5_VLForConditionalGeneration, model, _FOLDER, device=device, dtype=dtype).model
         return cls(network, tokenizer, _image_processor(model) if spec.pictures else None, options)
 
@@ -108,14 +119,14 @@ class QwenVLEncoder(Encoder):
             "weights": model.digest(_FOLDER),
             "tokenizer": model.digest("tokenizer"),
             "processor": model.digest("processor"),
-            # How positions and pictures are computed lies in transformers' code, and has changed between its versions.
+            # transformers' code computes positions and prepares pictures, and has changed between versions.
             "transformers": importlib.metadata.version("transformers"),
             **{name: str(value) for name, value in attrs.asdict(options or QwenVLOptions()).items()},
         }
 
     @classmethod
     def token_counter(cls, model: ModelFolder, options: Any) -> TokenCounter:
-        """See `Encoder.token_counter`: tokenizer and image processor alone, and the code that `encode` runs."""
+        """See `Encoder.token_counter`. It runs the same code as `encode`, with tokenizer and image processor alone."""
         options = options or QwenVLOptions()
         spec = cls.describe(model, options)
         processor = _image_processor(model) if spec.pictures else None
@@ -131,7 +142,7 @@ class QwenVLEncoder(Encoder):
     def encode(
         self, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]], *, max_length: int | None = None
     ) -> Conditioning:
-        """See `Encoder.encode`. DataError: a prompt with special tokens, or the wrong number of pictures."""
+        """See `Encoder.encode`. DataError if a prompt has special tokens, or the wrong number of pictures."""
         if len(prompts) != len(pictures):
             raise ValueError(f"{len(prompts)} prompts, {len(pictures)} lists of pictures")
         vision = self._look([picture for shown in pictures for picture in shown])
@@ -176,7 +187,7 @@ class QwenVLEncoder(Encoder):
         if self.image_processor is None:
             raise DataError(
                 "pictures were given to an encoder that does not look at any",
-                "Use a family that takes pictures, and a checkpoint with a folder 'processor'.",
+                "Use a family that takes pictures, and a model with a folder 'processor'.",
             )
         seen = self.image_processor(images=list(pictures), return_tensors="pt")
         merged = self.image_processor.merge_size**2
@@ -185,16 +196,16 @@ class QwenVLEncoder(Encoder):
         return _Vision(seen["pixel_values"].to(device), seen["image_grid_thw"].to(device), slots)
 
     def _slots(self, size: Size) -> int:
-        """Image tokens of a picture of this size."""
+        """Return the number of image tokens of a picture of this size."""
         if self.image_processor is None:
-            return 0  # `encode` refuses it
+            return 0  # `encode` refuses the picture
         patches = self.image_processor.get_number_of_image_patches(*size)
         return int(patches) // int(self.image_processor.merge_size) ** 2
 
     def _hidden(self, rows: Sequence[list[int]], vision: _Vision) -> list[Tensor]:
-        """Last hidden states [T, D] of each prompt, its own tokens only.
+        """Return the last hidden states of each prompt, [its tokens, D].
 
-        Rows are padded on the right: attention is causal, so what a prompt gives does not depend on its neighbours.
+        Rows are padded on the right. Attention is causal, so that the padding changes no prompt's result.
         """
         lengths = [len(ids) for ids in rows]
         input_ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
@@ -217,7 +228,13 @@ class QwenVLEncoder(Encoder):
 
 @attrs.frozen(eq=False)
 class _Vision:
-    """What the vision tower takes: pixels [P, patch], grids [n, 3] and, per picture, its image tokens."""
+    """The input of the vision tower, for all pictures of a batch.
+
+    Attributes:
+        pixels: [patches, values of a patch]; None without pictures.
+        grids: [pictures, 3], the patches of each picture along time, height and width; None without pictures.
+        slots: For each picture the number of its image tokens.
+    """
 
     pixels: Tensor | None
     grids: Tensor | None
@@ -234,7 +251,7 @@ def _tokenizer(model: ModelFolder, spec: EncoderSpec) -> Any:
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise WeightsError(
             f"model {model.name!r}: the tokenizer in tokenizer/ cannot be read: {error!r}",
-            "Download the checkpoint again.",
+            "Download the model again.",
         ) from error
     for template in (TEXT, EDIT) if spec.pictures else (TEXT,):
         check_tokenizer(tokenizer, template, model.name)

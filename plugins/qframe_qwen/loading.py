@@ -1,4 +1,4 @@
-"""Opening one component of a checkpoint: the class it names is checked, its weights are complete, nothing is run."""
+"""Loading one component of a model folder: its class and its weights are checked, and no code in it is run."""
 
 from __future__ import annotations
 
@@ -17,26 +17,42 @@ from qframe.plugins.distribution import install_hint
 
 
 def component_config(model: ModelFolder, subfolder: str, expected: str, *, file: str = "config.json") -> dict[str, Any]:
-    """The configuration of a component, which must name the class `expected`.
+    """Return the configuration of a component.
 
-    WeightsError if the file is missing or names another class.
+    Args:
+        model: The model folder.
+        subfolder: The component's subfolder.
+        expected: The class that the configuration must name.
+        file: The configuration's file name.
+
+    Raises:
+        WeightsError: The file is missing or names another class, or shards of weights are missing.
     """
     config = model.read_json(f"{subfolder}/{file}")
-    if not model.remote:  # from the hub, weights come later
+    if not model.remote:  # weights from the hub are downloaded later
         model.check_shards(subfolder)
     named = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
     if named != expected:
         raise WeightsError(
             f"model {model.name!r}: {subfolder}/{file} names the class {named!r}, expected {expected!r}",
-            "Use a checkpoint of this family, or the plugin that knows this class.",
+            "Use a model of this family, or the plugin that knows this class.",
         )
     return config
 
 
 def load_weights(cls: Any, model: ModelFolder, subfolder: str, *, device: torch.device, dtype: torch.dtype) -> Any:
-    """The network of class `cls` (diffusers' or transformers') in `subfolder`, frozen, in evaluation mode.
+    """Load a network of diffusers or transformers, frozen and in evaluation mode.
 
-    WeightsError if weights are missing, of another shape, or damaged: upstream would fill in random ones.
+    Args:
+        cls: The network's class.
+        model: The model folder.
+        subfolder: The component's subfolder.
+        device: The device for the weights.
+        dtype: The dtype of the weights.
+
+    Raises:
+        WeightsError: Weights are missing, damaged or of another shape (diffusers and transformers would fill in random
+            values), or this machine lacks the library or device that quantised weights need.
     """
     model.weight_files(subfolder)
     try:
@@ -57,7 +73,7 @@ def load_weights(cls: Any, model: ModelFolder, subfolder: str, *, device: torch.
             raise _lacking(model, subfolder, error) from error
         raise WeightsError(
             f"model {model.name!r}: {subfolder} cannot be loaded from its config.json and weights: {error}",
-            "Download the checkpoint again.",
+            "Download the model again.",
         ) from error
     broken = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
     unused = sorted(report["unexpected_keys"])
@@ -65,27 +81,27 @@ def load_weights(cls: Any, model: ModelFolder, subfolder: str, *, device: torch.
         raise WeightsError(
             f"model {model.name!r}: {subfolder} holds {len(unused)} weights its config.json has no place for: "
             + ", ".join(unused[:5]),
-            "The configuration and the weights do not belong together; download the checkpoint again.",
+            "The configuration and the weights do not belong together; download the model again.",
         )
     if broken:
         raise WeightsError(
             f"model {model.name!r}: {subfolder} lacks {len(broken)} weights that its config.json calls for, "
             f"or has them in another shape: {', '.join(broken[:5])}",
-            "The configuration and the weights do not belong together; download the checkpoint again.",
+            "The configuration and the weights do not belong together; download the model again.",
         )
     return module.to(device).eval().requires_grad_(False)
 
 
 def outline_of(cls: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """The network of diffusers' class `cls` on the meta device: shapes without weights."""
+    """Make a network of diffusers' class `cls` on the meta device: names and shapes of weights, but no weights."""
     with torch.device("meta"):
         network = cls.from_config(dict(config))
-    nn.Module.to(network, dtype)  # diffusers' own warns of modules to keep in float32, of which there are none
+    nn.Module.to(network, dtype)  # diffusers' own `to` would warn of modules to keep in float32; there are none
     return network.eval().requires_grad_(False)
 
 
 def _lacking(model: ModelFolder, subfolder: str, error: Exception) -> WeightsError:
-    """What to say of weights that this machine has no library or no device for: quantised ones."""
+    """Make the error for quantised weights that need a library or a device which this machine lacks."""
     method = model.read_json(f"{subfolder}/config.json").get("quantization_config", {}).get("quant_method", "none")
     return WeightsError(
         f"model {model.name!r}: {subfolder} (quantised: {method}) cannot be loaded on this machine: {error}",
@@ -96,7 +112,7 @@ def _lacking(model: ModelFolder, subfolder: str, error: Exception) -> WeightsErr
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Inside, diffusers and transformers draw no progress bars of their own among ours."""
+    """Inside, diffusers and transformers draw no progress bars, which would mix with those of qframe."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 

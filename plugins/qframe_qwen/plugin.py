@@ -1,4 +1,4 @@
-"""What this plugin offers. Imports no torch."""
+"""Declares the components and the families of Qwen-Image. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from qframe.plugins.hookspecs import Component, Family, hookimpl
 
 @hookimpl
 def qframe_components() -> list[Component]:
-    """The parts of Qwen-Image."""
+    """Declare the components of Qwen-Image."""
     return [
         Component(
             "encoder",
@@ -42,31 +42,13 @@ def qframe_components() -> list[Component]:
             "qframe_qwen.image_to_image:ImageToImage",
             summary="a run that starts from a picture where one is given",
         ),
-        Component(
-            "oracle",
-            "diffusers-qwen-image",
-            "qframe_qwen.oracles:TextToImage",
-            summary="diffusers' QwenImagePipeline and QwenImageImg2ImgPipeline",
-        ),
-        Component(
-            "oracle", "diffusers-qwen-inpaint", "qframe_qwen.oracles:Inpaint", summary="QwenImageInpaintPipeline"
-        ),
-        Component("oracle", "diffusers-qwen-edit", "qframe_qwen.oracles:Edit", summary="QwenImageEditPipeline"),
-        Component(
-            "oracle", "diffusers-qwen-edit-plus", "qframe_qwen.oracles:EditPlus", summary="QwenImageEditPlusPipeline"
-        ),
-        Component(
-            "oracle",
-            "diffusers-qwen-edit-inpaint",
-            "qframe_qwen.oracles:EditInpaint",
-            summary="QwenImageEditInpaintPipeline, with the reference that edits have here",
-        ),
+        *_oracles(),
     ]
 
 
 @hookimpl
 def qframe_families() -> list[Family]:
-    """Text to image, and image to image."""
+    """Declare the family for text to image and image to image."""
     return [
         Family(
             "qwen-image",
@@ -88,4 +70,28 @@ def qframe_families() -> list[Family]:
             weights_licence="Apache-2.0",
             summary="pictures from prompts, or from a prompt and a picture to start from",
         )
+    ]
+
+
+def _oracles() -> list[Component]:
+    return [
+        Component(
+            "oracle",
+            "diffusers-qwen-image",
+            "qframe_qwen.oracles:TextToImage",
+            summary="diffusers' QwenImagePipeline and QwenImageImg2ImgPipeline",
+        ),
+        Component(
+            "oracle", "diffusers-qwen-inpaint", "qframe_qwen.oracles:Inpaint", summary="QwenImageInpaintPipeline"
+        ),
+        Component("oracle", "diffusers-qwen-edit", "qframe_qwen.oracles:Edit", summary="QwenImageEditPipeline"),
+        Component(
+            "oracle", "diffusers-qwen-edit-plus", "qframe_qwen.oracles:EditPlus", summary="QwenImageEditPlusPipeline"
+        ),
+        Component(
+            "oracle",
+            "diffusers-qwen-edit-inpaint",
+            "qframe_qwen.oracles:EditInpaint",
+            summary="QwenImageEditInpaintPipeline, with the reference that edits have here",
+        ),
     ]

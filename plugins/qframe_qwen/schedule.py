@@ -1,4 +1,4 @@
-"""Noise levels: diffusers' flow matching scheduler, with the checkpoint's own configuration."""
+"""Noise levels from diffusers' flow-matching scheduler, with the configuration in the model folder."""
 
 from __future__ import annotations
 
@@ -21,21 +21,25 @@ _FILE = "scheduler_config.json"
 
 
 class FlowMatchSchedule(Schedule):
-    """Sigmas bit-equal to those that diffusers' Qwen pipelines run with."""
+    """Gives sigmas that are equal, to the bit, to those of diffusers' Qwen pipelines.
+
+    Attributes:
+        scheduler: diffusers' FlowMatchEulerDiscreteScheduler.
+    """
 
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
 
     @classmethod
     def describe(cls, model: ModelFolder, options: Any) -> None:
-        """Nothing to compare with other parts; WeightsError if it is a scheduler that this class cannot follow."""
+        """Check the configuration; WeightsError if it asks for something that this class does not do."""
         config = component_config(model, _FOLDER, _CLASS, file=_FILE)
         for key, wanted in (("num_train_timesteps", 1000), ("invert_sigmas", False), ("stochastic_sampling", False)):
             if config.get(key, wanted) != wanted:
                 raise WeightsError(
                     f"model {model.name!r}: {_FOLDER}/{_FILE} sets {key} to {config[key]!r}; "
                     f"schedule 'flow-match' needs {wanted!r}",
-                    "Use a schedule made for this checkpoint.",
+                    "Use a schedule that was made for this model.",
                 )
 
     @classmethod
@@ -50,30 +54,31 @@ class FlowMatchSchedule(Schedule):
         return {"fingerprint": model.digest(_FOLDER)}  # checkpoints of training runs hold it under this name
 
     def mu(self, tokens: int) -> float:
-        """The logarithm of the shift for a target of `tokens` tokens: a straight line through the configured ends.
+        """Return the logarithm of the shift for a target of `tokens` image tokens.
 
-        diffusers: `calculate_shift` of pipeline_qwenimage.py.
+        It lies on a straight line through the two points in the configuration, as in `calculate_shift` of diffusers'
+        pipeline_qwenimage.py.
         """
         config = self.scheduler.config
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         return float(tokens * slope + (config.base_shift - slope * config.base_image_seq_len))
 
     def sigmas(self, steps: int, tokens: int, custom: Sequence[float] | None = None) -> Tensor:
-        """See `Schedule.sigmas`. ConfigError if `custom` does not fall from at most 1 to above 0."""
+        """See `Schedule.sigmas`. ConfigError if `custom` does not fall strictly, from at most 1 to above 0."""
         unshifted = np.linspace(1.0, 1 / steps, steps) if custom is None else np.asarray(custom, dtype=np.float64)
         if custom is not None and not _falls(unshifted):
             raise ConfigError(
                 f"sigmas must fall from at most 1 to above 0, got {list(custom)}", "Or give only a number of steps."
             )
         if len(unshifted) == 1 and unshifted[0] == 1.0:
-            # One whole step. Upstream stretches the last sigma to shift_terminal and divides by 1 - 1 = 0: NaN.
+            # A single step from 1. diffusers would stretch the last sigma to shift_terminal, divide by 0 and give NaN.
             return torch.tensor([1.0, 0.0])
         self.scheduler.set_timesteps(sigmas=unshifted, mu=self.mu(tokens))
         sigmas: Tensor = self.scheduler.sigmas.clone()
         return sigmas
 
     def shift(self, sigma: Tensor, tokens: int) -> Tensor:
-        """See `Schedule.shift`. Without the stretch to shift_terminal, which belongs to a finite number of steps."""
+        """See `Schedule.shift`. Sigmas are not stretched to shift_terminal, which only a number of steps defines."""
         config = self.scheduler.config
         if not config.use_dynamic_shifting:
             static: Tensor = config.shift * sigma / (1 + (config.shift - 1) * sigma)

@@ -1,4 +1,4 @@
-"""Names of Qwen-Image's latent and text spaces: shapes alone do not tell whose latents they are. Imports no torch."""
+"""Names of the latent and text spaces of Qwen-Image, by which parts are checked to fit. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 TEXT_SPACE = "qwen2.5-vl"
-"""The last hidden states of Qwen2.5-VL."""
+"""The name of the space of Qwen2.5-VL's last hidden states."""
 
 # Defaults of diffusers' AutoencoderKLQwenImage, equal to vae/config.json of Qwen/Qwen-Image.
 PUBLISHED_MEAN = (
@@ -22,7 +22,11 @@ PUBLISHED_STD = (
 
 
 def latent_space(vae_config: Mapping[str, Any]) -> str:
-    """The latent space of a vae/config.json: "qwen-image" for the published one, else "qwen-image:<8 hex digits>"."""
+    """Return the name of the latent space that a vae/config.json describes.
+
+    It is "qwen-image" if mean and standard deviation of the latents are the published ones, and
+    "qwen-image:<8 hexadecimal digits>", a digest of them, if they are not.
+    """
     mean = tuple(float(value) for value in vae_config.get("latents_mean", PUBLISHED_MEAN))
     std = tuple(float(value) for value in vae_config.get("latents_std", PUBLISHED_STD))
     if (mean, std) == (PUBLISHED_MEAN, PUBLISHED_STD):

@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d
 from qframe.diffusion.packing import pack_latents
 from qframe.errors import ConfigError
 from qframe.interfaces import Parts
-from qframe.pictures.pixels import to_weight
+from qframe.pictures.pixels import grey_values
 from qframe.sample.planning import broadcast
 from qframe.sample.request_pictures import PictureLike, load_grey
 
@@ -33,7 +33,7 @@ def latent_mask(mask: Image.Image, edges: Edges, compression: int) -> Tensor:
     hard: white or black, by the pixel at the upper left of each place, as diffusers takes it. soft: each place is as
     white as its pixels are on average. ConfigError if nothing is to be repainted.
     """
-    weight = to_weight(mask)  # [H, W]
+    weight = grey_values(mask)  # [H, W]
     if edges == "hard":
         found = (weight >= 0.5).float()[::compression, ::compression]
     else:

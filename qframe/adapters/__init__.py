@@ -1,4 +1,4 @@
-"""LoRA adapters: put on a network, written for other programs, read from them, merged."""
+"""LoRA adapters: put on a network, written for other programs, read from them, and merged into weights."""
 
 from qframe.adapters.files import METADATA_OF_LAYOUTS, read_lora, save_lora
 from qframe.adapters.header import StoredLayer, StoredLora, StoredTensor, describe_lora

@@ -1,6 +1,7 @@
-"""LoRA files: written in the layouts of other programs and read back, and read from them.
+"""LoRA files: written in the layouts of other programs, and read, whichever program wrote them.
 
-In the diffusers layout alpha goes into the metadata: without it diffusers takes alpha = rank, a wrong scale, silently.
+In the diffusers layout alpha is written into the metadata. Without it diffusers would take alpha = rank, and so scale
+the update wrongly, without an error.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from qframe.errors import ConfigError, QframeError, WeightsError
 from qframe.files.storage import write_file
 
 NAMES_KEY = "qframe_layers"
-"""Where a file with flattened names keeps the full ones."""
+"""The metadata under which a file with flattened names keeps the full names of its layers."""
 
 METADATA_OF_LAYOUTS = frozenset({"format", METADATA_KEY, NAMES_KEY})
-"""Metadata that belongs to a layout, and not to what the file holds."""
+"""Metadata that belongs to a file's layout; other metadata is about what the file holds."""
 
 _LENGTH = 8
-"""Bytes that a safetensors file begins with: the length of its header."""
+"""A safetensors file begins with this many bytes, which give the length of its header."""
 
 
 def save_lora(
@@ -38,10 +39,20 @@ def save_lora(
     layout: LoraLayout = "diffusers",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `layers` as the programs that read `layout` expect them, scale included. Atomic.
+    """Write a LoRA file in the layout that another program reads.
 
-    What was written is read back and compared with `layers` before it takes the place of a former file: WeightsError
-    if it differs. ConfigError if there are no layers, or the layout has no place for DoRA's magnitudes.
+    The file is read back and compared with `layers` before it replaces a former file in one step.
+
+    Args:
+        file: The file to write.
+        layers: The LoRA's layers by the full names of the layers that they change.
+        layout: The layout; alpha is kept wherever the layout keeps it.
+        metadata: More metadata for the file's header.
+
+    Raises:
+        ConfigError: There are no layers, or the layout has no place for the magnitudes of DoRA, or spells two names
+            alike.
+        WeightsError: What was written does not read back as `layers`. A former file stays as it was.
     """
     if not layers:
         raise ConfigError(f"{file}: there is no trained adapter to write", "Train one first.")
@@ -78,15 +89,15 @@ def save_lora(
 
 
 def _in_order(data: bytes) -> bytes:
-    """A safetensors file's bytes, its metadata in the order of their keys.
+    """Return the bytes of a safetensors file with its metadata sorted by key.
 
-    safetensors writes them in an order that is another every time: two runs of equal bits would differ in their sums.
+    safetensors writes metadata in a different order every time, so that the files of two equal runs would differ.
     """
     end = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
     header = json.loads(data[_LENGTH:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _LENGTH)  # tensors begin at a multiple of it
+    text += b" " * (-len(text) % _LENGTH)  # tensors begin at a multiple of 8 bytes
     return b"".join((len(text).to_bytes(_LENGTH, "little"), text, memoryview(data)[end:]))
 
 
@@ -94,7 +105,7 @@ def _scale_metadata(file: Path, layout: LoraLayout, layers: Mapping[str, LoraLay
     if layout == "diffusers":
         return {METADATA_KEY: json.dumps(_peft_metadata(layers), sort_keys=True)}
     if layout == "comfyui":
-        return {}  # alpha lies beside each layer; in the metadata too, diffusers would apply it twice
+        return {}  # alpha lies beside each layer; if it were in the metadata too, diffusers would apply it twice
     clashes = [" and ".join(names) for names in by_flat_name(layers).values() if len(names) > 1]
     if clashes:
         raise ConfigError(f"{file}: the layout {layout!r} does not tell apart {clashes[0]}", "Choose another layout.")
@@ -119,13 +130,20 @@ def _peft_metadata(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
 
 
 def read_lora(file: Path, *, names: Iterable[str] | None = None) -> dict[str, LoraLayer]:
-    """The layers of a LoRA file by their full names, in the dtype of the file.
+    """Read a LoRA file, in the layout of diffusers, peft, ComfyUI or kohya, or with bare names.
 
-    Read are the formats of diffusers, peft, ComfyUI and kohya, and bare names. names: of the network's layers, which a
-    file with flattened names (kohya) needs unless it brings them along.
+    Args:
+        file: The LoRA file.
+        names: The full names of the network's layers. A file with flattened names (kohya's layout) can only be read
+            with them, unless qframe wrote it and so kept the full names.
 
-    Everything is checked before it is used: WeightsError names keys that belong to no layer, halves without a
-    partner, shapes that do not fit, scales and values that are not finite. UntrustedError: larger than any LoRA.
+    Returns:
+        The LoRA's layers by the full names of the layers that they change, in the dtype of the file.
+
+    Raises:
+        WeightsError: The file cannot be used. The message names each tensor that belongs to no layer, lacks its
+            counterpart, has a shape that does not fit, or an alpha or values that are not finite.
+        UntrustedError: The file is larger than any LoRA.
     """
     with open_lora(file) as opened:
         stored = stored_lora(file, opened)
@@ -146,7 +164,7 @@ def read_lora(file: Path, *, names: Iterable[str] | None = None) -> dict[str, Lo
 
 
 def _full_names(stored: StoredLora, names: tuple[str, ...] | None) -> dict[str, str]:
-    """Full names by those in the file."""
+    """Return the full name of each layer by the name that the file has for it."""
     flat = {layer.name for layer in stored.layers if layer.parts["down"].name.flat}
     full = {layer.name: layer.name for layer in stored.layers if layer.name not in flat}
     if not flat:
@@ -173,7 +191,7 @@ def _full_names(stored: StoredLora, names: tuple[str, ...] | None) -> dict[str, 
 
 
 def _recorded_names(stored: StoredLora) -> tuple[str, ...] | None:
-    """The full names that a file of ours brings along; None if it brings none that fit."""
+    """Return the full names that a file of qframe keeps in its metadata; None if it keeps none that fit its layers."""
     try:
         names = json.loads(stored.metadata.get(NAMES_KEY, "[]"))
     except (ValueError, RecursionError):

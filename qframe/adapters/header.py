@@ -1,4 +1,4 @@
-"""What a LoRA file claims, read from its header and checked before a tensor is: names, shapes, ranks, scales."""
+"""The header of a LoRA file: names, shapes, ranks and alphas, checked before any matrix is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qframe.adapters.layouts import Part, TensorName, parse_name
 from qframe.errors import UntrustedError, WeightsError, bullet_list
 
 METADATA_KEY = "lora_adapter_metadata"
-"""Where diffusers keeps peft's configuration, alpha among it."""
+"""The metadata under which diffusers keeps peft's configuration, with alpha in it."""
 
 _LARGEST_HEADER = 16 * 1024 * 1024
 _MOST_BYTES = 64 * 1024**3
@@ -34,7 +34,14 @@ _LONGEST_LINE = 300
 
 @attrs.frozen
 class StoredTensor:
-    """What a file's header says of a tensor."""
+    """A tensor as the header of a LoRA file describes it.
+
+    Attributes:
+        key: The tensor's whole name in the file.
+        name: The same name, taken apart.
+        dtype: The dtype as safetensors spells it, for example "BF16".
+        shape: The shape.
+    """
 
     key: str
     name: TensorName
@@ -44,7 +51,14 @@ class StoredTensor:
 
 @attrs.frozen
 class StoredLayer:
-    """A layer as a file's header describes it. name: as the file spells it."""
+    """A layer as the header of a LoRA file describes it.
+
+    Attributes:
+        name: The layer's name as the file spells it.
+        parts: The layer's tensors.
+        rank: The rank of the update.
+        alpha: Over the rank, it scales the update.
+    """
 
     name: str
     parts: Mapping[Part, StoredTensor]
@@ -53,17 +67,26 @@ class StoredLayer:
 
     @property
     def scale(self) -> float:
+        """What the update is multiplied by before any strength that a user gives: alpha / rank."""
         return self.alpha / self.rank
 
     @property
     def features(self) -> tuple[int, int]:
-        """In and out."""
+        """The number of features that go into the layer, and of those that come out."""
         return self.parts["down"].shape[1], self.parts["up"].shape[0]
 
 
 @attrs.frozen
 class StoredLora:
-    """A LoRA file, without its matrices. styles: how its keys are written, more than one if they are mixed."""
+    """What a LoRA file holds, apart from its matrices.
+
+    Attributes:
+        file: The file.
+        size: The file's size in bytes.
+        styles: How the file spells the names of tensors; more than one if it mixes styles.
+        layers: The layers.
+        metadata: The metadata in the file's header.
+    """
 
     file: Path
     size: int
@@ -73,18 +96,19 @@ class StoredLora:
 
     @property
     def dora(self) -> bool:
+        """Whether the file holds a DoRA: its layers have magnitudes."""
         return any("magnitude" in layer.parts for layer in self.layers)
 
 
 def describe_lora(file: Path) -> StoredLora:
-    """What a LoRA file holds, from its header and its alphas. Errors are those of `read_lora`."""
+    """Return what a LoRA file holds, from its header and its alphas. Errors are those of `read_lora`."""
     with open_lora(file) as opened:
         return stored_lora(file, opened)
 
 
 @contextmanager
 def open_lora(file: Path) -> Iterator[Any]:
-    """The file, lazily; its header was read, and is not larger than a LoRA's may be."""
+    """Yield the opened file (safetensors' `safe_open`), after its size and that of its header were checked."""
     try:
         if not file.is_file():
             raise WeightsError(f"LoRA file {file}: there is no such file")
@@ -92,7 +116,7 @@ def open_lora(file: Path) -> Iterator[Any]:
             length = int.from_bytes(stream.read(8), "little")
         size = file.stat().st_size
         if length <= size and (length > _LARGEST_HEADER or size > _MOST_BYTES):
-            raise UntrustedError(f"LoRA file {file}: {size} bytes with a header of {length}, no LoRA is so large")
+            raise UntrustedError(f"LoRA file {file}: {size} bytes with a header of {length}; no LoRA is so large")
         with safe_open(file, framework="pt") as opened:
             yield opened
     except (SafetensorError, OSError, UnicodeError) as error:
@@ -103,7 +127,7 @@ def open_lora(file: Path) -> Iterator[Any]:
 
 
 def stored_lora(file: Path, opened: Any) -> StoredLora:
-    """`describe_lora` of a file that is open."""
+    """Return what `describe_lora` returns, for a file that `open_lora` has opened."""
     metadata: dict[str, str] = opened.metadata() or {}
     keys = list(opened.keys())
     if len(keys) > _MOST_TENSORS:
@@ -178,16 +202,16 @@ def _wrong_alpha(layer: str, alpha: float) -> str | None:
 
 
 def refuse(file: Path, problems: list[str], *, hint: str | None = None) -> None:
-    """WeightsError with all problems of a file, if there are any."""
+    """Raise WeightsError with all problems of a LoRA file, if there are any."""
     if problems:
         more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         shown = bullet_list(_printable(problem) for problem in problems[:_SHOWN])
-        hint = hint or "Nothing of it was put on. Use another file, or save this one again where it was made."
+        hint = hint or "Nothing of it was loaded. Use another file, or save this one again where it was made."
         raise WeightsError(f"LoRA file {file} cannot be used:\n{shown}{more}", hint)
 
 
 def _printable(text: str) -> str:
-    """Of a file's own words, what a terminal may be shown."""
+    """Shorten a text that comes from a file, and replace characters that would change a terminal."""
     if len(text) > _LONGEST_LINE:
         text = f"{text[: _LONGEST_LINE // 2]}...{text[-_LONGEST_LINE // 2 :]}"
     return "".join(letter if letter.isprintable() else "?" for letter in text)
@@ -195,7 +219,14 @@ def _printable(text: str) -> str:
 
 @attrs.frozen
 class _Noted:
-    """What a file's metadata says, in peft's words."""
+    """What peft's configuration in a file's metadata says of alphas.
+
+    Attributes:
+        alpha: The alpha of every layer that no pattern names; None if nothing is said.
+        patterns: Alphas by the name of a layer, or by the end of its name.
+        rslora: Whether updates are scaled by alpha over the root of the rank (rsLoRA).
+        dora: Whether the LoRA is a DoRA.
+    """
 
     alpha: float | None = None
     patterns: Mapping[str, float] = attrs.field(factory=dict)
@@ -204,13 +235,18 @@ class _Noted:
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """The patterns' order."""
+        """The place of each pattern in their order."""
         return {pattern: place for place, pattern in enumerate(self.patterns)}
 
     def of(self, name: str, rank: int) -> float:
-        """Alpha of a layer, so that its scale is alpha / rank; where nothing is said the scale is 1, as in diffusers.
+        """Return the alpha of a layer such that alpha / rank scales its update, also for rsLoRA.
 
-        A pattern names a layer or the end of its name; the first that does counts (peft: get_pattern_key).
+        The first pattern that is the layer's name or the end of it counts (peft: `get_pattern_key`). Where nothing is
+        said, alpha is the rank, as in diffusers.
+
+        Args:
+            name: The layer's name as the file spells it.
+            rank: The layer's rank.
         """
         parts = name.split(".")
         endings = {".".join(parts[start:]) for start in range(len(parts))} & self.places.keys()

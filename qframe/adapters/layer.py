@@ -1,4 +1,4 @@
-"""The update of one layer, apart from files and networks."""
+"""A LoRA's update of one layer: the matrices, and what they add to the layer's weight."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from torch import Tensor
 
 
 def as_float32(value: float) -> float:
-    """The nearest number that a float32 tensor holds."""
+    """Round a number to the nearest one that a float32 tensor can hold."""
     return float(torch.tensor(value, dtype=torch.float32))
 
 
 @attrs.frozen(eq=False)
 class LoraLayer:
-    """The update of one linear layer: scale * up @ down, scale = alpha / rank.
+    """A LoRA's update of one linear layer: alpha / rank * up @ down is added to the layer's weight.
 
-    down: [rank, in]. up: [out, rank]. alpha: rounded to float32, which every file format holds exactly.
-    magnitude: [out], the lengths of rows that DoRA learns (arXiv 2402.09353, eq. 5); None without DoRA.
+    Attributes:
+        down: [rank, in], the matrix that is applied first.
+        up: [out, rank], the matrix that is applied second.
+        alpha: Over the rank, it scales the update; rounded to float32, which every file format holds exactly.
+        magnitude: [out], the lengths of the weight's rows that DoRA learns (arXiv 2402.09353, eq. 5); None without
+            DoRA.
     """
 
     down: Tensor
@@ -27,16 +31,17 @@ class LoraLayer:
 
     @property
     def rank(self) -> int:
+        """The rank of the update."""
         return int(self.down.shape[0])
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What is stored of it, but for alpha, by part: down, up, and magnitude with DoRA."""
+        """The layer's tensors by part: down, up, and magnitude if it is a DoRA."""
         own = {"down": self.down, "up": self.up}
         return own if self.magnitude is None else {**own, "magnitude": self.magnitude}
 
     def equals(self, other: LoraLayer) -> bool:
-        """Whether every part is the same, to the bit; devices do not count."""
+        """Whether another layer has the same alpha, dtypes and values, to the bit; their devices do not count."""
         mine, theirs = self.tensors, other.tensors
         return (
             self.alpha == other.alpha
@@ -44,13 +49,16 @@ class LoraLayer:
             and all(t.dtype == theirs[p].dtype and torch.equal(t.cpu(), theirs[p].cpu()) for p, t in mine.items())
         )
 
-    def update(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        """What the layer adds to its `weight` [out, in], in float32.
+    def update(self, weight: Tensor, scale: float = 1.0) -> Tensor:
+        """Return what is added to the weight of the layer, in float32.
 
-        With DoRA `strength` scales the direction alone, as peft and diffusers do it: the magnitudes count whole.
+        Args:
+            weight: [out, in], the layer's weight without any LoRA.
+            scale: The strength of the LoRA. Of a DoRA it scales the low-rank update alone, and the magnitudes stay
+                as they are, as in peft and diffusers.
         """
         base = weight.float()
-        low_rank = strength * self.alpha / self.rank * (self.up.to(base) @ self.down.to(base))
+        low_rank = scale * self.alpha / self.rank * (self.up.to(base) @ self.down.to(base))
         if self.magnitude is None:
             return low_rank
         moved = base + low_rank

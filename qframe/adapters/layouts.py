@@ -1,7 +1,7 @@
-"""What LoRA files call their tensors: the layouts of other programs, as names alone. Reads nothing.
+"""How the layouts of other programs name the tensors of a LoRA file. Reads no file.
 
-`LoraLayout` lists those that are written. More are read: peft's own names and bare ones, and flattened names under
-other prefixes than kohya's.
+`LoraLayout` lists the layouts that qframe writes. It reads more: peft's own names, names without a prefix, and
+flattened names under other prefixes than kohya's.
 """
 
 from __future__ import annotations
@@ -50,7 +50,13 @@ _WRITTEN: Mapping[LoraLayout, tuple[str, Mapping[Part, str]]] = {
 
 @attrs.frozen
 class TensorName:
-    """A tensor's name, taken apart. layer: as the file spells it, without prefixes."""
+    """The name of a tensor in a LoRA file, taken apart.
+
+    Attributes:
+        style: How the name is spelled.
+        layer: The name of the layer as the file spells it, without prefixes.
+        part: Which of the layer's tensors it is.
+    """
 
     style: Style
     layer: str
@@ -58,12 +64,12 @@ class TensorName:
 
     @property
     def flat(self) -> bool:
-        """Whether `layer` has "_" where the network has "."."""
+        """Whether the name of the layer is flattened: it has "_" where the network's name has "."."""
         return self.style == "kohya"
 
 
 def parse_name(key: str) -> TensorName | None:
-    """The parts of a tensor's name; None if it is not part of a LoRA layer."""
+    """Take the name of a tensor apart. The result is None if it is no name of a LoRA's tensor."""
     if len(key) > _LONGEST_KEY:
         return None
     for ending, part in _ENDINGS:
@@ -77,19 +83,19 @@ def parse_name(key: str) -> TensorName | None:
 
 
 def tensor_name(layout: LoraLayout, layer: str, part: Part) -> str | None:
-    """What `layout` calls a part of a layer; None where it has no place for it."""
+    """Return the name that `layout` has for a part of a layer; None if the layout has no place for the part."""
     prefix, endings = _WRITTEN[layout]
     ending = endings.get(part)
     return None if ending is None else prefix + (flattened(layer) if layout == "kohya" else layer) + ending
 
 
 def flattened(layer: str) -> str:
-    """A layer's name as kohya's layout spells it."""
+    """Return a layer's name as kohya's layout spells it, with "_" for "."."""
     return layer.replace(".", "_")
 
 
 def by_flat_name(names: Iterable[str]) -> dict[str, list[str]]:
-    """Full names by their flattened form: more than one where the form does not tell them apart."""
+    """Group full names by their flattened form. A group has several names where flattening makes them equal."""
     found: dict[str, list[str]] = {}
     for name in names:
         found.setdefault(flattened(name), []).append(name)

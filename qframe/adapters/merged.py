@@ -1,4 +1,4 @@
-"""LoRAs and the denoiser of a composition: whether they fit, told early; and merged, as a folder of its own."""
+"""LoRAs for the denoiser of a composition: checked early whether they fit, and merged into a new model folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def outlined(composition: Composition) -> Denoiser | None:
-    """The denoiser on the meta device: its layers' names and shapes, before a weight is read. None if untold."""
+    """Return the denoiser on the meta device, with names and shapes of its layers and no weights read.
+
+    None if the denoiser's class cannot make an outline.
+    """
     found: Denoiser | None = composition.classes["denoiser"].outline(
         composition.model("denoiser"), composition.options("denoiser"), dtype=torch.float32
     )
@@ -28,7 +31,10 @@ def outlined(composition: Composition) -> Denoiser | None:
 
 
 def check_files(composition: Composition, files: Iterable[Path]) -> Denoiser | None:
-    """WeightsError names what of `files` does not fit the denoiser, before its weights are read; the outline."""
+    """Check that LoRA files fit the denoiser before its weights are read, and return what `outlined` returns.
+
+    WeightsError names the layers that do not fit. Without an outline nothing is checked.
+    """
     outline = outlined(composition)
     if outline is not None:
         for file in files:
@@ -43,11 +49,20 @@ def write_merged(
     *,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Publish `target`: the denoiser of `composition` with the LoRAs, each times its weight, added for good.
+    """Merge LoRAs into the denoiser of `composition`, and publish the result as a new model folder.
 
-    It is computed on the CPU, in float32, and written in `dtype`, by default that of the checkpoint. The folder is one
-    that `denoiser.model` takes, appears whole or not at all, and must not exist. What can be known is checked before
-    a weight is read: WeightsError names the file that does not fit.
+    The sums are computed on the CPU in float32. The folder appears whole or not at all.
+
+    Args:
+        composition: Names the denoiser and its model.
+        loras: LoRA files, each with its scale (strength).
+        target: The folder to publish, which must not exist; `denoiser.model` can name it afterwards.
+        dtype: The dtype in which the weights are written; by default the one that the model's files have.
+
+    Raises:
+        WeightsError: `target` exists, or a LoRA does not fit, which is told before weights are read if it can be; or
+            the files do not read back as the merged weights.
+        ConfigError: No dtype was given, and it cannot be told from the model's files.
     """
     if target.exists():
         raise WeightsError(f"{target}: exists already, and nothing is overwritten", "Give another --output.")
@@ -63,11 +78,11 @@ def write_merged(
         composition.model("denoiser"), composition.options("denoiser"), device=torch.device("cpu"), dtype=dtype
     )
     module = denoiser.module
-    add_updates(module, [(read_fitting(module, file), weight) for file, weight in loras])
+    add_updates(module, [(read_fitting(module, file), scale) for file, scale in loras])
     about = {
         "base_model": composition.model("denoiser").name,
         "weights_licence": composition.licence,
-        "merged": [{"lora": file.name, "sha256": file_digest(file), "weight": weight} for file, weight in loras],
+        "merged": [{"lora": file.name, "sha256": file_digest(file), "weight": scale} for file, scale in loras],
     }
 
     def write(folder: Path) -> None:
@@ -79,7 +94,10 @@ def write_merged(
 
 
 def stored_dtype(composition: Composition, layers: Sequence[str]) -> torch.dtype | None:
-    """The dtype in which the checkpoint holds these layers; None if their weights are not here, or in another form."""
+    """Return the dtype in which the model's files hold the weights of these layers.
+
+    None if the files are not on this machine, have other names for the weights, or hold them in another form.
+    """
     wanted = {f"{name}.weight" for name in layers}
     for file in sorted(composition.model("denoiser").folder.rglob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
@@ -90,7 +108,7 @@ def stored_dtype(composition: Composition, layers: Sequence[str]) -> torch.dtype
 
 
 def _check_written(target: Path, folder: Path, module: nn.Module) -> None:
-    """WeightsError unless the files hold the network's weights; of a layout with other names nothing is said."""
+    """Raise WeightsError if files do not hold the weights of `module`. Files with other names are not checked."""
     state = module.state_dict()
     left = set(state)
     for key, tensor in _tensors(folder):

@@ -1,4 +1,4 @@
-"""LoRA on a network: fresh ones for training, those of files, and merging. The one place that touches peft."""
+"""LoRA on a network: new ones for training, those of files, and merging. No other module of the core uses peft."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ _SHOWN = 10
 
 
 def resolve_targets(module: nn.Module, targets: tuple[str, ...], presets: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Full names of the linear layers that `targets` choose. The module may lie on the meta device.
+    """Return the full names of the linear layers that `targets` choose.
 
-    A target is a preset, a name that the layers' full names end in, or such a name with *, ? and [...] in it.
-    ConfigError names a target that matches no linear layer, and what there is.
+    Args:
+        module: The network, which may lie on the meta device.
+        targets: Each is the name of a preset, the end of layers' full names, or such an end with *, ? and [...] in it.
+        presets: Targets by the name of the preset that stands for them.
+
+    Raises:
+        ConfigError: A target matches no linear layer; the message says what there is.
     """
     if not targets:
         raise ConfigError("lora.targets: names no layer", f"Presets: {', '.join(sorted(presets))}.")
@@ -44,17 +49,30 @@ def resolve_targets(module: nn.Module, targets: tuple[str, ...], presets: Mappin
 
 
 def layer_names(module: nn.Module) -> list[str]:
-    """Full names of the linear layers, whether they carry adapters or not."""
+    """Return the full names of the linear layers of `module`, whether they carry adapters or not."""
     return list(_linears(module))
 
 
 def add_lora(
     module: nn.Module, config: LoraConfig, presets: Mapping[str, tuple[str, ...]], *, seed: int
 ) -> dict[str, nn.Parameter]:
-    """Put a fresh adapter on `module`, freeze the rest, and return the trained parameters by name (float32).
+    """Put a new adapter on `module` for training, and freeze all other parameters.
 
-    The adapter starts as no change at all: its second matrix is zero, and DoRA's magnitudes are the lengths that the
-    rows have. ConfigError if `module` carries one already.
+    At first the adapter changes nothing: its second matrix is zero, and DoRA's magnitudes are the lengths that the
+    rows of the weights have.
+
+    Args:
+        module: The network.
+        config: Rank, alpha, targets and kind of the adapter.
+        presets: As for `resolve_targets`.
+        seed: Decides the first values of the adapter. No other random generator changes.
+
+    Returns:
+        The parameters to train by name, in float32.
+
+    Raises:
+        ConfigError: `module` carries an adapter already, a target matches nothing, or the adapter is a DoRA and a
+            weight is quantised.
     """
     from peft import LoraConfig as PeftLoraConfig
     from peft import inject_adapter_in_model
@@ -83,14 +101,14 @@ def add_lora(
         )
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
-        parameter.data = parameter.data.float()  # peft gave it the base's dtype; bfloat16 rounds small updates away
+        parameter.data = parameter.data.float()  # peft gave the weight's dtype; bfloat16 would lose small updates
     for name, length in lengths.items():
         module.get_parameter(f"{name}.lora_magnitude_vector.default.weight").data = length
     return trained
 
 
 def _row_lengths(name: str, linear: nn.Linear) -> Tensor:
-    """[out], in float32: peft would round them to the dtype of the weight."""
+    """Return the lengths of the weight's rows, [out] in float32; peft would round them to the dtype of the weight."""
     weight = _plain_weight(name, linear, "DoRA needs the exact lengths of its rows")
     lengths: Tensor = torch.linalg.norm(weight.detach().float(), dim=1)
     return lengths
@@ -106,16 +124,21 @@ def _plain_weight(name: str, linear: nn.Linear, otherwise: str) -> nn.Parameter:
 
 
 def trained_alpha(config: LoraConfig) -> float:
-    """Alpha as every reader understands it: the update is scaled by it over the rank.
+    """Return the alpha of a configuration such that alpha / rank scales the update, as every reader takes it.
 
-    rsLoRA (arXiv 2312.03732) divides by the root of the rank instead; the equal alpha is larger by that root.
+    rsLoRA (arXiv 2312.03732) divides alpha by the root of the rank. It becomes an alpha that is larger by that root.
     """
     alpha = float(config.rank if config.alpha is None else config.alpha)
     return as_float32(alpha * math.sqrt(config.rank) if config.rslora else alpha)
 
 
 def lora_layers(module: nn.Module, *, adapter: str = "default") -> dict[str, LoraLayer]:
-    """The adapter that `module` carries, by the name of the layer it changes."""
+    """Return an adapter that `module` carries, by the full names of the layers that it changes.
+
+    Args:
+        module: The network.
+        adapter: The name under which the adapter was put on.
+    """
     from peft.tuners.lora import LoraLayer as PeftLayer
 
     return {
@@ -130,11 +153,19 @@ def lora_layers(module: nn.Module, *, adapter: str = "default") -> dict[str, Lor
     }
 
 
-def load_lora(module: nn.Module, file: Path, weight: float = 1.0, *, adapter: str = "default") -> None:
-    """Put the adapter of a file on `module`, scaled by `weight`, beside those it carries already.
+def load_lora(module: nn.Module, file: Path, scale: float = 1.0, *, adapter: str = "default") -> None:
+    """Put the LoRA of a file on `module`, beside the adapters that it carries already, and freeze all parameters.
 
-    WeightsError names layers that the network does not have and shapes that do not fit: nothing is loaded in
-    part. ConfigError: a layer would carry DoRA and another adapter, which peft multiplies with each other.
+    Args:
+        module: The network.
+        file: The LoRA file.
+        scale: The strength of the LoRA: its update is multiplied by it.
+        adapter: The name for it on the network, one that no other adapter has.
+
+    Raises:
+        WeightsError: The file cannot be used, or has layers that the network lacks or has in another shape. Then
+            nothing of it is loaded.
+        ConfigError: A layer would carry a DoRA and another adapter, which peft would multiply with each other.
     """
     from peft import LoraConfig as PeftLoraConfig
     from peft import inject_adapter_in_model
@@ -142,18 +173,19 @@ def load_lora(module: nn.Module, file: Path, weight: float = 1.0, *, adapter: st
 
     layers = read_fitting(module, file)
     _check_dora(module, file, layers)
-    # peft compares every layer with every pattern, half a minute for the layers of Qwen-Image: exceptions only.
+    # Patterns only for layers that differ from most: peft compares every layer with every pattern, which takes half
+    # a minute for all layers of Qwen-Image.
     rank = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
     alpha = Counter(layer.alpha for layer in layers.values()).most_common(1)[0][0]
     inject_adapter_in_model(
         PeftLoraConfig(
             r=rank,
-            lora_alpha=alpha * weight,
+            lora_alpha=alpha * scale,
             target_modules=list(layers),
             use_dora=any(layer.magnitude is not None for layer in layers.values()),
             rank_pattern={f"^{re.escape(name)}$": layer.rank for name, layer in layers.items() if layer.rank != rank},
             alpha_pattern={
-                f"^{re.escape(name)}$": layer.alpha * weight for name, layer in layers.items() if layer.alpha != alpha
+                f"^{re.escape(name)}$": layer.alpha * scale for name, layer in layers.items() if layer.alpha != alpha
             },
         ),
         module,
@@ -191,7 +223,7 @@ def _fill(part: nn.Module, adapter: str, layer: LoraLayer) -> None:
 
 
 def read_fitting(module: nn.Module, file: Path) -> dict[str, LoraLayer]:
-    """The layers of a file, each of which `module` has in its shape. WeightsError names those it has not."""
+    """Read a LoRA file for `module`. WeightsError names layers that the network lacks or has in another shape."""
     linears = _linears(module)
     layers = read_lora(file, names=linears)
     problems = []
@@ -218,7 +250,7 @@ def read_fitting(module: nn.Module, file: Path) -> dict[str, LoraLayer]:
 
 
 def _linears(module: nn.Module) -> dict[str, nn.Linear]:
-    # A layer that carries an adapter already keeps its weight in `base_layer`; its own name stays.
+    # A layer that carries an adapter keeps its weight in `base_layer`; the name of the layer stays.
     return {
         name: linear
         for name, part in module.named_modules()
@@ -229,9 +261,9 @@ def _linears(module: nn.Module) -> dict[str, nn.Linear]:
 
 
 def merge_lora(module: nn.Module) -> None:
-    """Add every adapter's update into the weights it belongs to, for good, and take the adapters off.
+    """Add the updates of all adapters on `module` into its weights, and take the adapters off.
 
-    ConfigError if a weight is quantised: the update would be rounded away, or lost.
+    ConfigError if a weight is quantised: an update that is added to it would be rounded away.
     """
     from peft.tuners.lora import LoraLayer as PeftLayer
 
@@ -248,17 +280,25 @@ def merge_lora(module: nn.Module) -> None:
 
 @torch.no_grad()
 def add_updates(module: nn.Module, loras: Sequence[tuple[Mapping[str, LoraLayer], float]]) -> None:
-    """Add the updates of LoRAs, each times its strength, into the weights of `module`, in float32 and rounded once.
+    """Add the updates of LoRAs into the weights of `module`.
 
-    Every update is that of the weight as it was before: their order does not count.
-    ConfigError if a weight is quantised. NumericsError names a layer whose weight would not stay finite.
+    All updates of a weight are summed in float32, and the sum is rounded once to the dtype of the weight. Each update
+    is computed from the weight as it was before, so that the order of the LoRAs does not matter.
+
+    Args:
+        module: The network.
+        loras: Layers by full name, each with the scale (strength) of the LoRA.
+
+    Raises:
+        ConfigError: A weight is quantised.
+        NumericsError: A weight would not be finite; the message names its layer.
     """
     linears = _linears(module)
     changed = [name for name in linears if any(name in layers for layers, _ in loras)]
     weights = {name: _plain_weight(name, linears[name], "nothing can be added to it exactly") for name in changed}
     for name, weight in weights.items():
-        updates = [layers[name].update(weight, strength) for layers, strength in loras if name in layers]
+        updates = [layers[name].update(weight, scale) for layers, scale in loras if name in layers]
         merged = (weight.float() + torch.stack(updates).sum(0)).to(weight.dtype)
         if not bool(torch.isfinite(merged).all()):
-            raise NumericsError(f"{name}: merged, its weight would not be finite", "Give the LoRA a smaller weight.")
+            raise NumericsError(f"{name}: merged, its weight would not be finite", "Give the LoRA a smaller scale.")
         weight.copy_(merged)

@@ -1,8 +1,9 @@
-"""What encoder and codec made of a data set, kept: content-addressed, checksummed, shared between runs.
+"""The cache keeps what encoder and codec made of a data set, by content and with checksums; runs share it.
 
 See docs/explanation/cache.md.
 """
 
+from qframe.cache.declared import DeclaredInputs
 from qframe.cache.examples import CachedExamples, build_cache
 from qframe.cache.keys import ExampleKeys, Ingredients, KeyMaker, PictureDigests, pixel_key, text_key, weight_key
 from qframe.cache.portion import ALL, Portion
@@ -17,6 +18,7 @@ __all__ = [
     "CachedExamples",
     "Damage",
     "DamagedEntryError",
+    "DeclaredInputs",
     "ExampleKeys",
     "Ingredients",
     "KeyMaker",

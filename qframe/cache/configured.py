@@ -1,10 +1,11 @@
-"""What a configuration wants cached, where it looks for it, and what makes it."""
+"""What a configuration says of the cache: its folder, the components that encode, and the entries it needs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from qframe.cache.declared import DeclaredInputs
 from qframe.cache.keys import Ingredients, PictureDigests
 from qframe.cache.plan import CachePlan
 from qframe.cache.store import Cache
@@ -16,9 +17,9 @@ from qframe.progress import SILENT, Progress
 
 
 def cache_folder(config: Config) -> Path:
-    """Where encoded examples are kept: cache.dir, else beside the runs, shared by all of them.
+    """Return the folder of the cache: `cache.dir`, or by default a folder beside the runs, which share it.
 
-    Keys are made of content, so that any runs can share a folder; runs of one family share its entries.
+    Keys depend on content alone, so that any runs can share a folder. Runs of one family share entries as well.
     """
     if config.cache.dir is not None:
         return Path(config.cache.dir).expanduser()
@@ -32,7 +33,14 @@ def made_by(
     *,
     roles: Sequence[str] = ("encoder", "codec"),
 ) -> dict[str, Ingredients]:
-    """The ingredients of components, by role. Weights are read, unless the store remembers their digests."""
+    """Return the ingredients of components by role.
+
+    Args:
+        composition: The components.
+        store: Keeps digests of files between runs; without it, all weights are read.
+        progress: Is told how far reading has come.
+        roles: Which components.
+    """
     digests = FileDigests(store)
     found: dict[str, Ingredients] = {role: composition.ingredients(role, progress, digests) for role in roles}
     digests.save()
@@ -47,6 +55,15 @@ def configured_plan(
     unconditional: bool,
     progress: Progress = SILENT,
 ) -> CachePlan:
-    """The entries that a configuration's records need, not read yet. `cache` remembers the files' digests."""
+    """Return the plan of the entries that records need; its `read` was not called yet.
+
+    Args:
+        composition: The recipe and the components of the configuration.
+        records: The records.
+        cache: Keeps the digests of files between runs.
+        unconditional: Whether examples have the empty prompt too, which only caption dropout needs.
+        progress: Is told how far reading of weights has come.
+    """
     makers = made_by(composition, cache, progress)
-    return CachePlan(records, composition.recipe, makers, PictureDigests(cache), unconditional)
+    inputs = DeclaredInputs(records, composition.recipe, unconditional=unconditional)
+    return CachePlan(inputs, makers, PictureDigests(cache))

@@ -1,6 +1,6 @@
-"""Inputs to encoded parts: pictures opened, fitted and batched by shape, prompts with their pictures.
+"""Encodes what a recipe wants encoded: pictures, prompts with their pictures, and loss maps, in batches.
 
-Used by the cache, which keeps the results, and by live training, which does not.
+The cache uses it and keeps the results; training without a cache uses it and keeps nothing.
 """
 
 from __future__ import annotations
@@ -23,22 +23,32 @@ from qframe.interfaces import (
     TextInput,
 )
 from qframe.pictures.picture import PixelInput
-from qframe.pictures.pixels import open_fitted, open_weight, to_pixels
+from qframe.pictures.pixels import open_fitted, open_loss_map, to_pixels
 
 _T = TypeVar("_T")
 
 WINDOW = 4
-"""Batches' worth of inputs that are opened together: enough to find equal shapes, few enough to hold."""
+"""How many batches of inputs are opened together: enough to find equal sizes, few enough for the memory."""
 
 
 def encode_pixels(
     codec: LatentCodec, inputs: Sequence[PixelInput], *, batch_size: int, channels: int = 3
 ) -> list[Tensor]:
-    """Latents [Z, h, w] of each input, in order, on the CPU, in the dtype the codec gives.
+    """Encode pictures; those of equal size are encoded together.
 
-    channels: `CodecSpec.pixel_channels`, 3 for RGB and 4 for RGBA. Pictures of one size go together, at most
-    `batch_size` at once. DataError names a picture that cannot be used, NumericsError those whose latents are
-    not finite.
+    Args:
+        codec: The codec, loaded.
+        inputs: The pictures, each with its geometry.
+        batch_size: The most pictures that are encoded together.
+        channels: `CodecSpec.pixel_channels`, 3 for RGB or 4 for RGBA.
+
+    Returns:
+        The latents [Z, h, w] of each picture, in order, on the CPU, in the dtype that the codec gives.
+
+    Raises:
+        DataError: A picture cannot be used; the message names it.
+        NumericsError: Latents are not finite; the message names the pictures of their batch.
+        PluginError: The codec gives latents of another shape.
     """
     results: list[Tensor | None] = [None] * len(inputs)
     for window in windows(len(inputs), batch_size):
@@ -59,15 +69,25 @@ def encode_pixels(
 
 
 def encode_text(encoder: Encoder, inputs: Sequence[TextInput], *, batch_size: int) -> list[Conditioning]:
-    """Conditioning of each input alone, in order, on the CPU, in the dtype the encoder gives.
+    """Encode prompts; those that come with pictures of equal sizes are encoded together.
 
-    Prompts with pictures of the same sizes go together, at most `batch_size` at once. DataError names a picture
-    that cannot be used, NumericsError the prompts whose embeddings are not finite.
+    Args:
+        encoder: The encoder, loaded.
+        inputs: The prompts, each with the pictures that the encoder sees.
+        batch_size: The most prompts that are encoded together.
+
+    Returns:
+        The conditioning of each prompt, in order, on the CPU, in the dtype that the encoder gives.
+
+    Raises:
+        DataError: A picture cannot be used; the message names it.
+        NumericsError: Embeddings are not finite; the message names the prompts of their batch.
+        PluginError: The encoder gives conditioning of another number of samples.
     """
     results: list[Conditioning | None] = [None] * len(inputs)
     for window in windows(len(inputs), batch_size):
         images = {index: [open_fitted(picture) for picture in inputs[index].pictures] for index in window}
-        # Neighbours in length: an encoder that pads has less to pad.
+        # Prompts of similar length go together, so that an encoder that pads has less to pad.
         ordered = sorted(window, key=lambda index: len(inputs[index].prompt))
         sizes = {index: tuple(image.size for image in seen) for index, seen in images.items()}
         for group in _groups(ordered, sizes, batch_size):
@@ -85,16 +105,24 @@ def encode_text(encoder: Encoder, inputs: Sequence[TextInput], *, batch_size: in
     return _all_there(results)
 
 
-def encode_weight(weight: PixelInput, compression: int) -> Tensor:
-    """[h, w] float32 in [0, 1]: the mean of a weight picture over the pixels of each latent place.
+def encode_loss_map(loss_map: PixelInput, compression: int) -> Tensor:
+    """Reduce a loss map to the size of latents: each value is the mean over the pixels of a latent place.
 
-    compression: `CodecSpec.compression`. DataError if it does not divide the picture's sides.
+    Args:
+        loss_map: The loss map's picture, with its geometry.
+        compression: `CodecSpec.compression`, pixels along a side of one latent place.
+
+    Returns:
+        [h, w] float32 in [0, 1].
+
+    Raises:
+        DataError: The compression does not divide the picture's sides.
     """
-    grey = open_weight(weight)  # [H, W]
+    grey = open_loss_map(loss_map)  # [H, W]
     height, width = grey.shape
     if height % compression or width % compression:
         raise DataError(
-            f"{weight.picture.origin}: a weight map of {width} x {height} pixels has no whole latent places of "
+            f"{loss_map.picture.origin}: a weight map of {width} x {height} pixels has no whole latent places of "
             f"{compression} x {compression}",
             "This is a bug in a recipe: its geometry must fit the codec.",
         )
@@ -104,7 +132,14 @@ def encode_weight(weight: PixelInput, compression: int) -> Tensor:
 def encode_examples(
     inputs: Sequence[ExampleInputs], ids: Sequence[str], parts: Parts, *, batch_size: int = 8
 ) -> list[Example]:
-    """The examples of `inputs`, encoded now. Encoder and codec must be loaded."""
+    """Encode examples.
+
+    Args:
+        inputs: What a recipe wants encoded for each example.
+        ids: The id of each example.
+        parts: The components, encoder and codec loaded.
+        batch_size: The most pictures, and the most prompts, that are encoded together.
+    """
     pixels = [pixel for one in inputs for pixel in (one.target, *one.references)]
     texts = [text for one in inputs for text in (one.conditioning, one.unconditional) if text is not None]
     channels = parts.codec_spec.pixel_channels
@@ -118,7 +153,7 @@ def encode_examples(
             references=tuple(next(latents) for _ in one.references),
             conditioning=next(conditionings),
             unconditional=None if one.unconditional is None else next(conditionings),
-            loss_map=None if one.loss_map is None else encode_weight(one.loss_map, compression),
+            loss_map=None if one.loss_map is None else encode_loss_map(one.loss_map, compression),
         )
         for one, id_ in zip(inputs, ids, strict=True)
     ]
@@ -133,7 +168,7 @@ def make_example(
     unconditional: Conditioning | None,
     loss_map: Tensor | None,
 ) -> Example:
-    """The example of parts that were encoded apart. DataError if the weight map is not of the target's size."""
+    """Make an example of parts that were encoded separately. DataError if its loss map has not the target's size."""
     if loss_map is not None and loss_map.shape != target.shape[-2:]:
         raise DataError(
             f"example {id}: its weight map covers {tuple(loss_map.shape)} latent places, its target "
@@ -151,17 +186,17 @@ def make_example(
 
 
 def windows(count: int, batch_size: int) -> list[range]:
-    """`range(count)` in the stretches that are encoded together.
+    """Split `range(count)` into windows, the stretches whose inputs are opened together and batched.
 
-    The same inputs in the same order always share a batch, so that a cache whose build was interrupted ends
-    up with the same bits as one that was not.
+    The same inputs in the same order always share a batch. So a cache whose build was interrupted ends with the same
+    bits as one whose build was not.
     """
     size = WINDOW * batch_size
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _groups(indices: Sequence[int], shapes: Mapping[int, Hashable], batch_size: int) -> list[list[int]]:
-    """`indices` in groups of equal shape, at most `batch_size` each; shapes in the order they are first seen."""
+    """Group indices by shape, at most `batch_size` in a group, in the order in which shapes first come."""
     alike: dict[Hashable, list[int]] = {}
     for index in indices:
         alike.setdefault(shapes[index], []).append(index)

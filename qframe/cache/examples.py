@@ -1,4 +1,4 @@
-"""From records to cached examples: keys first, then only what is missing is encoded."""
+"""From records to cached examples: keys are computed first, then only what is missing is encoded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import attrs
 from torch import Tensor
 
-from qframe.cache.encoding import encode_pixels, encode_text, encode_weight, make_example, windows
+from qframe.cache.declared import DeclaredInputs
+from qframe.cache.encoding import encode_loss_map, encode_pixels, encode_text, make_example, windows
 from qframe.cache.keys import (
     ExampleKeys,
     Ingredients,
@@ -26,11 +27,11 @@ from qframe.cache.portion import ALL, Portion
 from qframe.cache.reading import DamagedEntryError
 from qframe.cache.store import Cache
 from qframe.errors import CacheError, DataError
-from qframe.interfaces import Conditioning, Example, Parts, Recipe, Record
+from qframe.interfaces import Conditioning, Example, Parts
 from qframe.progress import SILENT, Progress
 
 PartsLoader = Callable[..., Parts]
-"""`loader("encoder", "codec") -> Parts` with these roles loaded."""
+"""Called with roles, such as `loader("encoder", "codec")`, it returns the components with these roles loaded."""
 
 _LATENTS = "latents"
 _WEIGHT = "weight"
@@ -39,43 +40,52 @@ _EXTRA = "extra."
 
 
 def build_cache(
-    records: Sequence[Record],
-    recipe: Recipe,
+    inputs: DeclaredInputs,
     parts_loader: PartsLoader,
     cache: Cache,
     made_by: Mapping[str, Ingredients],
     *,
     batch_size: int = 8,
-    unconditional: bool = True,
     portion: Portion = ALL,
     progress: Progress = SILENT,
 ) -> CachedExamples:
-    """Encode what is not in the cache yet, and return the examples of all records.
+    """Encode everything that the cache lacks, and return the examples of all records.
 
-    unconditional: False leaves the empty prompts out, which only caption dropout needs.
+    What was encoded is written at least every half minute, so that a build that was interrupted continues from there.
 
-    made_by: the ingredients of "encoder" and "codec", the dtype they compute in among them.
-    portion: encodes only what belongs to it. The examples are complete once the builders of all portions have ended.
-    parts_loader is called only for roles that have something to encode. What is encoded is kept at least every
-    half minute: an interrupted build goes on where it was. DataError names a record or picture that is no good.
+    Args:
+        inputs: What the recipe wants encoded for each record. They are forgotten once everything is encoded.
+        parts_loader: Loads components; it is called only for roles that have something to encode.
+        cache: The cache.
+        made_by: The ingredients of the roles "encoder" and "codec", with the dtype that they compute in.
+        batch_size: The most pictures, and the most prompts, that are encoded together.
+        portion: The part of the work to do here. The examples are complete once the builders of all portions ended.
+        progress: Is told how far each stage has come.
+
+    Raises:
+        DataError: A record or a picture cannot be used; the message names it.
+        NumericsError: An encoder or codec gives values that are not finite.
+        ResourceError: The disk is full.
     """
-    plan = CachePlan(records, recipe, made_by, PictureDigests(cache), unconditional)
+    plan = CachePlan(inputs, made_by, PictureDigests(cache))
     plan.read(progress, portion)
     missing = set(cache.missing(plan.every_key()))
     builder = _Builder(plan, cache, missing, batch_size, portion, progress)
     try:
         builder.encode_pixels(parts_loader)
-        builder.encode_weights(parts_loader)
+        builder.encode_loss_maps(parts_loader)
         builder.encode_texts(parts_loader)
     finally:
         cache.flush()  # a build that is stopped keeps what it has encoded
+    inputs.forget()
     return CachedExamples(cache, plan.ids, plan.keys)
 
 
 class CachedExamples(Sequence[Example]):
-    """Examples read from a cache. Opens no picture, and needs neither encoder nor codec."""
+    """Examples that are read from a cache. No picture is opened, and neither encoder nor codec is needed."""
 
     def __init__(self, cache: Cache, ids: Sequence[str], keys: Sequence[ExampleKeys]) -> None:
+        """Keep the id and the keys of each example; nothing is read from the cache yet."""
         self._cache = cache
         self._ids = ids
         self._keys = keys
@@ -86,19 +96,19 @@ class CachedExamples(Sequence[Example]):
         return len(self._ids)
 
     def digest(self) -> str:
-        """sha256 over ids and content of all examples, in order: what a run is resumed on must not change."""
+        """Return a sha256 over ids and content of all examples, in order; a resumed run compares it."""
         return content_digest(self._ids, (repr(attrs.astuple(keys)) for keys in self._keys))
 
     def reopened(self) -> CachedExamples:
-        """The same examples, from the cache opened anew: as the next run finds them."""
+        """Return the same examples from the cache opened once more, as the next run will find them."""
         return CachedExamples(Cache(self._cache.folder), self._ids, self._keys)
 
     def missing(self) -> int:
-        """How many of their entries are not in the cache: those of other portions that are still being built."""
+        """Count the entries that the cache lacks. The builders of other portions have not encoded them yet."""
         return len(self._cache.missing(key for keys in self._keys for key in entries_of(keys)))
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # slices are of no use here
-        """The example, its tensors its own. CacheError if it is damaged; then the damaged part is dropped."""
+        """Return an example, with tensors of its own. CacheError if it is damaged; its damaged entry is dropped."""
         keys = self._keys[index]
         try:
             parts = iter(self._cache.get_all(entries_of(keys)))
@@ -114,22 +124,22 @@ class CachedExamples(Sequence[Example]):
         )
 
     def extents(self, index: int) -> list[tuple[Path, int, int]]:
-        """(file, begin, end) of every stretch of bytes that an example is read from."""
+        """Return (file, begin, end) for every stretch of bytes that an example is read from."""
         keys = entries_of(self._keys[index])
         found = self._cache.locate(keys)
         return [(self._cache.file_of(found[key].shard), t.begin, t.end) for key in keys for t in found[key].tensors]
 
     def shape(self, index: int) -> Shape:
-        """Latent sides (h, w) of the target and of each reference; no tensor is read.
+        """Return the sides (h, w) of the latents of target and references, without reading a tensor.
 
-        What decides, with `text_length`, which examples make a fast batch.
+        Together with `text_length` they decide which examples make a fast batch.
         """
         if self._shapes is None:
             self._shapes = self._all_shapes()
         return self._shapes[index]
 
     def text_length(self, index: int) -> int:
-        """Text tokens of the caption, or of the empty prompt that may replace it, whichever are more.
+        """Return the text tokens of the caption, or of the empty prompt that may replace it, whichever are more.
 
         No tensor is read.
         """
@@ -164,7 +174,7 @@ class CachedExamples(Sequence[Example]):
 
 @attrs.frozen(eq=False)
 class _Builder:
-    """Encodes the missing entries of a plan, window by window; a window's entries go to the cache together."""
+    """Encodes the missing entries of a plan, window by window; a window is put into the cache as a whole."""
 
     plan: CachePlan
     cache: Cache
@@ -177,7 +187,7 @@ class _Builder:
         plan, maker = self.plan, self.plan.maker
 
         def encode(keys: list[str], parts: Parts) -> Encoded:
-            inputs = [plan.pixel(plan.pixels[key]) for key in keys]
+            inputs = [plan.pixels[key] for key in keys]
             channels = parts.codec_spec.pixel_channels
             latents = encode_pixels(parts.codec, inputs, batch_size=self.batch_size, channels=channels)
             about = [canonical(pixel_parts(one, maker)) for one in inputs]
@@ -185,13 +195,15 @@ class _Builder:
 
         self._run("encoding pictures", list(plan.pixels), lambda: loader("codec"), encode)
 
-    def encode_weights(self, loader: PartsLoader) -> None:
+    def encode_loss_maps(self, loader: PartsLoader) -> None:
         plan, maker = self.plan, self.plan.maker
 
         def encode(keys: list[str], parts: Parts) -> Encoded:
-            inputs = [plan.weight(plan.weights[key]) for key in keys]
+            inputs = [plan.weights[key] for key in keys]
             compression = parts.codec_spec.compression
-            return [({_WEIGHT: encode_weight(one, compression)}, canonical(weight_parts(one, maker))) for one in inputs]
+            return [
+                ({_WEIGHT: encode_loss_map(one, compression)}, canonical(weight_parts(one, maker))) for one in inputs
+            ]
 
         self._run("reading weight maps", list(plan.weights), loader, encode)
 
@@ -199,7 +211,7 @@ class _Builder:
         plan, maker = self.plan, self.plan.maker
 
         def encode(keys: list[str], parts: Parts) -> Encoded:
-            inputs = [plan.text(plan.texts[key]) for key in keys]
+            inputs = [plan.texts[key] for key in keys]
             encoded = encode_text(parts.encoder, inputs, batch_size=self.batch_size)
             about = [canonical(text_parts(one, maker)) for one in inputs]
             return [(_tensors(one), text) for one, text in zip(encoded, about, strict=True)]
@@ -213,7 +225,7 @@ class _Builder:
         load: Callable[[], Parts],
         encode: Callable[[list[str], Parts], Encoded],
     ) -> None:
-        # Windows over all keys, not over the missing ones: after an interruption the same inputs share a batch.
+        # Windows over all keys, not over the missing ones: so the same inputs share a batch after an interruption.
         own = [w for index, w in enumerate(windows(len(keys), self.batch_size)) if self.portion.owns(index)]
         count = sum(keys[index] in self.missing for window in own for index in window)
         if not count:
@@ -232,11 +244,11 @@ class _Builder:
 
 
 Encoded = list[tuple[dict[str, Tensor], str]]
-"""Per key its tensors, and in JSON what they were made of."""
+"""For each key the tensors of its entry, and in JSON what they were made of."""
 
 
 def entries_of(keys: ExampleKeys) -> list[str]:
-    """The keys of an example's entries, in the order it is put together in."""
+    """Return the keys of an example's entries, in the order in which `CachedExamples` reads them."""
     named = [keys.target, *keys.references, keys.conditioning, keys.unconditional, keys.weight]
     return [key for key in named if key is not None]
 

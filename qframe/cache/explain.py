@@ -1,4 +1,4 @@
-"""Why an entry is missing: which part of its key differs from the nearest entry that is stored."""
+"""Explains why an entry is missing: what in its key differs from the nearest entry that is stored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qframe.interfaces import ExampleInputs
 from qframe.progress import SILENT, Progress
 
 _CONTENT = 1000
-"""What a different caption or picture weighs against a different setting: the nearest entry is of the same content."""
+"""A different caption or picture counts as this many different settings: the nearest entry has the same content."""
 _LONGEST = 60
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SEEN = re.compile(r"pictures\.\d+\.sha256")
@@ -23,14 +23,19 @@ _LABELS = {"prompt": "caption", "recipe.0": "recipe", "recipe.1": "recipe versio
 _NOT_KEPT = "written before fields were kept"
 
 Fields = dict[str, Any]
-"""What a key is made of, flat: {"pictures.0.geometry.max_area": 1048576, ...}."""
+"""What a key is made of, as one flat dictionary: {"pictures.0.geometry.max_area": 1048576, ...}."""
 
 
 @attrs.frozen
 class PartReport:
-    """One part of a sample: "target", "reference 1", "caption", "empty prompt", "weight map".
+    """Whether one part of an example is stored, and if not, why.
 
-    differences: if it is missing, how the nearest stored entry differs; empty if none of its kind is stored.
+    Attributes:
+        part: The name of the part: "target", "reference 1", "caption", "empty prompt" or "weight map".
+        key: The key of the part's entry.
+        stored: Whether the cache has the entry.
+        differences: If it is missing, how it differs from the nearest stored entry; empty if no entry of its kind is
+            stored.
     """
 
     part: str
@@ -42,9 +47,18 @@ class PartReport:
 def explain(
     cache: Cache, samples: Sequence[ExampleInputs], maker: KeyMaker, progress: Progress = SILENT
 ) -> list[list[PartReport]]:
-    """Per sample, what of it is stored, and how what is missing differs from what is there.
+    """Report for each example which of its parts are stored, and how missing parts differ from stored ones.
 
-    Where something is missing the headers of all shards are read; no tensor is.
+    If a part is missing, the headers of all shards are read; tensors are never read.
+
+    Args:
+        cache: The cache.
+        samples: What a recipe wants encoded for each example.
+        maker: Makes the keys.
+        progress: Is told how many shards were compared.
+
+    Returns:
+        For each example a report of each of its parts.
     """
     parts = [{name: (key_of(made_of), made_of) for name, made_of in example_parts(s, maker).items()} for s in samples]
     missing = set(cache.missing(key for named in parts for key, _ in named.values()))
@@ -73,7 +87,7 @@ def _search(cache: Cache, searches: Sequence[_Search], progress: Progress) -> No
 
 
 def parts_of(about: str | None) -> dict[str, Any] | None:
-    """What a stored entry was made of; None if that was not kept, or means nothing to this version."""
+    """Read what a stored entry was made of. None if that was not kept, or this version cannot read it."""
     try:
         value = json.loads(about or "null")
     except ValueError:
@@ -83,7 +97,7 @@ def parts_of(about: str | None) -> dict[str, Any] | None:
 
 @attrs.define(eq=False)
 class _Search:
-    """The nearest stored entry to one that is missing."""
+    """Searches the stored entry that is nearest to a missing one."""
 
     made_of: Mapping[str, Any]
     wanted: Fields = attrs.field(init=False)
@@ -92,7 +106,7 @@ class _Search:
     without_fields: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        # By way of JSON, as the stored ones came.
+        # By way of JSON, so that values compare equal to stored ones.
         self.wanted = dict(_flat(json.loads(json.dumps(self.made_of))))
 
     def compare(self, made_of: Mapping[str, Any] | None) -> None:
@@ -103,7 +117,7 @@ class _Search:
             return
         found = dict(_flat(made_of))
         distance = sum(_CONTENT if _is_content(name) else 1 for name in _differing(self.wanted, found))
-        # Of several captions for the same pictures, the one that was edited begins alike.
+        # Of several captions for the same pictures, an edited one begins like its new version.
         alike = _common_start(str(self.wanted.get("prompt", "")), str(found.get("prompt", "")))
         rank = (distance, -alike)
         if self.rank is None or rank < self.rank:
@@ -117,13 +131,13 @@ class _Search:
 
 
 def _common_start(one: str, two: str) -> int:
-    """How many characters two texts begin with alike."""
+    """Count the characters at the beginning of two texts that are equal."""
     pairs = enumerate(zip(one, two, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(two)))
 
 
 def _is_content(name: str) -> bool:
-    """Whether a field holds what a data set says, and not how it is encoded."""
+    """Whether a field holds content of the data set; others hold settings."""
     return name == "prompt" or name.endswith("sha256")
 
 
@@ -141,7 +155,7 @@ def _differing(wanted: Fields, found: Fields) -> list[str]:
 
 
 def _said(name: str, found: Fields, wanted: Fields) -> str:
-    """One difference as people say it: from what is stored to what is wanted."""
+    """Describe one difference between a stored entry and a wanted one, for people."""
     old, new = found.get(name), wanted.get(name)
     head, _, rest = name.partition(".")
     if head in ("encoder", "codec") and head in found:
@@ -156,7 +170,7 @@ def _said(name: str, found: Fields, wanted: Fields) -> str:
 
 
 def _picture_label(name: str) -> str:
-    """What a field of the one picture (picture.X) or of one of several (pictures.N.X) is called."""
+    """Name a field of the only picture (picture.X) or of one of several pictures (pictures.N.X), for people."""
     head, _, rest = name.partition(".")
     owner = ""
     if head == "pictures":

@@ -1,4 +1,4 @@
-"""Which shard holds which key: an SQLite file that can be thrown away, since shards say it all."""
+"""The index tells which shard holds which key. It is an SQLite file that can be made again from the shards."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 
 
 class IndexDamagedError(Exception):
-    """The index cannot be used, and must be built again."""
+    """The index is damaged or of another version, and must be built again."""
 
 
 class Index:
-    """The index of one cache folder. Several processes may use it at once; a forked one opens its own connection."""
+    """The index of one cache. Several processes may use it at once; a forked process opens its own connection."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,39 +44,44 @@ class Index:
         self._lock = threading.RLock()
 
     def close(self) -> None:
+        """Close the connection; the next use opens a new one."""
         with self._lock:
             if self._connection is not None and self._process == os.getpid():
                 self._connection.close()
             self._connection = None
 
     def delete(self) -> None:
-        """Throw the index away; the next use starts an empty one."""
+        """Delete the index; the next use begins an empty one."""
         self.close()
         for suffix in ("", "-journal"):
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
 
     def shards(self) -> dict[str, str | None]:
-        """Every known shard, and what is wrong with it if its header could not be read."""
+        """Return every known shard with what is wrong with its header, or None if it could be read."""
         with self._database() as db:
             return dict(db.execute("SELECT name, damage FROM shards"))
 
     def add(self, shard: str, entries: Iterable[Entry]) -> None:
-        """Know a shard and its entries; a key that is known already stays where it is."""
+        """Add a shard and its entries. A key that the index has already keeps its entry in the other shard."""
         with self._database() as db:
             number = self._number(db, shard, None)
             rows = ((bytes.fromhex(entry.key), number, _pack(entry)) for entry in entries)
             db.executemany("INSERT OR IGNORE INTO entries VALUES (?, ?, ?)", rows)
 
     def add_damaged(self, shard: str, damage: str) -> None:
+        """Add a shard whose header cannot be read. `damage` says why."""
         with self._database() as db:
             self._number(db, shard, damage)
 
     def remove(self, shard: str) -> None:
-        """Forget a shard and the entries in it."""
+        """Remove a shard and its entries from the index."""
         self.replace(shard, None, ())
 
     def replace(self, shard: str, new: str | None, entries: Iterable[Entry]) -> None:
-        """Forget a shard, and know in its place another one with these entries."""
+        """Remove a shard and its entries, and add another one (if `new` is not None) with `entries`.
+
+        Entries that other shards had under the same keys are replaced.
+        """
         with self._database() as db:
             db.execute("DELETE FROM entries WHERE shard = (SELECT id FROM shards WHERE name = ?)", (shard,))
             db.execute("DELETE FROM shards WHERE name = ?", (shard,))
@@ -86,7 +91,7 @@ class Index:
                 db.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", rows)
 
     def find(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """The entries of those keys that are known."""
+        """Return the entries of those `keys` that the index has."""
         found: dict[str, Entry] = {}
         with self._database() as db:
             for start in range(0, len(keys), _CHUNK):
@@ -102,7 +107,7 @@ class Index:
         return found
 
     def known(self, keys: Sequence[str]) -> set[str]:
-        """Those of `keys` that have an entry."""
+        """Return those of `keys` that the index has."""
         found: set[str] = set()
         with self._database() as db:
             for start in range(0, len(keys), _CHUNK):
@@ -114,7 +119,7 @@ class Index:
         return found
 
     def entries_of(self, shard: str) -> list[Entry]:
-        """Everything that is looked for in a shard."""
+        """Return the entries that are read from `shard`."""
         with self._database() as db:
             rows = db.execute(
                 "SELECT key, tensors FROM entries WHERE shard = (SELECT id FROM shards WHERE name = ?)", (shard,)
@@ -122,21 +127,24 @@ class Index:
             return [_unpack(key.hex(), shard, tensors) for key, tensors in rows]
 
     def keys_of(self, shard: str) -> set[str]:
-        """The keys that are looked for in a shard."""
+        """Return the keys of the entries that are read from `shard`."""
         with self._database() as db:
             rows = db.execute("SELECT key FROM entries WHERE shard = (SELECT id FROM shards WHERE name = ?)", (shard,))
             return {row[0].hex() for row in rows}
 
     def count(self) -> int:
+        """Count the entries."""
         with self._database() as db:
             return int(db.execute("SELECT count(*) FROM entries").fetchone()[0])
 
     def note(self, name: str) -> str | None:
+        """Return the text that `set_note` kept under a name, or None."""
         with self._database() as db:
             row = db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
             return None if row is None else str(row[0])
 
     def set_note(self, name: str, value: str) -> None:
+        """Keep a text under a name."""
         with self._database() as db:
             db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
 
@@ -159,7 +167,7 @@ class Index:
 
     @contextlib.contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
-        """The connection, in one transaction."""
+        """Yield the connection, inside one transaction."""
         with self._lock:
             try:
                 db = self._open()
@@ -179,7 +187,7 @@ class Index:
     def _open(self) -> sqlite3.Connection:
         if self._connection is not None and self._process == os.getpid():
             return self._connection
-        # A connection must not cross a fork: the parent's is let go without being closed.
+        # A connection must not be used after a fork: the parent's is dropped without closing it.
         db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level="IMMEDIATE")
         db.execute("PRAGMA synchronous = NORMAL")
         version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -193,7 +201,7 @@ class Index:
 
     @staticmethod
     def _create(db: sqlite3.Connection) -> None:
-        # Two processes may start at once: the second finds the tables there.
+        # Two processes may begin an index at once: the second one finds the tables.
         db.execute("BEGIN IMMEDIATE")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:

@@ -1,7 +1,7 @@
-"""The name of an entry: sha256 of canonical JSON over everything its value depends on.
+"""The keys of entries: a sha256 of canonical JSON with everything that the entry's value depends on.
 
-Not in it: paths, times and who asks; of libraries only versions that a component names. So a renamed or touched
-file keeps its entries, and two records that share a picture share its latents.
+Paths and times are not in it, and versions of libraries only where a component names them. So a file that is renamed
+or touched keeps its entries, and two records with the same picture share its latents.
 """
 
 from __future__ import annotations
@@ -23,21 +23,24 @@ from qframe.pictures.picture import Picture, PixelInput
 from qframe.pictures.pixels import POLICY
 
 SCHEMA = 1
-"""Raised when the same inputs are encoded in another way than before (batching apart)."""
+"""This number is raised when the same inputs are encoded differently than before, apart from batching."""
 
 Ingredients = Mapping[str, str]
-"""What a component's output depends on, by name: see `Loadable.ingredients`."""
+"""What a component's output depends on, by name; see `Loadable.ingredients`."""
 
 
 class PictureDigests:
-    """sha256 of pictures' bytes, each computed once: by identity, and for files by path and stamp."""
+    """Computes the sha256 of pictures' bytes, once for each picture.
+
+    Digests of files are kept between runs in the store, if there is one, as long as a file keeps its stamp.
+    """
 
     def __init__(self, store: DigestStore | None = None) -> None:
         self._files = FileDigests(store)
         self._seen: weakref.WeakKeyDictionary[Picture, str] = weakref.WeakKeyDictionary()
 
     def __call__(self, picture: Picture) -> str:
-        """The digest. DataError if the picture cannot be read."""
+        """Return the digest of a picture, in hexadecimal. DataError if it cannot be read."""
         digest = self._seen.get(picture)
         if digest is None:
             digest = self._of_file(picture, picture.source) if isinstance(picture.source, Path) else picture.digest()
@@ -45,7 +48,7 @@ class PictureDigests:
         return digest
 
     def save(self) -> None:
-        """Hand what was computed to the store."""
+        """Give the digests of files that were computed to the store."""
         self._files.save()
 
     def _of_file(self, picture: Picture, source: Path) -> str:
@@ -58,7 +61,15 @@ class PictureDigests:
 
 @attrs.frozen
 class ExampleKeys:
-    """The entries of one record."""
+    """The keys of one example's entries.
+
+    Attributes:
+        target: Of the target's latents.
+        references: Of each reference's latents.
+        conditioning: Of the caption's conditioning.
+        unconditional: Of the empty prompt's conditioning, or None if it is not encoded.
+        weight: Of the loss map, or None if the record has none.
+    """
 
     target: str
     references: tuple[str, ...]
@@ -69,9 +80,13 @@ class ExampleKeys:
 
 @attrs.frozen(eq=False)
 class KeyMaker:
-    """Keys of one recipe and its components.
+    """Makes the keys of examples that one recipe and its components encode.
 
-    encoder, codec: their ingredients, with the dtype they compute in. recipe: its name and version.
+    Attributes:
+        encoder: The encoder's ingredients, with the dtype that it computes in.
+        codec: The codec's ingredients, with the dtype that it computes in.
+        recipe: The recipe's name and version.
+        digests: Computes the digests of pictures.
     """
 
     encoder: Ingredients
@@ -81,13 +96,13 @@ class KeyMaker:
 
     @classmethod
     def of(cls, recipe: Recipe, made_by: Mapping[str, Ingredients], digests: PictureDigests) -> KeyMaker:
-        """made_by: the ingredients of "encoder" and "codec"."""
+        """Make a KeyMaker for a recipe. `made_by` has the ingredients of the roles "encoder" and "codec"."""
         kind = type(recipe)
         name = f"{kind.__module__}:{kind.__qualname__}"
         return cls(made_by["encoder"], made_by["codec"], (name, recipe.version), digests)
 
     def example(self, inputs: ExampleInputs) -> ExampleKeys:
-        """DataError names a picture that cannot be read."""
+        """Return the keys of an example. DataError names a picture that cannot be read."""
         return ExampleKeys(
             target=pixel_key(inputs.target, self),
             references=tuple(pixel_key(reference, self) for reference in inputs.references),
@@ -98,38 +113,38 @@ class KeyMaker:
 
 
 def pixel_key(pixels: PixelInput, maker: KeyMaker) -> str:
-    """Key of a picture's latents."""
+    """Return the key of a picture's latents."""
     return key_of(pixel_parts(pixels, maker))
 
 
 def text_key(text: TextInput, maker: KeyMaker) -> str:
-    """Key of a prompt's conditioning: its pictures, in order, belong to it."""
+    """Return the key of a prompt's conditioning, which depends on the pictures that the encoder sees with it."""
     return key_of(text_parts(text, maker))
 
 
 def weight_key(weight: PixelInput, maker: KeyMaker) -> str:
-    """Key of a weight map. The codec decides how many pixels a latent place has."""
+    """Return the key of a loss map, which depends on the codec: it decides the pixels of a latent place."""
     return key_of(weight_parts(weight, maker))
 
 
 def pixel_parts(pixels: PixelInput, maker: KeyMaker) -> dict[str, Any]:
-    """What the key of a picture's latents is made of."""
+    """Return what the key of a picture's latents is made of."""
     return {**_common("latents", maker), "codec": dict(maker.codec), "picture": _picture(pixels, maker)}
 
 
 def weight_parts(weight: PixelInput, maker: KeyMaker) -> dict[str, Any]:
-    """What the key of a weight map is made of."""
+    """Return what the key of a loss map is made of."""
     return {**_common("weight", maker), "codec": dict(maker.codec), "picture": _picture(weight, maker)}
 
 
 def text_parts(text: TextInput, maker: KeyMaker) -> dict[str, Any]:
-    """What the key of a prompt's conditioning is made of."""
+    """Return what the key of a prompt's conditioning is made of."""
     pictures = [_picture(picture, maker) for picture in text.pictures]
     return {**_common("text", maker), "encoder": dict(maker.encoder), "prompt": text.prompt, "pictures": pictures}
 
 
 def example_parts(inputs: ExampleInputs, maker: KeyMaker) -> dict[str, dict[str, Any]]:
-    """What each key of an example is made of, by what people call the part."""
+    """Return what each key of an example is made of, by the name of the part that people are told."""
     named = {"target": pixel_parts(inputs.target, maker)}
     for number, reference in enumerate(inputs.references, start=1):
         named[f"reference {number}"] = pixel_parts(reference, maker)
@@ -142,12 +157,12 @@ def example_parts(inputs: ExampleInputs, maker: KeyMaker) -> dict[str, dict[str,
 
 
 def canonical(parts: Mapping[str, Any]) -> str:
-    """The parts as JSON: keys sorted, ASCII, without spaces."""
+    """Return what a key is made of as canonical JSON: sorted, in ASCII, without spaces."""
     return json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
-    """The key that `parts` make: 64 hexadecimal digits."""
+    """Return the key that is made of `parts`: 64 hexadecimal digits."""
     return hashlib.sha256(canonical(parts).encode()).hexdigest()
 
 

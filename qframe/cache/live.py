@@ -5,49 +5,33 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-import attrs
-
+from qframe.cache.declared import DeclaredInputs
 from qframe.cache.encoding import encode_examples
 from qframe.cache.lengths import Shape, estimated_tokens, fitted_size, latent_shape, text_tokens
-from qframe.interfaces import Example, ExampleInputs, Parts, Recipe, Record, TokenCounter
+from qframe.interfaces import Example, Parts, Record, TokenCounter
 
 
 class LiveExamples(Sequence[Example]):
     """Examples that are encoded every time they are asked for: training without a cache."""
 
-    def __init__(
-        self,
-        records: Sequence[Record],
-        recipe: Recipe,
-        parts: Parts,
-        *,
-        unconditional: bool = True,
-        counter: TokenCounter | None = None,
-    ) -> None:
-        """Keep what is needed to encode the records; nothing is encoded yet.
+    def __init__(self, inputs: DeclaredInputs, parts: Parts, *, counter: TokenCounter | None = None) -> None:
+        """Keep what is needed to encode the examples; nothing is encoded yet.
 
         Args:
-            records: The records, one for each example.
-            recipe: Says what of a record is encoded.
+            inputs: What the recipe wants encoded for each record.
             parts: The components, encoder and codec loaded.
-            unconditional: Whether examples have the empty prompt too, which only caption dropout needs.
             counter: What `Encoder.token_counter` gives. Without it `text_length` is an estimate.
         """
-        self._records = records
-        self._recipe = recipe
+        self._inputs = inputs
+        self._records = inputs.records
         self._parts = parts
-        self._unconditional = unconditional
         self._count = counter or estimated_tokens
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # slices are of no use here
-        return encode_examples([self._inputs(index)], [self._records[index].id], self._parts)[0]
-
-    def _inputs(self, index: int) -> ExampleInputs:
-        inputs = self._recipe.inputs(self._records[index])
-        return inputs if self._unconditional else attrs.evolve(inputs, unconditional=None)
+        return encode_examples([self._inputs[index]], [self._records[index].id], self._parts)[0]
 
     def digest(self) -> str:
         """Return a sha256 over ids, prompts and the bytes of every picture, in order; a resumed run compares it."""
@@ -55,14 +39,14 @@ class LiveExamples(Sequence[Example]):
 
     def shape(self, index: int) -> Shape:
         """Return the sides of an example's latents, from the pictures' headers. Nothing is decoded or encoded."""
-        return latent_shape(self._inputs(index), fitted_size, self._parts.codec_spec.compression)
+        return latent_shape(self._inputs[index], fitted_size, self._parts.codec_spec.compression)
 
     def text_length(self, index: int) -> int:
         """Return the text tokens of an example: counted, or estimated where the encoder has no counter.
 
         Of the caption and the empty prompt that may replace it, the longer one counts.
         """
-        return text_tokens(self._inputs(index), fitted_size, self._count)
+        return text_tokens(self._inputs[index], fitted_size, self._count)
 
 
 def content_digest(ids: Iterable[str], contents: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""One builder's portion, where several processes or machines fill one cache."""
+"""The portion of the work that one builder does, where several processes or machines fill one cache."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ class Portion:
     """The part of a data set that one builder encodes: portion `number` (from 1) of `count`.
 
     The portions of one data set are disjoint, and together they are all of it.
+
+    Attributes:
+        number: Which portion it is, from 1.
+        count: How many portions there are.
     """
 
     number: int = 1
@@ -24,7 +28,7 @@ class Portion:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The portion that "2/4" means. ConfigError if there is no such portion."""
+        """Return the portion that a text such as "2/4" names. ConfigError if there is no such portion."""
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         number, count = (int(group) for group in match.groups()) if match else (0, 0)
         if not 1 <= number <= count:
@@ -35,7 +39,10 @@ class Portion:
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """The portion of this process under torchrun (RANK of WORLD_SIZE); everything elsewhere."""
+        """Return the portion of this process under torchrun (RANK of WORLD_SIZE); without torchrun it is all.
+
+        ConfigError if these variables name no portion.
+        """
         count = environment.get("WORLD_SIZE", "1")
         rank = environment.get("RANK", "0")
         if not (rank.isdigit() and count.isdigit() and int(rank) < int(count)):
@@ -43,11 +50,14 @@ class Portion:
         return cls(int(rank) + 1, int(count))
 
     def owns(self, index: int) -> bool:
-        """Whether the `index`-th window of the work belongs to this portion."""
+        """Whether window `index` of the work, counted from 0, belongs to this portion."""
         return index % self.count == self.number - 1
 
     def stretches(self, total: int) -> Iterator[range]:
-        """`range(total)` in as many stretches as there are portions, from this portion's own on."""
+        """Split `range(total)` into one stretch for each portion, and yield them, this portion's own stretch first.
+
+        Portions that hash the same pictures so begin at different places.
+        """
         for turn in range(self.count):
             place = (self.number - 1 + turn) % self.count
             yield range(total * place // self.count, total * (place + 1) // self.count)
@@ -57,4 +67,4 @@ class Portion:
 
 
 ALL = Portion()
-"""All of the work."""
+"""The portion that is all of the work."""

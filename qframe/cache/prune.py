@@ -1,4 +1,4 @@
-"""Taking out what nobody wants any more: first a plan that changes nothing, then its execution."""
+"""Pruning: taking entries that nobody wants out of a cache, after a plan that tells what would go."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from qframe.progress import SILENT, Progress
 
 @attrs.frozen(eq=False, kw_only=True)
 class Pruning:
-    """What would go.
+    """What a pruning takes out of a cache.
 
-    shards: per shard that is written anew, the keys to take out of it. kinds: what goes, by kind. orphaned: copies
-    that go because the entry lies elsewhere too. kept: what stays.
+    Attributes:
+        shards: The keys to take out of each shard that is rewritten.
+        kinds: The entries that go, by kind.
+        orphaned: Copies that go because the same entry lies in another shard too.
+        kept: The entries that stay.
     """
 
     shards: Mapping[str, frozenset[str]]
@@ -26,7 +29,7 @@ class Pruning:
 
     @property
     def gone(self) -> Amount:
-        """Entries that are gone afterwards."""
+        """The entries that are gone afterwards; copies are not counted."""
         return sum(self.kinds.values(), start=Amount())
 
 
@@ -37,9 +40,16 @@ def plan_pruning(
     written_before: float | None = None,
     progress: Progress = SILENT,
 ) -> Pruning:
-    """What goes of the entries that are not in `keep` and were written before a time (seconds since 1970).
+    """Decide which entries a pruning takes out. Only headers are read, and nothing is changed.
 
-    Either may be None: then the other alone decides. With both None only copies go. Reads headers alone.
+    An entry goes if both conditions below hold; a condition that is None always holds. If both are None, only copies
+    of entries that lie in another shard go.
+
+    Args:
+        cache: The cache.
+        keep: The entry's key is not among these.
+        written_before: The entry's shard was written before this time, in seconds since 1970.
+        progress: Is told how many headers were read.
     """
     shards: dict[str, frozenset[str]] = {}
     kinds: dict[str, Amount] = {}
@@ -70,10 +80,13 @@ def plan_pruning(
 
 
 def prune(cache: Cache, pruning: Pruning, progress: Progress = SILENT) -> None:
-    """Do what the plan says. CacheError, and nothing is changed, if another process uses the cache.
+    """Take the planned entries out of the cache.
 
-    Shards are replaced one by one, the new one written before the old one goes: however this ends, no entry that was
-    to stay is lost, and pruning again ends it.
+    Shards are replaced one after the other, and each new one is written before the old one is deleted. If the process
+    is killed, no entry that was to stay is lost, and pruning again completes it.
+
+    Raises:
+        CacheError: Another process uses the cache. Nothing was changed.
     """
     with cache.alone(), progress.stage("pruning the cache", len(pruning.shards)) as stage:
         for shard, unwanted in sorted(pruning.shards.items()):

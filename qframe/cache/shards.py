@@ -1,7 +1,7 @@
-"""A shard: a safetensors file that is written once and never changed, named by the hash of its header.
+"""Shards: safetensors files that hold entries, are written once and never changed.
 
-The header holds a checksum of every tensor (over its name, dtype, shape and bytes), and the file's name is the
-hash of the header: so a flipped bit anywhere is found, and the index can be built again from shards alone.
+The header of a shard holds a checksum of every tensor, over its name, dtype, shape and bytes; the file's name is the
+hash of the header. So a flipped bit is found wherever it is, and the index can be built from the shards alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,16 @@ if sys.byteorder != "little":
 
 @attrs.frozen
 class StoredTensor:
-    """A tensor of an entry. begin, end: its bytes in the file. checksum: xxh3-128 in hexadecimal."""
+    """Where one tensor of an entry lies in its shard.
+
+    Attributes:
+        name: The tensor's name within the entry.
+        dtype: The dtype as safetensors spells it.
+        shape: The shape.
+        begin: The place of its first byte in the file.
+        end: The place after its last byte in the file.
+        checksum: xxh3-128 in hexadecimal; see `checksum`.
+    """
 
     name: str
     dtype: str
@@ -48,7 +57,13 @@ class StoredTensor:
 
 @attrs.frozen
 class Entry:
-    """Where the tensors of a key lie."""
+    """Where the tensors of one key lie.
+
+    Attributes:
+        key: The entry's key, 64 hexadecimal digits.
+        shard: The file name of the shard.
+        tensors: The entry's tensors.
+    """
 
     key: str
     shard: str
@@ -56,29 +71,36 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes of its tensors."""
+        """The bytes of all its tensors."""
         return sum(tensor.end - tensor.begin for tensor in self.tensors)
 
 
 @attrs.frozen
 class Header:
-    """What a shard says of itself. about: per key, in JSON, what the entry was made of; older caches may lack it."""
+    """The header of a shard.
+
+    Attributes:
+        entries: The entries in the shard.
+        about: In JSON, what each entry was made of, by key. Shards of older versions lack it.
+    """
 
     entries: tuple[Entry, ...]
     about: Mapping[str, str]
 
 
 def make_shard(values: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, str]) -> tuple[str, bytes]:
-    """(file name, content) of a shard with these tensors by key and name.
+    """Make a shard in memory, and return its file name and content.
 
-    about: per key, in JSON, what it was made of; nothing is found by it, but `qframe cache explain` compares it.
+    Args:
+        values: Tensors by key and name.
+        about: In JSON, what each entry was made of, by key. Only `qframe cache explain` and people read it.
     """
     tensors = {f"{key}/{name}": tensor for key, named in values.items() for name, tensor in named.items()}
     checksums = {
         name: checksum(name, _NAMES[tensor.dtype], tuple(tensor.shape), raw_bytes(tensor))
         for name, tensor in tensors.items()
     }
-    # In one piece: safetensors writes several of them in an order that is another every time.
+    # In one piece of metadata: safetensors would write several pieces in a different order every time.
     ours = {
         "format": _FORMAT,
         "checksums": checksums,
@@ -91,7 +113,7 @@ def make_shard(values: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, s
 
 
 def read_header(path: Path) -> Header:
-    """ValueError says how the header is damaged."""
+    """Read the header of a shard. ValueError if it is damaged or of another format; the message says how."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(8)
@@ -127,19 +149,29 @@ def _parse(header: dict[str, Any], shard: str, *, data_begin: int, file_size: in
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, without a copy."""
+    """Return the bytes of a contiguous tensor on the CPU, without a copy."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def checksum(full_name: str, dtype: str, shape: Iterable[int], data: memoryview) -> str:
-    """xxh3-128 over what a tensor is called and is, and its bytes."""
+    """Return the xxh3-128 over a tensor's name (with the entry's key), dtype, shape and bytes."""
     total = xxhash.xxh3_128(f"{full_name} {dtype} {'x'.join(map(str, shape))}\n".encode())
     total.update(data)
     return total.hexdigest()
 
 
 def read_tensor(handle: int, entry: Entry, stored: StoredTensor, *, verify: bool) -> Tensor:
-    """One tensor of an open shard, in memory of its own. ValueError says how it is damaged."""
+    """Read one tensor of a shard into memory of its own.
+
+    Args:
+        handle: The shard's file descriptor.
+        entry: The tensor's entry.
+        stored: Where the tensor lies.
+        verify: Whether the checksum is compared.
+
+    Raises:
+        ValueError: The file is cut short, or the checksum differs.
+    """
     buffer = torch.empty(stored.end - stored.begin, dtype=torch.uint8)
     view = buffer.numpy().data
     done = 0
@@ -156,7 +188,7 @@ def read_tensor(handle: int, entry: Entry, stored: StoredTensor, *, verify: bool
 
 
 def storable(tensor: Tensor) -> Tensor:
-    """The tensor as it can be stored: on the CPU, contiguous, its own. ValueError for a dtype without a name."""
+    """Copy a tensor to contiguous memory on the CPU. ValueError if its dtype cannot be stored."""
     if tensor.dtype not in _NAMES:
         raise ValueError(f"tensors of {tensor.dtype} cannot be cached")
     return tensor.detach().to("cpu", copy=True).contiguous()

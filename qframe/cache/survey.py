@@ -1,4 +1,4 @@
-"""What a cache holds, counted from the headers of its shards: no tensor is read."""
+"""Counts what a cache holds from the headers of its shards, without reading a tensor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ WITHOUT_FIELDS = "unknown (written before fields were kept)"
 
 @attrs.frozen
 class Amount:
-    """Entries, and the bytes of their tensors."""
+    """A number of entries.
+
+    Attributes:
+        entries: How many there are.
+        bytes: The bytes of their tensors.
+    """
 
     entries: int = 0
     bytes: int = 0
@@ -29,9 +34,15 @@ class Amount:
 class Survey:
     """What a cache holds.
 
-    kinds: by "latents", "text", "weight". orphaned: copies of entries that lie elsewhere too, as two builders of the
-    same entry make them. damaged_shards, damaged_bytes: shards whose header cannot be read; whether tensors are whole
-    only `Cache.verify` tells. oldest, newest: when the first and the last shard was written, in seconds since 1970.
+    Attributes:
+        kinds: The entries by kind: "latents", "text" and "weight" (loss maps).
+        shards: How many shards there are.
+        bytes: The size of all shards' files.
+        orphaned: Copies of entries that lie in another shard too. Two builders that encode the same entry make them.
+        damaged_shards: How many shards have a header that cannot be read. Damaged tensors are found by `Cache.verify`.
+        damaged_bytes: The size of these shards' files.
+        oldest: When the first shard was written, in seconds since 1970; None without shards.
+        newest: When the last shard was written, in seconds since 1970; None without shards.
     """
 
     kinds: Mapping[str, Amount]
@@ -45,11 +56,12 @@ class Survey:
 
     @property
     def entries(self) -> int:
+        """How many entries there are, copies not counted."""
         return sum(amount.entries for amount in self.kinds.values())
 
 
 def survey(cache: Cache, progress: Progress = SILENT) -> Survey:
-    """Read the headers of all shards."""
+    """Count what a cache holds, from the headers of all shards."""
     kinds: dict[str, Amount] = {}
     orphaned = Amount()
     sizes: list[int] = []
@@ -85,6 +97,6 @@ def survey(cache: Cache, progress: Progress = SILENT) -> Survey:
 
 
 def kind_of(about: str | None) -> str:
-    """The kind of a stored entry."""
+    """Return the kind of a stored entry; `about` is what its shard says that it was made of."""
     parts = parts_of(about)
     return WITHOUT_FIELDS if parts is None else str(parts["kind"])

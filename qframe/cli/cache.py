@@ -1,35 +1,52 @@
-"""`qframe cache`: encode a data set ahead of training, and look after what is stored."""
+"""`qframe cache`: encode a data set before training, and look after what is stored."""
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from qframe.cli.cache_tables import DAY, explained_line, pruning_lines, survey_json, survey_rows
 from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, announce, examples, options, resolve
 from qframe.errors import CacheError, ConfigError, DataError
-from qframe.progress import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from qframe.cache import Cache
-    from qframe.cache.explain import PartReport
     from qframe.cache.plan import CachePlan
-    from qframe.cache.prune import Pruning
-    from qframe.cache.survey import Amount, Survey
     from qframe.config.schema import Config
 
 _OUTPUT = click.option("--output", metavar="DIR", help="The run's folder; the cache is where a run of it would look.")
-_DAY = 24 * 3600.0
+
+
+def _configured(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a configuration, and call it with the argument `config` that they mean."""
+
+    @options(FAMILY, MODEL, DATA, _OUTPUT, CONFIG, SET)
+    @functools.wraps(command)
+    def resolved(
+        family: str | None,
+        model: str | None,
+        data: str | None,
+        output: str | None,
+        config_file: str | None,
+        overrides: tuple[str, ...],
+        **more: Any,
+    ) -> None:
+        config = resolve(family, config_file, overrides, model=model, data=data, output=output).config
+        command(config=config, **more)
+
+    return resolved
 
 
 @click.group()
 def cache() -> None:
-    """Encoded examples: build them ahead of training, check them, see what they are, clear them out."""
+    """Encoded examples: build them before training, check them, count them, and delete what is not needed."""
 
 
 @cache.command(
@@ -39,23 +56,14 @@ def cache() -> None:
         "torchrun --nproc-per-node 4 -m qframe cache build --config run.toml",
     )
 )
-@options(FAMILY, MODEL, DATA, _OUTPUT, CONFIG, SET)
+@_configured
 @click.option(
     "--shard",
     metavar="I/N",
     help="Encode the I-th of N portions, each in a process of its own [default: RANK of WORLD_SIZE under torchrun].",
 )
-def build(
-    family: str | None,
-    model: str | None,
-    data: str | None,
-    output: str | None,
-    config_file: str | None,
-    overrides: tuple[str, ...],
-    shard: str | None,
-) -> None:
-    """Encode what is not in the cache yet. `qframe train` does the same before its first step."""
-    config = resolve(family, config_file, overrides, model=model, data=data, output=output).config
+def build(config: Config, shard: str | None) -> None:
+    """Encode everything of a data set that is not in the cache yet, as `qframe train` does before its first step."""
     if not config.cache.enabled:
         raise ConfigError("cache.enabled is false, so there is nothing to build", "Set it to true.")
 
@@ -78,7 +86,7 @@ def build(
 
 @cache.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("runs/cache"))
-@click.option("--repair", is_flag=True, help="Take damaged entries out; the next build encodes them anew.")
+@click.option("--repair", is_flag=True, help="Take damaged entries out; the next build encodes them again.")
 def verify(folder: Path, repair: bool) -> None:
     """Read every entry of the cache in FOLDER [default: runs/cache] and compare its checksum.
 
@@ -107,22 +115,13 @@ def verify(folder: Path, repair: bool) -> None:
     )
 )
 @click.argument("samples", metavar="SAMPLE...", nargs=-1, required=True)
-@options(FAMILY, MODEL, DATA, _OUTPUT, CONFIG, SET)
-def explain(
-    samples: tuple[str, ...],
-    family: str | None,
-    model: str | None,
-    data: str | None,
-    output: str | None,
-    config_file: str | None,
-    overrides: tuple[str, ...],
-) -> None:
-    """Say which parts of a sample (by its record's id) are stored, and why others are not.
+@_configured
+def explain(config: Config, samples: tuple[str, ...]) -> None:
+    """Say which parts of an example (SAMPLE is its record's id) are stored, and why others are not.
 
-    A part that is missing is compared with the nearest entry that is stored: what differs is what makes it
+    A missing part is compared with the nearest entry that is stored. The differences are the reason why the part would
     be encoded again.
     """
-    config = resolve(family, config_file, overrides, model=model, data=data, output=output).config
     announce(config, data=True)
 
     from qframe.cache.explain import explain as explained
@@ -130,15 +129,15 @@ def explain(
 
     with _existing(_folder(config)) as opened:
         plan = _plan(config, opened, unconditional=config.train.caption_dropout > 0)
-        places = {record.id: index for index, record in enumerate(plan.records) if record.id in samples}
+        places = {record.id: index for index, record in enumerate(plan.inputs.records) if record.id in samples}
         if unknown := [sample for sample in samples if sample not in places]:
-            known = ", ".join(record.id for record in plan.records[:3])
+            known = ", ".join(record.id for record in plan.inputs.records[:3])
             raise DataError(f"no record is called {', '.join(unknown)}", f"Ids of this data set are like {known}.")
-        inputs = [plan.inputs(places[sample]) for sample in samples]
+        inputs = [plan.inputs[places[sample]] for sample in samples]
         for sample, parts in zip(samples, explained(opened, inputs, plan.maker, terminal_progress()), strict=True):
             click.echo(sample)
             for part in parts:
-                click.echo(f"  {_explained(part)}")
+                click.echo(f"  {explained_line(part)}")
         plan.digests.save()
 
 
@@ -158,7 +157,8 @@ def stats(
 ) -> None:
     """Count what the cache in FOLDER [default: runs/cache] holds, from the headers of its shards.
 
-    With a configuration (--family, --config) the cache is its own, and what its data set needs of it is counted too.
+    With a configuration (--family or --config) the cache is the one that the configuration uses, and the entries that
+    its data set needs are counted too.
     """
     configured = family is not None or config_file is not None
     if not configured and (model or data or output or overrides):
@@ -177,9 +177,9 @@ def stats(
         found = survey(opened, progress)
         wanted = None if config is None else _wanted(config, opened, read_aloud=not as_json)
     if as_json:
-        click.echo(json.dumps(_as_json(where, found, wanted), indent=1))
+        click.echo(json.dumps(survey_json(where, found, wanted), indent=1))
         return
-    for label, value in _table(where, found, wanted):
+    for label, value in survey_rows(where, found, wanted):
         click.echo(f"{label:<12}  {value}")
 
 
@@ -204,7 +204,7 @@ def stats(
 @click.option(
     "--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Only entries that were written longer ago."
 )
-@click.option("--yes", is_flag=True, help="Do it; without it, say what would go.")
+@click.option("--yes", is_flag=True, help="Take the entries out; without this flag, only say what would go.")
 def prune(
     family: str | None,
     model: str | None,
@@ -216,10 +216,10 @@ def prune(
     older_than: float | None,
     yes: bool,
 ) -> None:
-    """Take out of the cache what no given configuration needs, and say first what would go.
+    """Take the entries that no given configuration needs out of the cache; without --yes, only say what would go.
 
-    With --older-than only what was written so long ago; without a configuration, all of that. Copies of entries that
-    lie in the cache twice go too. Nothing goes while another process uses the cache.
+    With --older-than, only entries that were written longer ago go; without a configuration, all of these go. Second
+    copies of entries go too. While another process uses the cache, nothing is changed.
     """
     files: Sequence[str | None] = config_files or ((None,) if family is not None else ())
     configs = [resolve(family, f, overrides, model=model, data=data, output=output).config for f in files]
@@ -246,11 +246,11 @@ def prune(
             plan.read(progress)
             assert keep is not None  # there are configurations
             keep.update(plan.every_key())
-        before = None if older_than is None else time.time() - older_than * _DAY
+        before = None if older_than is None else time.time() - older_than * DAY
         pruning = plan_pruning(opened, keep=keep, written_before=before, progress=progress)
         if yes:
             do(opened, pruning, progress)
-    for line in _pruned(pruning, done=yes):
+    for line in pruning_lines(pruning, done=yes):
         click.echo(line)
 
 
@@ -269,7 +269,7 @@ def _folder(config: Config) -> Path:
 
 
 def _plan(config: Config, opened: Cache, *, unconditional: bool) -> CachePlan:
-    """The entries that a configuration needs, not read yet."""
+    """Return the plan of the entries that a configuration needs; its records are not read yet."""
     from qframe.cache.configured import configured_plan
     from qframe.cli.progress import terminal_progress
     from qframe.compose import compose
@@ -285,15 +285,8 @@ def _plan(config: Config, opened: Cache, *, unconditional: bool) -> CachePlan:
     return configured_plan(composition, records, opened, unconditional=unconditional, progress=terminal_progress())
 
 
-def _explained(part: PartReport) -> str:
-    line = f"{part.part:<13} {'stored ' if part.stored else 'missing'}  {part.key[:16]}"
-    if part.stored:
-        return line
-    return f"{line}  {'; '.join(part.differences) or 'nothing of its kind is stored'}"
-
-
 def _wanted(config: Config, opened: Cache, *, read_aloud: bool) -> dict[str, int]:
-    """How many parts a configuration's records have, how many of them differ, how many of these are missing."""
+    """Count the parts of a configuration's records, the entries that they need, and those that are missing."""
     from qframe.cache.examples import entries_of
     from qframe.cli.progress import terminal_progress
     from qframe.progress import SILENT
@@ -309,57 +302,3 @@ def _wanted(config: Config, opened: Cache, *, read_aloud: bool) -> dict[str, int
         "shared": parts - len(keys),
         "missing": len(opened.missing(keys)),
     }
-
-
-def _as_json(where: Path, found: Survey, wanted: dict[str, int] | None) -> dict[str, object]:
-    import attrs
-
-    values = {"folder": str(where), "entries": found.entries, **attrs.asdict(found)}
-    return values if wanted is None else {**values, "wanted": wanted}
-
-
-def _age(seconds: float) -> str:
-    return f"{seconds / _DAY:.1f} days" if seconds >= _DAY else duration(max(seconds, 0.0))
-
-
-def _table(where: Path, found: Survey, wanted: dict[str, int] | None) -> list[tuple[str, str]]:
-    now = time.time()
-    rows = [("cache", str(where)), ("entries", _amount(found.entries, sum(k.bytes for k in found.kinds.values())))]
-    rows += [(f"  {kind}", _amount(amount.entries, amount.bytes)) for kind, amount in found.kinds.items()]
-    rows.append(("shards", _amount(found.shards, found.bytes)))
-    if found.oldest is not None and found.newest is not None:
-        rows.append(("written", f"{_age(now - found.oldest)} to {_age(now - found.newest)} ago"))
-    rows.append(
-        ("copies", f"{_amount(found.orphaned.entries, found.orphaned.bytes)} (`qframe cache prune` takes them out)")
-    )
-    rows.append(("damaged", f"{_amount(found.damaged_shards, found.damaged_bytes)} with a damaged header"))
-    if wanted is not None:
-        rows.append(("data set", f"{wanted['examples']} examples of {wanted['parts']} parts"))
-        rows.append(("  shared", f"{wanted['entries']} entries, {wanted['shared']} parts share one with another"))
-        rows.append(("  missing", str(wanted["missing"])))
-    return rows
-
-
-def _pruned(pruning: Pruning, *, done: bool) -> list[str]:
-    def line(what: str, amount: Amount) -> str:
-        return f"{what:<12}  {_amount(amount.entries, amount.bytes)}"
-
-    rows = [line(kind, amount) for kind, amount in pruning.kinds.items()]
-    rows.append(line("copies", pruning.orphaned))
-    rows.append(line("stay", pruning.kept))
-    shards = f"{len(pruning.shards)} shards"
-    end = (
-        f"{pruning.gone.entries} entries are gone"
-        if done
-        else f"{pruning.gone.entries} entries would go; --yes does it"
-    )
-    return [*rows, f"{shards}: {end}" if pruning.shards else "there is nothing to take out"]
-
-
-def _amount(count: int, size: int) -> str:
-    value = float(size)
-    for unit in ("bytes", "kB", "MB"):
-        if value < 1000:
-            return f"{count}, {value:.{0 if unit == 'bytes' else 1}f} {unit}"
-        value /= 1000
-    return f"{count}, {value:.1f} GB"

@@ -1,4 +1,4 @@
-"""`qframe lora`: LoRA files described, brought into the layouts of other programs, merged into a model."""
+"""`qframe lora`: describe LoRA files, write them in the layouts of other programs, merge them into a model."""
 
 from __future__ import annotations
 
@@ -33,14 +33,17 @@ if TYPE_CHECKING:
 
 @click.group()
 def lora() -> None:
-    """LoRA files: what they hold, other programs' layouts, merging them into a model."""
+    """LoRA files: see what they hold, convert them for other programs, merge them into a model."""
 
 
 @lora.command(epilog=examples("qframe lora info lora.safetensors", "qframe lora info lora.safetensors --json"))
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Everything, every layer included, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Write everything as JSON, also every layer.")
 def info(file: Path, as_json: bool) -> None:
-    """What FILE holds: layout, ranks, scales, layers, dtype, where it comes from. Reads no matrix."""
+    """Say what the LoRA in FILE holds: layout, ranks, scales, layers, dtype, and where it comes from.
+
+    Its matrices are not read.
+    """
     from qframe.adapters import describe_lora
 
     stored = describe_lora(file)
@@ -56,8 +59,8 @@ def info(file: Path, as_json: bool) -> None:
         "scale": _several(layer.scale for layer in stored.layers),
         "dtype": ", ".join(dtypes),
         "size": f"{stored.size / 1e6:.1f} MB",
-        "base model": stored.metadata.get("base_model", "not said"),
-        "licence": stored.metadata.get("weights_licence", "not said"),
+        "base model": stored.metadata.get("base_model", "not given"),
+        "licence": stored.metadata.get("weights_licence", "not given"),
     }
     click.echo(f"{file}")
     for name, value in rows.items():
@@ -88,9 +91,9 @@ def convert(
     config_file: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Write FILE in another layout: the same matrices, and the same scale wherever that layout keeps it.
+    """Write the LoRA in FILE in another layout, with the same matrices and the same alpha.
 
-    Only files of kohya's kind, which spell names without dots, need --model (or --family) to be understood.
+    A file in kohya's layout spells names without dots; only for such a file --model (or --family) must be given.
     """
     from qframe.adapters import METADATA_OF_LAYOUTS, describe_lora, layer_names, outlined, read_lora, save_lora
 
@@ -116,7 +119,7 @@ def convert(
 )
 @options(FAMILY, MODEL)
 @click.option(
-    "--lora", "loras", metavar="FILE[:WEIGHT]", multiple=True, required=True, help="What to merge. Repeatable."
+    "--lora", "loras", metavar="FILE[:SCALE]", multiple=True, required=True, help="A LoRA to merge. Repeatable."
 )
 @click.option("--output", metavar="DIR", type=click.Path(path_type=Path), required=True, help="Must not exist.")
 @click.option(
@@ -132,7 +135,7 @@ def merge(
     config_file: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Write the denoiser of a model with LoRAs added into its weights, as a folder of its own."""
+    """Merge LoRAs into the weights of a model's denoiser, and write the denoiser to a new folder."""
     composition = _composition(family, model, config_file, overrides)
     announce(composition.config, data=False)
 
@@ -148,7 +151,10 @@ def merge(
 def _composition(
     family: str | None, model: str | None, config_file: str | None, overrides: Sequence[str]
 ) -> Composition:
-    """What the options mean; without a family, what any family makes of the model, if they agree on its denoiser."""
+    """Return the composition that the options mean.
+
+    Without a family it is that of any family that the model fits, if all these families agree on its denoiser.
+    """
     from qframe.compose import compose
 
     if family is not None or config_file is not None or model is None:
@@ -195,12 +201,12 @@ def _as_json(stored: StoredLora) -> dict[str, Any]:
 
 
 def _targets(stored: StoredLora) -> dict[str, int]:
-    """How many layers have each name, blocks of one kind taken together."""
+    """Count the layers by name; the numbers of blocks are left out of the names."""
     return dict(Counter(re.sub(r"(?<=blocks[._])\d+(?=[._])", "*", layer.name) for layer in stored.layers))
 
 
 def _several(values: Any) -> str:
-    """Equal values once, others from the least to the largest."""
+    """Return the value that all values are, or their smallest and largest."""
     distinct = sorted(set(values))
     return f"{distinct[0]:g}" if len(distinct) == 1 else f"{distinct[0]:g} to {distinct[-1]:g}"
 

@@ -100,6 +100,6 @@ def rehearse(config: Config, processes: int = 1) -> None:
     from qframe.train.trainer import Trainer
 
     trainer = Trainer(config)
-    forecast = forecast_training(trainer.composition, trainer.records, fitted_size, processes=processes)
+    forecast = forecast_training(trainer.composition, trainer.inputs, fitted_size, processes=processes)
     click.echo("\n".join(forecast.table()))
     forecast.check()

@@ -34,5 +34,5 @@ def fit(resolved: Resolved, resume: str | None = None, processes: Processes | No
     trainer = Trainer(
         resolved.config, progress=terminal_progress(), processes=processes or ALONE, sources=resolved.sources
     )
-    with foretold(forecast_training(trainer.composition, trainer.records, processes=trainer.processes.world)):
+    with foretold(forecast_training(trainer.composition, trainer.inputs, processes=trainer.processes.world)):
         return trainer.fit(resume)

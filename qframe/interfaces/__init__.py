@@ -1,11 +1,11 @@
-"""What a component implements, and the values that components exchange: the door for authors of components.
+"""What a component must implement, and the values that components exchange.
 
-`qframe` is the door for declaring, and imports no torch. This package is the door for implementing: one file for each
-contract, and one for each group of values. An abstract class here names every method that must exist; Python reports a
-method that is missing when the class is instantiated.
+Authors of components import from here; one file holds each contract, and one each group of values. (What a plugin needs
+to declare its components comes from `qframe`, which imports no torch.) An abstract class names every method that must
+exist; Python reports a missing method when the class is instantiated.
 
-Symbols in shapes: B samples, N image tokens of a batch, C channels of a token, M text tokens of a batch, D width of a
-text token, Z channels of a latent, h and w the sides of a latent, H and W the sides of a picture.
+Symbols in shapes: B samples, N image tokens of a batch, C channels of an image token, M text tokens of a batch, D width
+of a text token, Z channels of latents, h and w height and width of latents, H and W height and width of a picture.
 """
 
 from __future__ import annotations

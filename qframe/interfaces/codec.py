@@ -1,4 +1,4 @@
-"""The contract of a latent codec: pixels become latents, and latents become pixels again."""
+"""The contract of a latent codec: it encodes pixels into latents, and decodes latents into pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from qframe.interfaces.loadable import Loadable
 
 @attrs.frozen(kw_only=True)
 class CodecSpec:
-    """What a codec gives. latent_space names what its latents mean; channels is Z; compression is H / h."""
+    """What is known of a codec before its weights are loaded.
+
+    Attributes:
+        latent_space: The name of the latent space. Codec and denoiser fit if they have the same name here; their
+            shapes would not tell.
+        channels: Z, the channels of latents.
+        compression: H / h and W / w, the pixels along each side of one latent place.
+        pixel_channels: The channels of the pixels, 3 for RGB or 4 for RGBA.
+    """
 
     latent_space: str
     channels: int
@@ -22,20 +30,25 @@ class CodecSpec:
 
 
 class LatentCodec(Loadable):
-    """Pixels to normalised latents and back."""
+    """Encodes pixels into normalised latents, and decodes them again. Registered as kind "codec"."""
 
     @property
     def decoder(self) -> nn.Module | None:
-        """The part of the network that only `decode` runs, which training can do without; None if it is not apart."""
+        """The part of the network that only `decode` runs, and that training need not load; None if there is none."""
         return None
 
     @abstractmethod
     def encode(self, pixels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Pixels [B, C, H, W] in [-1, 1] to latents [B, Z, h, w], normalised by the checkpoint's mean and std.
+        """Encode pixels.
 
-        Without a generator the posterior's mode, with one a sample of it.
+        Args:
+            pixels: [B, 3 or 4, H, W] in [-1, 1]; H and W are multiples of `CodecSpec.compression`.
+            generator: If given, the latents are a sample of the posterior that it draws; else they are its mode.
+
+        Returns:
+            Latents [B, Z, h, w], normalised by the mean and standard deviation in the model's configuration.
         """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, Z, h, w] to pixels [B, C, H, W] in [-1, 1]."""
+        """Decode normalised latents [B, Z, h, w] into pixels [B, 3 or 4, H, W], clamped to [-1, 1]."""

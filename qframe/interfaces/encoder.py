@@ -1,4 +1,4 @@
-"""The contract of an encoder: prompts, with pictures where the model looks at them, become conditioning."""
+"""The contract of an encoder: it encodes prompts, and pictures where the model looks at them, into conditioning."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ from qframe.interfaces.sequences import Conditioning
 from qframe.pictures.geometry import Size
 
 TokenCounter = Callable[[str, Sequence[Size]], int]
-"""`(prompt, sizes of the pictures shown with it) -> text tokens`, without a network."""
+"""`(prompt, sizes of the pictures that the encoder sees with it)` -> the number of text tokens, without a network."""
 
 
 @attrs.frozen(kw_only=True)
 class EncoderSpec:
-    """What an encoder gives. text_space names what its vectors mean; width is D; pictures: it looks at pictures."""
+    """What is known of an encoder before its weights are loaded.
+
+    Attributes:
+        text_space: The name of the space of its vectors. Encoder and denoiser fit if they have the same name here.
+        width: D, the length of the vector for each text token.
+        pictures: Whether the encoder looks at pictures.
+    """
 
     text_space: str
     width: int
@@ -28,25 +34,30 @@ class EncoderSpec:
 
 
 class Encoder(Loadable):
-    """Prompts, with pictures where the model looks at them, to conditioning."""
+    """Encodes prompts, and pictures where the model looks at them, into conditioning. Registered as kind "encoder"."""
 
     @abstractmethod
     def encode(
         self, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]], *, max_length: int | None = None
     ) -> Conditioning:
-        """Conditioning of B prompts, each with its own pictures (RGB, already at the size the recipe chose).
+        """Encode B prompts, each with its own pictures. The result for a prompt must not depend on the other prompts.
 
-        `pictures` has one entry per prompt, empty where there are none. A sample's result does not depend on
-        its neighbours. max_length: tokens kept of a prompt, its pictures not counted; None: the encoder's own limit.
+        Args:
+            prompts: The prompts.
+            pictures: For each prompt its pictures, in RGB and already at the size that the recipe chose; an empty
+                sequence for a prompt without pictures.
+            max_length: The most tokens that are kept of a prompt, its pictures not counted. None means the encoder's
+                own limit.
         """
 
     def check(self, prompts: Sequence[str]) -> None:
-        """DataError for a prompt that `encode` refuses, whatever pictures come with it. Runs no network."""
+        """Raise DataError for a prompt that `encode` would refuse with any pictures. Runs no network."""
 
     @classmethod
     def token_counter(cls, model: ModelFolder, options: Any) -> TokenCounter | None:
-        """What tells how many text tokens `encode` gives, reading no weights; None if only encoding tells.
+        """Return a function that counts the text tokens that `encode` will give. No weights are read.
 
-        The counter raises DataError for a prompt that `encode` refuses.
+        The function raises DataError for a prompt that `encode` would refuse. The default returns None: then the
+        number of tokens is known only after encoding.
         """
         return None

@@ -1,4 +1,4 @@
-"""What every component that is read from a model folder implements."""
+"""The contract of every component that is loaded from a model folder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ from qframe.files.model_folder import ModelFolder
 
 
 class Loadable(ABC):
-    """A part that comes out of a checkpoint.
+    """A component that is loaded from a model folder.
 
-    `options` is an instance of the class its Component declares, or None if it declares none. placed_on: where it
-    computes while its weights rest elsewhere; placement sets it. group_offload: what moves at a time when its weights
-    are offloaded in groups; block_level needs repeated blocks in a child of the network, and a run that enters the
-    network by `forward`. entered_by_forward: it does; else the next group cannot be fetched ahead.
+    The parameter `options` of the methods is an instance of the class that the plugin declares for the component's
+    options, or None if the plugin declares none.
+
+    Attributes:
+        group_offload: How the weights are grouped when placement offloads them in groups, each moved to the device
+            while it is needed. "leaf_level" works for every network. "block_level" needs a child of the network with
+            repeated blocks, and a network that is run by its `forward`.
+        entered_by_forward: Whether the component runs its network by the network's `forward`. Only then can the next
+            group of weights be fetched ahead.
+        placed_on: The device on which the component computes, where its weights are kept on another one. Placement
+            sets it.
     """
 
     group_offload: ClassVar[Literal["block_level", "leaf_level"]] = "leaf_level"
@@ -27,12 +34,12 @@ class Loadable(ABC):
 
     @property
     def network(self) -> nn.Module | None:
-        """Its weights, which placement and quantisation see; None for a part that has none, or keeps them in place."""
+        """The network that placement moves and quantisation changes; None if the component has no such network."""
         return None
 
     @property
     def execution_device(self) -> torch.device:
-        """Where it computes, and so where its inputs belong: not always where its weights are."""
+        """The device on which the component computes and takes its inputs; its weights may be kept on another one."""
         if self.placed_on is not None:
             return self.placed_on
         first = None if self.network is None else next(self.network.parameters(), None)
@@ -40,27 +47,46 @@ class Loadable(ABC):
 
     @classmethod
     def outline(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> Self | None:
-        """The part with its network on the meta device: shapes without weights, from configuration files alone.
+        """Return the component with its network on the meta device, made from configuration files alone.
 
-        None where it cannot be told; then nothing is estimated.
+        Such a network has the names and shapes of all weights, and no weights. Memory is estimated from it before
+        anything is loaded. The default returns None: then no memory is estimated for the component.
+
+        Args:
+            model: The model folder.
+            options: The component's options.
+            dtype: The dtype that the weights would have.
         """
         return None
 
     @classmethod
     @abstractmethod
     def describe(cls, model: ModelFolder, options: Any) -> Any:
-        """Its Spec, from configuration files alone: no weight is read. WeightsError names what is missing."""
+        """Return the component's spec (such as `CodecSpec`), read from configuration files alone.
+
+        WeightsError if the model folder lacks something that the component needs, or holds another class.
+        """
 
     @classmethod
     @abstractmethod
     def load(cls, model: ModelFolder, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
-        """The part itself, weights on `device` in `dtype`, in evaluation mode, without gradients."""
+        """Load the component.
+
+        Args:
+            model: The model folder.
+            options: The component's options.
+            device: The device for the weights.
+            dtype: The dtype of the weights.
+
+        Returns:
+            The component in evaluation mode; its weights need no gradients.
+        """
 
     @classmethod
     @abstractmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> Mapping[str, str]:
-        """Everything that the output of this component depends on, by name: digests of files, settings, versions.
+        """Return by name everything that the output depends on: digests of weights, settings, versions of libraries.
 
-        Nothing is loaded for it. The keys of the cache and the checkpoints of a training run hold the ingredients, and
-        `qframe cache explain` tells a user which of them changed: so each gets a name of its own.
+        Nothing is loaded. The keys of the cache and the checkpoints of a training run hold the ingredients: when one
+        changes, examples are encoded again, and `qframe cache explain` tells which one it was.
         """

@@ -1,4 +1,4 @@
-"""The contract of a quantiser: it keeps frozen weights in fewer bits."""
+"""The contract of a quantiser: it stores frozen weights in fewer bits."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from torch import nn
 
 
 class Quantiser(ABC):
-    """Makes the frozen weights of a network smaller. Registered as kind "quantiser", built with its options.
+    """Stores the frozen weights of a network in fewer bits. Registered as kind "quantiser".
 
-    A quantised layer stays a torch.nn.Linear to whoever looks, so that LoRA can be put on it; gradients run through
-    it to its inputs, none into it.
+    A quantised layer must still be an instance of torch.nn.Linear, so that a LoRA can be put on it. Gradients flow
+    through it to its inputs; its weight gets none.
+
+    Attributes:
+        options: An instance of the class that the plugin declares for the quantiser's options, or None.
     """
 
     def __init__(self, options: Any) -> None:
@@ -20,14 +23,23 @@ class Quantiser(ABC):
 
     @abstractmethod
     def quantise(self, network: nn.Module) -> None:
-        """Replace the linear layers of `network` that it chooses, in place, where their weights lie.
+        """Replace linear layers of `network` by quantised ones, in place and on the device that they are on.
 
-        NumericsError names a layer with weights that are not finite: they would be saturated in silence.
+        The quantiser chooses the layers. NumericsError names a layer whose weights are not finite, because
+        quantisation would turn these into finite ones without an error.
         """
 
     @abstractmethod
     def weight_bytes(self, name: str, layer: nn.Linear) -> int | None:
-        """Bytes that the weight of this layer will take; None where it is left as it is. Shapes alone are read."""
+        """Return the bytes that the weight of a layer will take when it is quantised.
+
+        Args:
+            name: The layer's full name.
+            layer: The layer; only its shape is read, so that it may lie on the meta device.
+
+        Returns:
+            None if the quantiser leaves the layer as it is.
+        """
 
     @abstractmethod
     def ingredient(self) -> str:

@@ -16,7 +16,13 @@ from qframe.pictures.picture import Picture
 
 @attrs.frozen(eq=False)
 class Problem:
-    """What keeps a part of a data set from being used. origin: file or row. picture: the one it is about, if any."""
+    """Something in a data set that cannot be used.
+
+    Attributes:
+        origin: The file or row.
+        message: What is wrong, for people.
+        picture: The picture that is wrong, if it is one.
+    """
 
     origin: str
     message: str
@@ -25,9 +31,13 @@ class Problem:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Survey:
-    """A data set looked at as a whole.
+    """Everything that is in a data set, and everything that is wrong with it.
 
-    records: also those that `problems` are about, as far as they can be named; their ids are in `unusable`.
+    Attributes:
+        records: The records to train on, also those with problems as far as they can be told apart.
+        validation: The records that are kept from training.
+        problems: What is wrong.
+        unusable: The ids of records that have problems.
     """
 
     records: Sequence[Record]
@@ -37,9 +47,11 @@ class Survey:
 
 
 class RecordSource(ABC):
-    """A data set: records, cheap to list, nothing opened. Registered as kind "source".
+    """Lists the records of a data set without opening a picture. Registered as kind "source".
 
-    Built with its options (None if it declares none) and the path a user gave, if any.
+    Attributes:
+        options: An instance of the class that the plugin declares for the source's options, or None.
+        path: The path that the user gave (`data.path`), or None.
     """
 
     def __init__(self, options: Any, path: Path | None) -> None:
@@ -48,22 +60,22 @@ class RecordSource(ABC):
 
     @abstractmethod
     def records(self) -> Sequence[Record]:
-        """All training records, always in the same order."""
+        """Return all records to train on, always in the same order. DataError if the data set cannot be used."""
 
     def validation(self) -> Sequence[Record]:
-        """Records kept from training, sampled before and after it. By default none."""
+        """Return the records that are kept from training and sampled before and after it. The default has none."""
         return ()
 
     def survey(self) -> Survey:
-        """Everything there is and everything that is wrong with it, as far as listing tells: for `qframe data check`.
+        """Return all records and all problems that are found by listing, for `qframe data check`.
 
-        By default what `records` and `validation` give.
+        The default returns what `records` and `validation` return, with no problems.
         """
         return Survey(records=self.records(), validation=self.validation())
 
     def success(self, record: Record, picture: Image.Image) -> bool | None:
-        """Whether a sampled picture does what the record asks; None where only a person can tell.
+        """Judge whether a sampled picture does what a record asks for. Reports count successes by `record.group`.
 
-        Reports sum over `record.group`.
+        The default returns None: only a person can tell.
         """
         return None

@@ -102,14 +102,14 @@ def open_grey(picture: Picture, *, limit_pixels: int = LIMIT_PIXELS) -> Image.Im
     return to_grey(_load(picture, limit_pixels), origin=picture.origin)
 
 
-def open_weight(pixels: PixelInput, *, limit_pixels: int = LIMIT_PIXELS) -> Tensor:
+def open_loss_map(pixels: PixelInput, *, limit_pixels: int = LIMIT_PIXELS) -> Tensor:
     """Open a loss map as grey numbers at the size that its geometry decides.
 
     Returns:
         [H, W] float32 in [0, 1]: 0 for black, 1 for white.
     """
     grey = open_grey(pixels.picture, limit_pixels=limit_pixels)
-    return to_weight(_fit(grey, pixels))
+    return grey_values(_fit(grey, pixels))
 
 
 def fit(image: Image.Image, geometry: Geometry) -> Image.Image:
@@ -131,7 +131,7 @@ def to_pixels(image: Image.Image) -> Tensor:
     return 2.0 * torch.from_numpy(values.transpose(2, 0, 1)).contiguous() - 1.0
 
 
-def to_weight(image: Image.Image) -> Tensor:
+def grey_values(image: Image.Image) -> Tensor:
     """Return the values of a grey picture (mode L) as [H, W] float32 in [0, 1]."""
     if image.mode != "L":
         raise ValueError(f"expected a grey picture, got mode {image.mode}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 import attrs
 import torch
@@ -12,7 +13,7 @@ from qframe import adapters
 from qframe.cache.lengths import FittedSize, Shape, estimated_tokens, latent_shape, text_tokens
 from qframe.compose import Composition
 from qframe.compose.placement import network_bytes
-from qframe.interfaces import Record
+from qframe.interfaces import ExampleInputs
 from qframe.pictures.geometry import Size
 from qframe.pictures.picture import PixelInput
 from qframe.preflight.forecast import PICTURE, Forecast, Remedy, components, quantise_remedies, ranked
@@ -29,13 +30,13 @@ def nominal_size(pixel: PixelInput) -> Size:
 
 
 def forecast_training(
-    composition: Composition, records: Sequence[Record], size: FittedSize = nominal_size, *, processes: int = 1
+    composition: Composition, inputs: Sequence[ExampleInputs], size: FittedSize = nominal_size, *, processes: int = 1
 ) -> Forecast:
     """Forecast the memory for encoding the data set, and for a step whose examples all have the largest shape.
 
     Args:
         composition: The composition that will be trained.
-        records: The records to train on, of which the first ones are looked at.
+        inputs: What the recipe declares for each record to train on; only the first ones are looked at.
         size: Gives the size that a picture is encoded in. `fitted_size` opens the picture, for a closer estimate where
             pictures are smaller than the geometry allows.
         processes: How many processes train together; the forecast is for one of them.
@@ -46,7 +47,7 @@ def forecast_training(
         needs.setdefault(composition.device(role), {}).setdefault("encoding", {})[role] = composition.weights(role) or 0
     remedies: list[Remedy] = []
     shards = config.train.shard == "full" and processes > 1
-    step = _step(composition, records, size, one_by_one=shards)
+    step = _step(composition, inputs, size, one_by_one=shards)
     weights = composition.weights("denoiser")
     if step is not None and weights is not None:
         parts = {"denoiser": 0 if config.train.mode == "full" else weights, **step.parts}  # full: trained in place
@@ -94,7 +95,7 @@ def _sharded(composition: Composition, parts: Mapping[str, int], processes: int)
 
 
 def _step(
-    composition: Composition, records: Sequence[Record], size: FittedSize, *, one_by_one: bool = False
+    composition: Composition, inputs: Sequence[ExampleInputs], size: FittedSize, *, one_by_one: bool = False
 ) -> _Step | None:
     config = composition.config.train
     dtype = torch.bfloat16 if config.precision == "bfloat16" else composition.dtype("denoiser")
@@ -108,7 +109,7 @@ def _step(
         trained = dict(module.requires_grad_(True).named_parameters())
     masters = {name: nn.Parameter(torch.empty_like(p, dtype=torch.float32)) for name, p in trained.items()}
     nn.Module.to(module, dtype)  # the dtype that autocast computes in
-    shape, text = _largest(composition, records, size)
+    shape, text = _largest(composition, inputs, size)
     tokens = _places(shape) // composition.specs["denoiser"].patch ** 2 + text
     batch = max(config.tokens_per_batch // tokens, 1) if config.tokens_per_batch else config.batch_size
     batch = 1 if one_by_one else batch
@@ -136,12 +137,11 @@ def _step(
     return _Step(parts=parts, kept=kept, recomputed=recomputed, batch=batch)
 
 
-def _largest(composition: Composition, records: Sequence[Record], size: FittedSize) -> tuple[Shape, int]:
+def _largest(composition: Composition, inputs: Sequence[ExampleInputs], size: FittedSize) -> tuple[Shape, int]:
     """Latent sizes and text tokens of the first records' largest example, by the sum of both."""
     count = composition.token_counter() or estimated_tokens
     compression = composition.specs["codec"].compression
-    inputs = [composition.recipe.inputs(record) for record in records[:LOOKED_AT]]
-    found = [(latent_shape(one, size, compression), text_tokens(one, size, count)) for one in inputs]
+    found = [(latent_shape(one, size, compression), text_tokens(one, size, count)) for one in islice(inputs, LOOKED_AT)]
     return max(found, key=lambda one: _places(one[0]) + one[1])
 
 

@@ -1,4 +1,4 @@
-"""The kit for plugin authors: each contract is a class of tests; subclass it and give the fixtures it names.
+"""Tests for authors of plugins: a class of tests for each contract. Subclass it and define the fixtures it names.
 
 class TestMySampler(SamplerContract):
     @pytest.fixture

@@ -1,4 +1,4 @@
-"""How far one picture is shifted and zoomed against another: for tests that a pipeline moves no pixel.
+"""Measures how far one picture is shifted and zoomed against another, for tests that a pipeline moves no pixel.
 
 Needs scikit-image (the extra "testing").
 """
@@ -11,17 +11,20 @@ import attrs
 import numpy as np
 from PIL import Image
 
-_WINDOWS = 3  # a side: enough to tell a zoom from a shift, each large enough to be found again
-_UPSAMPLING = 100  # shifts are told to a hundredth of a pixel
-_PASSES = 4  # each leaves about an eighth of what the one before it left
+_WINDOWS = 3  # along each side: enough to tell a zoom from a shift, each large enough to be found again
+_UPSAMPLING = 100  # shifts are measured to a hundredth of a pixel
+_PASSES = 4  # each leaves about an eighth of what the pass before it left
 
 
 @attrs.frozen
 class Alignment:
-    """shift: (down, right) in pixels, at the middle. zoom: (vertical, horizontal), 1 where nothing is stretched.
+    """How the content of one picture lies in another.
 
-    error: largest distance in pixels between the shift of a part and what shift and zoom together say of it; large
-    where the pictures are no copies of one another.
+    Attributes:
+        shift: How far the middle has moved (down, right), in pixels.
+        zoom: How much the content is stretched (vertically, horizontally); 1 means not at all.
+        error: The largest distance, in pixels, between the measured shift of a part of the picture and the shift that
+            `shift` and `zoom` give for this part. It is large if the pictures do not have the same content.
     """
 
     shift: tuple[float, float]
@@ -29,18 +32,24 @@ class Alignment:
     error: float
 
     def aligned(self, *, pixels: float = 0.05, zoom: float = 1e-3) -> bool:
-        """Whether shift and zoom are within these bounds."""
+        """Whether the shift is at most `pixels`, and the zoom differs from 1 by at most `zoom`, in both directions."""
         return max(map(abs, self.shift)) <= pixels and max(abs(one - 1) for one in self.zoom) <= zoom
 
 
 def alignment(picture: Image.Image, original: Image.Image) -> Alignment:
-    """Where the content of `original` lies in `picture`, of the same size.
+    """Measure where the content of `original` lies in `picture`.
 
-    Parts of both are registered by phase correlation (Guizar-Sicairos et al. 2008, Optics Letters 33, 156, by
-    scikit-image), and a line is laid through their shifts for each direction; then the picture is moved back by what
-    was found, and what is left is measured again. Made for small misalignments, shifts and stretches of up to a
-    twentieth of a side, of pictures with detail everywhere. ValueError if sizes differ, are below 24 pixels, or where a
-    part is of one colour.
+    Nine parts of both pictures are registered by phase correlation (Guizar-Sicairos et al. 2008, Optics Letters 33,
+    156, by scikit-image), and a straight line is fitted to their shifts in each direction. The picture is moved back by
+    what was found, and the rest is measured again. It works for shifts and stretches of up to a twentieth of a side, in
+    pictures that have detail everywhere.
+
+    Args:
+        picture: The picture in which the content may have moved.
+        original: The picture with the same content at its right place.
+
+    Raises:
+        ValueError: The pictures differ in size, have a side under 24 pixels, or a part has a single colour.
     """
     moved, still = _grey(picture), _grey(original)
     if moved.shape != still.shape:
@@ -63,7 +72,7 @@ def alignment(picture: Image.Image, original: Image.Image) -> Alignment:
 
 
 def _registered(moved: Any, still: Any) -> Alignment:
-    """Too small by up to an eighth, because the windows of both fade at the same places."""
+    """Measure once. Shifts come out too small by up to an eighth: both parts fade out at the same places."""
     from skimage.registration import phase_cross_correlation
 
     centres, shifts = [], []
@@ -82,18 +91,18 @@ def _registered(moved: Any, still: Any) -> Alignment:
 
 
 def _moved_back(moved: Any, found: Alignment) -> Any:
-    """`moved` without the shift and zoom that were found."""
+    """Undo the shift and zoom that were found in `moved`."""
     from skimage.transform import AffineTransform, warp
 
     zoom = np.asarray(found.zoom)
     centre = (np.asarray(moved.shape) - 1) / 2
     offset = centre + found.shift - zoom * centre
-    back = AffineTransform(scale=tuple(zoom[::-1]), translation=tuple(offset[::-1]))  # it counts columns first
+    back = AffineTransform(scale=tuple(zoom[::-1]), translation=tuple(offset[::-1]))  # warp takes columns before rows
     return warp(moved, back, order=3, mode="edge", preserve_range=True)
 
 
 def _fitted(centres: Any, shifts: Any) -> Alignment:
-    """Shift and zoom of each direction by least squares: shift + (zoom - 1) * distance from the middle."""
+    """Fit, by least squares, shift + (zoom - 1) * distance from the middle to the shifts of the parts."""
     found = []
     left = np.zeros_like(shifts)
     for axis in range(2):
@@ -113,7 +122,7 @@ def _parts(shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
 
 
 def _windows(side: int) -> list[slice]:
-    """Overlapping stretches of half a side."""
+    """Return three overlapping stretches of a side, each half as long as the side."""
     length = side // 2
     return [slice(start, start + length) for start in (0, (side - length) // 2, side - length)]
 
@@ -123,6 +132,6 @@ def _grey(picture: Image.Image) -> Any:
 
 
 def _faded(part: Any) -> Any:
-    """Without its mean, faded out towards its edges, where content comes and goes."""
+    """Take away the mean, and fade the part out towards its edges, where the two pictures show different content."""
     fade = np.outer(np.hanning(part.shape[0]), np.hanning(part.shape[1]))
     return (part - part.mean()) * fade

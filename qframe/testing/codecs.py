@@ -1,4 +1,4 @@
-"""What every codec does."""
+"""Tests that every codec must pass."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from qframe.interfaces import CodecSpec, LatentCodec
 
 
 class CodecContract:
-    """Fixtures: codec, spec (its CodecSpec).
+    """Tests that every codec must pass.
 
-    cells: height and width of the test pictures, in latent places; even, or larger, where the model needs it.
+    A subclass defines two fixtures: `codec`, the loaded codec, and `spec`, its CodecSpec.
+
+    Attributes:
+        cells: Height and width of the test pictures, in latent places. Set larger or even numbers if the codec needs
+            them.
+        tolerance: The largest difference, relative and absolute, that counts as equal.
     """
 
     cells: tuple[int, int] = (4, 6)
     tolerance: float = 1e-5
 
     def pixels(self, spec: CodecSpec, batch: int = 3) -> Tensor:
-        """Random pixels [B, C, H, W] in [-1, 1]."""
+        """Return random pixels [batch, C, H, W] in [-1, 1], always the same."""
         height, width = (side * spec.compression for side in self.cells)
         generator = torch.Generator().manual_seed(0)
         return torch.rand(batch, spec.pixel_channels, height, width, generator=generator) * 2 - 1

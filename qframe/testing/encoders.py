@@ -1,4 +1,4 @@
-"""What every encoder does."""
+"""Tests that every encoder must pass."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from qframe.interfaces import Conditioning, Encoder, EncoderSpec
 
 
 class EncoderContract:
-    """Fixtures: encoder, spec (its EncoderSpec).
+    """Tests that every encoder must pass.
 
-    prompts: of different lengths, the empty one among them. size: width and height of the test pictures.
-    pictures: how many each prompt comes with, where the encoder looks at pictures.
+    A subclass defines two fixtures: `encoder`, the loaded encoder, and `spec`, its EncoderSpec.
+
+    Attributes:
+        prompts: Three prompts of different lengths, the empty prompt among them.
+        size: Width and height of the test pictures, in pixels.
+        pictures: How many pictures come with each prompt, if the encoder looks at pictures.
+        tolerance: The largest difference, relative and absolute, that counts as equal.
     """
 
     prompts: tuple[str, ...] = ("make the circle blue", "", "a very large red square at the top left of the picture")
@@ -21,7 +26,7 @@ class EncoderContract:
     tolerance: float = 1e-5
 
     def shown(self, spec: EncoderSpec, colours: tuple[str, ...] = ("red", "navy", "olive")) -> list[list[Image.Image]]:
-        """The pictures of each prompt."""
+        """Return the pictures that come with each prompt, one prompt for each colour."""
         count = self.pictures if spec.pictures else 0
         return [[Image.new("RGB", self.size, colour)] * count for colour in colours]
 

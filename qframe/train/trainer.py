@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from qframe import adapters
-from qframe.cache import ALL, Cache, CachedExamples, Portion, build_cache
+from qframe.cache import ALL, Cache, CachedExamples, DeclaredInputs, Portion, build_cache
 from qframe.cache.configured import cache_folder, made_by
 from qframe.cache.live import LiveExamples
 from qframe.compose import Composition, compose
@@ -24,7 +24,7 @@ from qframe.config.schema import Config, Precision, TrainConfig
 from qframe.data.choose import open_source
 from qframe.errors import CacheError, ConfigError
 from qframe.files.storage import is_published, lock_folder, publish_folder, remove_published, write_file
-from qframe.interfaces import Denoiser, Example, ForwardOptions, Parts, Plan, Record, RecordSource
+from qframe.interfaces import Denoiser, Example, ExampleInputs, ForwardOptions, Parts, Plan, Record, RecordSource
 from qframe.pictures.pixels import from_pixels
 from qframe.plugins.registry import Registry, load_registry
 from qframe.progress import SILENT, Progress
@@ -103,15 +103,25 @@ class Trainer:
                 config, self.composition.classes["denoiser"], quantised="denoiser" in self.composition.quantisers
             )
         self.source: RecordSource = open_source(config, self.registry)
-        self.records, held_out = split_records(self.source, config)
+        records, held_out = split_records(self.source, config)
+        self.inputs = self._declare(records)
         self.measured = measured_records(held_out, config)
-        self._judge, self._sampled = sampled_records(self.source, self.records, held_out, config, self.registry)
+        self._judge, self._sampled = sampled_records(self.source, records, held_out, config, self.registry)
         self._loggers = {name: self._logger(name) for name in config.logging.use}  # may lack a package
         self.state: TrainingState | None = None
         self._steps: int | None = None  # of the whole run, once the examples are known
         self._parts: dict[str, Any] = {}
         self._codec = Placement()
         self._loaded_loras = self._merged_at = 0
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """The records to train on."""
+        return self.inputs.records
+
+    def _declare(self, records: Sequence[Record]) -> DeclaredInputs:
+        drops = self.config.train.caption_dropout > 0
+        return DeclaredInputs(records, self.composition.recipe, unconditional=drops)
 
     def _logger(self, name: str) -> Any:
         return self.registry.resolve(self.registry.component("logger", name))()
@@ -187,27 +197,19 @@ class Trainer:
         portion: encode this portion alone, where several processes fill one cache.
         ConfigError if the recipe's sizes do not fit the codec and the denoiser.
         """
-        self._check_sizes()
         composition = self.composition
-        drops = self.config.train.caption_dropout > 0
+        inputs = self.inputs if records is None else self._declare(records)
+        self._check_sizes(inputs[0])
         if not self.config.cache.enabled:
             parts = self.load("encoder", "codec")
-            return LiveExamples(
-                self.records if records is None else records,
-                composition.recipe,
-                parts,
-                unconditional=drops,
-                counter=composition.token_counter(),
-            )
+            return LiveExamples(inputs, parts, counter=composition.token_counter())
         cache = Cache(folder or cache_folder(self.config))
         return build_cache(
-            self.records if records is None else records,
-            composition.recipe,
+            inputs,
             self.load,
             cache,
             made_by(composition, cache, self.progress),
             batch_size=self.config.cache.batch_size,
-            unconditional=drops,
             portion=portion,
             progress=self.progress,
         )
@@ -217,7 +219,7 @@ class Trainer:
         train, outline = self.config.train, adapters.outlined(self.composition)
         if train.gradient_checkpointing and outline is not None:
             _checkpointing(outline.module)
-        if train.caption_dropout and self.composition.recipe.inputs(self.records[0]).unconditional is None:
+        if train.caption_dropout and self.inputs[0].unconditional is None:
             raise ConfigError(
                 f"train.caption_dropout: the recipe of {self.config.family} encodes no empty prompt",
                 "Set train.caption_dropout to 0.",
@@ -232,9 +234,8 @@ class Trainer:
         if outline is not None:
             adapters.resolve_targets(outline.module, self.config.lora.targets, outline.lora_presets)
 
-    def _check_sizes(self) -> None:
+    def _check_sizes(self, inputs: ExampleInputs) -> None:
         # Of one record: a recipe has one geometry for all. Only some pictures would show the mistake, and late.
-        inputs = self.composition.recipe.inputs(self.records[0])
         specs = self.composition.specs
         needed = specs["codec"].compression * specs["denoiser"].patch
         for pixels in (inputs.target, *inputs.references):

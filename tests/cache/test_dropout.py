@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qframe.cache import Cache, build_cache
+from qframe.cache import Cache, DeclaredInputs, build_cache
 from qframe.cache.live import LiveExamples
 from qframe.config.schema import TrainConfig
 from qframe.interfaces import Conditioning
@@ -32,9 +32,9 @@ def oracle(index: int, *, dropped: bool) -> torch.Tensor:
 @pytest.mark.parametrize("mode", ["cached", "live"])
 def test_dropped_captions_give_the_empty_prompt_of_their_own_picture(tmp_path: Path, mode: str) -> None:
     if mode == "cached":
-        examples = build_cache(RECORDS, TinyRecipe(), Loader(), Cache(tmp_path), MADE_BY)
+        examples = build_cache(DeclaredInputs(RECORDS, TinyRecipe()), Loader(), Cache(tmp_path), MADE_BY)
     else:
-        examples = LiveExamples(RECORDS, TinyRecipe(), Loader()("encoder", "codec"))
+        examples = LiveExamples(DeclaredInputs(RECORDS, TinyRecipe()), Loader()("encoder", "codec"))
     drops = 0
     for step in range(1, 7):
         slots = range(len(RECORDS))

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qframe.cache.encoding import encode_pixels, encode_text, encode_weight, windows
+from qframe.cache import DeclaredInputs
+from qframe.cache.encoding import encode_loss_map, encode_pixels, encode_text, windows
 from qframe.cache.live import LiveExamples
 from qframe.errors import DataError, NumericsError, PluginError
 from qframe.interfaces import Conditioning, TextInput, TokenCounter
@@ -126,13 +127,13 @@ def test_an_encoder_that_breaks_its_contract_is_named() -> None:
 
 def test_a_weight_is_the_mean_of_each_latent_place() -> None:
     weight = PixelInput(Picture("w", grey(51, (16, 32))), GEOMETRY)
-    assert torch.allclose(encode_weight(weight, 8), torch.full((2, 4), 0.2))
+    assert torch.allclose(encode_loss_map(weight, 8), torch.full((2, 4), 0.2))
 
 
 def test_a_weight_that_the_codec_cannot_divide_is_named() -> None:
     weight = PixelInput(Picture("row 4", grey(51, (15, 30))), Geometry(15 * 30, 15 * 30, multiple=15))
     with pytest.raises(DataError, match="row 4"):
-        encode_weight(weight, 8)
+        encode_loss_map(weight, 8)
 
 
 def test_live_examples_count_their_text_or_estimate_it_without_encoding() -> None:
@@ -141,7 +142,8 @@ def test_live_examples_count_their_text_or_estimate_it_without_encoding() -> Non
 
     def live(counter: TokenCounter | None, unconditional: bool = False) -> list[int]:
         parts = loader("encoder", "codec")
-        examples = LiveExamples(records, TinyRecipe(), parts, unconditional=unconditional, counter=counter)
+        inputs = DeclaredInputs(records, TinyRecipe(), unconditional=unconditional)
+        examples = LiveExamples(inputs, parts, counter=counter)
         return [examples.text_length(index) for index in range(4)]
 
     assert live(None) == [1, 2, 4, 6], "the bytes of the prompt"
@@ -152,7 +154,8 @@ def test_live_examples_count_their_text_or_estimate_it_without_encoding() -> Non
 
 def test_live_examples_tell_their_shape_without_encoding() -> None:
     loader = Loader()
-    live = LiveExamples([record(number) for number in range(4)], TinyRecipe(), loader("encoder", "codec"))
+    inputs = DeclaredInputs([record(number) for number in range(4)], TinyRecipe())
+    live = LiveExamples(inputs, loader("encoder", "codec"))
     shapes = [live.shape(index) for index in range(4)]
     assert loader.codec.batches == []
     assert shapes == [

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qframe.cache import Cache, CachedExamples, build_cache
+from qframe.cache import Cache, CachedExamples, DeclaredInputs, build_cache
 from qframe.cache.encoding import encode_examples
 from qframe.cache.live import LiveExamples
 from qframe.errors import CacheError, DataError, NumericsError
@@ -31,7 +31,9 @@ def build(
     recipe: TinyRecipe | None = None,
     made_by: dict[str, dict[str, str]] = MADE_BY,
 ) -> CachedExamples:
-    return build_cache(records, recipe or TinyRecipe(), loader or Loader(), Cache(folder), made_by, batch_size=3)
+    return build_cache(
+        DeclaredInputs(records, recipe or TinyRecipe()), loader or Loader(), Cache(folder), made_by, batch_size=3
+    )
 
 
 def tensors(example: Example) -> list[torch.Tensor]:
@@ -55,7 +57,7 @@ def close(left: Example, right: Example) -> bool:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cached_examples_are_what_live_encoding_gives(tmp_path: Path, dtype: torch.dtype) -> None:
     examples = build(tmp_path, loader=Loader(dtype))
-    live = LiveExamples(RECORDS, TinyRecipe(), Loader(dtype)("encoder", "codec"))
+    live = LiveExamples(DeclaredInputs(RECORDS, TinyRecipe()), Loader(dtype)("encoder", "codec"))
     assert len(examples) == len(live) == 23
     for index in range(23):
         assert examples[index].target.dtype == dtype
@@ -286,7 +288,7 @@ def test_encode_examples_keeps_order_and_ids() -> None:
     recipe = TinyRecipe()
     encoded = encode_examples([recipe.inputs(r) for r in RECORDS], [r.id for r in RECORDS], parts, batch_size=4)
     assert [one.id for one in encoded] == [r.id for r in RECORDS]
-    live = LiveExamples(RECORDS, recipe, parts)
+    live = LiveExamples(DeclaredInputs(RECORDS, recipe), parts)
     assert all(close(one, live[index]) for index, one in enumerate(encoded))
 
 
@@ -294,7 +296,7 @@ KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from qframe.cache import Cache, build_cache
+from qframe.cache import Cache, DeclaredInputs, build_cache
 from tests.cache.world import MADE_BY, Loader, TinyRecipe, record
 
 folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
@@ -308,7 +310,7 @@ def build(pause):
         return encode(pixels)
     loader.codec.encode = slow
     with Cache(folder, shard_seconds=0.0) as cache:
-        return build_cache(records, TinyRecipe(), loader, cache, MADE_BY, batch_size=3), loader
+        return build_cache(DeclaredInputs(records, TinyRecipe()), loader, cache, MADE_BY, batch_size=3), loader
 
 random_ = random.Random(0)
 killed, limit = 0, 0.1

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
-from qframe.cache import Cache, KeyMaker, PictureDigests, build_cache
+from qframe.cache import Cache, DeclaredInputs, KeyMaker, PictureDigests, build_cache
 from qframe.cache.explain import PartReport, explain
 from qframe.cache.shards import make_shard
 from qframe.interfaces import Record
@@ -24,7 +24,7 @@ RECORDS = [record(number) for number in range(8)]
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     with Cache(folder) as cache:
-        build_cache(RECORDS, TinyRecipe(), Loader(), cache, MADE_BY)
+        build_cache(DeclaredInputs(RECORDS, TinyRecipe()), Loader(), cache, MADE_BY)
     return folder
 
 

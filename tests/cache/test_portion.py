@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qframe.cache import ALL, Cache, CachedExamples, Portion, build_cache
+from qframe.cache import ALL, Cache, CachedExamples, DeclaredInputs, Portion, build_cache
 from qframe.errors import ConfigError
 from qframe.interfaces import Record
 from qframe.pictures.picture import Picture
@@ -22,7 +22,9 @@ def build(
     records: list[Record] = RECORDS,
 ) -> tuple[CachedExamples, Loader]:
     loader = Loader(neighbours=0.1)
-    return build_cache(records, TinyRecipe(), loader, Cache(folder), MADE_BY, batch_size=1, portion=portion), loader
+    return build_cache(
+        DeclaredInputs(records, TinyRecipe()), loader, Cache(folder), MADE_BY, batch_size=1, portion=portion
+    ), loader
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 40])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qframe.cache import Cache, build_cache
+from qframe.cache import Cache, DeclaredInputs, build_cache
 from qframe.cache.prune import plan_pruning, prune
 from qframe.cache.shards import make_shard
 from qframe.cache.survey import WITHOUT_FIELDS, Amount, survey
@@ -22,7 +22,7 @@ RECORDS = [record(number) for number in range(6)]
 
 def build(folder: Path, records: list[Record] = RECORDS) -> list[str]:
     with Cache(folder, shard_bytes=2000) as cache:
-        examples = build_cache(records, TinyRecipe(), Loader(), cache, MADE_BY)
+        examples = build_cache(DeclaredInputs(records, TinyRecipe()), Loader(), cache, MADE_BY)
     return [
         k
         for keys in examples._keys

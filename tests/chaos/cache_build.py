@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from qframe.cache import ALL, Cache, Portion, build_cache
+from qframe.cache import ALL, Cache, DeclaredInputs, Portion, build_cache
 from tests.cache.world import MADE_BY, Loader, TinyRecipe, record
 from tests.chaos.killing import Moment, ended_by_kill, killed, start
 
@@ -94,7 +94,9 @@ def build(
     cache = open_cache(folder)
     if ledger is not None:
         _note_sealed(cache, ledger)
-    examples = build_cache(RECORDS, TinyRecipe(), loader, cache, MADE_BY, batch_size=batch, portion=portion)
+    examples = build_cache(
+        DeclaredInputs(RECORDS, TinyRecipe()), loader, cache, MADE_BY, batch_size=batch, portion=portion
+    )
     cache.close()
     return [key for keys in examples._keys for key in attrs.astuple(keys, recurse=False) if isinstance(key, str)] + [
         key for keys in examples._keys for key in keys.references

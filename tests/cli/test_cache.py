@@ -182,7 +182,7 @@ def test_training_from_a_cache_encodes_no_picture_and_loads_neither_encoder_nor_
 ) -> None:
     assert cache("build", "--output", "runs/a").code == 0
     loads.clear()
-    for opener in ("open_fitted", "open_weight"):
+    for opener in ("open_fitted", "open_loss_map"):
         monkeypatch.setattr(
             f"qframe.cache.encoding.{opener}", lambda *a, **k: pytest.fail("a picture was opened to encode it")
         )

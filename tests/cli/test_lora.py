@@ -82,7 +82,7 @@ def test_info_of_another_programs_file_needs_no_model(run: Run, file: Path, laye
     assert "kohya" in out
     assert "2 to 4" in out
     assert "0.5 to 2.5" in out
-    assert "not said" in out
+    assert "not given" in out
     assert "2 x transformer_blocks_*_attn_to_q" in out
 
 

@@ -301,7 +301,7 @@ def test_pixels_that_are_not_finite_are_no_picture() -> None:
 
 
 def weighed(image: Image.Image, geometry: Geometry) -> torch.Tensor:
-    return pictures.open_weight(PixelInput(Picture("weight", encoded(image)), geometry))
+    return pictures.open_loss_map(PixelInput(Picture("weight", encoded(image)), geometry))
 
 
 def test_a_weight_is_the_grey_value_over_255() -> None:
@@ -318,12 +318,12 @@ def test_a_grey_picture_is_taken_by_its_values_alone() -> None:
     grey = pictures.to_grey(image)
     assert (grey.mode, grey.tobytes(), grey.info) == ("L", bytes([100] * 8), {})
     assert image.info == {"icc_profile": b"a profile"}
-    assert torch.equal(pictures.to_weight(grey), torch.full((2, 4), 100 / 255))
+    assert torch.equal(pictures.grey_values(grey), torch.full((2, 4), 100 / 255))
 
 
 def test_a_grey_picture_of_another_mode_is_no_weight() -> None:
     with pytest.raises(ValueError, match="mode RGB"):
-        pictures.to_weight(Image.new("RGB", (2, 2)))
+        pictures.grey_values(Image.new("RGB", (2, 2)))
 
 
 def test_a_picture_of_the_right_size_is_not_resized() -> None:

@@ -48,7 +48,7 @@ def trainer(model: Path, folder: Path, *overrides: str) -> Trainer:
 
 def forecast(model: Path, *overrides: str) -> Forecast:
     found = trainer(model, Path("nowhere"), *overrides)
-    return forecast_training(found.composition, found.records)
+    return forecast_training(found.composition, found.inputs)
 
 
 def training(found: Forecast) -> dict[str, int]:
@@ -81,7 +81,7 @@ def test_trained_parameters_and_optimizer_states_are_forecast_exactly(
 @pytest.mark.parametrize("overrides", [(), ("denoiser.quantise.use=quanto", "encoder.quantise.use=quanto")], ids=str)
 def test_weights_are_forecast_exactly(model: Path, tmp_path: Path, overrides: Sequence[str]) -> None:
     found = trainer(model, tmp_path, *overrides)
-    loaded = {part.role: part for part in forecast_training(found.composition, found.records).loaded}
+    loaded = {part.role: part for part in forecast_training(found.composition, found.inputs).loaded}
     parts = found.load("encoder", "denoiser", "codec")
     for role in ("encoder", "denoiser", "codec"):
         network = getattr(parts, role).network
@@ -106,7 +106,7 @@ def test_activations_are_forecast_nearly(model: Path, tmp_path: Path, denoiser: 
     """Against a real step forward and backward on the CPU, every allocation counted."""
     overrides = (f"denoiser.use={denoiser}", f"train.gradient_checkpointing={checkpointing}")
     found = trainer(model, tmp_path / "run", *overrides)
-    expected = training(forecast_training(found.composition, found.records))["activations"]
+    expected = training(forecast_training(found.composition, found.inputs))["activations"]
     examples = found.cache()
     found.prepare()
     step = Made()
@@ -300,9 +300,9 @@ def test_of_two_processes_that_share_the_denoiser_out_each_needs_half_of_it_and_
     model: Path, mode: str
 ) -> None:
     found = trainer(model, Path("nowhere"), f"train.mode={mode}", "train.ema_decay=0.9")
-    apart = forecast_training(found.composition, found.records, processes=2)
+    apart = forecast_training(found.composition, found.inputs, processes=2)
     shared = trainer(model, Path("nowhere"), f"train.mode={mode}", "train.ema_decay=0.9", "train.shard=full")
-    together = forecast_training(shared.composition, shared.records, processes=2)
+    together = forecast_training(shared.composition, shared.inputs, processes=2)
     before, after = training(apart), training(together)
     outline = found.composition.outlines["denoiser"]
     blocks = [network_bytes(block) for block in getattr(outline.module, outline.blocks)]
@@ -318,5 +318,5 @@ def test_of_two_processes_that_share_the_denoiser_out_each_needs_half_of_it_and_
     offered = any(remedy.setting == "train.shard=full" for remedy in apart.remedies)
     assert offered == (mode == "full")  # of two blocks a process needs both; beside a LoRA that saves nothing
     assert not any(remedy.setting == "train.shard=full" for remedy in together.remedies)
-    alone = forecast_training(shared.composition, shared.records)
+    alone = forecast_training(shared.composition, shared.inputs)
     assert training(alone) == before

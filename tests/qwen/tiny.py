@@ -21,7 +21,7 @@ from transformers import Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from qframe.files.model_folder import ModelFolder
-from qframe_qwen.oracles import PictureProcessor
+from qframe_qwen.oracle_runs import PictureProcessor
 from qframe_shapes import text
 
 # From scheduler/scheduler_config.json of Qwen/Qwen-Image.

@@ -190,8 +190,8 @@ class _Bench:
         live_config = attrs.evolve(config, cache=attrs.evolve(config.cache, enabled=False))
         cached = Trainer(attrs.evolve(config, cache=attrs.evolve(config.cache, enabled=True)), progress=progress)
         live = Trainer(live_config, progress=progress)
-        cached.records = live.records = cached.records[:examples]
-        encoded = cached.cache(folder)
+        records = cached.records[:examples]
+        encoded = cached.cache(folder, records=records)
         cached.release("encoder", "codec")
         state = cached.prepare()
         parts, train = cached.load("denoiser"), config.train
@@ -200,12 +200,12 @@ class _Bench:
         job = cached.job(
             train,
             encoded,
-            make_order(sizes, train, lambda index: cached.records[index].id),
+            make_order(sizes, train, lambda index: records[index].id),
             progress=SILENT,
             observe=lambda step, metrics: None,
             save=lambda: None,
         )
-        return cls(job, live.cache(), state)
+        return cls(job, live.cache(records=records), state)
 
     def run(self, repeats: int) -> dict[str, list[Seconds]]:
         """Let the contestants run in turns, and return what each turn took."""
