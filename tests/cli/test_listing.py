@@ -17,7 +17,7 @@ def test_plugins_list_shows_families_components_and_plugins(run: Run) -> None:
     assert sections[0].startswith("families\n")
     assert re.search(r"^  qwen-edit +qwen-edit +\S", sections[0], re.M)
     assert re.search(r"^  heun +samplers +second order", outcome.out, re.M)
-    assert re.search(r"^  samplers +qframe \S+ +qframe\.diffusion\.plugin", outcome.out, re.M)
+    assert re.search(r"^  samplers +qframe-diffusion \S+ +qframe\.diffusion\.plugin", outcome.out, re.M)
 
 
 def test_config_show_gives_value_source_and_meaning(run: Run, tmp_path: Path) -> None:
