@@ -66,10 +66,15 @@ Grids = tuple[tuple[Grid, ...], ...]
 
 @attrs.frozen(eq=False)
 class _Group:
-    """Samples of equal grids, and what does not change between steps.
+    """The samples of a batch that have equal grids, and what does not change between the steps of a sampling run.
 
-    samples: their places in the batch. shapes: grids of each sample, target first. length: target tokens of each.
-    text: [b, T, D]. mask: [b, T], None when nothing is padded. references: [b, R, C], or None.
+    Attributes:
+        samples: The places of the samples in the batch, in rising order.
+        shapes: The grids of each sample: its target's, then those of its references.
+        length: How many target tokens each sample has.
+        text: The padded text tokens, [b, T, D].
+        mask: True where text tokens are, [b, T]; None where nothing is padded.
+        references: The tokens of the references, [b, R, C]; None where there are none.
     """
 
     samples: tuple[int, ...]
@@ -81,10 +86,12 @@ class _Group:
 
 
 class StockDenoiser(Denoiser):
-    """diffusers' QwenImageTransformer2DModel behind the ragged interface.
+    """diffusers' QwenImageTransformer2DModel as a denoiser that takes samples of any shapes in one batch.
 
-    refused: flags of a configuration that its network does not run, and why. A denoiser that reads the same checkpoints
-    into another network overrides this and `network_class`.
+    A denoiser that reads the same model folders into another network overrides `refused` and `network_class`.
+
+    Attributes:
+        refused: The flags of a model's configuration that this network cannot run, each with the reason.
     """
 
     refused: ClassVar[Mapping[str, str]] = MappingProxyType(
@@ -132,7 +139,7 @@ class StockDenoiser(Denoiser):
 
     @classmethod
     def network_class(cls) -> Any:
-        """What the weights are read into: `from_pretrained` as diffusers' models have it."""
+        """The class of the network, which has `from_pretrained` as diffusers' models have it."""
         from diffusers import QwenImageTransformer2DModel
 
         return QwenImageTransformer2DModel
@@ -219,10 +226,9 @@ class StockDenoiser(Denoiser):
         if len(groups) == 1:  # the whole batch, in order: both reshapes are views
             predicted = self._run(groups[0], tokens.reshape(len(sigma), groups[0].length, -1), sigma, forward)
             return predicted.reshape(-1, predicted.shape[-1]).to(tokens)
-        rows = tokens.split(list(lengths))
-        found: list[Tensor | None] = [None] * len(rows)
+        found: list[Tensor | None] = [None] * len(lengths)
         for place, group in enumerate(groups):
-            target = torch.stack([rows[sample] for sample in group.samples])
+            target = _rows_of(tokens, lengths, group.samples).unflatten(0, (len(group.samples), -1))
             predicted = self._run(group, target, sigma[list(group.samples)], _of_group(forward, place))
             for sample, row in zip(group.samples, predicted, strict=True):
                 found[sample] = row
@@ -302,11 +308,9 @@ def _groups(grids: Grids, cond: Conditioning, references: PackedSequence | None,
         raise ValueError(
             f"{len(grids)} targets, {cond.batch_size} prompts, {len(reference_grids)} sets of references: not as many"
         )
-    text = cond.embeds.to(like).split(list(cond.lengths))
+    text = cond.embeds.to(like)
     # Detached: references are given, not learnt, even where the caller's codec or latents carry gradients.
-    reference_rows = (
-        references.tokens.detach().to(like).split(list(references.lengths)) if references is not None else None
-    )
+    reference_tokens = None if references is None else references.tokens.detach().to(like)
     alike: dict[tuple[tuple[Grid, ...], tuple[Grid, ...]], list[int]] = {}
     for sample, (own, given) in enumerate(zip(grids, reference_grids, strict=True)):
         if len(own) != 1:
@@ -316,10 +320,23 @@ def _groups(grids: Grids, cond: Conditioning, references: PackedSequence | None,
     for (own, given), samples in alike.items():
         lengths = [cond.lengths[sample] for sample in samples]
         _check_text_fits(own + given, max(lengths))
-        padded, mask = pad(torch.cat([text[sample] for sample in samples]), lengths)
-        kept = torch.stack([reference_rows[sample] for sample in samples]) if reference_rows and given else None
+        padded, mask = pad(_rows_of(text, cond.lengths, samples), lengths)
+        kept = None
+        if references is not None and reference_tokens is not None and given:
+            kept = _rows_of(reference_tokens, references.lengths, samples).unflatten(0, (len(samples), -1))
         found.append(_Group(tuple(samples), own + given, own[0][0] * own[0][1] * own[0][2], padded, mask, kept))
     return tuple(found)
+
+
+def _rows_of(packed: Tensor, lengths: Sequence[int], samples: Sequence[int]) -> Tensor:
+    """The packed rows of these samples, in their order. If these are all samples, `packed` itself is returned uncopied.
+
+    `lengths` has the rows of every sample in `packed`, and `samples` are places in it, in rising order.
+    """
+    if len(samples) == len(lengths):
+        return packed
+    rows = packed.split(list(lengths))
+    return torch.cat([rows[sample] for sample in samples])
 
 
 def _check_text_fits(shapes: tuple[Grid, ...], length: int) -> None:

@@ -1,4 +1,4 @@
-"""Joint attention within each sample and with no other: the block diagonal of a packed batch, no mask, no padding."""
+"""Joint attention of each sample with itself alone, in a packed batch: without a mask and without padding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Heads = tuple[Tensor, Tensor, Tensor]
 
 
 def attend(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor, Tensor]:
-    """What each token of both streams [M, H, d] and [N, H, d] gathers from its own sample's text and pictures."""
+    """Attend within each sample, text and pictures together. Returns text [M, H, d] and pictures [N, H, d]."""
     if _has_ragged_kernel(text[2]) and (torch.compiler.is_compiling() or len(layout.groups) > 1):
         return _attend_ragged(text, image, layout)
     found: tuple[Tensor, Tensor] = _attend_in_groups(text, image, layout)
@@ -23,7 +23,7 @@ def attend(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor, Tensor]:
 # Not compiled: the numbers of this mixture of lengths would be written into the program.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend_in_groups(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Samples of equal lengths as one dense batch each: slices of the sorted streams, so only the join copies."""
+    """Compute samples of equal lengths as one dense batch each. Their tokens are slices of the sorted streams."""
     text_rows = [group.count * group.text for group in layout.groups]
     image_rows = [group.count * group.image for group in layout.groups]
     texts = zip(*(cut(part, text_rows) for part in text), strict=True)
@@ -43,7 +43,7 @@ def _attend_in_groups(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor
 
 
 def _has_ragged_kernel(x: Tensor) -> bool:
-    """Whether flash attention for sequences of different lengths takes values [N, H, d] like these.
+    """Whether flash attention for sequences of different lengths can compute values [N, H, d] of this dtype and device.
 
     Its conditions (aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_varlen_fwd): half precision,
     heads of a multiple of 8 channels, at most 256, and Ampere or newer.
@@ -58,7 +58,7 @@ def _has_ragged_kernel(x: Tensor) -> bool:
 
 
 def _attend_ragged(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor, Tensor]:
-    """All samples in one call of the flash kernel for sequences of different lengths."""
+    """Compute all samples in one call of the flash kernel for sequences of different lengths."""
     from torch.nn.attention.varlen import varlen_attn
 
     query, key, value = (

@@ -94,12 +94,12 @@ class PerSampleRopeBlock(nn.Module):
 
 
 def _in_halves(perceptron: nn.Module, rows: Tensor) -> Tensor:
-    """The perceptron of rows [N, D], many of them in two parts.
+    """Apply the perceptron to rows [N, D], in two halves if there are many rows.
 
-    Memory peaks where its activation, four times as wide as the stream, goes backward. Diffusers goes through a mixed
-    batch shape by shape there; all shapes at once would need more than it, half of them at a time need less.
+    Memory peaks in the backward pass of the perceptron's activation, which is four times as wide as the stream.
+    Diffusers computes a mixed batch shape by shape; all rows at once would need more memory, two halves need less.
     """
     if torch.compiler.is_compiling() or rows.shape[0] < _HALVED_FROM:
-        whole: Tensor = perceptron(rows)
-        return whole
+        at_once: Tensor = perceptron(rows)
+        return at_once
     return torch.cat([perceptron(half) for half in rows.chunk(2)])

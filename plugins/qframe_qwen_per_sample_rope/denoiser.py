@@ -1,7 +1,7 @@
-"""Component `qwen-per-sample-rope`: the checkpoints of denoiser `qwen-image`, run by the per-sample-RoPE transformer.
+"""Component `qwen-per-sample-rope`: reads the model folders of denoiser `qwen-image` into another network.
 
-ModelFolder, names of spaces, LoRA presets and files are those of the registered `qwen-image`, asked by that name: what
-that plugin learns to read or to refuse holds here too. Only the network is another one.
+The registry is asked for `qwen-image` by name. That denoiser reads and writes the files, names the spaces and has the
+LoRA presets, so this component reads and refuses the same model folders. Only the network is another one.
 """
 
 from __future__ import annotations

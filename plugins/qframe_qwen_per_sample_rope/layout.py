@@ -44,11 +44,14 @@ class Group:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Stream:
-    """One stream of a batch, pictures or text, samples sorted.
+    """One stream of a batch, its pictures or its text, with the samples in the layout's order.
 
-    lengths: rows of each sample. runs: samples of one length. turns [N, 1, d / 2, 2]: rotary positions, as cosine and
-    sine. owner [N] int64: for each row its row of the modulation [B or 2 B, D]; says the same as `runs`, in a form
-    whose size alone changes from batch to batch, which is what a compiled block wants.
+    Attributes:
+        lengths: How many rows each sample has.
+        runs: Neighbouring samples of equal lengths.
+        turns: The cosine and the sine of each row's rotary positions, [N, 1, d / 2, 2].
+        owner: For each row its row of the modulation [B or 2 B, D], [N], int64. It says the same as `runs`, in a tensor
+            of which only the size changes from batch to batch; so a compiled block is not compiled again.
     """
 
     lengths: tuple[int, ...]
@@ -57,8 +60,8 @@ class Stream:
     owner: Tensor
 
     @property
-    def whole(self) -> Stream:
-        """The same with every row at its sample's own time."""
+    def at_own_time(self) -> Stream:
+        """The same stream in a network in which every row has its sample's own time, references too."""
         if all(run.target == run.length for run in self.runs):
             return self
         runs = tuple(attrs.evolve(run, target=run.length) for run in self.runs)
@@ -67,12 +70,20 @@ class Stream:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Layout:
-    """A batch as the blocks see it: samples sorted, so that equal ones are neighbours and slices are views.
+    """A batch as the blocks see it. Samples are sorted, so that equal ones are neighbours and their slices are views.
 
-    order: the caller's number of each sample; everything else here is in this order. groups: for attention. The rest is
-    for the kernel that takes all samples as one row of sequences, each its text and then its pictures: ends [B + 1]
-    int32, where they end; longest, the length of the longest; joined [M + N] int64, which row of text and pictures
-    (one after the other) each of its places takes; parted [M + N], the way back.
+    The last four attributes are for the kernel that takes all samples as one sequence after another, each its text and
+    then its pictures.
+
+    Attributes:
+        order: The caller's number of each sample. All other attributes are in this order.
+        image: The stream of pictures.
+        text: The stream of prompts.
+        groups: The samples of equal lengths, which attention computes as one dense batch each.
+        ends: Where each sequence starts, and the end of the last one, [B + 1], int32.
+        longest: The length of the longest sequence.
+        joined: For each place of the sequences its row in the text followed by the pictures, [M + N], int64.
+        parted: The inverse of `joined`, [M + N].
     """
 
     order: tuple[int, ...]
@@ -180,7 +191,7 @@ def check_rows(what: str, lengths: Sequence[int], rows: int) -> None:
 
 
 def cut(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-    """Neighbouring slices of x [N, ...]; x itself if it is one: going back through a split copies all of it."""
+    """Cut x [N, ...] into slices of these sizes. A single slice is x itself, as the backward of a split copies x."""
     return (x,) if len(sizes) == 1 else x.split(list(sizes))
 
 

@@ -7,7 +7,7 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class PerSampleRopeOptions:
-    """How its network runs."""
+    """The settings of the denoiser."""
 
     compile: bool = attrs.field(
         default=False,

@@ -1,4 +1,4 @@
-"""The padded form [B, L, C] of a batch: which rows are real, checked; taking them out and putting them back."""
+"""The padded form [B, L, C] of a batch: finding and checking the rows that are no padding, packing and padding them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ Shapes = Sequence[Grid] | Sequence[Sequence[Grid]]
 
 @attrs.frozen(eq=False)
 class Rows:
-    """The real rows of a padded batch. mask: [B, L] bool, or None where nothing is padded. lengths: per sample."""
+    """The rows of a padded batch that are no padding.
+
+    Attributes:
+        mask: True for these rows, [B, L]; None where nothing is padded.
+        lengths: How many of them each sample has.
+    """
 
     mask: Tensor | None
     lengths: tuple[int, ...]

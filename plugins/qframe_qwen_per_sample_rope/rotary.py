@@ -21,7 +21,7 @@ Axes = tuple[int, int, int]
 _THETA = 10000  # QwenImageTransformer2DModel.__init__ in diffusers' transformer_qwenimage.py
 _ROWS = 4096  # text positions a table starts with
 MOST_ROWS = 2**20
-"""What a table may grow to, 512 MiB at the published size: a picture of 16384 x 16384 pixels has as many tokens."""
+"""The most rows of a table: 512 MiB at the published size, as many as a picture of 16384 x 16384 pixels has tokens."""
 
 
 @functools.lru_cache(maxsize=128)
@@ -59,13 +59,13 @@ def sample_pictures(grids: Sequence[Grid], axes: Axes, device: torch.device, *, 
 
 
 def text_start(grids: Sequence[Grid], *, layered: bool = False) -> int:
-    """Where a sample's text begins: after the largest half side of its pictures (layered: and after its layers)."""
+    """The first position of a sample's text: the largest half side of its pictures (`layered`: or its last layer)."""
     sides = max(max(height // 2, width // 2) for _, height, width in grids)
     return max(sides, len(grids) - 1) if layered else sides
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Heads [N, H, d] turned by [N, 1, d / 2, 2], in float32: pairs of neighbouring channels are complex numbers."""
+    """Rotate heads [N, H, d] by `turns` [N, 1, d / 2, 2] in float32, pairs of channels being complex numbers."""
     pairs = x.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # compilers fuse real products, and leave complex ones alone
         (real, imaginary), (cosine, sine) = pairs.unbind(-1), turns.unbind(-1)

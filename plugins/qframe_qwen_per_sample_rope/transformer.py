@@ -236,7 +236,7 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
                 image, text = block(image, text, time, layout)
         own_time = time[: layout.batch_size]
         scale, shift = self.norm_out.linear(self.norm_out.silu(own_time).to(image.dtype)).chunk(2, dim=-1)
-        output = self.proj_out(modulate(self.norm_out.norm(image), shift, scale, layout.image.whole))
+        output = self.proj_out(modulate(self.norm_out.norm(image), shift, scale, layout.image.at_own_time))
         return layout.unsort(output, image_lengths)
 
     def enable_gradient_checkpointing(

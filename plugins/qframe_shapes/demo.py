@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from qframe.config.schema import Config
     from qframe.interfaces import Record
-    from qframe.train.trainer import FitResult
+    from qframe.train.results import FitResult
 
 FAMILY_NAME = "qwen-edit"
 

@@ -52,8 +52,8 @@ def train(
 ) -> int:
     """Train a LoRA, or with train.mode=full the whole denoiser.
 
-    Encodes the data set once, samples, trains, samples again, and writes weights, checkpoints and a sheet of
-    pictures into the run's folder. `qframe config show` lists everything that --set can change.
+    Encodes the data set (once, unless cache.enabled is false), samples, trains, samples again, and writes weights,
+    checkpoints and a contact sheet into the run's folder. `qframe config show` lists everything that --set can change.
     """
     if nproc is not None and nproc > 1 and not dry_run:
         return _launch(nproc)
@@ -78,7 +78,7 @@ def train(
 
 
 def _launch(count: int) -> int:
-    """This command, in several processes."""
+    """Run this command again in `count` processes that train together. Returns the exit code."""
     from qframe.train.launch import launch
 
     context = click.get_current_context()
@@ -94,7 +94,7 @@ def _launch(count: int) -> int:
 
 
 def rehearse(config: Config, processes: int = 1) -> None:
-    """Say what a run of so many processes would load, each of them, and whether it fits."""
+    """Print what each process of a run would load, and raise an error if that does not fit into memory."""
     from qframe.cache.lengths import fitted_size
     from qframe.preflight import forecast_training
     from qframe.train.trainer import Trainer

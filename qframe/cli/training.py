@@ -9,7 +9,7 @@ import click
 if TYPE_CHECKING:
     from qframe.config import Resolved
     from qframe.train.distributed import Processes
-    from qframe.train.trainer import FitResult
+    from qframe.train.results import FitResult
 
 
 def fit(resolved: Resolved, resume: str | None = None, processes: Processes | None = None) -> FitResult:

@@ -1,4 +1,4 @@
-"""Rectified flow: noising, the training target, timestep densities and loss weights.
+"""Rectified flow: noising, the training target, densities and loss factors of sigma.
 
 x_sigma = (1 - sigma) x_0 + sigma eps, and the velocity v = eps - x_0 (Liu et al. 2022, "Flow Straight and
 Fast", eq. 1, with time running from data at 0 to noise at 1; Esser et al. 2024, arXiv:2403.03206, eq. 13).
@@ -31,10 +31,17 @@ def draw_noise(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normal noise [B, ...], drawn as diffusers' `randn_tensor` draws it, so that a seed gives the same.
+    """Draw standard normal noise [B, ...] as diffusers' `randn_tensor` does, so that a seed gives the same noise.
 
-    One generator draws the whole batch at once, a sequence draws sample by sample. Draws happen on the
-    generator's device, in `dtype`. ValueError if a sequence does not have one generator per sample.
+    Args:
+        shape: The shape of the noise.
+        generator: One generator draws the batch at once; a sequence has one generator for each sample. The noise is
+            drawn on the generator's device.
+        device: Where the noise goes.
+        dtype: The dtype that the noise is drawn in.
+
+    Raises:
+        ValueError: A sequence does not have one generator per sample.
     """
     if generator is None or isinstance(generator, torch.Generator):
         where = generator.device if generator is not None else torch.device(device)
@@ -61,21 +68,21 @@ def logit_normal_density(count: int, generator: torch.Generator, *, mean: float 
     return torch.sigmoid(mean + std * torch.randn(count, generator=generator)).clamp(1e-5, 1 - 1e-5)
 
 
-def logit_normal_quantile(share: Tensor, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """The sigma below which this share in (0, 1) of `logit_normal_density` lies."""
-    return torch.sigmoid(mean + std * torch.special.ndtri(share)).clamp(1e-5, 1 - 1e-5)
+def logit_normal_quantile(fraction: Tensor, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """The sigma below which this fraction in (0, 1) of `logit_normal_density` lies."""
+    return torch.sigmoid(mean + std * torch.special.ndtri(fraction)).clamp(1e-5, 1 - 1e-5)
 
 
-def inverse_square_weight(sigma: Tensor) -> Tensor:
-    """Loss weight 1 / sigma^2, "sigma_sqrt" of diffusers' training_utils: 1e10 at the smallest sigma that is drawn."""
+def inverse_square_factor(sigma: Tensor) -> Tensor:
+    """The sigma factor 1 / sigma^2, "sigma_sqrt" of diffusers' training_utils: 1e10 at the smallest sigma drawn."""
     return sigma**-2.0
 
 
-def cosmap_weight(sigma: Tensor) -> Tensor:
-    """Loss weight 2 / (pi (1 - 2 sigma + 2 sigma^2)): CosMap (Esser et al. 2024, section 3.1)."""
+def cosmap_factor(sigma: Tensor) -> Tensor:
+    """The sigma factor 2 / (pi (1 - 2 sigma + 2 sigma^2)): CosMap (Esser et al. 2024, section 3.1)."""
     return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
 
 
 def low_sigma_ramp(sigma: Tensor, floor: float) -> Tensor:
-    """Loss weight min(1, sigma / floor)^2: a flow model's error near the data counts less, 1 at `floor` and above."""
+    """The sigma factor min(1, sigma / floor)^2: errors near the data count less; it is 1 at `floor` and above."""
     return (sigma / floor).clamp(max=1.0) ** 2

@@ -18,7 +18,7 @@ def plain_guidance(scale: float) -> Guide:
 
 
 def norm_rescaled_guidance(scale: float) -> Guide:
-    """Plain guidance, each token then brought back to the length of its positive prediction.
+    """Plain guidance, after which each token is rescaled to the norm of its positive prediction.
 
     As in diffusers' Qwen pipelines: |positive| / |guided| over the channels, without an epsilon.
     """
@@ -33,7 +33,7 @@ def norm_rescaled_guidance(scale: float) -> Guide:
 
 
 def guided_velocity(positive: Velocity, negative: Velocity, guide: Guide) -> Velocity:
-    """One velocity out of two: both see the same tokens and sigma."""
+    """The guided velocity of a positive and a negative one, which are both asked with the same tokens and sigma."""
 
     def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
         return guide(positive(tokens, sigma), negative(tokens, sigma))
@@ -42,7 +42,7 @@ def guided_velocity(positive: Velocity, negative: Velocity, guide: Guide) -> Vel
 
 
 def joined_velocity(both: Velocity, guide: Guide) -> Velocity:
-    """As `guided_velocity`, of one velocity over twice the samples: all positive ones, then all negative ones."""
+    """As `guided_velocity`, in one forward pass of twice the batch: all positive samples, then all negative ones."""
 
     def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
         positive, negative = both(torch.cat([tokens, tokens]), sigma).chunk(2)

@@ -1,4 +1,4 @@
-"""Latents to tokens and back, ragged to padded and back: the only place where the layout changes."""
+"""Latents to tokens and back, packed to padded and back. Nothing else in the core changes the layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qframe.interfaces import Grid, PackedSequence
 
 
 def pack_latents(latents: Tensor, patch: int) -> Tensor:
-    """Latents [B, Z, h, w] as tokens [B, (h/p)(w/p), Z p p], p = `patch`.
+    """Cut latents [B, Z, h, w] into tokens [B, (h/p)(w/p), Z p p], where p is `patch`.
 
     For p = 2 equal to diffusers' `QwenImagePipeline._pack_latents`: rows first, and within a token the
     channel before the place in the patch. ValueError if a side is no multiple of p.
@@ -42,23 +42,23 @@ def latent_grid(latents: Tensor, patch: int) -> Grid:
 
 
 def pack_pictures(samples: Sequence[Sequence[Tensor]], patch: int) -> PackedSequence:
-    """Per sample its pictures' latents [Z, h, w], of any sizes, as one packed sequence."""
+    """Pack the latents [Z, h, w] of every sample's pictures, which may have any sizes, into one sequence."""
     rows = [pack_latents(latents[None], patch)[0] for latents_of in samples for latents in latents_of]
     grids = tuple(tuple(latent_grid(latents, patch) for latents in latents_of) for latents_of in samples)
     return PackedSequence(torch.cat(rows), grids)
 
 
 def unpack_pictures(sequence: PackedSequence, patch: int) -> list[list[Tensor]]:
-    """The inverse of `pack_pictures`: per sample its pictures' latents [Z, h, w]."""
+    """The inverse of `pack_pictures`: for each sample the latents [Z, h, w] of its pictures."""
     parts = iter(sequence.tokens.split([rows * columns for grids in sequence.grids for _, rows, columns in grids]))
     return [[unpack_latents(next(parts)[None], grid, patch)[0] for grid in grids] for grids in sequence.grids]
 
 
 def pad(tokens: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-    """Packed tokens [N, C] as [B, L, C] filled with zeros, and the mask [B, L] of what is there.
+    """Pad packed tokens [N, C] with zeros to [B, L, C], and make the mask [B, L] that is True where tokens are.
 
-    The mask is None when nothing is padded: attention kernels without a mask are faster, and then the
-    padded form is a view.
+    If all samples have the same length, the mask is None, since attention kernels are faster without one, and the
+    padded tokens are a view of the packed ones. `lengths` has the tokens of each sample.
     """
     longest = max(lengths)
     if all(length == longest for length in lengths):
@@ -77,7 +77,7 @@ def unpad(padded: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def interleave(first: PackedSequence, second: PackedSequence) -> PackedSequence:
-    """Per sample, the tokens of `first` and then those of `second`."""
+    """Join two sequences of the same samples: of each sample the tokens of `first`, then those of `second`."""
     a = first.tokens.split(list(first.lengths))
     b = second.tokens.split(list(second.lengths))
     tokens = torch.cat([part for pair in zip(a, b, strict=True) for part in pair])
@@ -85,5 +85,5 @@ def interleave(first: PackedSequence, second: PackedSequence) -> PackedSequence:
 
 
 def per_token(values: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Values [B, ...] of samples repeated over their tokens: [N, ...]."""
+    """Repeat the value of each sample, [B, ...], for each of its tokens: [N, ...]. `lengths` counts the tokens."""
     return values.repeat_interleave(torch.tensor(lengths, device=values.device), dim=0, output_size=sum(lengths))

@@ -18,9 +18,16 @@ from qframe.interfaces.sequences import Conditioning, Grid, PackedSequence
 
 @attrs.frozen(kw_only=True)
 class DenoiserSpec:
-    """What a denoiser wants. token_channels is C = Z patch patch; references: it takes reference tokens.
+    """What a denoiser takes. `compose` compares it with what the other components give.
 
-    guidance: it is guidance-distilled, and takes the scale as an input of every forward pass.
+    Attributes:
+        latent_space: The name of the latent space that it was trained in.
+        text_space: The name of the text space that it was trained in.
+        token_channels: C, the channels of an image token: Z patch patch.
+        patch: The side of a patch that becomes one token, in latent cells.
+        text_width: D, the width of a text token.
+        references: Whether it takes reference tokens.
+        guidance: Whether it is guidance-distilled: then every forward pass takes the guidance scale as an input.
     """
 
     latent_space: str
@@ -35,8 +42,10 @@ class DenoiserSpec:
 class Denoiser(Loadable):
     """Predicts the velocity of noisy tokens.
 
-    module: the network; what LoRA, compilation and quantisation see. blocks: the attribute of `module` that
-    holds the repeated blocks. lora_presets: named sets of target modules, "default" among them.
+    Attributes:
+        module: The network. LoRA, compilation and quantisation change it.
+        blocks: The name of the attribute of `module` that holds the repeated blocks.
+        lora_presets: Sets of target modules for a LoRA, by name. There is one called "default".
     """
 
     blocks: ClassVar[str] = "transformer_blocks"
@@ -48,7 +57,7 @@ class Denoiser(Loadable):
         return self.module
 
     def like(self) -> Tensor:
-        """An empty tensor where the network computes, in its dtype: what inputs are brought to."""
+        """An empty tensor of the device and dtype that the network computes in; inputs are brought to both."""
         weight = next(p for p in self.module.parameters() if p.is_floating_point())
         return torch.empty(0, dtype=weight.dtype, device=self.execution_device)
 
@@ -62,9 +71,16 @@ class Denoiser(Loadable):
         *,
         forward: ForwardOptions = PLAIN,
     ) -> Tensor:
-        """Velocity [N, C] of x at sigma [B]. Stateless: what training uses.
+        """Predict the velocity [N, C] of a batch. Training calls this method; it keeps no state.
 
-        Samples may differ in shape and prompt length; a sample's result does not depend on its neighbours.
+        Samples may differ in shape and in prompt length. The result of a sample does not depend on its neighbours.
+
+        Args:
+            x: The noisy tokens of the targets, [N, C].
+            sigma: The noise level of each sample, [B].
+            cond: The conditioning of each sample.
+            references: The tokens of the reference pictures of each sample; None where no sample has any.
+            forward: What a forward pass takes beside its batch.
         """
 
     def bind(
@@ -75,9 +91,10 @@ class Denoiser(Loadable):
         *,
         forward: ForwardOptions = PLAIN,
     ) -> Velocity:
-        """`velocity` with its arguments fixed for one sampling run: what a sampler integrates.
+        """The function from tokens [N, C] and a scalar sigma to the velocity that a sampler integrates in one run.
 
-        Override to compute once what does not change between steps. Keep nothing on the module.
+        The arguments are those of `velocity`; `grids` has the grids of each sample's target. Override this method to
+        compute only once what does not change between steps, and keep nothing on the module.
         """
 
         def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
@@ -88,15 +105,16 @@ class Denoiser(Loadable):
         return velocity
 
     def end_run(self) -> None:
-        """Called when a sampling run is over, however it ended: a step cache on the network forgets that run."""
+        """Called when a sampling run is over, however it ended. A cache on the network must then forget the run."""
 
     @classmethod
     def padding(cls, grids: Sequence[tuple[Grid, ...]], text: Sequence[int]) -> int:
-        """How many tokens `velocity` computes beside the valid ones: of samples with these grids (target, then
-        references) and prompt lengths. By default none.
+        """How many tokens of padding `velocity` computes for a batch. By default none.
+
+        `grids` has the grids of each sample (its target, then its references), and `text` its prompt length in tokens.
         """
         return 0
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the network into `folder`, which then is a checkpoint that `load` reads (safetensors)."""
+        """Write the network into `folder` as safetensors, so that the folder is a model folder that `load` reads."""

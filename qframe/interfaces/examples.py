@@ -11,10 +11,17 @@ from qframe.pictures.picture import Picture, PixelInput
 
 @attrs.frozen(eq=False, kw_only=True)
 class Record:
-    """One row of a data set, before anything is opened.
+    """One row of a data set. Its pictures are not opened yet.
 
-    loss_map: an 8-bit grey picture of the target's size that says where the loss counts, and how much in
-    proportion (only ratios matter); None counts every place alike. group: a name that reports sum over.
+    Attributes:
+        id: Names the record, and no other record of the data set.
+        origin: What messages call the record, e.g. its file and row.
+        prompt: The caption, or the instruction of an edit.
+        target: The picture that the model should learn to make.
+        references: The pictures that the model is given.
+        loss_map: An 8-bit grey picture of the target's size: the brighter a place is, the more its loss counts. The
+            values of a picture are compared with each other only. None counts every place alike.
+        group: The name of the group whose results reports count together.
     """
 
     id: str
@@ -28,7 +35,7 @@ class Record:
 
 @attrs.frozen(eq=False)
 class TextInput:
-    """A prompt and the pictures the encoder sees with it."""
+    """A prompt and the pictures that the encoder sees with it."""
 
     prompt: str
     pictures: tuple[PixelInput, ...] = ()
@@ -36,9 +43,15 @@ class TextInput:
 
 @attrs.frozen(eq=False, kw_only=True)
 class ExampleInputs:
-    """What a recipe wants encoded for one record. Each part is a cache entry of its own.
+    """What a recipe wants encoded for one record. Each part becomes a cache entry of its own.
 
-    unconditional: what replaces `conditioning` when the caption is dropped (same pictures, empty prompt).
+    Attributes:
+        target: The picture to learn.
+        references: The pictures that the denoiser is given.
+        conditioning: The prompt and the pictures that the encoder sees with it.
+        unconditional: The empty prompt with the same pictures, which replaces `conditioning` where the caption is
+            dropped; None if the recipe has none.
+        loss_map: The picture that says where the loss counts; None counts every place alike.
     """
 
     target: PixelInput
@@ -50,10 +63,16 @@ class ExampleInputs:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Example:
-    """One encoded record, ready for training: one sample, on the CPU when it comes from the cache.
+    """One encoded record, ready for training. Its tensors are on the CPU if it comes from the cache.
 
-    target: [Z, h, w] normalised latents. references: each [Z, h, w], sizes of their own.
-    loss_map: [h, w] float in [0, 1], or None.
+    Attributes:
+        id: The id of the record.
+        target: Normalised latents of the target, [Z, h, w].
+        references: Normalised latents of each reference, [Z, h, w]; their sizes may differ.
+        conditioning: The encoded prompt, of one sample.
+        unconditional: The encoded empty prompt, which replaces `conditioning` where the caption is dropped; None if the
+            recipe has none, or if the run drops no captions.
+        loss_map: Where the loss counts and how much, [h, w] in [0, 1]; None counts every place alike.
     """
 
     id: str

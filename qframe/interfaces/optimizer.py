@@ -11,9 +11,10 @@ from torch import nn
 
 
 class OptimizerFactory(ABC):
-    """Builds what steps the trained weights. Registered as kind "optimizer", built with its options.
+    """Builds the optimizers of a run. Registered as kind "optimizer", and made with its options.
 
-    ConfigError from `__init__` where it needs a package that is not there: it is asked before anything is encoded.
+    `__init__` raises ConfigError if a package that the optimizers need is not installed, so that a user learns of it
+    before anything is encoded.
     """
 
     def __init__(self, options: Any) -> None:

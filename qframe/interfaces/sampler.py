@@ -26,7 +26,13 @@ class Sampler(ABC):
         after_step: AfterStep | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """Tokens [N, C] at sigmas[-1], from tokens x [N, C] at sigmas[0]; sigmas [S + 1] float32, descending.
+        """Integrate tokens from the first noise level to the last. Returns the tokens [N, C] at the last one.
 
-        After step i (to sigmas[i + 1]) tokens pass through `after_step(tokens, i)`; then `on_step(i)` may stop.
+        Args:
+            velocity: Gives the velocity [N, C] of tokens [N, C] at a scalar sigma.
+            x: The tokens at the first noise level, [N, C].
+            sigmas: The noise levels, [S + 1] float32, descending.
+            after_step: Called after step i, which ends at sigmas[i + 1], with the tokens and i. The run goes on with
+                the tokens that it returns.
+            on_step: Called with i after that. If it returns True, the run ends there.
         """

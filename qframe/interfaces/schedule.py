@@ -11,18 +11,21 @@ from qframe.interfaces.loadable import Loadable
 
 
 class Schedule(Loadable):
-    """Which noise levels a checkpoint was made for.
+    """Says which noise levels a model was made for.
 
-    Apart from the Sampler, because published checkpoints carry a schedule of their own, whatever integrates it.
+    It is no part of the sampler, because every published model has its own schedule, and any sampler can follow it.
     """
 
     @abstractmethod
     def sigmas(self, steps: int, tokens: int, custom: Sequence[float] | None = None) -> Tensor:
-        """[steps + 1] float32, descending, ending in 0, for a target of `tokens` tokens.
+        """The noise levels of a sampling run, [steps + 1] float32, descending and ending in 0.
 
-        custom: unshifted sigmas of the user's own; then `steps` is their number.
+        Args:
+            steps: How many steps the run has.
+            tokens: How many tokens the target has.
+            custom: The user's own sigmas, which are shifted and used instead; then `steps` is their number.
         """
 
     @abstractmethod
     def shift(self, sigma: Tensor, tokens: int) -> Tensor:
-        """Sigmas in (0, 1) moved as this schedule moves them for `tokens` tokens; training densities use it."""
+        """Shift sigmas in (0, 1) as `sigmas` does for a target of `tokens` tokens. Training uses it."""

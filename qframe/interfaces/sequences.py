@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from types import MappingProxyType
 
 import attrs
@@ -23,8 +22,12 @@ def grid_length(grid: Grid) -> int:
 class PackedSequence:
     """Image tokens of a batch, one sample after another, without padding.
 
-    tokens: [N, C]. grids: per sample, the grids of its pictures in order.
-    ValueError if the grids do not add up to N, naming both numbers.
+    Attributes:
+        tokens: The tokens of all samples, [N, C].
+        grids: For each sample, the grids of its pictures in order.
+
+    Raises:
+        ValueError: The grids do not add up to N tokens. The message names both numbers.
     """
 
     tokens: Tensor
@@ -46,16 +49,11 @@ class PackedSequence:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each sample."""
+        """How many tokens each sample has."""
         return tuple(sum(grid_length(g) for g in grids) for grids in self.grids)
 
-    @property
-    def cu_seqlens(self) -> Tensor:
-        """[B + 1] int32: where each sample starts, and the end."""
-        return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32, device=self.tokens.device)
-
     def with_tokens(self, tokens: Tensor) -> PackedSequence:
-        """The same grids around other tokens."""
+        """A sequence of other tokens [N, C] with the same grids."""
         return attrs.evolve(self, tokens=tokens)
 
 
@@ -65,10 +63,15 @@ def _read_only(extras: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 @attrs.frozen(eq=False)
 class Conditioning:
-    """What an encoder says of each sample, one sample after another, without padding.
+    """The encoded prompts of a batch, one sample after another, without padding.
 
-    embeds: [M, D]. lengths: text tokens per sample, adding up to M.
-    extras: per-token side data [M, ...] of the encoder, e.g. which slots are images.
+    Attributes:
+        embeds: The text tokens of all samples, [M, D].
+        lengths: How many text tokens each sample has; they add up to M.
+        extras: Further values that the encoder gives for each token, [M, ...], by name.
+
+    Raises:
+        ValueError: Lengths and tensors disagree. The message names both numbers.
     """
 
     embeds: Tensor
@@ -91,7 +94,7 @@ class Conditioning:
         return len(self.lengths)
 
     def split(self) -> tuple[Conditioning, ...]:
-        """One Conditioning per sample: views, no copy."""
+        """One Conditioning per sample. Their tensors are views: nothing is copied."""
         embeds = self.embeds.split(list(self.lengths))
         extras = {name: extra.split(list(self.lengths)) for name, extra in self.extras.items()}
         return tuple(
@@ -100,13 +103,13 @@ class Conditioning:
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
-        """Embeds moved and cast; extras moved only (they may be integers)."""
+        """Move embeds and extras to a device, and cast the embeds alone, as extras may be integers."""
         extras = {name: extra.to(device) for name, extra in self.extras.items()}
         return Conditioning(self.embeds.to(device=device, dtype=dtype), self.lengths, extras)
 
     @staticmethod
     def join(parts: Sequence[Conditioning]) -> Conditioning:
-        """The samples of `parts` in one batch; all must carry the same extras."""
+        """All samples of `parts` in one batch. ValueError if they do not all have extras of the same names."""
         names = {frozenset(part.extras) for part in parts}
         if len(names) != 1:
             raise ValueError(f"cannot join conditionings with different extras: {sorted(map(sorted, names))}")

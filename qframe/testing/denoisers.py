@@ -11,7 +11,7 @@ from qframe.interfaces import Conditioning, Denoiser, DenoiserSpec, Grid, Packed
 
 @attrs.frozen(eq=False)
 class _Sample:
-    """A batch of one: what `Denoiser.velocity` takes."""
+    """The arguments of `Denoiser.velocity`, for a batch of one sample."""
 
     x: PackedSequence
     sigma: Tensor
@@ -20,10 +20,15 @@ class _Sample:
 
 
 class DenoiserContract:
-    """Fixtures: denoiser, spec (its DenoiserSpec).
+    """Checks a denoiser against its contract: subclass it, and define the fixtures `denoiser` and `spec`.
 
-    grids, text_lengths, reference_grids: a mixed batch; change them where the model needs other sizes. tolerance:
-    absolute and relative.
+    The batch that it is checked with mixes shapes. Change the first three attributes where the model needs other sizes.
+
+    Attributes:
+        grids: The grid of each sample's target.
+        text_lengths: How many text tokens each sample has.
+        reference_grids: The grids of each sample's references.
+        tolerance: The largest difference of two results that count as equal, absolute and relative.
     """
 
     grids: tuple[Grid, ...] = ((1, 4, 4), (1, 2, 6), (1, 4, 4), (1, 6, 2))

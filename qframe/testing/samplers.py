@@ -11,7 +11,11 @@ from qframe.interfaces import Sampler
 
 
 class SamplerContract:
-    """Fixture: sampler."""
+    """Checks a sampler against its contract: subclass it, and define the fixture `sampler`.
+
+    Attributes:
+        sigmas: The noise levels of the runs that the checks make.
+    """
 
     sigmas: Tensor = torch.tensor([1.0, 0.7, 0.3, 0.02, 0.0])
 

@@ -14,25 +14,31 @@ from qframe.diffusion.flow import add_noise, velocity_target
 from qframe.diffusion.packing import pack_pictures, per_token
 from qframe.errors import DataError
 from qframe.interfaces import Conditioning, Example, PackedSequence, Schedule, grid_length
-from qframe.train.noise_levels import draw_sigma, sigma_weight
+from qframe.train.noise_levels import draw_sigma, sigma_factor
 from qframe.train.streams import stream
 
-Weigh = Callable[[Example, torch.Generator], Tensor | None]
-"""Where the loss of an example counts in one step: see `Recipe.loss_weight`."""
+LossMap = Callable[[Example, torch.Generator], Tensor | None]
+"""The loss map of an example in one step: see the method of `Recipe` that gives it."""
 
 
-def given_weight(example: Example, generator: torch.Generator) -> Tensor | None:
-    """The example's own weight map."""
+def own_loss_map(example: Example, generator: torch.Generator) -> Tensor | None:
+    """The loss map of the example itself."""
     return example.loss_map
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class TrainingBatch:
-    """One forward pass.
+    """The inputs and the target of one forward pass.
 
-    noisy: x_sigma, [N, C]. sigma: [B]. velocity: the target, [N, C]. weight: [N]; the loss is the sum over tokens
-    of weight times squared error, already normalised so that each sample weighs what its sigma says, whatever
-    its size and whoever its neighbours are.
+    Attributes:
+        ids: The ids of the examples, in order.
+        noisy: The noised targets x_sigma, [N, C].
+        sigma: The noise level of each sample, [B].
+        velocity: The velocity that the denoiser should predict, [N, C].
+        cond: The prompts, or the empty prompts that replace them.
+        references: The tokens of the reference pictures, without noise; None where no example has any.
+        loss_factor: The factor of each token's squared error in the loss, [N]. The factors of a sample add up to its
+            sigma factor (1 by default), so that a sample counts alike whatever its size and its neighbours are.
     """
 
     ids: tuple[str, ...]
@@ -41,7 +47,7 @@ class TrainingBatch:
     velocity: Tensor
     cond: Conditioning
     references: PackedSequence | None
-    weight: Tensor
+    loss_factor: Tensor
 
 
 def make_batch(
@@ -53,12 +59,16 @@ def make_batch(
     schedule: Schedule,
     patch: int,
     device: torch.device,
-    weigh: Weigh = given_weight,
+    loss_map: LossMap = own_loss_map,
 ) -> TrainingBatch:
-    """The batch of these examples at optimizer step `step`; `slots` are their places in the step's global batch."""
-    # A stream of their own: noise is the same whatever is drawn for weights.
-    weights = [weigh(e, stream(config.seed, "weight", step, slot)) for e, slot in zip(examples, slots, strict=True)]
-    examples = [attrs.evolve(e, loss_map=weight) for e, weight in zip(examples, weights, strict=True)]
+    """The batch of these examples at optimizer step `step`.
+
+    Everything that is drawn is a function of `config.seed`, `step` and a slot. `slots` has one slot for each example:
+    its place in the batch of the whole step, over all processes. `patch` is `DenoiserSpec.patch`.
+    """
+    # From a stream of its own, so that the noise is the same whatever is drawn for loss maps.
+    maps = [loss_map(e, stream(config.seed, "weight", step, slot)) for e, slot in zip(examples, slots, strict=True)]
+    examples = [attrs.evolve(e, loss_map=one) for e, one in zip(examples, maps, strict=True)]
     generators = [stream(config.seed, "noise", step, slot) for slot in slots]
     clean = pack_pictures([(example.target.float(),) for example in examples], patch)
     drops = [torch.rand((), generator=g).item() < config.caption_dropout for g in generators]
@@ -71,8 +81,8 @@ def make_batch(
     )
     batch = noised_batch(examples, clean, sigma=sigma, noise=noise, drops=drops, patch=patch, device=device)
     if config.sigma_floor or config.loss_weighting != "none":
-        weight = per_token(sigma_weight(config, sigma), clean.lengths).to(device)
-        batch = attrs.evolve(batch, weight=batch.weight * weight)
+        factor = per_token(sigma_factor(config, sigma), clean.lengths).to(device)
+        batch = attrs.evolve(batch, loss_factor=batch.loss_factor * factor)
     return batch
 
 
@@ -86,9 +96,16 @@ def noised_batch(
     patch: int,
     device: torch.device,
 ) -> TrainingBatch:
-    """The batch in which targets `clean` [N, C] are noised by `noise` [N, C] up to `sigma` [B], every sigma alike.
+    """The batch in which the targets are noised. All sigmas have the factor 1 in the loss.
 
-    drops: whose captions the empty prompt replaces.
+    Args:
+        examples: The examples of the batch.
+        clean: Their packed targets, [N, C].
+        sigma: The noise level of each sample, [B].
+        noise: The noise that is mixed in, [N, C].
+        drops: For each sample, whether the empty prompt replaces its caption.
+        patch: `DenoiserSpec.patch`.
+        device: Where the batch goes.
     """
     noisy = add_noise(clean.tokens, noise, per_token(sigma, clean.lengths))
     references = None
@@ -96,7 +113,7 @@ def noised_batch(
         references = pack_pictures([[r.float() for r in example.references] for example in examples], patch)
         references = references.with_tokens(references.tokens.to(device))
     cond = Conditioning.join([_conditioning(e, drop) for e, drop in zip(examples, drops, strict=True)])
-    weight = torch.cat([_token_weight(e, patch, grid_length(g[0])) for e, g in zip(examples, clean.grids, strict=True)])
+    factor = torch.cat([_token_factor(e, patch, grid_length(g[0])) for e, g in zip(examples, clean.grids, strict=True)])
     return TrainingBatch(
         ids=tuple(example.id for example in examples),
         noisy=clean.with_tokens(noisy.to(device)),
@@ -104,7 +121,7 @@ def noised_batch(
         velocity=velocity_target(clean.tokens, noise).to(device),
         cond=cond.to(device),
         references=references,
-        weight=weight.to(device),
+        loss_factor=factor.to(device),
     )
 
 
@@ -119,29 +136,29 @@ def _conditioning(example: Example, drop: bool) -> Conditioning:
     return example.unconditional
 
 
-def _token_weight(example: Example, patch: int, tokens: int) -> Tensor:
-    """[L], summing to 1."""
+def _token_factor(example: Example, patch: int, tokens: int) -> Tensor:
+    """The fraction of each of the example's tokens in its loss, [L]; they add up to 1."""
     if example.loss_map is None:
         return torch.full((tokens,), 1.0 / tokens)
-    weight = avg_pool2d(example.loss_map[None].float(), patch).flatten()
-    if not weight.sum() > 0:
+    factor = avg_pool2d(example.loss_map[None].float(), patch).flatten()
+    if not factor.sum() > 0:
         raise DataError(
             f"example {example.id}: its weight map is empty, so nothing could be learned from it",
             "Paint the places that count in white, or leave the weight map out.",
         )
-    return weight / weight.sum()
+    return factor / factor.sum()
 
 
 def sample_losses(predicted: Tensor, batch: TrainingBatch) -> Tensor:
     """Each sample's weighted mean squared error [B], in float32."""
-    error = (predicted.float() - batch.velocity).square().mean(dim=-1) * batch.weight  # [N]
+    error = (predicted.float() - batch.velocity).square().mean(dim=-1) * batch.loss_factor  # [N]
     return torch.stack([part.sum() for part in error.split(list(batch.noisy.lengths))])
 
 
 def flow_loss(predicted: Tensor, batch: TrainingBatch, samples: int) -> Tensor:
     """Mean over `samples` of each sample's weighted mean squared error, in float32.
 
-    samples: how many share the optimizer step; a forward pass over some of them gives its share of the mean.
+    `samples` is how many samples the optimizer step has. A forward pass over some of them gives its part of the mean.
     """
     error = (predicted.float() - batch.velocity).square().mean(dim=-1)  # [N]
-    return (error * batch.weight).sum() / samples
+    return (error * batch.loss_factor).sum() / samples

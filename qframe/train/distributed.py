@@ -1,8 +1,8 @@
-"""The processes of one run: who writes, what they add up, and how all learn that one of them failed.
+"""The processes of one run: which one writes, what they add up, and how all learn that one of them failed.
 
-Started by torchrun or `qframe train --nproc`, which watch the processes and end all when one ends. Two channels:
-torch.distributed's collectives within a step, which time out; its store between steps, where one process may take
-hours (encoding, sampling, saving) and the others just wait.
+torchrun or `qframe train --nproc` starts and watches the processes, and ends all of them when one ends. Within a step
+they use the collectives of torch.distributed, which time out. Between steps they use its store, without a time-out,
+because one process may encode, sample or save for hours while the others wait.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FAILURE = "failure"
 
 
 class LostProcessError(ResourceError):
-    """Another process of the run ended or stopped answering, without saying why."""
+    """Another process of the run ended, or stopped answering, and did not say why."""
 
 
 class Processes:
@@ -50,7 +50,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes and speaks for the run."""
+        """Whether this is the process that writes the run folder and tells the user."""
         return self.rank == 0
 
     @property
@@ -68,7 +68,7 @@ class Processes:
             self._await(lambda: self._add(key, 0) >= self.world)
 
     def agree(self, choose: Callable[[], str]) -> str:
-        """What `choose` returns in the first process, in all of them."""
+        """Return in every process what `choose` returns in the first one, which alone calls it."""
         return choose() if self.world == 1 else self._told(self._next("choice"), [0], choose)[0]
 
     def texts(self, own: str) -> list[str]:
@@ -109,9 +109,10 @@ class Processes:
     # -- within a step: collectives ------------------------------------------------------------------------------
 
     def connect(self, device: torch.device, timeout: float) -> None:
-        """Open the collectives: gloo, and NCCL for what lies on a CUDA device.
+        """Open the collectives: gloo for tensors on the CPU, and NCCL for tensors on a CUDA device.
 
-        timeout: seconds that one process waits for another in a step. ConfigError if processes share a GPU.
+        `timeout` is how many seconds one process waits for another within a step. ConfigError if two processes would
+        use the same GPU.
         """
         if self.world == 1 or dist.is_initialized():
             return
@@ -126,7 +127,7 @@ class Processes:
         )
 
     def total(self, values: Sequence[float]) -> list[float]:
-        """The sums over processes, in float64; not finite if one of them is not."""
+        """The sum of each value over all processes, in float64. It is not finite if a value of one process is not."""
         if self.world == 1:
             return list(values)
         summed = torch.tensor(values, dtype=torch.float64)
@@ -136,7 +137,7 @@ class Processes:
         return found
 
     def most(self, value: int) -> int:
-        """The largest value of any process."""
+        """The largest of the values that the processes give."""
         if self.world == 1:
             return value
         largest = torch.tensor(value)
@@ -145,14 +146,14 @@ class Processes:
         return int(largest)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace gradients by their sums over processes: once per optimizer step, in large buckets.
+        """Replace gradients by their sums over the processes, in large buckets. Called once per optimizer step.
 
-        Those of sharded parameters are summed already, by `fully_shard` in the backward pass. A parameter that no
-        process used keeps no gradient, as if there were one process.
+        Gradients of sharded parameters are left alone: the backward pass of `fully_shard` has summed them. A parameter
+        that no process used has no gradient afterwards, as in a run of one process.
         """
         if self.world == 1:
             return
-        from torch.distributed.tensor import DTensor  # seconds to import, and one process needs it not
+        from torch.distributed.tensor import DTensor  # takes seconds to import, and a run of one process does without
 
         plain = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
         used = self.total([float(parameter.grad is not None) for parameter in plain])
@@ -174,7 +175,7 @@ class Processes:
             torch._foreach_copy_(bucket, [part.view_as(g) for part, g in zip(parts, bucket, strict=True)])
 
     def exchange(self, pictures: Mapping[int, Image.Image], count: int) -> list[Image.Image]:
-        """All `count` pictures, of which every process made some, by place."""
+        """Give every process all `count` pictures, in order. `pictures` has those of this process, by their place."""
         if self.world == 1:
             return [pictures[place] for place in range(count)]
         self.meet()  # one may have had more to do than collectives wait for
@@ -191,7 +192,7 @@ class Processes:
         return made
 
     def _leave(self) -> None:
-        """Meet for the last time. The first goes last: the store may live in it."""
+        """Meet for the last time. The first process leaves last, since the store may live in it."""
         self.meet()
         if not self.first:
             self._add("left", 1)

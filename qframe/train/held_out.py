@@ -1,7 +1,7 @@
-"""The loss on records that are kept from training, by quantile of the noise level: a curve that is smooth.
+"""The validation loss: the loss on records that are kept from training, by quantile of the noise level.
 
-Each example is seen at fixed noise and at one fixed sigma of each quantile, so that two values differ by the weights
-alone. Nothing is drawn from a generator that training uses.
+Every example always gets the same noise, and one fixed sigma in each quantile. So two values of the loss differ because
+the weights differ, and for no other reason. Nothing is drawn from a generator that training uses.
 """
 
 from __future__ import annotations
@@ -15,54 +15,58 @@ from torch import Tensor
 from qframe.diffusion.packing import pack_pictures
 from qframe.interfaces import Example
 from qframe.train.batch import noised_batch, sample_losses
-from qframe.train.loop import TrainingJob, attention_kernels, predict_velocity
+from qframe.train.loop import StepSetup, attention_kernels, predict_velocity
 from qframe.train.noise_levels import sigma_quantile
 from qframe.train.streams import stream
 
 QUANTILES = 4
 
 
-def held_out_losses(job: TrainingJob, examples: Sequence[Example]) -> dict[str, float]:
-    """`val_loss`, and `val_loss_q0` (nearest to the data) to `val_loss_q3`: means over the examples, unweighted.
+def held_out_losses(setup: StepSetup, examples: Sequence[Example]) -> dict[str, float]:
+    """The metrics `val_loss` and `val_loss_q0` (least noise) to `val_loss_q3`: means over the examples.
 
-    The quantiles are those of `train.timestep_density`. Processes share the examples, and get all of the means. The
-    network is left in the mode that it was in.
+    The quantiles are those of `train.timestep_density`; sigma factors do not enter the means. Each process computes its
+    portion of the examples, and all get the same means. Afterwards the network is in the mode that it was in before.
     """
-    count, (rank, world) = len(examples), (job.processes.rank, job.processes.world)
+    count, (rank, world) = len(examples), (setup.processes.rank, setup.processes.world)
     totals = torch.zeros(QUANTILES, dtype=torch.float64)
-    module, training = job.denoiser.module, job.denoiser.module.training
+    module, training = setup.denoiser.module, setup.denoiser.module.training
     module.eval()
     try:
         for turn in range(-(-count // world)):  # on shards every process must enter the network equally often
             place = turn * world + rank
-            losses = _losses(job, examples[min(place, count - 1)], min(place, count - 1), count)
+            losses = _losses(setup, examples[min(place, count - 1)], min(place, count - 1), count)
             if place < count:
                 totals += losses
     finally:
         module.train(training)
-    means = [total / count for total in job.processes.total(totals.tolist())]
+    means = [total / count for total in setup.processes.total(totals.tolist())]
     quantiles = {f"val_loss_q{quantile}": mean for quantile, mean in enumerate(means)}
     return {"val_loss": sum(means) / QUANTILES, **quantiles}
 
 
 @torch.no_grad()
-def _losses(job: TrainingJob, example: Example, place: int, count: int) -> Tensor:
-    """[QUANTILES], float64. Over the examples, the sigmas of a quantile are spread evenly over it."""
-    example = attrs.evolve(example, loss_map=job.weigh(example, stream(job.config.seed, "validation weight", place)))
-    clean = pack_pictures([(example.target.float(),)] * QUANTILES, job.patch)
-    shares = (torch.arange(QUANTILES) + (place + 0.5) / count) / QUANTILES
+def _losses(setup: StepSetup, example: Example, place: int, count: int) -> Tensor:
+    """The loss of one example in each quantile, [QUANTILES], float64, on the CPU.
+
+    `place` is the example's number among all `count`. The sigmas of all examples are spread evenly over each quantile.
+    """
+    generator = stream(setup.config.seed, "validation weight", place)
+    example = attrs.evolve(example, loss_map=setup.loss_map(example, generator))
+    clean = pack_pictures([(example.target.float(),)] * QUANTILES, setup.patch)
+    fractions = (torch.arange(QUANTILES) + (place + 0.5) / count) / QUANTILES
     noise = [
-        torch.randn(length, clean.tokens.shape[1], generator=stream(job.config.seed, "validation", place, quantile))
+        torch.randn(length, clean.tokens.shape[1], generator=stream(setup.config.seed, "validation", place, quantile))
         for quantile, length in enumerate(clean.lengths)
     ]
     batch = noised_batch(
         [example] * QUANTILES,
         clean,
-        sigma=sigma_quantile(job.config, job.schedule, clean.lengths[0], shares),
+        sigma=sigma_quantile(setup.config, setup.schedule, clean.lengths[0], fractions),
         noise=torch.cat(noise),
         drops=[False] * QUANTILES,
-        patch=job.patch,
-        device=job.device,
+        patch=setup.patch,
+        device=setup.device,
     )
-    with attention_kernels(job.device, max(batch.noisy.lengths)):
-        return sample_losses(predict_velocity(job, batch), batch).double().cpu()
+    with attention_kernels(setup.device, max(batch.noisy.lengths)):
+        return sample_losses(predict_velocity(setup, batch), batch).double().cpu()

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from qframe.config.schema import TrainConfig
 from qframe.interfaces import OptimizerFactory
 from qframe.plugins.registry import Registry, load_registry
-from qframe.train.sharding import shared_state
+from qframe.train.sharding import sharded_state
 
 
 def optimizer_factory(config: TrainConfig, registry: Registry | None = None) -> OptimizerFactory:
-    """What builds `train.optimizer`. ConfigError for an unknown name, or for a package that is not there."""
+    """The factory of `train.optimizer`. ConfigError for an unknown name, or for a package that is not installed."""
     registry = registry or load_registry()
     offer = registry.offer("optimizer", config.optimizer)
     factory = offer.implementation(OptimizerFactory)
@@ -28,7 +28,7 @@ def optimizer_factory(config: TrainConfig, registry: Registry | None = None) -> 
 
 
 class Optimizers:
-    """The optimizers of a run stepped as one; the learning rate is a function of the step, so it needs no state."""
+    """All optimizers of a run, stepped together. No checkpoint holds the learning rate, as the step decides it."""
 
     def __init__(
         self,
@@ -38,7 +38,14 @@ class Optimizers:
         *,
         factory: OptimizerFactory | None = None,
     ) -> None:
-        """parameters: what is trained, by name. blocks: the repeated blocks' name. factory: of `config.optimizer`."""
+        """Build the optimizers.
+
+        Args:
+            parameters: The trained parameters, by name.
+            config: The settings of `[train]`.
+            blocks: The name of the repeated blocks, which the names of their parameters begin with.
+            factory: Builds the optimizers; by default the one of `config.optimizer`.
+        """
         self._config = config
         self.parts: list[torch.optim.Optimizer] = list(
             (factory or optimizer_factory(config)).build(
@@ -48,9 +55,9 @@ class Optimizers:
         self._peaks = [[float(group["lr"]) for group in part.param_groups] for part in self.parts]
 
     def step(self, step: int, *, steps: int | None = None) -> float:
-        """One update at optimizer step `step` (from 0) of `steps`; returns the learning rate of the last group.
+        """Make optimizer step `step` (from 0) of `steps`, by default `config.max_steps`.
 
-        steps: by default `config.max_steps`.
+        Returns the learning rate of the last group of parameters.
         """
         factor = schedule_factor(self._config, step, steps=steps)
         for part, peaks in zip(self.parts, self._peaks, strict=True):
@@ -64,9 +71,10 @@ class Optimizers:
             part.zero_grad(set_to_none=True)
 
     def state(self) -> list[dict[str, Any]]:
-        """What must be kept of each part: the state of its parameters by index, and what its groups hold beside them.
+        """The state of each optimizer that a checkpoint holds: by parameter, and what its groups hold.
 
-        Some optimizers count and estimate in their groups. The learning rate is not in it: the step gives it.
+        Groups are kept because some optimizers count and estimate there. The learning rate is left out, as the step
+        decides it.
         """
         found = []
         for part in self.parts:
@@ -76,14 +84,14 @@ class Optimizers:
         return found
 
     def load(self, state: list[dict[str, Any]]) -> None:
-        """The inverse of `state`, to the bit. ValueError if it is that of other parameters or optimizers."""
+        """Restore what `state` returned, to the bit. ValueError if other parameters or optimizers made it."""
         if len(state) != len(self.parts):
             raise ValueError(f"the state is that of {len(state)} optimizers, and there are {len(self.parts)}")
         for part, saved in zip(self.parts, state, strict=True):
             groups = part.state_dict()["param_groups"]
             merged = [{**group, **kept} for group, kept in zip(groups, saved["groups"], strict=True)]
             parameters = [parameter for group in part.param_groups for parameter in group["params"]]
-            shared = {index: shared_state(values, parameters[index]) for index, values in saved["state"].items()}
+            shared = {index: sharded_state(values, parameters[index]) for index, values in saved["state"].items()}
             part.load_state_dict({"state": shared, "param_groups": merged})
             for index, values in shared.items():
                 part.state[parameters[index]] = _exact(values, part.state[parameters[index]])
@@ -104,7 +112,7 @@ def _exact(saved: Any, loaded: Any) -> Any:
 
 
 def schedule_factor(config: TrainConfig, step: int, *, steps: int | None = None) -> float:
-    """The share of the peak learning rate at step `step` (from 0) of `steps`: warm-up, then the schedule.
+    """The fraction of the peak learning rate at step `step` (from 0) of `steps`: warm-up, then the schedule.
 
     After the warm-up these are the factors of `diffusers.optimization` (with lr_end = 0 for the polynomial).
     """

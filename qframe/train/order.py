@@ -1,4 +1,4 @@
-"""Which examples make a batch, and which process takes which of them: random, seeded, nothing stored.
+"""Which examples make a batch, and which process takes which of them: random, from a seed, and never stored.
 
 What a batch holds is a function of (seed, number, world), so a resumed run needs no state to find its place.
 docs/explanation/batching.md says when each order pays.
@@ -29,32 +29,37 @@ _SHOWN = 5
 
 @attrs.frozen
 class SampleSize:
-    """How large an example is. grids: in tokens, of its target and of each reference. text: tokens of its prompt."""
+    """How large an example is.
+
+    Attributes:
+        grids: The grid of its target, then those of its references.
+        text: How many tokens its prompt has.
+    """
 
     grids: tuple[Grid, ...]
     text: int
 
     @property
     def tokens(self) -> int:
-        """Target, reference and text tokens: what a budget counts."""
+        """All target, reference and text tokens, which the budget of a packed batch counts."""
         return sum(map(grid_length, self.grids)) + self.text
 
 
 class SizedExamples(Protocol):
-    """Examples that tell their size without being read."""
+    """Examples whose sizes are known without reading or encoding them."""
 
     def __len__(self) -> int:
         """How many there are."""
 
     def shape(self, index: int) -> Shape:
-        """Latent sides of target and references."""
+        """The sides of the latents of the target and of each reference."""
 
     def text_length(self, index: int) -> int:
-        """Text tokens, of the caption or of the empty prompt that may replace it, whichever are more."""
+        """How many text tokens the caption has, or the empty prompt that may replace it, if that has more."""
 
 
 def sample_sizes(examples: SizedExamples, patch: int) -> list[SampleSize]:
-    """The size of every example, in order. patch: `DenoiserSpec.patch`."""
+    """The size of every example, in order. `patch` is `DenoiserSpec.patch`."""
     return [sample_size(examples.shape(index), examples.text_length(index), patch) for index in range(len(examples))]
 
 
@@ -69,10 +74,13 @@ def _grids(shape: Shape, patch: int) -> tuple[Grid, ...]:
 
 
 @attrs.frozen
-class BatchShare:
-    """What one process computes of a batch.
+class BatchPortion:
+    """The part of a batch that one process computes.
 
-    indices: of examples. slots: their places in the whole batch. samples: how many the whole batch has.
+    Attributes:
+        indices: The places of its examples among all examples.
+        slots: The places of its examples in the batch, over all processes.
+        samples: How many examples the batch has, over all processes.
     """
 
     indices: tuple[int, ...]
@@ -94,10 +102,10 @@ class BatchOrder(ABC):
         self._seed = seed
 
     @abstractmethod
-    def batch(self, number: int, rank: int = 0, world: int = 1) -> BatchShare:
-        """What process `rank` of `world` computes of batch `number`, counted from 0 over all epochs.
+    def batch(self, number: int, rank: int = 0, world: int = 1) -> BatchPortion:
+        """The portion of process `rank` of `world` of batch `number`, which is counted from 0 over all epochs.
 
-        Shares are disjoint, none is empty, and they are even in tokens, not in samples.
+        Portions are disjoint, none is empty, and they are even in tokens, not in samples.
         """
 
     @abstractmethod
@@ -118,19 +126,19 @@ class FixedOrder(BatchOrder):
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
     def batches_per_epoch(self, world: int = 1) -> int:
-        """How many batches visit every example once."""
+        """How many batches it takes to visit every example once."""
         return -(-len(self._sizes) // (self._batch_size * world))
 
     def first_batch(self, epoch: int, world: int = 1) -> int:
         """See `BatchOrder.first_batch`."""
         return epoch * self.batches_per_epoch(world)
 
-    def batch(self, number: int, rank: int = 0, world: int = 1) -> BatchShare:
+    def batch(self, number: int, rank: int = 0, world: int = 1) -> BatchPortion:
         """See `BatchOrder.batch`. The batch is that of one process with `world` times the batch size."""
         epoch, place = divmod(number, self.batches_per_epoch(world))
-        whole = self._epoch(epoch, self._batch_size * world)[place]
-        slots = tuple(range(len(whole))) if world == 1 else self._split(whole, world)[rank]
-        return BatchShare(tuple(whole[slot] for slot in slots), slots, len(whole))
+        batch = self._epoch(epoch, self._batch_size * world)[place]
+        slots = tuple(range(len(batch))) if world == 1 else self._split(batch, world)[rank]
+        return BatchPortion(tuple(batch[slot] for slot in slots), slots, len(batch))
 
     def _split(self, batch: Sequence[int], world: int) -> list[tuple[int, ...]]:
         """Places in the batch per process: the largest first, each to whoever has the fewest tokens (Graham 1969).
@@ -164,7 +172,7 @@ class BucketedOrder(FixedOrder):
     """
 
     SORTED_TOGETHER: ClassVar[int] = 4
-    """Batches' worth of examples that are sorted by length: more pad less, fewer are more random.
+    """So many batches of examples are sorted by length together. More of them mean less padding and less randomness.
 
     At 4, about a quarter of the padding of a bucket that is not sorted is left: of edits at 1024 x 1024 with prompts
     of 20 to 500 tokens, 1 % of what is computed. 16 would save another 0.7 %, and put captions of one kind together.
@@ -179,7 +187,7 @@ class BucketedOrder(FixedOrder):
 
     def _make_epoch(self, epoch: int, size: int) -> list[tuple[int, ...]]:
         generator = stream(self._seed, "order", epoch)
-        whole: list[tuple[int, ...]] = []
+        full: list[tuple[int, ...]] = []
         rest: list[int] = []
         window = size * self.SORTED_TOGETHER
         for bucket in self._buckets:
@@ -187,22 +195,22 @@ class BucketedOrder(FixedOrder):
             cut = len(shuffled) - len(shuffled) % size
             for start in range(0, cut, window):
                 together = shuffled[start : min(start + window, cut)]
-                whole += _cut(sorted(together, key=lambda index: self._sizes[index].text), size)
+                full += _cut(sorted(together, key=lambda index: self._sizes[index].text), size)
             rest += shuffled[cut:]
-        whole += _cut(self._topped_up(rest, size, generator), size)
-        return [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
+        full += _cut(self._topped_up(rest, size, generator), size)
+        return [full[i] for i in torch.randperm(len(full), generator=generator).tolist()]
 
 
 class PackedOrder(BatchOrder):
     """As many examples of any shapes as fit into `budget` tokens, for every process.
 
-    Shares of consecutive batches are consecutive: two processes compute what one does with twice the accumulation.
-    Within an epoch all shares but one are at least half full, and that one is topped up; most are nearly full.
+    Portions of consecutive batches are consecutive: two processes compute what one does with twice the accumulation.
+    Within an epoch all portions but one are at least half full, and that one is topped up; most are nearly full.
     To find a place takes time in proportion to the examples seen before it, about 2 s for a million.
     """
 
     OPEN: ClassVar[int] = 64
-    """Shares that are filled at the same time: more are filled better, fewer found faster."""
+    """So many portions are filled at the same time. With more of them, portions are fuller and take longer to fill."""
 
     def __init__(self, sizes: Sequence[SampleSize], seed: int, budget: int) -> None:
         """ValueError if an example is larger than the budget; see `make_order`."""
@@ -210,18 +218,18 @@ class PackedOrder(BatchOrder):
         if max(self._tokens) > budget:
             raise ValueError(f"an example has {max(self._tokens)} tokens, the budget is {budget}")
         self._budget = budget
-        self._ends: list[int] = []  # per epoch, the number of the share after its last one
+        self._ends: list[int] = []  # per epoch, the number of the portion after its last one
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
-    def batch(self, number: int, rank: int = 0, world: int = 1) -> BatchShare:
+    def batch(self, number: int, rank: int = 0, world: int = 1) -> BatchPortion:
         """See `BatchOrder.batch`."""
-        shares = [self._share(number * world + other) for other in range(world)]
-        first = sum(map(len, shares[:rank]))
-        slots = tuple(range(first, first + len(shares[rank])))
-        return BatchShare(shares[rank], slots, sum(map(len, shares)))
+        portions = [self._portion(number * world + other) for other in range(world)]
+        first = sum(map(len, portions[:rank]))
+        slots = tuple(range(first, first + len(portions[rank])))
+        return BatchPortion(portions[rank], slots, sum(map(len, portions)))
 
     def first_batch(self, epoch: int, world: int = 1) -> int:
-        """See `BatchOrder.first_batch`. Of several processes the last batch may hold shares of two epochs."""
+        """See `BatchOrder.first_batch`. Of several processes the last batch may hold portions of two epochs."""
         while len(self._ends) < epoch:
             self._add_epoch()
         return -(-self._ends[epoch - 1] // world) if epoch else 0
@@ -230,7 +238,7 @@ class PackedOrder(BatchOrder):
         before = self._ends[-1] if self._ends else 0
         self._ends.append(before + len(self._epoch(len(self._ends))))
 
-    def _share(self, number: int) -> tuple[int, ...]:
+    def _portion(self, number: int) -> tuple[int, ...]:
         while not self._ends or self._ends[-1] <= number:
             self._add_epoch()
         epoch = bisect_right(self._ends, number)
@@ -238,40 +246,40 @@ class PackedOrder(BatchOrder):
         return self._epoch(epoch)[number - begin]
 
     def _make_epoch(self, epoch: int) -> list[tuple[int, ...]]:
-        """Best fit: each example, in random order, into the fullest open share that still takes it."""
+        """Put each example, in random order, into the fullest open portion that has room for it (best fit)."""
         generator = stream(self._seed, "order", epoch)
-        shares: list[list[int]] = []
-        rooms: list[tuple[int, int]] = []  # (tokens left, share) of open shares, the fullest first
+        portions: list[list[int]] = []
+        rooms: list[tuple[int, int]] = []  # (tokens left, portion) of open portions, the fullest first
         left = []
         for index in self._shuffled(generator):
             tokens = self._tokens[index]
             place = bisect_left(rooms, (tokens, 0))
             if place < len(rooms):
-                room, share = rooms.pop(place)
+                room, portion = rooms.pop(place)
             else:
-                room, share = self._budget, len(shares)
-                shares.append([])
+                room, portion = self._budget, len(portions)
+                portions.append([])
                 left.append(room)
-            shares[share].append(index)
-            left[share] = room - tokens
-            insort(rooms, (left[share], share))
+            portions[portion].append(index)
+            left[portion] = room - tokens
+            insort(rooms, (left[portion], portion))
             if len(rooms) > self.OPEN:
                 rooms.pop(0)
-        emptiest = max(range(len(shares)), key=left.__getitem__)
+        emptiest = max(range(len(portions)), key=left.__getitem__)
         if left[emptiest] > self._budget // 2:
-            self._top_up(shares[emptiest], left[emptiest], generator)
-        return [tuple(shares[i]) for i in torch.randperm(len(shares), generator=generator).tolist()]
+            self._top_up(portions[emptiest], left[emptiest], generator)
+        return [tuple(portions[i]) for i in torch.randperm(len(portions), generator=generator).tolist()]
 
-    def _top_up(self, share: list[int], room: int, generator: torch.Generator) -> None:
-        there = set(share)
+    def _top_up(self, portion: list[int], room: int, generator: torch.Generator) -> None:
+        there = set(portion)
         for index in self._shuffled(generator):
             if index not in there and self._tokens[index] <= room:
-                share.append(index)
+                portion.append(index)
                 room -= self._tokens[index]
 
 
 def make_order(sizes: Sequence[SampleSize], config: TrainConfig, name: Callable[[int], str]) -> BatchOrder:
-    """The order that `train.batching` names. name: what messages call an example.
+    """The order that `train.batching` names. `name` gives what messages call the example of an index.
 
     ConfigError names the examples that are larger than the budget of a packed batch.
     """
@@ -294,7 +302,7 @@ def make_order(sizes: Sequence[SampleSize], config: TrainConfig, name: Callable[
 
 
 def step_batches(order: BatchOrder, config: TrainConfig, step: int, world: int = 1) -> range:
-    """The batches that optimizer step `step` (from 0) accumulates.
+    """The numbers of the batches that optimizer step `step` (from 0) accumulates.
 
     By epochs no step crosses the end of one: the last step of an epoch accumulates what is left of it.
     """
@@ -311,7 +319,7 @@ def step_batches(order: BatchOrder, config: TrainConfig, step: int, world: int =
 
 
 def total_steps(order: BatchOrder, config: TrainConfig, world: int = 1) -> int:
-    """Optimizer steps of the whole run: `max_steps`, or what `epochs` take."""
+    """How many optimizer steps the run has: `max_steps`, or as many as `epochs` take if it is set."""
     if config.epochs is None:
         return config.max_steps
     ends = [order.first_batch(epoch, world) for epoch in range(config.epochs + 1)]
@@ -319,7 +327,7 @@ def total_steps(order: BatchOrder, config: TrainConfig, world: int = 1) -> int:
 
 
 def token_budget(config: TrainConfig) -> int:
-    """Tokens of a packed batch. ConfigError if none are given."""
+    """How many tokens a packed batch may have. ConfigError if `train.tokens_per_batch` is not set."""
     if config.tokens_per_batch is None:
         raise ConfigError(
             "train.batching is 'packed', and train.tokens_per_batch is not set",

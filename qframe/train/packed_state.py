@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qframe.errors import WeightsError
-from qframe.train.sharding import whole
+from qframe.train.sharding import gathered
 
 _PLAIN = (bool, int, str, type(None))
 
@@ -43,7 +43,7 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
 def _pack(value: Any, place: tuple[str, ...], tensors: dict[str, Tensor] | None) -> Any:
     if isinstance(value, Tensor):
         name = ".".join(place)
-        found = whole(value.detach())
+        found = gathered(value.detach())
         if tensors is not None:  # of its own: two names for one storage cannot be told apart in a file
             tensors[name] = found.to("cpu", copy=True, memory_format=torch.contiguous_format)
         return {"tensor": name}

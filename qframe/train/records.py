@@ -15,21 +15,25 @@ from qframe.plugins.registry import Registry
 
 
 def split_records(source: RecordSource, config: Config) -> tuple[Sequence[Record], Sequence[Record]]:
-    """Records to train on, and those held out: the source's own validation records, then `data.holdout` of the rest.
+    """The records to train on, and the records that are held out from training.
 
-    A record is held out by its id, whatever others there are: one that is added moves no other from side to side.
-    DataError if nothing is left to train on, ConfigError if `validation.every` asks for a loss over nothing.
+    Held out are the validation records of the source, and the fraction `data.holdout` of its other records. The id of a
+    record alone decides, so that adding a record never moves another one from one side to the other.
+
+    Raises:
+        DataError: No record is left to train on.
+        ConfigError: `validation.every` is set, and no record is held out.
     """
     records, held = source.records(), list(source.validation())
     if not records:
         raise DataError("the data set has no records", "Check data.path, or data.use and its options.")
-    share = config.data.holdout
-    if share:
-        out = [_fraction(record.id) < share for record in records]
+    fraction = config.data.holdout
+    if fraction:
+        out = [_even_fraction(record.id) < fraction for record in records]
         held += [record for record, is_out in zip(records, out, strict=True) if is_out]
         records = [record for record, is_out in zip(records, out, strict=True) if not is_out]
         if not records:
-            raise DataError(f"data.holdout = {share} leaves no record to train on", "Lower it.")
+            raise DataError(f"data.holdout = {fraction} leaves no record to train on", "Lower it.")
     if config.validation.every is not None and not held:
         raise ConfigError(
             "validation.every is set, and no record is held out to take the loss over",
@@ -38,30 +42,34 @@ def split_records(source: RecordSource, config: Config) -> tuple[Sequence[Record
     return records, held
 
 
-def _fraction(text: str) -> float:
-    """A number in [0, 1) that is a function of the text, and evenly spread."""
+def _even_fraction(text: str) -> float:
+    """A number in [0, 1) that is a function of the text. Over many texts the numbers are evenly spread."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2.0**56
 
 
 def spread(records: Sequence[Record], count: int) -> list[Record]:
-    """At most `count` of them, evenly from first to last."""
+    """At most `count` of the records, spread evenly from the first to the last."""
     if len(records) <= count:
         return list(records)
     return [records[place * len(records) // count] for place in range(count)]
 
 
 def measured_records(held: Sequence[Record], config: Config) -> list[Record]:
-    """Those held out that the validation loss is taken over: at most `validation.count`, none without `every`."""
+    """The records that the validation loss is taken over: at most `validation.count` of those held out.
+
+    There are none if `validation.every` is not set.
+    """
     return [] if config.validation.every is None else spread(held, config.validation.count)
 
 
 def sampled_records(
     source: RecordSource, records: Sequence[Record], held: Sequence[Record], config: Config, registry: Registry
 ) -> tuple[RecordSource, list[Record]]:
-    """What is sampled, and the source that can judge it.
+    """The records that are sampled before and after training, and the source that can judge the samples.
 
-    The records of `sample.data`; else those held out; else the first `sample.count` of the data set itself. With
-    `sample.prompts` each prompt takes the place of one record's own, in turn.
+    They are the records of `sample.data` if it is set, else records that are held out, else the first `sample.count`
+    records to train on. If `sample.prompts` is set, there is one sample per prompt: the prompts replace those of the
+    records, which are used in turn.
     """
     sample = config.sample
     if sample.data is not None:

@@ -35,14 +35,17 @@ _FREE = (
     "train.max_steps",
     "train.gradient_checkpointing",
 )
-"""Keys whose change leaves the steps already done as they were. Devices and threads may change the last bits."""
+"""Settings that may change when a run is resumed. Another device or number of threads may change the last bits."""
 
 
 def run_folder(config: Config, resume: str | None) -> Path:
-    """Where the run lies: `output`, else runs/FAMILY with the next free number (the last used one to resume).
+    """The run's folder: `output` if it is set, else runs/FAMILY with a number.
 
-    WeightsError if the folder holds a run already and nothing is resumed: nothing is ever overwritten.
-    ConfigError if it is a file.
+    The number is the next free one for a new run, and the last used one for a run that is resumed.
+
+    Raises:
+        WeightsError: A new run would overwrite a run, or there is no run to resume.
+        ConfigError: `output` is a file.
     """
     if config.output is not None:
         folder = Path(config.output).expanduser()
@@ -93,19 +96,21 @@ def _number(folder: Path, family: str) -> int:
 
 
 def check_changes(checkpoint: Path, config: Config, registry: Registry, *, processes: int = 1) -> list[str]:
-    """What changed since the checkpoint, one line each. processes: how many train now.
+    """The settings that changed since the checkpoint was saved, one line each.
 
-    Their number may change. The batch size may change with it, so that a step has as many samples as before.
-    WeightsError if something changed that would make the rest of the run neither the old nor a new one.
+    `processes` is how many processes train now. Their number may change, and with it the batch size, if a step then has
+    as many samples as before. WeightsError if a setting changed that must not change within a run.
     """
     changes = diff_config(load_config(checkpoint / "config.toml", registry=registry), config)
     before = int(read_about(checkpoint).get("processes", 1))
-    share = "train.gradient_accumulation" if config.train.batching == "packed" else "train.batch_size"
-    same = any(key == share and old * before == new * processes for key, old, new in changes)
+    batch_key = "train.gradient_accumulation" if config.train.batching == "packed" else "train.batch_size"
+    same = any(key == batch_key and old * before == new * processes for key, old, new in changes)
     refused = [
         f"{key}: was {old!r}, is {new!r}"
         for key, old, new in changes
-        if not (key.startswith(_FREE) or (key == share and same) or (key == "train.epochs" and None not in (old, new)))
+        if not (
+            key.startswith(_FREE) or (key == batch_key and same) or (key == "train.epochs" and None not in (old, new))
+        )
     ]
     if refused:
         raise WeightsError(
@@ -122,7 +127,7 @@ def check_changes(checkpoint: Path, config: Config, registry: Registry, *, proce
 
 
 def check_length(step: int, steps: int, key: str) -> None:
-    """ConfigError if a run of `steps` steps, as `key` has it, is resumed at a step past them."""
+    """ConfigError if a run is resumed at a step past its last one. The setting `key` gives the run `steps` steps."""
     if step > steps:
         raise ConfigError(
             f"{key}: a run of {steps} steps, and step-{step:08d} is past it",
@@ -131,9 +136,9 @@ def check_length(step: int, steps: int, key: str) -> None:
 
 
 def check_parts(checkpoint: Path, made_of: Mapping[str, Mapping[str, str]]) -> None:
-    """WeightsError, by name, if the weights, settings or versions of a component are not those of the run.
+    """WeightsError if the weights, settings or versions of a component are not those that the run was started with.
 
-    made_of: the ingredients of each component, by role.
+    `made_of` has the ingredients of each component, by role. The message names those that differ.
     """
     saved: Mapping[str, Mapping[str, str]] = read_about(checkpoint)["made_of"]
     changed = [
@@ -150,12 +155,12 @@ def check_parts(checkpoint: Path, made_of: Mapping[str, Mapping[str, str]]) -> N
 
 
 def _short(ingredient: str | None) -> str:
-    """Enough of a digest to tell it from another."""
+    """The first characters of a digest, which are enough to tell it from another; anything else as it is."""
     return "none" if ingredient is None else ingredient if len(ingredient) < 64 else f"{ingredient[:12]}..."
 
 
 def check_data(checkpoint: Path, data: str) -> None:
-    """WeightsError if the examples (records, their order, what they are made of) are not those of the run."""
+    """WeightsError if the digest of the examples is not the one that the run was started with."""
     if read_about(checkpoint).get("data") != data:
         raise WeightsError(
             f"{checkpoint}: cannot resume, the data set is not the one that the run was started on: records, their "

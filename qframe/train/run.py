@@ -15,7 +15,14 @@ from qframe.files.storage import disk_errors, write_file
 
 @attrs.define(eq=False, kw_only=True)
 class Run:
-    """folder: where everything of the run lies. step: optimizer steps done. resumed_from: a step, or None."""
+    """A training run, as plugins that observe it see it.
+
+    Attributes:
+        folder: The folder of everything that the run writes.
+        config: The settings of the run.
+        step: How many optimizer steps are done.
+        resumed_from: The step of the checkpoint that this session goes on from; None for a new run.
+    """
 
     folder: Path
     config: Config
@@ -24,23 +31,23 @@ class Run:
 
     @property
     def metrics_file(self) -> Path:
-        """metrics.jsonl: one line per optimizer step."""
+        """The file metrics.jsonl, which has one line per optimizer step."""
         return self.folder / "metrics.jsonl"
 
     @property
     def logs(self) -> Path:
-        """logs: where loggers keep files."""
+        """The folder in which loggers keep their files."""
         return self.folder / "logs"
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line. After a kill the file may be ahead of the last checkpoint; `rewind` cuts that."""
+        """Append the metrics of a step. After a kill the file may be ahead of the last checkpoint; see `rewind`."""
         with disk_errors(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as stream:
             # A value that is not finite is null: NaN is not JSON.
             values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
             stream.write(json.dumps({"step": step, **values}) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Drop the lines of steps after `step`, and a line that a kill cut short."""
+        """Drop the lines of the steps after `step`, and a last line that a kill cut short."""
         if not self.metrics_file.exists():
             return
         kept = []

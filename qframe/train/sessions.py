@@ -1,6 +1,6 @@
-"""What a run was started with, written once per session: where its values come from, its data, its machine.
+"""The file sessions.jsonl of a run: one line per session, with its settings, its data and its machine.
 
-A session is one start of `qframe train`; a run that was resumed has several. `qframe report` reads them.
+A session is one start of `qframe train`, so a run that was resumed has several. `qframe report` reads the file.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from qframe.train.order import SizedExamples
 SESSIONS_FILE = "sessions.jsonl"
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "optimum-quanto", "safetensors")
 _MOST_ROWS = 50
-"""Of groups and of shapes that are told one by one."""
+"""At most so many groups, and so many shapes, are listed one by one."""
 
 
 def write_session(folder: Path, session: Mapping[str, Any]) -> None:
-    """Append a line to sessions.jsonl, with the time."""
+    """Append a session and the present time as a line to sessions.jsonl in the run's folder."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with (folder / SESSIONS_FILE).open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({"started": started, **session}) + "\n")
 
 
 def describe_machine(device: torch.device, processes: int) -> dict[str, Any]:
-    """Versions of the libraries that compute, and what they compute on. Nothing that names the machine."""
+    """The versions of the libraries that compute, and the kind of device; nothing by which the machine is known."""
     return {
         "versions": {
             "Python": platform.python_version(),
@@ -56,9 +56,9 @@ def _version(name: str) -> str | None:
 
 
 def describe_data(records: Sequence[Record], examples: SizedExamples, compression: int) -> dict[str, Any]:
-    """How many records, of which groups, in which sizes once encoded. compression: pixels per latent cell and side.
+    """How many records there are, of which groups, and of which sizes once they are encoded.
 
-    Of groups and sizes the most frequent are told.
+    Only the most frequent groups and sizes are listed. `compression` is the side of a latent cell in pixels.
     """
     shapes = Counter(examples.shape(index) for index in range(len(examples)))
     lengths = [examples.text_length(index) for index in range(len(examples))]

@@ -1,6 +1,6 @@
-"""Weights shared out over processes, gathered block by block while they are needed: torch's `fully_shard` (FSDP2).
+"""Weights sharded over processes, and gathered block by block while they are needed: torch's `fully_shard` (FSDP2).
 
-What is stored is whole: checkpoints of sharded runs are those of any other, and resume on any number of processes.
+Checkpoints hold full tensors, not shards, so that a sharded run can be resumed on any number of processes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from qframe.interfaces import Denoiser
 
 
 def check_sharding(config: Config, denoiser: type[Denoiser], *, quantised: bool) -> None:
-    """ConfigError for what cannot be trained on shards."""
+    """ConfigError for settings that a sharded denoiser cannot be trained with."""
     if quantised:
         raise ConfigError(
-            "train.shard: the denoiser is quantised, and shares of quantised weights are no weights",
+            "train.shard: the denoiser is quantised, and shards of quantised weights are no weights",
             "Leave denoiser.quantise out, or set train.shard to 'none'.",
         )
     if config.lora.dora and config.train.mode == "lora":
@@ -42,10 +42,11 @@ def check_sharding(config: Config, denoiser: type[Denoiser], *, quantised: bool)
 
 
 def shard(denoiser: Denoiser, trained: Iterable[nn.Parameter], device: torch.device) -> None:
-    """Share the weights of a denoiser on the CPU out over all processes, block by block, onto `device`.
+    """Shard the weights of a denoiser, which lies on the CPU, over all processes; this process's shards go to `device`.
 
-    Of a frozen network only the blocks are shared out, and what is trained beside them (a LoRA) stays whole: its
-    gradients are summed as ever. Of one that is trained, everything, and gradients are sums over processes.
+    `trained` are the parameters that are trained. If they are a LoRA, only the frozen blocks are sharded; the LoRA is
+    not, and its gradients are summed as without sharding. If they are all parameters, all are sharded, and the backward
+    pass sums their gradients over the processes.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -73,24 +74,24 @@ def shard(denoiser: Denoiser, trained: Iterable[nn.Parameter], device: torch.dev
             part.set_force_sum_reduction_for_comms(True)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor. Of a sharded one every process must ask at the same time."""
+def gathered(tensor: Tensor) -> Tensor:
+    """The full tensor of a sharded one; any other tensor as it is. All processes must gather at the same time."""
     full: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)
     return tensor if full is None else full()
 
 
-def whole_on_cpu(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """All of every tensor, gathered one after another; nothing unless `keep`: then this process only takes part."""
+def full_on_cpu(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """The full tensors on the CPU, gathered one after another. If not `keep`, this process only takes part: nothing."""
     found = {}
     for name, tensor in tensors.items():
-        full = whole(tensor.detach())
+        full = gathered(tensor.detach())
         if keep:
             found[name] = full.cpu().contiguous()
     return found
 
 
-def shared_like(value: Any, parameter: Tensor) -> Any:
-    """A whole tensor as `parameter` is shared out, if it has its shape; anything else as it is."""
+def sharded_like(value: Any, parameter: Tensor) -> Any:
+    """A full tensor of the parameter's shape, sharded as the parameter is. Any other value is returned as it is."""
     if not hasattr(parameter, "full_tensor") or not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -100,18 +101,18 @@ def shared_like(value: Any, parameter: Tensor) -> Any:
     return distribute_tensor(value.to(mesh.device_type), mesh, parameter.placements, src_data_rank=None)
 
 
-def shared_state(values: Any, parameter: Tensor) -> Any:
-    """What an optimizer keeps of a parameter, shared out as the parameter is."""
+def sharded_state(values: Any, parameter: Tensor) -> Any:
+    """The state that an optimizer keeps of a parameter, sharded as the parameter is."""
     if not hasattr(parameter, "full_tensor"):
         return values
-    return {name: shared_like(value, parameter) for name, value in values.items()}
+    return {name: sharded_like(value, parameter) for name, value in values.items()}
 
 
 @torch.no_grad()
-def load_whole(network: nn.Module, values: Mapping[str, Tensor], *, keep: bool) -> None:
-    """Fill the parameters of a network with all of `values`, one after another; unless `keep`, only take part."""
+def load_full(network: nn.Module, values: Mapping[str, Tensor], *, keep: bool) -> None:
+    """Fill the parameters of a network with the full tensors of `values`. If not `keep`, only help gathering."""
     parameters = dict(network.named_parameters())
     for name, value in values.items():
-        found = whole(value.detach())
+        found = gathered(value.detach())
         if keep:
             parameters[name].copy_(found)

@@ -23,7 +23,7 @@ from qframe.errors import WeightsError, bullet_list
 from qframe.files.storage import is_published, publish_folder, remove_published, verify_folder
 from qframe.train.optim import Optimizers, WeightAverage
 from qframe.train.packed_state import pack, unpack
-from qframe.train.sharding import shared_like, whole_on_cpu
+from qframe.train.sharding import full_on_cpu, sharded_like
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,14 @@ _FORMAT = "qframe-training-2"
 
 @attrs.define(eq=False)
 class TrainingState:
-    """What changes while a run goes on. parameters: the trained ones, by name."""
+    """What changes while a run goes on, and what a checkpoint saves.
+
+    Attributes:
+        parameters: The trained parameters, by name.
+        optimizers: The optimizers that step the parameters.
+        average: The moving average of the parameters; None if the run keeps none.
+        step: How many optimizer steps are done.
+    """
 
     parameters: dict[str, nn.Parameter]
     optimizers: Optimizers
@@ -41,22 +48,29 @@ class TrainingState:
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """The folder of the checkpoint of a step."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
 def save_checkpoint(
     run: Path, state: TrainingState, *, config: str, about: Mapping[str, Any], keep: int, writes: bool = True
 ) -> Path:
-    """Publish the state, then delete all but the `keep` newest sound checkpoints. Returns the new folder.
+    """Publish the state as a checkpoint, and delete all sound checkpoints but the newest. Returns its folder.
 
-    A sound checkpoint of this step is left as it is; a damaged one is renamed out of the way.
-    writes: False in processes that only take part in gathering what is shared out over them.
+    If there is a sound checkpoint of this step already, it is left as it is; a damaged one is renamed.
+
+    Args:
+        run: The run's folder.
+        state: What is saved.
+        config: The configuration of the run, as TOML.
+        about: What the checkpoint tells of the run, as JSON.
+        keep: How many sound checkpoints to keep.
+        writes: False in processes that write nothing, and only help gathering sharded tensors.
     """
     target = checkpoint_folder(run, state.step)
-    weights = whole_on_cpu(state.parameters, keep=writes)
+    weights = full_on_cpu(state.parameters, keep=writes)
     moments, optimizer = pack(state.optimizers.state(), keep=writes)
-    average = {} if state.average is None else whole_on_cpu(state.average.values, keep=writes)
+    average = {} if state.average is None else full_on_cpu(state.average.values, keep=writes)
     if not writes:
         return target
     if target.exists():
@@ -82,7 +96,7 @@ def save_checkpoint(
 
 
 def _retain(run: Path, keep: int) -> None:
-    """Only folders that carry our manifest are deleted, and only while `keep` newer ones are sound."""
+    """Delete old checkpoints. Only folders with a manifest of qframe are deleted, once `keep` newer ones are sound."""
     sound = 0
     for folder in _newest_first(run):
         if sound >= keep:
@@ -97,10 +111,10 @@ def _newest_first(run: Path) -> list[Path]:
 
 
 def find_checkpoint(run: Path, wanted: str) -> Path:
-    """The checkpoint to resume: "latest", or a checkpoint folder's name or path.
+    """The checkpoint to resume from: the newest sound one if `wanted` is "latest", else the one of that name or path.
 
-    A damaged newest one is passed over, by name in the log, for the one before it. WeightsError if there is
-    none, if all are damaged, or if the one that was named is.
+    Damaged checkpoints that are newer are named in the log. WeightsError if there is no checkpoint, if all are damaged,
+    or if the one that was named is damaged.
     """
     if wanted != "latest":
         named = Path(wanted) if Path(wanted).is_dir() else run / "checkpoints" / wanted
@@ -128,7 +142,7 @@ def find_checkpoint(run: Path, wanted: str) -> Path:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was told of the run. WeightsError if the format is not ours."""
+    """The JSON that `save_checkpoint` wrote about the run. WeightsError if another version of qframe wrote it."""
     value: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     if value.get("format") != _FORMAT:
         raise WeightsError(f"{folder}: written by another version ({value.get('format')}, expected {_FORMAT})")
@@ -136,13 +150,13 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def restore(folder: Path, state: TrainingState) -> None:
-    """Bring `state` to where the checkpoint was saved, bit for bit. WeightsError names what does not fit."""
+    """Set `state` to what it was when the checkpoint was saved, bit for bit. WeightsError names what does not fit."""
     about = read_about(folder)
     weights = _tensors(folder / "weights.safetensors")
     _same_names(folder, weights, state.parameters)
     with torch.no_grad():
         for name, parameter in state.parameters.items():
-            parameter.copy_(shared_like(weights[name], parameter))
+            parameter.copy_(sharded_like(weights[name], parameter))
     moments = _tensors(folder / "optimizer.safetensors")
     try:
         state.optimizers.load(unpack(about["optimizer"], moments))
@@ -152,7 +166,7 @@ def restore(folder: Path, state: TrainingState) -> None:
         average = _tensors(folder / "average.safetensors")
         _same_names(folder, average, state.average.values)
         for name, value in state.average.values.items():
-            value.copy_(shared_like(average[name], value))
+            value.copy_(sharded_like(average[name], value))
     state.step = int(about["step"])
 
 

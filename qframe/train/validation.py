@@ -1,4 +1,4 @@
-"""Pictures sampled before and after training, from the same noise: what a person looks at, and what is counted."""
+"""The samples of a run: pictures from the same noise before, during and after training, kept, judged and compared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ _LARGEST_INPUT = 512
 
 @attrs.frozen(kw_only=True)
 class GroupResult:
-    """How many pictures of one group do what was asked; `judged` 0 where only a person can tell."""
+    """How many samples of one group are right.
+
+    Attributes:
+        group: The group of the records (`Record.group`).
+        count: How many samples the group has.
+        judged: How many of them the source could judge; 0 where only a person can tell.
+        right: How many of them are right.
+    """
 
     group: str
     count: int
@@ -37,7 +44,7 @@ class GroupResult:
 
 
 def judge(source: RecordSource, records: Sequence[Record], pictures: Sequence[Image.Image]) -> list[GroupResult]:
-    """Success by group, in the order in which the groups first appear."""
+    """Judge one picture per record. The results are by group, in the order in which the groups first appear."""
     verdicts: dict[str, list[bool | None]] = defaultdict(list)
     for record, picture in zip(records, pictures, strict=True):
         verdicts[record.group].append(source.success(record, picture))
@@ -58,9 +65,10 @@ def comparison_sheet(
     before: Sequence[Image.Image] | None,
     after: Sequence[Image.Image],
 ) -> Image.Image:
-    """One row per record: its references, the target, the picture before training and after it, and its verdict.
+    """A contact sheet with a row per record: its references, the target, and the samples before and after training.
 
-    Of many records an even selection over the groups is shown.
+    The row also says whether the source found the last sample right. If there are many records, some of each group are
+    shown. `before` is None where nothing was sampled before training.
     """
     chosen = _selection(records)
     most = max((len(records[i].references) for i in chosen), default=0)
@@ -84,7 +92,10 @@ def _selection(records: Sequence[Record]) -> list[int]:
 
 
 def result_lines(before: Sequence[GroupResult] | None, after: Sequence[GroupResult]) -> list[str]:
-    """A small table: group, how many, success before and after. Groups that nothing judges are left out."""
+    """The lines of a small table with each group's success before and after training.
+
+    Groups that the source cannot judge are left out.
+    """
     earlier = {result.group: result.rate for result in before or ()}
     lines = []
     width = max((len(result.group) for result in after), default=0)
@@ -105,16 +116,22 @@ def _png(picture: Image.Image) -> bytes:
 
 @attrs.frozen(eq=False)
 class Validation:
-    """The pictures of a run's validation records, kept in its folder from one session to the next."""
+    """The samples in a run's folder, which stay from one session of the run to the next.
+
+    Attributes:
+        folder: The folder `samples` of the run.
+        source: Judges the samples.
+        records: The records that are sampled, in order.
+    """
 
     folder: Path
     source: RecordSource
     records: Sequence[Record]
 
     def keep_inputs(self) -> None:
-        """Save what the samples are of: records.json, and small copies of references and targets in inputs/.
+        """Save records.json, and small copies of references and targets in the folder inputs.
 
-        Of many records those that the sheet shows.
+        If there are many records, only those that the contact sheet shows are saved.
         """
         rows = []
         for index in _selection(self.records):
@@ -134,9 +151,9 @@ class Validation:
         write_file(self.folder / "records.json", json.dumps(rows, indent=1).encode())
 
     def keep(self, moment: str, pictures: Sequence[Image.Image]) -> list[Path]:
-        """Save the pictures of a moment ("before", "step-000100", "after") as PNG, and their verdicts. The files.
+        """Save the samples of a moment ("before", "step-000100", "after") as PNG files, and how many are right.
 
-        They are named by place and record.
+        Returns the files, which are named by the place and the id of their record.
         """
         for stale in (self.folder / moment).glob("*.png"):
             stale.unlink()  # of an earlier session that sampled other records
@@ -148,19 +165,19 @@ class Validation:
         return files
 
     def results(self, moment: str) -> list[GroupResult]:
-        """The verdicts of a moment; none if it was not sampled."""
+        """How many samples of a moment are right, by group; nothing if there were no samples then."""
         file = self._results(moment)
         return [GroupResult(**row) for row in json.loads(file.read_bytes())] if file.exists() else []
 
     def pictures(self, moment: str) -> list[Image.Image] | None:
-        """The pictures of a moment, or None unless all are there."""
+        """The samples of a moment; None if there is not one for each record."""
         files = sorted((self.folder / moment).glob("*.png"))
         if not files or len(files) != len(self.records):
             return None
         return [open_picture(Picture(str(file), file)) for file in files]
 
     def sheet(self) -> Path | None:
-        """Write sheet.png: before and after side by side. None if nothing was sampled."""
+        """Write sheet.png, the contact sheet of the samples before and after training; None if there are no samples."""
         after = self.pictures("after")
         if after is None:
             return None
@@ -169,7 +186,7 @@ class Validation:
         return file
 
     def _name(self, index: int) -> str:
-        """Of a record's files: its place and its id, as far as that may stand in a file's name."""
+        """The name of a record's files: its place, and its id without characters that file names may not have."""
         safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.records[index].id)
         return f"{index:03d}-{safe[:80]}"
 

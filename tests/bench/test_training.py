@@ -31,15 +31,15 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> bench._Bench:
 
 
 def test_the_bare_contestant_passes_what_the_step_passed(measured: bench._Bench) -> None:
-    step = bench._Step(measured.job, measured.state)
+    step = bench._Step(measured.setup, measured.state)
     step()
     given: list[Any] = []
-    hook = measured.job.denoiser.module.register_forward_pre_hook(
+    hook = measured.setup.denoiser.module.register_forward_pre_hook(
         lambda module, args, kwargs: given.append((args, kwargs, bench._kernels())), with_kwargs=True
     )
     before = {name: value.detach().clone() for name, value in measured.state.parameters.items()}
     with hook:
-        bench._bare(measured.job, measured.state, step.passes)
+        bench._bare(measured.setup, measured.state, step.passes)
     assert [(one.args, one.kwargs, one.kernels) for one in step.passes] == given
     assert any(not torch.equal(value, before[name]) for name, value in measured.state.parameters.items())
 
@@ -50,8 +50,8 @@ def test_waiting_is_what_passes_before_the_network_is_entered(measured: bench._B
             time.sleep(0.03)
             return super().__getitem__(index)
 
-    examples = Slow(measured.job.examples[index] for index in range(3))
-    step = bench._Step(attrs.evolve(measured.job, examples=examples), measured.state)
+    examples = Slow(measured.setup.examples[index] for index in range(3))
+    step = bench._Step(attrs.evolve(measured.setup, examples=examples), measured.state)
     started = time.perf_counter()
     step()
     passed = time.perf_counter() - started
@@ -85,10 +85,10 @@ def test_ratios_are_those_of_the_clock_that_counts() -> None:
 
 
 def test_a_step_that_is_skipped_is_no_measurement(measured: bench._Bench) -> None:
-    broken = attrs.evolve(measured.job.examples[0], target=torch.full((8, 8, 8), torch.nan))
-    job = attrs.evolve(measured.job, examples=[broken] * 3)
+    broken = attrs.evolve(measured.setup.examples[0], target=torch.full((8, 8, 8), torch.nan))
+    setup = attrs.evolve(measured.setup, examples=[broken] * 3)
     with pytest.raises(ConfigError, match="not finite"):
-        bench._Step(job, measured.state)()
+        bench._Step(setup, measured.state)()
 
 
 @pytest.mark.parametrize(("value", "arguments", "code"), [(1.5, [], 0), (1.5, ["--check"], 1), (1.0, ["--check"], 0)])

@@ -20,7 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -243,8 +243,8 @@ def naive_saver() -> Iterator[None]:
     def find(run: Path, wanted: str) -> Path:
         return run / "checkpoints" / "last"
 
-    replaced: dict[str, Callable[..., Path]] = {"save_checkpoint": save_in_place, "find_checkpoint": find}
-    with mock.patch.multiple("qframe.train.trainer", **replaced):
+    saves = mock.patch("qframe.train.watch.save_checkpoint", save_in_place)
+    with saves, mock.patch("qframe.train.session.find_checkpoint", find):
         yield
 
 

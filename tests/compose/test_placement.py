@@ -16,7 +16,7 @@ from qframe.compose import Composition, compose, placement
 from qframe.compose.placement import assign, network_bytes
 from qframe.errors import ConfigError
 from qframe.sample.pipeline import Pipeline
-from qframe.train import trainer as training
+from qframe.train import session
 from qframe.train.trainer import Trainer
 from tests.qwen import tiny
 
@@ -287,14 +287,14 @@ def test_training_steps_keep_only_what_they_need_on_the_device(
     """Cached: no encoder, and the codec on the CPU. Live: both there, but for the codec's decoder."""
     log: list[str] = []
     monkeypatch.setattr(UserCpuOffloadHook, "offload", lambda hook: log.append(type(hook.model).__name__))
-    run_steps = training.run_steps
+    run_steps = session.run_steps
 
     def watched(*arguments: Any) -> Any:
         log.append("steps")
-        assert ("encoder" in found._parts) == (enabled == "false")
+        assert ("encoder" in found.loaded._parts) == (enabled == "false")
         return run_steps(*arguments)
 
-    monkeypatch.setattr(training, "run_steps", watched)
+    monkeypatch.setattr(session, "run_steps", watched)
     found = trainer(model, tmp_path / "run", f"cache.enabled={enabled}")
     found.fit()
     before, after = log[: log.index("steps")], log[log.index("steps") + 1 :]

@@ -74,7 +74,7 @@ def batch_of(recipe: Any, *, step: int, given: bool) -> TrainingBatch:
         schedule=HalvingSchedule(),
         patch=PATCH,
         device=torch.device("cpu"),
-        weigh=recipe.loss_weight,
+        loss_map=recipe.loss_weight,
     )
 
 
@@ -85,7 +85,7 @@ def test_gradient_comes_only_from_what_is_repainted(inpaint: Any, given: bool) -
     flow_loss(predicted, batch, 1).backward()
     assert predicted.grad is not None
     counts = predicted.grad.abs().sum(1) > 0
-    assert torch.equal(counts, batch.weight > 0)
+    assert torch.equal(counts, batch.loss_factor > 0)
     assert 0 < counts.sum() < len(counts)
     if given:
         assert torch.equal(counts.reshape(8, 8).nonzero(), torch.ones(2, 4).nonzero() + 2)
@@ -96,8 +96,8 @@ def test_gradient_comes_only_from_what_is_repainted(inpaint: Any, given: bool) -
 
 def test_every_step_draws_another_mask_and_the_same_again_but_the_noise_does_not_depend_on_it(inpaint: Any) -> None:
     one, other = (batch_of(inpaint, step=step, given=False) for step in (0, 1))
-    assert not torch.equal(one.weight, other.weight)
-    assert torch.equal(one.weight, batch_of(inpaint, step=0, given=False).weight)
+    assert not torch.equal(one.loss_factor, other.loss_factor)
+    assert torch.equal(one.loss_factor, batch_of(inpaint, step=0, given=False).loss_factor)
     assert torch.equal(one.noisy.tokens, batch_of(inpaint, step=0, given=True).noisy.tokens)
 
 
@@ -112,7 +112,7 @@ def test_a_mask_without_white_is_told_by_example(inpaint: Any) -> None:
             schedule=HalvingSchedule(),
             patch=PATCH,
             device=torch.device("cpu"),
-            weigh=inpaint.loss_weight,
+            loss_map=inpaint.loss_weight,
         )
 
 

@@ -30,8 +30,6 @@ def plan(**changed: Any) -> Plan:
 
 def test_lengths_count_the_tokens_of_each_sample() -> None:
     assert sequence().lengths == (6, 5)
-    assert sequence().cu_seqlens.tolist() == [0, 6, 11]
-    assert sequence().cu_seqlens.dtype == torch.int32
     assert sequence().batch_size == 2
 
 

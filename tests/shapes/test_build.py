@@ -72,10 +72,10 @@ def test_a_killed_denoiser_stage_goes_on_to_identical_weights(
 
 
 def _killed_at(step: int, original):  # type: ignore[no-untyped-def]
-    def killed(job: loop.TrainingJob, state, *more):  # type: ignore[no-untyped-def]
+    def killed(setup: loop.StepSetup, state, *more):  # type: ignore[no-untyped-def]
         if state.step == step:
             raise KeyboardInterrupt
-        return original(job, state, *more)
+        return original(setup, state, *more)
 
     return killed
 

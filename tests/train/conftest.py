@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qframe.cache.lengths import Shape
 from qframe.diffusion.packing import per_token
 from qframe.interfaces import PLAIN, Conditioning, Denoiser, Example, ForwardOptions, PackedSequence, Schedule
-from qframe.train.order import BatchOrder, BatchShare
+from qframe.train.order import BatchOrder, BatchPortion
 
 CHANNELS, PATCH, WIDTH = 4, 2, 6
 
@@ -138,9 +138,9 @@ class FixedShares(BatchOrder):
     def __init__(self, batches: Sequence[Sequence[int]]) -> None:
         self._batches = batches
 
-    def batch(self, number: int, rank: int = 0, world: int = 1) -> BatchShare:
+    def batch(self, number: int, rank: int = 0, world: int = 1) -> BatchPortion:
         indices = tuple(self._batches[number])
-        return BatchShare(indices, tuple(range(len(indices))), len(indices))
+        return BatchPortion(indices, tuple(range(len(indices))), len(indices))
 
     def first_batch(self, epoch: int, world: int = 1) -> int:
         return epoch * len(self._batches)

@@ -47,7 +47,7 @@ def test_a_mixed_batch_gives_the_gradient_of_its_samples_one_by_one(
 def test_a_large_picture_weighs_as_much_as_a_small_one(schedule: HalvingSchedule) -> None:
     examples = [toy_example(0, height=2, width=2), toy_example(1, height=16, width=16)]
     batch = batch_of(examples, [0, 1], schedule)
-    shares = [part.sum().item() for part in batch.weight.split(list(batch.noisy.lengths))]
+    shares = [part.sum().item() for part in batch.loss_factor.split(list(batch.noisy.lengths))]
     assert shares == pytest.approx([1.0, 1.0])
 
 
@@ -99,25 +99,25 @@ def test_loss_weightings_are_those_of_diffusers(name: str, upstream: str, schedu
     plain = batch_of([toy_example(i) for i in range(8)], list(range(8)), schedule)
     weighted = batch_of([toy_example(i) for i in range(8)], list(range(8)), schedule, loss_weighting=name)
     theirs = compute_loss_weighting_for_sd3(upstream, sigmas=plain.sigma)
-    expected = plain.weight * per_token(theirs, plain.noisy.lengths)
-    torch.testing.assert_close(weighted.weight, expected)
+    expected = plain.loss_factor * per_token(theirs, plain.noisy.lengths)
+    torch.testing.assert_close(weighted.loss_factor, expected)
     both = batch_of([toy_example(i) for i in range(8)], list(range(8)), schedule, loss_weighting=name, sigma_floor=0.5)
     ramp = per_token(low_sigma_ramp(plain.sigma, 0.5), plain.noisy.lengths)
-    torch.testing.assert_close(both.weight, expected * ramp)
+    torch.testing.assert_close(both.loss_factor, expected * ramp)
 
 
 def test_sigmas_below_the_floor_weigh_less(schedule: HalvingSchedule) -> None:
     plain = batch_of([toy_example(0)], [0], schedule)
     floored = batch_of([toy_example(0)], [0], schedule, sigma_floor=1.0)
-    torch.testing.assert_close(floored.weight, plain.weight * low_sigma_ramp(plain.sigma, 1.0))
-    assert floored.weight.sum() < 1
+    torch.testing.assert_close(floored.loss_factor, plain.loss_factor * low_sigma_ramp(plain.sigma, 1.0))
+    assert floored.loss_factor.sum() < 1
 
 
 def test_a_weight_map_moves_the_loss_to_where_it_is_white(schedule: HalvingSchedule) -> None:
     weight = torch.zeros(4, 4)
     weight[:2, :2] = 1
     batch = batch_of([attrs.evolve(toy_example(0), loss_map=weight)], [0], schedule)
-    assert batch.weight.tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert batch.loss_factor.tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_an_empty_weight_map_names_the_example(schedule: HalvingSchedule) -> None:

@@ -56,7 +56,7 @@ def trained(tmp_path: Path, mixed_examples: list[Example]) -> Callable[..., list
         def work(processes: Processes) -> dict[str, Tensor]:
             processes.connect(CPU, timeout=20)
             scene = Scene(tmp_path / f"run-{processes.rank}", mixed_examples, config, dropout)
-            run_steps(attrs.evolve(scene.job, processes=processes, save=lambda: None), scene.state)
+            run_steps(attrs.evolve(scene.setup, processes=processes, save=lambda: None), scene.state)
             losses = torch.tensor([metrics["loss"] for _, metrics in scene.seen])
             return scene.weights() | {"losses": losses}
 
@@ -100,14 +100,14 @@ def test_dropout_differs_between_processes(tmp_path: Path, mixed_examples: list[
     def work(processes: Processes) -> dict[str, Tensor]:
         processes.connect(CPU, timeout=20)
         scene = Scene(tmp_path / f"run-{processes.rank}", mixed_examples, config)
-        velocity, drawn = scene.job.denoiser.velocity, []
+        velocity, drawn = scene.setup.denoiser.velocity, []
 
         def drawing(*args: Any, **kwargs: Any) -> Tensor:
             drawn.append(torch.rand(1))
             return velocity(*args, **kwargs)
 
-        scene.job.denoiser.velocity = drawing  # type: ignore[method-assign]
-        run_steps(attrs.evolve(scene.job, processes=processes, save=lambda: None), scene.state)
+        scene.setup.denoiser.velocity = drawing  # type: ignore[method-assign]
+        run_steps(attrs.evolve(scene.setup, processes=processes, save=lambda: None), scene.state)
         return {"drawn": torch.cat(drawn)}
 
     (_, first), (_, second) = together(2, work, tmp_path)
@@ -125,7 +125,7 @@ def test_a_gradient_that_is_not_finite_in_one_process_skips_the_step_in_all(tmp_
         scene = Scene(tmp_path / f"run-{processes.rank}", examples, config)
         start = scene.weights()
         with pytest.raises(Exception, match="example-2"):
-            run_steps(attrs.evolve(scene.job, processes=processes, save=lambda: None), scene.state)
+            run_steps(attrs.evolve(scene.setup, processes=processes, save=lambda: None), scene.state)
         assert scene.state.step == 1
         assert all(torch.equal(start[name], value) for name, value in scene.weights().items())
         return {}

@@ -20,7 +20,7 @@ from qframe.errors import NumericsError, WeightsError
 from qframe.files.storage import verify_folder
 from qframe.interfaces import Example
 from qframe.progress import SILENT
-from qframe.train.loop import TrainingJob, run_steps
+from qframe.train.loop import StepSetup, run_steps
 from qframe.train.optim import Optimizers, WeightAverage
 from qframe.train.order import make_order, sample_sizes, step_batches, total_steps
 from qframe.train.signals import Stopped
@@ -62,7 +62,7 @@ class Scene:
         average = WeightAverage(trained, config.ema_decay) if config.ema_decay else None
         self.state = TrainingState(trained, Optimizers(trained, config, "blocks"), average)
         self.seen: list[tuple[int, Mapping[str, float]]] = []
-        self.job = TrainingJob(
+        self.setup = StepSetup(
             config=config,
             denoiser=denoiser,
             schedule=HalvingSchedule(),
@@ -92,14 +92,14 @@ def test_a_resumed_run_ends_bit_identical(scene: Callable[..., Scene], variant: 
     dropout = 0.3 if "dropout" in variant else 0.0
     whole, again = (scene(name, VARIANTS[variant], dropout) for name in ("whole", "again"))
     start = whole.weights()
-    run_steps(whole.job, whole.state)
-    run_steps(again.job, again.state)
+    run_steps(whole.setup, whole.state)
+    run_steps(again.setup, again.state)
     assert any(not torch.equal(start[name], value) for name, value in whole.weights().items())
     resumed = scene("whole", VARIANTS[variant], dropout)
     restore(checkpoint_folder(whole.folder, 5), resumed.state)
 
     assert resumed.state.step == 5
-    run_steps(attrs.evolve(resumed.job, save=lambda: None), resumed.state)
+    run_steps(attrs.evolve(resumed.setup, save=lambda: None), resumed.state)
     for name, value in whole.weights().items():
         assert torch.equal(value, again.weights()[name]), f"two runs of one seed differ in {name}"
         assert torch.equal(value, resumed.weights()[name]), f"the resumed run differs in {name}"
@@ -112,7 +112,7 @@ def test_accumulation_equals_one_large_batch(scene: Callable[..., Scene]) -> Non
     order = [4, 0, 3, 5, 1, 2]
     for part, size in ((split, 3), (joint, 6)):
         batches = [order[i : i + size] for i in range(0, 6, size)]
-        run_steps(attrs.evolve(part.job, order=FixedShares(batches)), part.state)
+        run_steps(attrs.evolve(part.setup, order=FixedShares(batches)), part.state)
     for name, value in split.weights().items():
         torch.testing.assert_close(value, joint.weights()[name], rtol=1e-5, atol=1e-6)
 
@@ -121,10 +121,10 @@ def test_a_step_says_how_many_tokens_of_which_kind_it_computed(
     scene: Callable[..., Scene], mixed_examples: list[Example]
 ) -> None:
     run = scene(config=attrs.evolve(BASE, batching="packed", tokens_per_batch=40, max_steps=4))
-    run_steps(run.job, run.state)
+    run_steps(run.setup, run.state)
     sizes = sample_sizes(SizedList.of(mixed_examples), PATCH)
     for step, metrics in run.seen:
-        shares = [run.job.order.batch(2 * (step - 1) + micro) for micro in range(2)]
+        shares = [run.setup.order.batch(2 * (step - 1) + micro) for micro in range(2)]
         indices = [index for share in shares for index in share.indices]
         assert metrics["samples"] == len(indices)
         assert metrics["text_tokens"] == sum(sizes[index].text for index in indices)
@@ -136,7 +136,7 @@ def test_a_step_says_how_many_tokens_of_which_kind_it_computed(
 
 def test_max_steps_is_obeyed_and_the_end_is_saved(scene: Callable[..., Scene]) -> None:
     run = scene()
-    run_steps(run.job, run.state)
+    run_steps(run.setup, run.state)
     assert [step for step, _ in run.seen] == list(range(1, 13))
     names = [p.name for p in checkpoint_folder(run.folder, 0).parent.iterdir()]
     assert sorted(names) == ["step-00000005", "step-00000010", "step-00000012"]
@@ -157,10 +157,10 @@ def test_epochs_are_obeyed_exactly_and_more_may_follow(
     """Two epochs, then a third of a resumed run, are three: each shows every example, and repeats only top-ups."""
     config = attrs.evolve(BASE, **settings, epochs=3, gradient_accumulation=2)
     whole, resumed = scene("whole", config), scene("part", config)
-    order = whole.job.order
+    order = whole.setup.order
     for part, epochs in ((whole, 3), (resumed, 2), (resumed, 3)):
         steps = total_steps(order, attrs.evolve(config, epochs=epochs))
-        run_steps(attrs.evolve(part.job, config=attrs.evolve(config, max_steps=steps), save=lambda: None), part.state)
+        run_steps(attrs.evolve(part.setup, config=attrs.evolve(config, max_steps=steps), save=lambda: None), part.state)
     assert [m["samples"] for _, m in whole.seen] == [m["samples"] for _, m in resumed.seen]
     assert all(torch.equal(value, resumed.weights()[name]) for name, value in whole.weights().items())
     taken = [order.batch(number).indices for step, _ in whole.seen for number in step_batches(order, config, step - 1)]
@@ -184,7 +184,7 @@ def test_the_gradient_that_steps_is_clipped_to_its_length(scene: Callable[..., S
             return float(_step(*args, **kwargs))
 
         run.state.optimizers.step = measure  # type: ignore[method-assign]
-        run_steps(run.job, run.state)
+        run_steps(run.setup, run.state)
         told.append(run.seen[0][1]["gradient_norm"])
     clipped, whole = found
     assert told == pytest.approx([whole.norm().item()] * 2)
@@ -194,7 +194,7 @@ def test_the_gradient_that_steps_is_clipped_to_its_length(scene: Callable[..., S
 
 def test_the_loss_falls_when_it_can(scene: Callable[..., Scene]) -> None:
     run = scene(config=attrs.evolve(BASE, mode="full", max_steps=150, learning_rate=0.02, checkpoint_every=1000))
-    run_steps(run.job, run.state)
+    run_steps(run.setup, run.state)
     losses = [metrics["loss"] for _, metrics in run.seen]
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
 
@@ -207,7 +207,7 @@ def test_sigterm_saves_stops_and_names_the_next_step(scene: Callable[..., Scene]
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Stopped, match="stopped at step 3") as caught:
-        run_steps(attrs.evolve(run.job, observe=observe), run.state)
+        run_steps(attrs.evolve(run.setup, observe=observe), run.state)
     assert caught.value.exit_code == 143
     assert verify_folder(checkpoint_folder(run.folder, 3)) == []
 
@@ -220,16 +220,16 @@ def test_steps_that_are_not_finite_change_nothing_and_then_stop_the_run(scene: C
     run = scene(config=attrs.evolve(BASE, nan_patience=2))
     start = run.weights()
     with pytest.raises(NumericsError, match=r"3 steps in a row, up to step 3; examples .*example-"):
-        run_steps(attrs.evolve(run.job, examples=poison(list(run.job.examples))), run.state)
+        run_steps(attrs.evolve(run.setup, examples=poison(list(run.setup.examples))), run.state)
     assert all(torch.equal(value, start[name]) for name, value in run.weights().items())
     assert [metrics["skipped"] for _, metrics in run.seen] == [1.0, 1.0, 1.0]
 
 
 def test_one_bad_step_is_passed_over(scene: Callable[..., Scene]) -> None:
     run = scene(config=attrs.evolve(BASE, nan_patience=BASE.max_steps))
-    examples = list(run.job.examples)
+    examples = list(run.setup.examples)
     bad = attrs.evolve(examples[0], target=torch.full_like(examples[0].target, float("inf")))
-    run_steps(attrs.evolve(run.job, examples=[bad, *examples[1:]]), run.state)
+    run_steps(attrs.evolve(run.setup, examples=[bad, *examples[1:]]), run.state)
     skipped = [metrics["skipped"] for _, metrics in run.seen]
     assert 0 < sum(skipped) < len(skipped)
     assert all(torch.isfinite(value).all() for value in run.weights().values())
@@ -246,7 +246,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight_though_the_loss_is(
     spoilt = next(iter(run.state.parameters.values()))
     spoilt.register_hook(lambda gradient: torch.full_like(gradient, value) if len(seen) == 1 else gradient)
     run_steps(
-        attrs.evolve(run.job, observe=lambda *given: (seen.append(run.weights()), run.seen.append(given))), run.state
+        attrs.evolve(run.setup, observe=lambda *given: (seen.append(run.weights()), run.seen.append(given))), run.state
     )
     first, second, third = seen
     assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
@@ -257,7 +257,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight_though_the_loss_is(
 
 
 def checkpoints(run: Scene) -> list[Path]:
-    run_steps(run.job, run.state)
+    run_steps(run.setup, run.state)
     return sorted((run.folder / "checkpoints").iterdir())
 
 
@@ -288,7 +288,7 @@ def test_no_sound_checkpoint_is_an_error_never_a_fresh_start(scene: Callable[...
 
 def test_retention_deletes_nothing_that_is_not_ours_and_keeps_a_sound_one(scene: Callable[..., Scene]) -> None:
     run = scene(config=attrs.evolve(BASE, keep_checkpoints=1, max_steps=5))
-    run_steps(run.job, run.state)
+    run_steps(run.setup, run.state)
     (checkpoint_folder(run.folder, 5) / "weights.safetensors").write_bytes(b"damaged")
     later = scene(config=attrs.evolve(BASE, keep_checkpoints=1, max_steps=5))
     later.state.step = 7
@@ -324,7 +324,7 @@ def test_a_damaged_checkpoint_is_replaced_when_the_run_comes_by_again(
     again = scene()
     restore(find_checkpoint(run.folder, "latest"), again.state)
     assert again.state.step == 10
-    run_steps(again.job, again.state)
+    run_steps(again.setup, again.state)
     assert find_checkpoint(run.folder, "latest") == newest
     assert verify_folder(newest) == []
     assert f"{newest} is damaged" in caplog.text

@@ -144,10 +144,10 @@ def test_a_run_of_two_processes_that_was_stopped_and_killed_ends_with_the_bits_o
 @needs_linux
 @pytest.mark.slow
 def test_a_process_that_hangs_ends_the_job(tmp_path: Path) -> None:
-    job = Job(tmp_path / "run", "--set", "train.process_timeout=3")
-    job.await_step(2)
-    job.rank(1).suspend()
-    code, output = job.end(3 + 35 + 30)  # the last: this machine may be busy
+    setup = Job(tmp_path / "run", "--set", "train.process_timeout=3")
+    setup.await_step(2)
+    setup.rank(1).suspend()
+    code, output = setup.end(3 + 35 + 30)  # the last: this machine may be busy
     assert code == 6, output
     assert output.count("did not answer for train.process_timeout seconds") == 1
 

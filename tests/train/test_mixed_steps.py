@@ -15,7 +15,7 @@ from qframe.compose import Composition, compose
 from qframe.config.schema import LoraConfig, TrainConfig
 from qframe.interfaces import Conditioning, Example
 from qframe.progress import SILENT
-from qframe.train.loop import TrainingJob, run_steps
+from qframe.train.loop import StepSetup, run_steps
 from qframe.train.optim import Optimizers
 from qframe.train.order import make_order, sample_sizes
 from qframe.train.state import TrainingState
@@ -66,7 +66,7 @@ def update(folder: Path, denoiser: str, batches: Sequence[Sequence[int]]) -> tup
     before = {name: parameter.detach().clone() for name, parameter in trained.items()}
     state = TrainingState(trained, Optimizers(trained, config, parts.denoiser.blocks), None)
     losses: list[float] = []
-    job = TrainingJob(
+    setup = StepSetup(
         config=config,
         denoiser=parts.denoiser,
         schedule=parts.schedule,
@@ -78,7 +78,7 @@ def update(folder: Path, denoiser: str, batches: Sequence[Sequence[int]]) -> tup
         observe=lambda step, metrics: losses.append(metrics["loss"]),
         save=lambda: None,
     )
-    run_steps(job, state)
+    run_steps(setup, state)
     return torch.cat([(trained[name] - before[name]).flatten() for name in sorted(trained)]).detach(), losses[0]
 
 

@@ -22,7 +22,7 @@ from qframe.train.distributed import Processes
 from qframe.train.loop import run_steps
 from qframe.train.optim import Optimizers, WeightAverage
 from qframe.train.resume import check_changes
-from qframe.train.sharding import shard, whole
+from qframe.train.sharding import gathered, shard
 from qframe.train.state import TrainingState, checkpoint_folder, restore, save_checkpoint
 from qframe.train.trainer import Trainer
 from tests.qwen import tiny
@@ -91,7 +91,7 @@ class ShardedScene(Scene):
 
     def __init__(self, folder: Path, examples: list[Example], config: TrainConfig) -> None:
         super().__init__(folder, examples, config)
-        denoiser = self.job.denoiser
+        denoiser = self.setup.denoiser
         type(denoiser).entered_by_forward = True
         shard(denoiser, self.state.parameters.values(), torch.device("cpu"))
         if config.mode == "full":  # the parameters are others now
@@ -110,9 +110,9 @@ def test_two_processes_with_half_of_the_weights_each_take_the_steps_of_one(
     def work(processes: Processes) -> dict[str, Tensor]:
         processes.connect(torch.device("cpu"), timeout=20)
         scene = ShardedScene(tmp_path / "run", mixed_examples, config)
-        share = sum(p.to_local().numel() for p in scene.job.denoiser.module.parameters() if hasattr(p, "to_local"))
+        share = sum(p.to_local().numel() for p in scene.setup.denoiser.module.parameters() if hasattr(p, "to_local"))
         run_steps(
-            attrs.evolve(scene.job, processes=processes, save=lambda: None, one_by_one=True),
+            attrs.evolve(scene.setup, processes=processes, save=lambda: None, one_by_one=True),
             scene.state,
         )
         save_checkpoint(tmp_path, scene.state, config="", about={}, keep=1, writes=processes.first)
@@ -120,15 +120,15 @@ def test_two_processes_with_half_of_the_weights_each_take_the_steps_of_one(
         processes.meet()
         restore(checkpoint_folder(tmp_path, 4), again.state)
         mine, theirs = (
-            {name: whole(value) for name, value in state.parameters.items()} for state in (scene.state, again.state)
+            {name: gathered(value) for name, value in state.parameters.items()} for state in (scene.state, again.state)
         )
         assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
         return mine | {"elements": torch.tensor(share)}
 
     alone = Scene(tmp_path / "alone", mixed_examples, attrs.evolve(config, batch_size=4))
-    total = sum(p.numel() for p in alone.job.denoiser.module.parameters())
-    blocks = sum(p.numel() for p in alone.job.denoiser.module.blocks.parameters())  # type: ignore[union-attr]
-    run_steps(attrs.evolve(alone.job, save=lambda: None), alone.state)
+    total = sum(p.numel() for p in alone.setup.denoiser.module.parameters())
+    blocks = sum(p.numel() for p in alone.setup.denoiser.module.blocks.parameters())  # type: ignore[union-attr]
+    run_steps(attrs.evolve(alone.setup, save=lambda: None), alone.state)
     for code, found in together(2, work, tmp_path / "two"):
         assert code == 0
         assert int(found.pop("elements")) == (blocks if mode == "lora" else total) // 2

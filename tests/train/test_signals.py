@@ -50,10 +50,10 @@ def test_a_step_is_left_out_where_its_batches_would_take_long_and_is_taken_again
     step: int,
 ) -> None:
     whole, broken = scene("whole", LONG_STEPS), scene("broken", LONG_STEPS)
-    run_steps(whole.job, whole.state)
-    examples = Signalling(list(broken.job.examples), reads, signal.SIGTERM)
+    run_steps(whole.setup, whole.state)
+    examples = Signalling(list(broken.setup.examples), reads, signal.SIGTERM)
     with pytest.raises(Stopped, match=f"stopped at step {step}; everything is saved") as caught:
-        run_steps(attrs.evolve(broken.job, examples=examples), broken.state)
+        run_steps(attrs.evolve(broken.setup, examples=examples), broken.state)
     assert caught.value.exit_code == 143
     assert examples.reads == reads, "nothing more was computed"
     assert all(parameter.grad is None for parameter in broken.state.parameters.values())
@@ -62,7 +62,7 @@ def test_a_step_is_left_out_where_its_batches_would_take_long_and_is_taken_again
 
     resumed = scene("broken", LONG_STEPS)
     restore(saved, resumed.state)
-    run_steps(resumed.job, resumed.state)
+    run_steps(resumed.setup, resumed.state)
     for name, value in whole.weights().items():
         assert torch.equal(value, resumed.weights()[name]), name
 
@@ -76,9 +76,9 @@ def test_a_signal_that_one_process_hears_stops_all_at_the_same_batch(
         processes.connect(torch.device("cpu"), timeout=20)
         run = Scene(tmp_path / f"run-{processes.rank}", mixed_examples, LONG_STEPS)
         heard = 6 + 3 if processes.rank else 0  # never in the first process
-        examples = Signalling(list(run.job.examples), heard, signal.SIGTERM)
+        examples = Signalling(list(run.setup.examples), heard, signal.SIGTERM)
         with pytest.raises(Stopped, match="stopped at step 1"):
-            run_steps(attrs.evolve(run.job, examples=examples, processes=processes), run.state)
+            run_steps(attrs.evolve(run.setup, examples=examples, processes=processes), run.state)
         assert verify_folder(checkpoint_folder(run.folder, 1)) == []
         return {"reads": torch.tensor(examples.reads)} | run.weights()
 
@@ -112,7 +112,7 @@ def test_a_second_signal_has_its_usual_effect_at_once(scene: Callable[..., Scene
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Twice):
-        run_steps(attrs.evolve(run.job, observe=observe), run.state)
+        run_steps(attrs.evolve(run.setup, observe=observe), run.state)
     assert not checkpoint_folder(run.folder, 3).exists()
 
 
@@ -160,7 +160,7 @@ def test_stopped_while_sampling_at_the_end_the_result_is_there(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import qframe.train.trainer as module
+    import qframe.train.samples as module
 
     calls, run_plan = [], module.run_plan
 
@@ -182,7 +182,7 @@ def test_what_takes_long_after_a_step_ends_at_once_and_costs_nothing(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Samples while training take minutes, and torchrun kills after 30 s: the step is saved before they begin."""
-    import qframe.train.trainer as module
+    import qframe.train.samples as module
 
     settings = ("sample.every=1", "train.checkpoint_every=100", "data.options.validation=1")
     assert _cli(config("whole", *settings), tmp_path / "whole.toml") == 0

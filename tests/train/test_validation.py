@@ -126,8 +126,8 @@ def test_the_validation_loss_is_that_of_the_flow_at_each_quantile(scene: Scene, 
             seen.append(sigma)
             return torch.zeros_like(x.tokens)
 
-    job = attrs.evolve(scene.job, denoiser=Nothing())
-    found = held_out_losses(job, mixed_examples)
+    setup = attrs.evolve(scene.setup, denoiser=Nothing())
+    found = held_out_losses(setup, mixed_examples)
     sigmas = torch.stack(seen)  # [examples, QUANTILES]
     for quantile in range(QUANTILES):
         bounds = sigma_quantile(
@@ -138,17 +138,17 @@ def test_the_validation_loss_is_that_of_the_flow_at_each_quantile(scene: Scene, 
         assert sigmas[:, quantile].unique().numel() == len(mixed_examples)
     power = torch.stack([example.target.square().mean() for example in mixed_examples]).mean().item()
     assert found["val_loss"] == pytest.approx(1 + power, rel=0.15)  # noise has mean square 1
-    assert held_out_losses(job, mixed_examples) == found
+    assert held_out_losses(setup, mixed_examples) == found
 
 
 def test_the_validation_loss_leaves_the_network_and_the_random_numbers_as_they_were(
     scene: Scene, mixed_examples: list[Example]
 ) -> None:
-    module = scene.job.denoiser.module.train()
+    module = scene.setup.denoiser.module.train()
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    held_out_losses(scene.job, mixed_examples)
+    held_out_losses(scene.setup, mixed_examples)
     assert torch.equal(torch.rand(3), expected)
     assert module.training
     assert all(parameter.grad is None for parameter in module.parameters())
@@ -166,22 +166,22 @@ def test_the_validation_loss_counts_where_training_counts(scene: Scene, mixed_ex
         def velocity(self, x: Any, sigma: Any, cond: Any, references: Any = None, **more: Any) -> Any:
             return torch.zeros_like(x.tokens)
 
-    job = attrs.evolve(scene.job, denoiser=Nothing(), weigh=corner)
+    setup = attrs.evolve(scene.setup, denoiser=Nothing(), loss_map=corner)
     example = mixed_examples[0]
-    found = held_out_losses(job, [example])
+    found = held_out_losses(setup, [example])
     outside, inside = example.target.clone(), example.target.clone()
     outside[:, 2:, 2:] += 1
     inside[:, :2, :2] += 1
-    assert held_out_losses(job, [attrs.evolve(example, target=outside)]) == found
-    assert held_out_losses(job, [attrs.evolve(example, target=inside)]) != found
+    assert held_out_losses(setup, [attrs.evolve(example, target=outside)]) == found
+    assert held_out_losses(setup, [attrs.evolve(example, target=inside)]) != found
 
 
 def test_processes_share_the_held_out_examples(scene: Scene, mixed_examples: list[Example]) -> None:
-    alone = held_out_losses(scene.job, mixed_examples)
+    alone = held_out_losses(scene.setup, mixed_examples)
     parts: list[list[float]] = []
     for rank in range(4):  # six examples: two of the processes have one less to do, and enter the network as often
         shares = SimpleNamespace(rank=rank, world=4, total=lambda values: parts.append(list(values)) or values)
-        held_out_losses(attrs.evolve(scene.job, processes=shares), mixed_examples)
+        held_out_losses(attrs.evolve(scene.setup, processes=shares), mixed_examples)
     summed = [sum(column) / len(mixed_examples) for column in zip(*parts, strict=True)]
     assert summed == pytest.approx([alone[f"val_loss_q{quantile}"] for quantile in range(QUANTILES)])
 
@@ -241,7 +241,7 @@ def test_prompts_and_data_of_the_users_own_are_sampled(config: Callable[..., Con
     rows = json.loads((tmp_path / "run" / "samples" / "records.json").read_text())
     assert [row["prompt"] for row in rows] == ["make it blue", "make it red", "add a dot"]
     assert len(pictures(tmp_path / "run" / "samples" / "before")) == 3
-    assert trainer.source.success(trainer._sampled[0], Image.new("RGB", (64, 64))) is None
+    assert trainer.source.success(trainer.sampled[0], Image.new("RGB", (64, 64))) is None
     with pytest.raises(DataError, match="does not exist"):
         Trainer(config("other", "sample.data=nowhere.jsonl"))
 

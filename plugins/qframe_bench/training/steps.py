@@ -23,8 +23,9 @@ from qframe.config.schema import Config
 from qframe.errors import ConfigError
 from qframe.interfaces import Example
 from qframe.progress import SILENT, Progress
-from qframe.train.loop import TrainingJob, optimizer_step
+from qframe.train.loop import StepSetup, optimizer_step
 from qframe.train.order import make_order, sample_sizes
+from qframe.train.parts import step_setup
 from qframe.train.state import TrainingState
 from qframe.train.trainer import Trainer
 from qframe_bench.measuring import Contestant, Ratio, Seconds, median_ratio, table, turns
@@ -107,11 +108,11 @@ def compare(
                 published_size_examples(folder / "read", *PUBLISHED_SIZES[_READ_SIZE]), repeats=_READ_ROUNDS
             )
         index = open_index(folder / "index", entries) if entries else None
-    device = bench.job.device
+    device = bench.setup.device
     return Report(
         family=config.family,
         device=device.type,
-        batch=len(bench.job.order.batch(0).indices),
+        batch=len(bench.setup.order.batch(0).indices),
         repeats=repeats,
         measured={name: _median(several) for name, several in found.items()},
         read=pace,
@@ -175,12 +176,12 @@ class _Bench:
     """One batch of a run, with cached and with live examples.
 
     Attributes:
-        job: What a step of the run needs, with cached examples.
+        setup: What a step of the run needs, with cached examples.
         live: The same examples, encoded each time they are read.
         state: The state of training. Its step counter stays 0, so that every step takes the first batch.
     """
 
-    job: TrainingJob
+    setup: StepSetup
     live: Sequence[Example]
     state: TrainingState
 
@@ -197,7 +198,8 @@ class _Bench:
         parts, train = cached.load("denoiser"), config.train
         parts.denoiser.module.train()
         sizes = sample_sizes(encoded, parts.denoiser_spec.patch)
-        job = cached.job(
+        setup = step_setup(
+            cached,
             train,
             encoded,
             make_order(sizes, train, lambda index: records[index].id),
@@ -205,21 +207,21 @@ class _Bench:
             observe=lambda step, metrics: None,
             save=lambda: None,
         )
-        return cls(job, live.cache(records=records), state)
+        return cls(setup, live.cache(records=records), state)
 
     def run(self, repeats: int) -> dict[str, list[Seconds]]:
         """Let the contestants run in turns, and return what each turn took."""
-        cached = _Step(self.job, self.state)
-        live = _Step(attrs.evolve(self.job, examples=self.live), self.state)
+        cached = _Step(self.setup, self.state)
+        live = _Step(attrs.evolve(self.setup, examples=self.live), self.state)
         cached()
         contestants: dict[str, Contestant] = {
-            "bare": partial(_bare, self.job, self.state, cached.passes),
+            "bare": partial(_bare, self.setup, self.state, cached.passes),
             "cached step": cached,
             "live step": live,
-            "bare again": partial(_bare, self.job, self.state, cached.passes),
+            "bare again": partial(_bare, self.setup, self.state, cached.passes),
         }
         cached.waited.clear()
-        found = turns(contestants, repeats=repeats, device=self.job.device)
+        found = turns(contestants, repeats=repeats, device=self.setup.device)
         return {**found, "waiting for data": cached.waited[1:]}
 
 
@@ -237,13 +239,13 @@ class _Step:
     """A contestant that takes one step of the training loop each time it is called.
 
     Attributes:
-        job: What the step needs.
+        setup: What the step needs.
         state: The state of training that the step starts from.
         passes: The forward passes of the last step.
         waited: For each step, how long it took from its start until its first forward pass began.
     """
 
-    job: TrainingJob
+    setup: StepSetup
     state: TrainingState
     passes: list[_Pass] = attrs.field(factory=list)
     waited: list[Seconds] = attrs.field(factory=list)
@@ -257,21 +259,21 @@ class _Step:
                 self.waited.append(Seconds(time.perf_counter() - wall, time.process_time() - processor))
             self.passes.append(_Pass(args, kwargs, _kernels()))
 
-        with self.job.denoiser.module.register_forward_pre_hook(entered, with_kwargs=True):
-            taken = optimizer_step(self.job, self.state, lambda: 0)
+        with self.setup.denoiser.module.register_forward_pre_hook(entered, with_kwargs=True):
+            taken = optimizer_step(self.setup, self.state, lambda: 0)
         if not self.passes:
             raise ConfigError("this denoiser does not enter its network by `forward`, so nothing can be measured")
         if taken is None or taken[0]["skipped"]:
             raise ConfigError("the loss of the measured step is not finite", "Lower train.learning_rate.")
 
 
-def _bare(job: TrainingJob, state: TrainingState, passes: Sequence[_Pass]) -> None:
+def _bare(setup: StepSetup, state: TrainingState, passes: Sequence[_Pass]) -> None:
     """Run the same forward passes, take a simple loss of their outputs, and run the backward pass and the optimizer."""
     with sdpa_kernel(passes[0].kernels):
         losses = []
-        with torch.autocast(job.device.type, dtype=torch.bfloat16, enabled=job.config.precision == "bfloat16"):
+        with torch.autocast(setup.device.type, dtype=torch.bfloat16, enabled=setup.config.precision == "bfloat16"):
             for one in passes:
-                losses.append(_first(job.denoiser.module(*one.args, **one.kwargs)).float().square().mean())
+                losses.append(_first(setup.denoiser.module(*one.args, **one.kwargs)).float().square().mean())
         torch.stack(losses).sum().backward()
     for part in state.optimizers.parts:
         part.step()

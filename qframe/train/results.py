@@ -1,0 +1,111 @@
+"""What a training run writes at its end: the LoRA, or the fine-tuned denoiser."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import torch
+
+from qframe.config.schema import Precision
+from qframe.files.storage import is_published, publish_folder, remove_published
+from qframe.interfaces import Denoiser
+from qframe.train.sharding import load_full
+from qframe.train.state import TrainingState
+from qframe.train.validation import GroupResult
+
+if TYPE_CHECKING:
+    from qframe.train.trainer import Trainer
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class FitResult:
+    """What a run has made.
+
+    Attributes:
+        folder: The run's folder.
+        weights: The LoRA file, or the folder of the fine-tuned denoiser.
+        sheet: The picture that shows the samples before and after training side by side; None where nothing was
+            sampled, and in all processes but the first.
+        before: How many samples were right before training, by group.
+        after: How many samples were right after training, by group.
+    """
+
+    folder: Path
+    weights: Path
+    sheet: Path | None
+    before: Sequence[GroupResult]
+    after: Sequence[GroupResult]
+
+
+def save_result(trainer: Trainer, folder: Path) -> Path:
+    """Write the trained weights into a run's folder, and return where they are. The first process alone writes."""
+    lora = trainer.config.train.mode == "lora"
+    target = folder / ("lora.safetensors" if lora else "denoiser")
+    first = trainer.processes.first
+    if lora:
+        return trainer.save_lora(target) if first else target
+    about = {"weights_licence": trainer.composition.licence, "base_model": trainer.composition.model_name}
+
+    def write(into: Path) -> None:
+        denoiser.save(into)
+        (into / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+    if first and is_published(target):  # of an earlier end of this run; the checkpoints hold those weights too
+        remove_published(target)
+    with trainer.averaged():
+        denoiser = _gathered(trainer) if trainer.sharded else trainer.denoiser
+        if first:
+            with _rounded(denoiser.module, trainer.config.train.save_dtype):
+                publish_folder(target, write)
+    return target
+
+
+def _gathered(trainer: Trainer) -> Denoiser:
+    """The fine-tuned denoiser with all of its weights on the CPU of the first process.
+
+    The other processes only take part in gathering, and get their sharded denoiser back.
+    """
+    assert trainer.state is not None  # it was trained
+    first = trainer.processes.first
+    denoiser = trainer.composition.load("denoiser", offloaded=True).denoiser if first else trainer.denoiser
+    trainer.processes.meet()  # loading takes longer than collectives wait
+    load_full(denoiser.module.float() if first else denoiser.module, trainer.state.parameters, keep=first)
+    return denoiser
+
+
+@contextlib.contextmanager
+def averaged(state: TrainingState | None) -> Iterator[None]:
+    """Inside, the trained weights are their moving average, if the run keeps one; afterwards they are as they were."""
+    if state is None or state.average is None or state.step == 0:
+        yield
+        return
+    kept = {name: parameter.detach().clone() for name, parameter in state.parameters.items()}
+    try:
+        _overwrite(state.parameters, state.average.values)
+        yield
+    finally:
+        _overwrite(state.parameters, kept)
+
+
+def _overwrite(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])
+
+
+@contextlib.contextmanager
+def _rounded(module: torch.nn.Module, dtype: Precision) -> Iterator[None]:
+    """Inside, the module's parameters have this dtype; afterwards they are as they were, to the bit."""
+    kept = [(parameter, parameter.data) for parameter in module.parameters()]
+    try:
+        for parameter, values in kept:
+            parameter.data = values.to(getattr(torch, dtype))
+        yield
+    finally:
+        for parameter, values in kept:
+            parameter.data = values

@@ -1,0 +1,242 @@
+"""One session of a training run: from its start, or from a checkpoint, until its results are written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from qframe.cache import Cache, CachedExamples
+from qframe.cache.configured import cache_folder, made_by
+from qframe.cache.live import LiveExamples
+from qframe.config import dump_config
+from qframe.errors import CacheError
+from qframe.files.storage import lock_folder, write_file
+from qframe.interfaces import Plan, Record
+from qframe.train import resume as resuming
+from qframe.train.checks import check_training
+from qframe.train.loop import run_steps
+from qframe.train.order import make_order, sample_sizes, total_steps
+from qframe.train.parts import step_setup
+from qframe.train.results import FitResult, save_result
+from qframe.train.run import Run
+from qframe.train.samples import validation_plans
+from qframe.train.sessions import describe_data, describe_machine, write_session
+from qframe.train.state import find_checkpoint, read_about, restore
+from qframe.train.validation import Validation, result_lines
+from qframe.train.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from qframe.train.trainer import Trainer
+
+_MADE_OF = ("encoder", "codec", "denoiser", "schedule")
+"""Components whose change makes another run. A sampler has no part in training."""
+
+
+def run_session(trainer: Trainer, resume: str | None) -> FitResult:
+    """Train in the run's folder, which no other program may use meanwhile, and tell the plugins that observe the run.
+
+    `resume` is None for a new run, "latest", or names a checkpoint.
+    """
+    config, processes = trainer.config, trainer.processes
+    folder = Path(processes.agree(lambda: str(resuming.run_folder(config, resume))))
+    with lock_folder(folder) if processes.first else contextlib.nullcontext():
+        processes.connect(trainer.composition.device("denoiser"), config.train.process_timeout)
+        run = Run(folder=folder, config=attrs.evolve(config, output=str(folder)))
+        error: BaseException | None = None
+        with trainer.registry.observing(trainer.loggers if processes.first else {}):
+            try:
+                return Session(trainer, run).fit(resume)
+            except BaseException as raised:
+                error = raised
+                raise
+            finally:
+                if processes.first:
+                    trainer.registry.tell("qframe_run_end", run=run, error=error)
+
+
+@attrs.define(eq=False)
+class Session:
+    """The stages of one session, in the order in which `fit` calls them.
+
+    Attributes:
+        trainer: Loads the parts, encodes, prepares the weights and samples.
+        run: The run that the session belongs to.
+        toml: The run's configuration, as its folder and its checkpoints hold it.
+        validation: The samples in the run's folder.
+    """
+
+    trainer: Trainer
+    run: Run
+    toml: str = attrs.field(init=False)
+    validation: Validation = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.toml = dump_config(self.run.config)
+        self.validation = Validation(self.run.folder / "samples", self.trainer.judge, self.trainer.sampled)
+
+    def fit(self, resume: str | None) -> FitResult:
+        """Encode, sample, train, sample again, and write the results."""
+        trainer, run, processes = self.trainer, self.run, self.trainer.processes
+        checkpoint, changes = self._begin(resume)
+        check_training(trainer.composition, trainer.inputs)
+        made_of = json.loads(processes.agree(lambda: json.dumps(self._made_of())))  # one process reads the weights
+        if checkpoint is not None:
+            resuming.check_parts(checkpoint, made_of)
+        examples = self._encode()
+        data = examples.digest()
+        if checkpoint is not None:
+            resuming.check_data(checkpoint, data)
+            if processes.first:
+                self._write_config()  # with what changed, as nothing was refused
+        held_out = self._encode(trainer.measured) if trainer.measured else None
+        if processes.first:
+            self._describe(examples, changes)
+            self.validation.keep_inputs()
+        plans = self._plans()
+        if trainer.use_cache:
+            trainer.release("encoder")
+        trainer.loaded.codec_placement.free()
+        state = trainer.prepare()
+        if checkpoint is not None:
+            restore(checkpoint, state)
+            if processes.first:
+                run.rewind(state.step)
+        if checkpoint is None and plans:
+            self._sample("before", plans)
+        about = {"data": data, "family": trainer.config.family, "made_of": made_of, "processes": processes.world}
+        self._train(examples, held_out, plans, about)
+        weights = save_result(trainer, run.folder)
+        if plans:
+            self._sample("after", plans)
+        processes.meet()  # what the first process wrote is there
+        return self._result(weights)
+
+    def _begin(self, resume: str | None) -> tuple[Path | None, list[str]]:
+        """The checkpoint to go on from, if any, and the settings that changed since. A new run gets its folder."""
+        trainer, run, processes = self.trainer, self.run, self.trainer.processes
+        checkpoint, changes = None, list[str]()
+        if resume is not None:
+            checkpoint = Path(processes.agree(lambda: str(find_checkpoint(run.folder, resume))))
+            changes = resuming.check_changes(checkpoint, run.config, trainer.registry, processes=processes.world)
+            for line in changes:
+                trainer.progress.note(line)
+            run.resumed_from = run.step = int(read_about(checkpoint)["step"])
+            if trainer.config.train.epochs is None:
+                resuming.check_length(run.step, trainer.config.train.max_steps, "train.max_steps")
+        elif processes.first:
+            self._write_config()
+            run.rewind(0)  # what a run left here that ended before its first checkpoint
+        if processes.first:
+            trainer.registry.tell("qframe_run_start", run=run)
+        return checkpoint, changes
+
+    def _write_config(self) -> None:
+        write_file(self.run.folder / "config.toml", self.toml.encode())
+
+    def _made_of(self) -> dict[str, dict[str, str]]:
+        """The ingredients of each component. The cache's folder remembers digests of weights, in live training too."""
+        trainer = self.trainer
+        with Cache(cache_folder(trainer.config)) as cache:
+            found = made_by(trainer.composition, cache, trainer.progress, roles=_MADE_OF)
+        return {role: dict(ingredients) for role, ingredients in found.items()}
+
+    def _encode(self, records: Sequence[Record] | None = None) -> CachedExamples | LiveExamples:
+        """Encode this process's portion of the records, by default of those to train on, and wait for the others."""
+        processes = self.trainer.processes
+        examples = self.trainer.cache(portion=processes.portion, records=records)
+        processes.meet()
+        if processes.world > 1 and isinstance(examples, CachedExamples) and (missing := examples.missing()):
+            raise CacheError(
+                f"{missing} entries that other processes encoded are not in the cache that this one sees",
+                "Machines that train together need one cache folder: set cache.dir to a shared one.",
+            )
+        return examples
+
+    def _describe(self, examples: CachedExamples | LiveExamples, changes: Sequence[str]) -> None:
+        """Write what the session starts with into the run's folder, for `qframe report`."""
+        trainer, composition = self.trainer, self.trainer.composition
+        session = {
+            "resumed_from": self.run.resumed_from,
+            "changes": list(changes),
+            "base_model": composition.model_name,
+            "weights_licence": composition.licence,
+            "sources": dict(trainer.sources),
+            "data": describe_data(trainer.records, examples, composition.specs["codec"].compression),
+            "machine": describe_machine(composition.device("denoiser"), trainer.processes.world),
+        }
+        write_session(self.run.folder, session)
+
+    def _plans(self) -> list[Plan]:
+        """The plans of the pictures that the run samples."""
+        trainer = self.trainer
+        if not trainer.sampled:
+            return []
+        parts = trainer.load("encoder", "codec")
+        recipe, sample = trainer.composition.recipe, trainer.config.sample
+        return validation_plans(trainer.sampled, recipe, parts, sample, trainer.progress)
+
+    def _sample(self, moment: str, plans: Sequence[Plan]) -> None:
+        """Sample the plans with the weights as they stand, and keep the pictures under the name of the moment."""
+        trainer = self.trainer
+        at = f"{moment} training" if moment in ("before", "after") else f"at {moment}"
+        pictures = trainer.sample(plans, title=f"sampling {at}")
+        if trainer.processes.first:
+            files = self.validation.keep(moment, pictures)
+            trainer.registry.tell("qframe_samples", run=self.run, step=trainer.global_step, files=files)
+
+    def _train(
+        self,
+        examples: CachedExamples | LiveExamples,
+        held_out: CachedExamples | LiveExamples | None,
+        plans: Sequence[Plan],
+        about: Mapping[str, Any],
+    ) -> None:
+        """Make the steps that are left, watched."""
+        trainer, train, state = self.trainer, self.trainer.config.train, self.trainer.state
+        assert state is not None  # it was prepared
+        sizes = sample_sizes(examples, trainer.load("denoiser").denoiser_spec.patch)
+        order = make_order(sizes, train, lambda index: trainer.records[index].id)
+        steps = total_steps(order, train, trainer.processes.world)
+        resuming.check_length(state.step, steps, "train.epochs")
+        trainer.total_steps = steps
+        watch = Watch(
+            trainer=trainer,
+            run=self.run,
+            state=state,
+            max_steps=steps,
+            held_out=held_out,
+            sample=partial(self._sample, plans=plans) if plans else None,
+            about=about,
+            toml=self.toml,
+        )
+        watch.setup = step_setup(
+            trainer,
+            attrs.evolve(train, max_steps=steps),
+            examples,
+            order,
+            progress=trainer.progress,
+            observe=watch.observe,
+            validate=watch.validate,
+            validation_due=watch.due,
+            save=watch.save,
+            processes=trainer.processes,
+            one_by_one=trainer.sharded,
+        )
+        if state.step == 0 and (found := watch.validate(0)):
+            watch.observe(0, found)
+        run_steps(watch.setup, state)
+
+    def _result(self, weights: Path) -> FitResult:
+        """Show how many samples were right before and after, and make the sheet of both."""
+        before, after = self.validation.results("before"), self.validation.results("after")
+        for line in result_lines(before, after):
+            self.trainer.progress.note(line)
+        sheet = self.validation.sheet() if self.trainer.processes.first else None
+        return FitResult(folder=self.run.folder, weights=weights, sheet=sheet, before=before, after=after)
