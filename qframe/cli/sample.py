@@ -66,12 +66,12 @@ def _flag(name: str) -> str:
 @click.option("--batch", metavar="FILE", help="JSON lines, each a request; what is done already is skipped.")
 @click.option("--from", "picture", metavar="FILE", help="Make this picture again; other options change what they name.")
 @click.option("--negative-prompt", multiple=True, help="What to steer away from: one for all, or one per prompt.")
-@click.option("--steps", type=click.IntRange(min=1), help="Sampling steps [default: the family's, mostly 50].")
+@click.option("--steps", type=click.IntRange(min=1), help="Sampling steps [default: the family's].")
 @click.option(
     "--guidance",
     type=click.FloatRange(min=0.0),
     callback=finite,
-    help="Guidance scale; above 1 a step takes twice as long [default: 4 with --negative-prompt, else off].",
+    help="Guidance scale; above 1 a step takes twice as long [default: off, or the family's with --negative-prompt].",
 )
 @click.option("--size", metavar="WxH", help="Width and height in pixels [default: the family's].")
 @click.option("--seed", type=int, callback=seed, help="Picture i takes seed + i [default: 0].")
@@ -226,7 +226,7 @@ def _jobs(
     from qframe.config.strict import InvalidError
     from qframe.sample.jobs.asked import asked_type, given_paths, read_asked
     from qframe.sample.jobs.job import Given
-    from qframe.sample.planning import broadcast
+    from qframe.sample.per_prompt import broadcast
 
     kind = asked_type(desk.fields)
     negatives = broadcast(given.get("negative_prompt") or (None,), len(prompts), "--negative-prompt")
@@ -255,9 +255,7 @@ def _jobs(
             if field.kind == "picture"
         }
         asked = attrs.evolve(asked, seed=asked.seed + number * many)
-        made = desk.jobs(asked, files[number * many : (number + 1) * many], "the request", pictures)
-        desk.rehearsal.check(made[0].request)
-        jobs += made
+        jobs += desk.rehearsed(desk.jobs(asked, files[number * many : (number + 1) * many], "the request", pictures))
     return jobs
 
 

@@ -32,9 +32,9 @@ from qframe.interfaces import (
     LatentCodec,
     Loadable,
     Parts,
-    PlanTransform,
     Quantiser,
     Recipe,
+    RecipeTransform,
     Sampler,
     Schedule,
     TokenCounter,
@@ -290,8 +290,8 @@ def recipe_class(family: Family, registry: Registry) -> type[Recipe]:
     _check_class(recipe, Recipe, owner.recipe, registry.plugin_of(owner))
     for name in family.transforms:
         component = registry.component("transform", name)
-        transform: type[PlanTransform] = registry.resolve(component)
-        _check_class(transform, PlanTransform, component.target, registry.plugin_of(component))
+        transform: type[RecipeTransform] = registry.resolve(component)
+        _check_class(transform, RecipeTransform, component.target, registry.plugin_of(component))
         recipe = transformed(recipe, transform)
     return recipe
 

@@ -211,9 +211,15 @@ class SampleConfig:
         default=None, metadata={"help": "another data set whose records are sampled; a path as data.path takes"}
     )
     num_inference_steps: int = attrs.field(default=20, validator=ge(1), metadata={"help": "sampling steps"})
-    true_cfg_scale: float = attrs.field(default=4.0, validator=ge(0.0), metadata={"help": "guidance scale; 1 is off"})
-    guidance_scale: float = attrs.field(
-        default=4.0, validator=ge(0.0), metadata={"help": "scale that a guidance-distilled network is given"}
+    true_cfg_scale: float | None = attrs.field(
+        default=None,
+        validator=optional(ge(0.0)),
+        metadata={"help": "guidance scale, 1 is off; by default the family's"},
+    )
+    guidance_scale: float | None = attrs.field(
+        default=None,
+        validator=optional(ge(0.0)),
+        metadata={"help": "scale that a guidance-distilled network is given; by default the family's"},
     )
     negative_prompt: str | None = attrs.field(default=None, metadata={"help": "guidance needs one, ' ' will do"})
     seed: int = attrs.field(default=0, validator=ge(0), metadata={"help": "seed of the initial noise"})

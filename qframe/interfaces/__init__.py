@@ -20,12 +20,13 @@ from qframe.interfaces.parts import Parts
 from qframe.interfaces.plan import PLAIN, AfterStep, ForwardOptions, Guide, Plan, Velocity
 from qframe.interfaces.quantiser import Quantiser
 from qframe.interfaces.recipe import Recipe
-from qframe.interfaces.request import Request
+from qframe.interfaces.request import Request, SamplingDefaults, as_request
 from qframe.interfaces.sampler import OnStep, Sampler
 from qframe.interfaces.schedule import Schedule
 from qframe.interfaces.sequences import Conditioning, Grid, PackedSequence, grid_length
+from qframe.interfaces.settled import PictureSets, Settled, SettledAround
 from qframe.interfaces.source import Problem, RecordSource, Survey
-from qframe.interfaces.transform import PlanTransform
+from qframe.interfaces.transform import RecipeTransform
 
 __all__ = [
     "PLAIN",
@@ -47,19 +48,24 @@ __all__ = [
     "OptimizerFactory",
     "PackedSequence",
     "Parts",
+    "PictureSets",
     "Plan",
-    "PlanTransform",
     "Problem",
     "Quantiser",
     "Recipe",
+    "RecipeTransform",
     "Record",
     "RecordSource",
     "Request",
     "Sampler",
+    "SamplingDefaults",
     "Schedule",
+    "Settled",
+    "SettledAround",
     "Survey",
     "TextInput",
     "TokenCounter",
     "Velocity",
+    "as_request",
     "grid_length",
 ]

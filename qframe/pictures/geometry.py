@@ -78,7 +78,7 @@ class Geometry:
 
 @attrs.frozen(kw_only=True)
 class GeometrySettings:
-    """What a recipe lets a user set of its geometry. None: see `qframe.sample.planning.with_defaults`."""
+    """What a recipe lets a user set of its geometry. None: see `qframe.sample.recipe_settings.with_defaults`."""
 
     min_area: int | None = attrs.field(
         default=None,

@@ -28,8 +28,10 @@ from qframe.interfaces import Denoiser, Example, ForwardOptions, Parts, Plan, Re
 from qframe.pictures.pixels import from_pixels
 from qframe.plugins.registry import Registry, load_registry
 from qframe.progress import SILENT, Progress
-from qframe.sample.pipeline import Pipeline, run_plan
+from qframe.sample.pipeline import Pipeline
 from qframe.sample.plan_batches import group_plans, join_plans
+from qframe.sample.running import run_plan
+from qframe.sample.settling import plan_request
 from qframe.train import resume as resuming
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.held_out import held_out_losses
@@ -460,7 +462,7 @@ class Trainer:
             schedule=parts.schedule,
             patch=parts.denoiser_spec.patch,
             forward=ForwardOptions(guidance=train.guidance_scale if parts.denoiser_spec.guidance else None),
-            weigh=self.composition.recipe.loss_weight,
+            weigh=self.composition.recipe.loss_map,
             examples=examples,
             order=order,
             device=self.composition.device("denoiser"),
@@ -505,6 +507,7 @@ class Trainer:
         parts = self.load("encoder", "codec")
         recipe, sample = self.composition.recipe, self.config.sample
         scale = 1.0 if sample.negative_prompt is None else sample.true_cfg_scale  # guidance needs both
+        distilled = recipe.sampling.guidance if sample.guidance_scale is None else sample.guidance_scale
         plans = []
         with torch.inference_mode(), self.progress.stage("preparing samples", len(records)) as bar:
             for index, record in enumerate(records):
@@ -513,10 +516,10 @@ class Trainer:
                     num_inference_steps=sample.num_inference_steps,
                     true_cfg_scale=scale,
                     negative_prompt=sample.negative_prompt,
-                    guidance_scale=sample.guidance_scale if parts.denoiser_spec.guidance else None,
+                    guidance_scale=distilled if parts.denoiser_spec.guidance else None,
                     generator=torch.Generator().manual_seed(derived_seed(sample.seed, "sample", index)),
                 )
-                plans.append(recipe.plan(request, parts))
+                plans.append(plan_request(recipe, request, parts))
                 bar.advance(1)
         return plans
 

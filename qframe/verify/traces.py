@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from qframe.errors import ConfigError
 from qframe.interfaces import AfterStep, Conditioning, OnStep, Parts, Recipe, Request, Sampler, Velocity
 from qframe.pictures.pixels import from_pixels
-from qframe.sample.pipeline import run_plan
+from qframe.sample.running import run_plan
+from qframe.sample.settling import plan_request
 
 # -- what a run leaves behind -----------------------------------------------------------------------------------------
 
@@ -197,7 +198,7 @@ def our_trace(request: Request, parts: Parts, recipe: Recipe, oracle: Oracle) ->
         encoded.extend(map(Encoded, pixels.to(latents), latents))  # a codec rounds to its dtype first
 
     with listening(parts.codec, "encode", encoding), listening(parts.codec, "decode", lambda x, _: decoded.extend(x)):
-        plan = recipe.plan(request, parts)
+        plan = plan_request(recipe, request, parts)
         guide, after_step = plan.guide, plan.after_step
 
         def heard_guide(positive: Tensor, negative: Tensor) -> Tensor:

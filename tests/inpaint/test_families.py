@@ -15,6 +15,7 @@ from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Recipe
 from qframe.plugins.registry import load_registry
 from qframe.sample.pipeline import Pipeline
+from qframe_qwen.recipe import SAMPLING
 from qframe_qwen_inpaint import blending, crop, masks, transform
 from tests.parity import SIZES, asked, pictures
 from tests.parity import masks as mask_pictures
@@ -70,7 +71,7 @@ def test_the_defaults_are_those_of_diffusers(inpaint_pipeline: Any, edit_inpaint
     """Of every argument that both take, but for sizes, which here follow the picture."""
     for pipeline in (inpaint_pipeline, edit_inpaint_pipeline):
         upstream = inspect.signature(type(pipeline).__call__).parameters
-        own = transform.InpaintRequest(prompt="a")
+        own = SAMPLING.fill(transform.InpaintRequest(prompt="a"))
         for name in ("true_cfg_scale", "strength", "num_inference_steps", "num_images_per_prompt", "padding_mask_crop"):
             assert getattr(own, name) == upstream[name].default
 

@@ -74,7 +74,7 @@ def batch_of(recipe: Any, *, step: int, given: bool) -> TrainingBatch:
         schedule=HalvingSchedule(),
         patch=PATCH,
         device=torch.device("cpu"),
-        weigh=recipe.loss_weight,
+        weigh=recipe.loss_map,
     )
 
 
@@ -112,7 +112,7 @@ def test_a_mask_without_white_is_told_by_example(inpaint: Any) -> None:
             schedule=HalvingSchedule(),
             patch=PATCH,
             device=torch.device("cpu"),
-            weigh=inpaint.loss_weight,
+            weigh=inpaint.loss_map,
         )
 
 
