@@ -13,8 +13,6 @@ from qframe.compose import Composition
 from qframe.compose.placement import ORDER, Room, room_on
 from qframe.errors import ResourceError, bullet_list
 
-TEXT_TOKENS = 512
-"""Tokens of a prompt that is not known yet: the length at which the pipelines of Qwen-Image cut it."""
 PICTURE = (1024, 1024)
 """What a geometry is asked to fit; one that has a size of its own gives that."""
 

@@ -232,10 +232,10 @@ def test_a_request_splits_by_the_sizes_of_its_pictures(
         plan_request(recipe, recipe.request_type(**fields), parts)
 
 
-def test_one_mask_serves_pictures_of_several_sizes(inpaint: Recipe) -> None:
+def test_one_mask_serves_pictures_of_several_sizes(inpaint: Recipe, parts: Parts) -> None:
     fields = {"prompt": ["a", "b"], "image": [tiny.picture(0, 96, 96), tiny.picture(1, 40, 90)], "mask_image": half()}
-    first, second = (part for _, part in inpaint.split(inpaint.request_type(**fields)))
-    assert [len(part.mask_image) for part in (first, second)] == [1, 1]  # type: ignore[attr-defined]
+    first, second = settle(inpaint, inpaint.request_type(**fields), parts)
+    assert [len(one.masks) for one in (first, second)] == [1, 1]  # type: ignore[attr-defined]
 
 
 def test_the_result_has_the_size_of_the_picture_in_its_geometry(inpaint: Recipe, parts: Parts) -> None:

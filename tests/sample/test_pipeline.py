@@ -21,7 +21,7 @@ from qframe.sample.outputs import PipelineOutput
 from qframe.sample.pipeline import Pipeline
 from qframe.sample.running import run_plan, sample_plan
 from qframe.sample.settling import plan_request
-from qframe_qwen_edit.recipe import EditRequest
+from qframe_qwen_edit.recipe import EditRecipe, EditRequest
 from tests.qwen import tiny
 
 PICTURE = Image.new("RGB", (96, 96), "green")
@@ -218,9 +218,10 @@ def test_defaults_are_those_of_the_diffusers_pipelines() -> None:
     from diffusers import QwenImageEditPipeline
 
     upstream = inspect.signature(QwenImageEditPipeline.__call__).parameters
+    settled = EditRecipe.sampling.fill(EditRequest())
     for field in attrs.fields(EditRequest):
         if field.name != "prompt":
-            assert field.default == upstream[field.name].default, field.name
+            assert getattr(settled, field.name) == upstream[field.name].default, field.name
 
 
 def test_all_parts_are_planned_before_the_first_step(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

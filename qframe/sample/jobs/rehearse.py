@@ -26,17 +26,17 @@ class Rehearsal:
     just as well, and settled again when they run: a file of thousands of requests does not fill the memory.
     """
 
-    def __init__(self, composition: Composition, room: int = ROOM) -> None:
+    def __init__(self, composition: Composition, room: int | None = None) -> None:
         """Prepare a rehearsal.
 
         Args:
             composition: The components that will run the requests.
-            room: Bytes of opened pictures that may be kept.
+            room: Bytes of opened pictures that may be kept; None is `ROOM`.
         """
         self._recipe = composition.recipe
         # The outline of the encoder has no weights; it can refuse a prompt.
         self._parts = attrs.evolve(composition.load(), loaded_encoder=composition.outlines.get("encoder"))
-        self._room = room
+        self._room = ROOM if room is None else room
 
     def settle(self, request: Request) -> tuple[Settled, ...] | None:
         """Settle a request; None if there is no room to keep it.
