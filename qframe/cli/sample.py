@@ -1,4 +1,4 @@
-"""`qframe sample`: pictures from a request whose options come from the family's own request type."""
+"""`qframe sample`: make pictures; the options come from the requests that the family takes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SOURCES = ("--prompt", "--prompt-file", "--batch", "--from")
 
 
 class SampleCommand(RequestCommand):
-    """Says what is missing before anything else is looked at."""
+    """The command, which reports missing and contradicting options before it reads any file."""
 
     after = "picture"
 
@@ -194,7 +194,7 @@ def _prompts(prompt: Sequence[str], file: str | None, stored: Stored | None) -> 
 
 
 def _repeated(stored: Stored, picture: str, given: Mapping[str, Any], loras: Mapping[Path, float]) -> dict[Path, float]:
-    """Say what a picture names and check that it is there, unchanged; the LoRAs to use."""
+    """Print what a stored request names, check that those files are unchanged, and return the LoRAs to use."""
     import torch
 
     from qframe.sample.jobs.stored import check_files
@@ -220,7 +220,7 @@ def _repeated(stored: Stored, picture: str, given: Mapping[str, Any], loras: Map
 def _jobs(
     desk: Desk, prompts: Sequence[str], given: Mapping[str, Any], stored: Mapping[str, Any], files: Sequence[Path]
 ) -> list[Job]:
-    """Every picture of the command line, in order: the pictures of one prompt together."""
+    """The pictures that a command line asks for, rehearsed, in order; those of one prompt stand together."""
     import attrs
 
     from qframe.config.strict import InvalidError
@@ -261,7 +261,7 @@ def _jobs(
 
 @contextmanager
 def _results(batch: Path, folder: Path) -> Iterator[None]:
-    """Inside, the folder of results is this run's alone. DataError or ConfigError: batch or folder cannot be used."""
+    """Inside, no other run writes to the results. DataError or ConfigError: batch or folder cannot be used."""
     from qframe.cli.sample_jobs import check_folder
     from qframe.files.storage import clear_leftovers, lock_folder
 
@@ -278,7 +278,7 @@ def _results(batch: Path, folder: Path) -> Iterator[None]:
 def _todo(
     desk: Desk, batch: Path, folder: Path, given: Mapping[str, Any], *, overwrite: bool, allow_outside: bool
 ) -> list[Job]:
-    """The pictures of a batch that are not there yet; what the options say goes for lines that do not say otherwise."""
+    """The pictures of a batch that do not exist yet. Values of the options are defaults for its lines."""
     from qframe.sample.jobs.batch import Batch
 
     defaults = dict(given)
@@ -303,7 +303,7 @@ def _problems(error: Any) -> str:
 
 
 def _placement(offload: str | None, devices: str | None) -> list[str]:
-    """The keys that --offload and --devices set. ConfigError names a component that has no device to choose."""
+    """The configuration keys that --offload and --devices set. ConfigError names a component that has no device."""
     found = [] if offload is None else [f"offload={offload}"]
     listed = []
     for name in [] if devices is None else devices.replace(" ", "").split(","):

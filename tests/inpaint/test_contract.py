@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import types
+from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
@@ -52,6 +56,27 @@ class TestKeepUnmasked(TransformContract):
     @pytest.fixture(params=[{}, {"padding_mask_crop": 4}], ids=["whole", "crop"])
     def asked(self, transform: RecipeTransform, request: pytest.FixtureRequest) -> Request:
         return asking(transform, mask_image=tiny.picture(2, 96, 96).convert("L"), **request.param)
+
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "write-a-plugin.md"
+
+
+class TestTheTransformOfTheGuide(TransformContract):
+    """docs/guides/write-a-plugin.md shows one; it adds a field and no second copy of any method."""
+
+    @pytest.fixture
+    def transform(self, model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> RecipeTransform:
+        (code,) = re.findall(
+            r"^```python\n((?:(?!^```).)*?RecipeTransform.*?)^```$", GUIDE.read_text(), re.DOTALL | re.M
+        )
+        shown = types.ModuleType("shown_in_the_guide")
+        monkeypatch.setitem(sys.modules, shown.__name__, shown)  # where attrs looks annotations up
+        exec(compile(code, str(GUIDE), "exec"), shown.__dict__)
+        return transformed(EditRecipe, shown.ScaledNoise)(None, model)
+
+    @pytest.fixture
+    def asked(self, transform: RecipeTransform) -> Request:
+        return asking(transform, noise=0.5)
 
 
 class Careless(ImageToImage):
