@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,25 +117,16 @@ def sample(
     Each picture stores how it was made, so that --from can repeat it. With --family, --help shows that family's own
     options too (--image, --mask, ...).
     """
-    from qframe.cli.sample_jobs import check_output, make
-    from qframe.sample.jobs.job import numbered
+    from qframe.cli.sample_jobs import make
     from qframe.sample.jobs.stored import check_models, read_stored
 
     stored = None if picture is None else read_stored(Path(picture))
-    loras = dict(map(weighted_file, lora))
-    if len(loras) < len(lora):
-        raise ConfigError("--lora: a file is given twice", "Give it once, with the sum of its weights.")
+    loras = _given_loras(lora)
     prompts = _prompts(request.pop("prompt"), request.pop("prompt_file"), stored)
     given = {name: value for name, value in request.items() if value not in (None, ())}
-    files: list[Path] = []
-    if batch is None:
-        source = Path(picture or "")
-        count = len(prompts) * given.get("num_images", 1)
-        files = numbered(Path(output) if output else source.with_stem(f"{source.stem}-again"), count)
-        check_output(files, overwrite=overwrite)
-    for file in loras:
-        if not file.is_file():
-            raise WeightsError(f"--lora {file}: there is no such file", "Give a .safetensors file.")
+    count = len(prompts) * given.get("num_images", 1)
+    files = [] if batch else _files(output, picture, count, overwrite=overwrite)
+    _check_loras(loras)
     config = resolve(
         family or (stored.family if stored else None),
         config_file,
@@ -149,18 +140,10 @@ def sample(
 
     from qframe.cli.progress import terminal_progress
     from qframe.compose import compose
-    from qframe.sample.jobs.asked import own_fields
     from qframe.sample.jobs.job import Desk
-    from qframe.sample.jobs.rehearse import Rehearsal
-    from qframe.sample.jobs.stored import setting
 
     composition = compose(config)
-    desk = Desk(
-        composition=composition,
-        setting=setting(composition, loras),
-        fields=own_fields(composition.recipe.request_type),
-        rehearsal=Rehearsal(composition),
-    )
+    desk = Desk.of(composition, loras)
     if stored is not None and picture is not None and model is None:
         check_models(stored, desk.setting, picture)
     progress, metadata = terminal_progress(), not no_metadata
@@ -173,6 +156,32 @@ def sample(
         todo = _todo(desk, Path(batch), folder, given, overwrite=overwrite, allow_outside=allow_outside)
         if todo:
             make(composition, loras, todo, progress, metadata=metadata, going_on=True)
+
+
+def _given_loras(lora: Sequence[str]) -> dict[Path, float]:
+    """The LoRA files of the options, with the scale of each. ConfigError if one is given twice."""
+    loras = dict(map(weighted_file, lora))
+    if len(loras) < len(lora):
+        raise ConfigError("--lora: a file is given twice", "Give it once, with the sum of its weights.")
+    return loras
+
+
+def _check_loras(loras: Iterable[Path]) -> None:
+    """WeightsError names a LoRA file that does not exist."""
+    for file in loras:
+        if not file.is_file():
+            raise WeightsError(f"--lora {file}: there is no such file", "Give a .safetensors file.")
+
+
+def _files(output: str | None, picture: str | None, count: int, *, overwrite: bool) -> list[Path]:
+    """The files of the pictures, checked; with --from they are named after that picture unless --output names them."""
+    from qframe.cli.sample_jobs import check_output
+    from qframe.sample.jobs.job import numbered
+
+    source = Path(picture or "")
+    files = numbered(Path(output) if output else source.with_stem(f"{source.stem}-again"), count)
+    check_output(files, overwrite=overwrite)
+    return files
 
 
 def _prompts(prompt: Sequence[str], file: str | None, stored: Stored | None) -> list[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qframe.compose import Composition
     from qframe.progress import Progress
     from qframe.sample.jobs.job import Job
+    from qframe.sample.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -46,34 +47,24 @@ def make(
     from qframe.preflight import explained, forecast_sampling
     from qframe.sample.jobs.picture_files import write_picture
     from qframe.sample.loading import assemble
-    from qframe.sample.settling import settle
 
     forecast = forecast_sampling(composition)
     with foretold(forecast):
         pipe = assemble(composition, loras)
 
-    def picture(job: Job) -> Image.Image:
-        with explained(forecast):
-            settled = job.settled or settle(pipe.recipe, job.request, pipe.parts)
-            made = pipe.run_settled([one.seeded(job.seed) for one in settled], progress=progress)
-        return cast("list[Image.Image]", made)[0]
-
     failed: list[tuple[Job, QframeError]] = []
 
     def run(job: Job) -> None:
         try:
-            made = picture(job)
-        except QframeError as error:
-            if not going_on:
-                raise
-            failed.append((job, error))
-            return
+            with explained(forecast):
+                made = _picture(pipe, job, progress)
         # One request that meets a bug must not cost a night's work on all the others.
         except Exception as error:
             if not going_on:
                 raise
             logger.debug("%s", job.origin, exc_info=True)
-            failed.append((job, QframeError(f"{type(error).__name__}: {error}")))
+            told = error if isinstance(error, QframeError) else QframeError(f"{type(error).__name__}: {error}")
+            failed.append((job, told))
             return
         write_picture(job.file, made, job.stored.text() if metadata else None)
         progress.note(f"wrote {job.file}")
@@ -88,6 +79,15 @@ def make(
     if failed:
         raise _failures(failed, len(jobs))
     return len(jobs)
+
+
+def _picture(pipe: Pipeline, job: Job, progress: Progress) -> Image.Image:
+    """Make the picture of a job, from what the rehearsal settled of it, if that was kept."""
+    from qframe.sample.settling import settle
+
+    settled = job.settled or settle(pipe.recipe, job.request, pipe.parts)
+    made = pipe.run_settled([one.seeded(job.seed) for one in settled], progress=progress)
+    return cast("list[Image.Image]", made)[0]
 
 
 def _failures(failed: Sequence[tuple[Job, QframeError]], count: int) -> QframeError:

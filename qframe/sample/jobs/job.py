@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import attrs
 
 from qframe.compose import Composition
 from qframe.interfaces import Request, Settled
 from qframe.pictures.picture import Picture
-from qframe.sample.jobs.asked import Asked, OwnField, make_request, stored_values
+from qframe.sample.jobs.asked import Asked, OwnField, make_request, own_fields, stored_values
 from qframe.sample.jobs.picture_files import check_text
 from qframe.sample.jobs.rehearse import Rehearsal
 from qframe.sample.jobs.sources import digest_of, unchanged_picture
-from qframe.sample.jobs.stored import Stored
+from qframe.sample.jobs.stored import Stored, setting
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -53,6 +54,16 @@ class Desk:
     setting: Stored
     fields: Sequence[OwnField]
     rehearsal: Rehearsal
+
+    @classmethod
+    def of(cls, composition: Composition, loras: Mapping[Path, float]) -> Self:
+        """The desk of a composition, with LoRA files and the scale of each."""
+        return cls(
+            composition=composition,
+            setting=setting(composition, loras),
+            fields=own_fields(composition.recipe.request_type),
+            rehearsal=Rehearsal(composition),
+        )
 
     def jobs(
         self, asked: Asked, files: Sequence[Path], origin: str, pictures: Mapping[str, Sequence[Given]]
