@@ -66,8 +66,7 @@ class TransformContract:
     ) -> None:
         if not transform.optional:
             return
-        common = {field.name: getattr(asked, field.name) for field in attrs.fields(Request)}
-        bare = as_request(type(asked), Request(**common))
+        bare = as_request(type(asked), as_request(transform.inner.request_type, asked))
         found, wanted = (
             _plan(recipe, attrs.evolve(bare, generator=torch.Generator().manual_seed(3)), parts)
             for recipe in (transform, transform.inner)
