@@ -19,13 +19,13 @@ from qframe.plugins.hookspecs import Component, Family, hookimpl
 
 if TYPE_CHECKING:
     from qframe.config import load_config
-    from qframe.sample.pipeline import load
+    from qframe.sample.loading import load
     from qframe.train.trainer import Trainer
 
 __version__ = "0.1.0"
 __all__ = ["Component", "Family", "QframeError", "Trainer", "__version__", "hookimpl", "load", "load_config"]
 
-_LAZY = {"load": "qframe.sample.pipeline", "Trainer": "qframe.train.trainer", "load_config": "qframe.config"}
+_LAZY = {"load": "qframe.sample.loading", "Trainer": "qframe.train.trainer", "load_config": "qframe.config"}
 
 
 def __getattr__(name: str) -> Any:

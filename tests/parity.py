@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qframe.compose.mixing import as_request
-from qframe.interfaces import Oracle, Parts, Plan, Recipe, Request, Trace
-from qframe.sample.pipeline import sample_plan
+from qframe.interfaces import Oracle, Parts, Plan, Recipe, Request, Trace, as_request
+from qframe.sample.running import sample_plan
+from qframe.sample.settling import plan_request
 from qframe_verify.compare import Tolerance, compare
 from qframe_verify.traces import traces
 from tests.qwen import tiny
@@ -139,7 +139,7 @@ def steps_of(plan: Plan, parts: Parts) -> list[Tensor]:
 
 @torch.no_grad()
 def our_steps(recipe: Recipe, request: Request, parts: Parts) -> list[Tensor]:
-    return steps_of(recipe.plan(request, parts), parts)
+    return steps_of(plan_request(recipe, request, parts), parts)
 
 
 def upstream_steps(pipeline: Any, **arguments: Any) -> list[Tensor]:

@@ -1,24 +1,19 @@
-"""Image to image: a run that starts from a picture, noised as far as `strength` says."""
+"""The transform `image-to-image`: a run starts from a picture, noised as far as `strength` says."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import attrs
+from PIL import Image
 
-from qframe.compose.mixing import as_request
 from qframe.errors import ConfigError
-from qframe.interfaces import Parts, Plan, PlanTransform, Recipe, Request
+from qframe.interfaces import Parts, Plan, RecipeTransform, Request, Settled, SettledAround, as_request
 from qframe.pictures.pixels import resize
-from qframe.sample.request_pictures import (
-    PictureLike,
-    as_pictures,
-    one_size,
-    open_pictures,
-    output_sizes,
-    split_by_size,
-)
-from qframe.sample.starts import check_start, source_tokens, start_from
+from qframe.sample.request_pictures import PictureLike, as_pictures, open_pictures, output_sizes
+from qframe.sample.settling import settle_inner, split_by_size
+from qframe.sample.starts import first_step, source_tokens, start_from
 
 STRENGTH = 0.6
 """The default of diffusers' QwenImageImg2ImgPipeline."""
@@ -26,9 +21,11 @@ STRENGTH = 0.6
 
 @attrs.frozen(eq=False, kw_only=True)
 class ImageToImageRequest(Request):
-    """image: the picture to start from, or one per prompt; without it a run starts from noise.
+    """A request that may start from a picture.
 
-    strength: in (0, 1], which part of the steps runs; None is 0.6.
+    Attributes:
+        image: The picture to start from, or one per prompt; without it the run starts from noise.
+        strength: The fraction of the steps that runs, in (0, 1]; None is 0.6.
     """
 
     image: tuple[PictureLike, ...] | None = attrs.field(
@@ -39,30 +36,44 @@ class ImageToImageRequest(Request):
     )
 
 
-class ImageToImage(PlanTransform):
-    """What diffusers' QwenImageImg2ImgPipeline does, on the plans of any recipe."""
+@attrs.frozen(eq=False, kw_only=True)
+class SettledStart(SettledAround):
+    """A settled request, and the pictures that its run starts from.
+
+    Attributes:
+        sources: One picture for all prompts or one per prompt, at the size of the result; empty for a run from noise.
+        first: How many of the first steps the strength leaves out.
+    """
+
+    sources: Sequence[Image.Image] = ()
+    first: int = 0
+
+
+class ImageToImage(RecipeTransform):
+    """Does what diffusers' QwenImageImg2ImgPipeline does, on the plans of any recipe."""
 
     request_type: ClassVar[type[Request]] = ImageToImageRequest
     optional: ClassVar[bool] = True
 
-    def split(self, request: Request, recipe: Recipe) -> list[tuple[tuple[int, ...], Request]]:
-        given = as_request(ImageToImageRequest, request)
-        if given.image is None:
-            return recipe.split(request)
-        images = open_pictures(given.image, given.prompt_count)
-        return split_by_size(request, output_sizes(given, images, recipe.geometry), image=images)
-
-    def plan(self, request: Request, parts: Parts, recipe: Recipe) -> Plan:
-        """ConfigError if a strength is given without an image, or pictures of several sizes: see `split`."""
+    def settle(self, request: Request, parts: Parts) -> tuple[Settled, ...]:
         given = as_request(ImageToImageRequest, request)
         if given.image is None:
             if given.strength is not None:
                 raise ConfigError("strength is given, but no image to start from", "Give image, or leave strength out.")
-            return recipe.plan(request, parts)
-        images = open_pictures(given.image, given.prompt_count)
-        size = one_size(output_sizes(given, images, recipe.geometry))
+            return tuple(SettledStart.of(one) for one in self.inner.settle(request, parts))
         strength = STRENGTH if given.strength is None else given.strength
-        check_start(given, size, strength, parts)
-        original = source_tokens([resize(image, size) for image in images], given, parts)
-        plan = recipe.plan(as_request(type(request), request, height=size[0], width=size[1]), parts)
-        return start_from(plan, original, strength)
+        images = open_pictures(given.image, given.prompt_count)
+        found = []
+        for part in split_by_size(request, output_sizes(given, images, self.geometry), parts):
+            own = part.of(images)
+            inner = settle_inner(self.inner, part, parts, image=own)
+            first = first_step(inner.steps, strength, self.sampling)
+            found.append(SettledStart.of(inner, sources=[resize(image, part.size) for image in own], first=first))
+        return tuple(found)
+
+    def plan(self, settled: Settled, parts: Parts) -> Plan:
+        assert isinstance(settled, SettledStart)
+        if not settled.sources:
+            return self.inner.plan(settled.inner, parts)
+        original = source_tokens(settled.sources, settled.request, parts)
+        return start_from(self.inner.plan(settled.inner, parts), original, settled.first)

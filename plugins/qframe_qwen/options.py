@@ -67,9 +67,10 @@ class QwenDenoiserOptions:
 
 @attrs.frozen(kw_only=True)
 class TextToImageSettings(GeometrySettings):
-    """Settings of the recipe of `qwen-image`. Published: areas of 1048576 pixels, multiples of 32, side 1024.
+    """Settings of the recipe of `qwen-image`.
 
-    None takes the value from the checkpoint's qframe.json, {"recipe": {...}}, else the published one.
+    The published model has areas of 1048576 pixels, multiples of 32, side 1024. A value that is None is taken from the
+    model's qframe.json, {"recipe": {...}}, or else is the published one.
     """
 
     side: int | None = attrs.field(

@@ -15,7 +15,7 @@ from qframe.errors import ConfigError
 from qframe.interfaces import Parts, Recipe, Request
 from qframe.pictures.geometry import Geometry
 from qframe.pictures.pixels import fit
-from qframe.sample.planning import broadcast
+from qframe.sample.per_prompt import broadcast
 from qframe.sample.request_pictures import load_grey, load_picture
 from qframe.testing.listening import replaced
 

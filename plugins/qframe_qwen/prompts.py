@@ -1,4 +1,6 @@
-"""Templates of Qwen-Image's prompts, and their way to tokens: what a user writes can never become a special token."""
+"""Templates of Qwen-Image's prompts, and how prompts become tokens: what a user writes never becomes a special
+token.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,13 @@ _ASSISTANT = "<|im_end|>\n<|im_start|>assistant\n"
 
 @attrs.frozen
 class Template:
-    """What surrounds a prompt.
+    """The text that surrounds a prompt.
 
-    text: with {} for the prompt. dropped: tokens at the start that the pipelines cut from the conditioning.
-    pictures: how many the template shows. max_length: tokens kept after `dropped` where the user sets no limit.
+    Attributes:
+        text: The text, with {} in the place of the prompt.
+        dropped: How many tokens at the start the pipelines cut from the conditioning.
+        pictures: How many pictures the template shows.
+        max_length: Tokens kept after those that are dropped, where the user sets no limit; None keeps all.
     """
 
     text: str
@@ -59,13 +64,17 @@ EDIT = Template(_EDIT_START + _PICTURE + "{}" + _ASSISTANT, dropped=64, pictures
 
 
 def edit_plus(pictures: int) -> Template:
-    """The template of the edit-plus checkpoints around so many pictures, each announced by its number."""
+    """The template of the edit-plus models for so many pictures, each announced by its number."""
     shown = "".join(f"Picture {number}: {_PICTURE}" for number in range(1, pictures + 1))
     return Template(_EDIT_START + shown + "{}" + _ASSISTANT, dropped=64, pictures=pictures, max_length=None)
 
 
 def check_tokenizer(tokenizer: Any, template: Template, name: str) -> None:
-    """WeightsError if the tokenizer does not cut the template's start into as many tokens as are dropped."""
+    """Check that a tokenizer cuts the start of a template into as many tokens as are dropped.
+
+    Raises:
+        WeightsError: It does not; the message names the model `name`.
+    """
     start = template.text.partition("<|vision_start|>" if template.pictures else "{}")[0]
     length = len(_ids(tokenizer, start))
     if length != template.dropped:
@@ -77,12 +86,16 @@ def check_tokenizer(tokenizer: Any, template: Template, name: str) -> None:
 
 
 def special_tokens(tokenizer: Any) -> frozenset[str]:
-    """Every token that text can name and that is not text."""
+    """The special tokens of a tokenizer, as they are written in a text."""
     return frozenset(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
 def refuse_special_tokens(prompt: str, specials: frozenset[str]) -> None:
-    """DataError if the prompt holds a special token."""
+    """Refuse a prompt that holds a special token.
+
+    Raises:
+        DataError: It holds one; the message names it.
+    """
     found = sorted(token for token in specials if token in prompt)
     if found:
         raise DataError(
@@ -94,9 +107,17 @@ def refuse_special_tokens(prompt: str, specials: frozenset[str]) -> None:
 def tokenize(
     tokenizer: Any, template: Template, prompt: str, slots: Sequence[int], max_length: int | None
 ) -> list[int]:
-    """Token ids of a prompt in its template; picture i takes `slots[i]` image tokens.
+    """Token ids of a prompt in its template.
 
-    With text alone, equal to tokenising the filled template. Longer prompts lose their end, as in diffusers.
+    Without pictures they are those of the template with the prompt filled in. A prompt that is too long loses its end,
+    as in diffusers.
+
+    Args:
+        tokenizer: The tokenizer.
+        template: The template.
+        prompt: The prompt.
+        slots: How many image tokens each picture takes.
+        max_length: Tokens kept after those that are dropped, pictures not counted; None takes the template's limit.
     """
     image = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
     remaining = iter(slots)
@@ -121,9 +142,9 @@ def tokenize(
 
 
 def _ids(tokenizer: Any, template: str, prompt: str = "") -> list[int]:
-    """Ids of a template, cut at its own special tokens; the text between is never searched for any.
+    """Token ids of a template. Only the template's own special tokens become such; in the prompt none is looked for.
 
-    Quietly: how long a prompt may be is decided in `tokenize`, not by the length that a tokenizer's files name.
+    The tokenizer's warning about long texts is off, because `tokenize` decides how long a prompt may be.
     """
     ids: list[int] = []
     for piece in filter(None, _SPECIAL.split(template)):

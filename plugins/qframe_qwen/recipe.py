@@ -1,4 +1,4 @@
-"""Text to image."""
+"""Text to image: the recipe of the family `qwen-image`, and what Qwen-Image samples with by default."""
 
 from __future__ import annotations
 
@@ -7,29 +7,34 @@ from typing import Any, ClassVar
 from qframe.diffusion.guidance import norm_rescaled_guidance
 from qframe.errors import DataError
 from qframe.files.model_folder import ModelFolder
-from qframe.interfaces import ExampleInputs, Parts, Plan, Recipe, Record, Request, TextInput, grid_length
+from qframe.interfaces import ExampleInputs, Parts, Plan, Recipe, Record, Request, SamplingDefaults, Settled, TextInput
 from qframe.pictures.picture import PixelInput
-from qframe.sample.conditioning import encode_prompts, forward_options
-from qframe.sample.planning import (
-    UNCONDITIONAL,
-    check_request,
-    check_size,
-    decoder,
-    fitting_geometry,
-    initial_noise,
-    target_grid,
-    with_defaults,
-)
+from qframe.sample.planning import plan_settled
+from qframe.sample.recipe_settings import fitting_geometry, with_defaults
+from qframe.sample.settling import settle_part, split_by_size
 from qframe_qwen.options import TextToImageSettings
 
 # Qwen-Image was made for an area of 1024 x 1024; the pipeline's default_sample_size gives the same side.
 PUBLISHED = {"min_area": 1024 * 1024, "max_area": 1024 * 1024, "multiple": 32, "side": 1024}
 
+# diffusers: __call__ and check_inputs in pipeline_qwenimage.py; get_timesteps in pipeline_qwenimage_img2img.py, which
+# runs a step that a strength covers only in part. The documentation of Qwen-Image gives " " as the negative prompt. The
+# empty string is another prompt.
+SAMPLING = SamplingDefaults(
+    steps=50,
+    guidance=4.0,
+    negative_prompt=" ",
+    prompt_tokens=512,
+    longest_prompt=1024,
+    partial_step="runs",
+)
+
 
 class TextToImageRecipe(Recipe):
-    """A picture from a prompt: what diffusers' QwenImagePipeline does."""
+    """Makes a picture from a prompt, as diffusers' QwenImagePipeline does."""
 
     request_type: ClassVar[type[Request]] = Request
+    sampling: ClassVar[SamplingDefaults] = SAMPLING
 
     def __init__(self, settings: Any, model: ModelFolder) -> None:
         super().__init__(with_defaults(settings or TextToImageSettings(), model, PUBLISHED), model)
@@ -44,26 +49,16 @@ class TextToImageRecipe(Recipe):
         return ExampleInputs(
             target=PixelInput(record.target, self.geometry),
             conditioning=TextInput(record.prompt),
-            unconditional=TextInput(UNCONDITIONAL),
+            unconditional=TextInput(self.sampling.negative_prompt),
             loss_map=PixelInput(record.loss_map, self.geometry) if record.loss_map else None,
         )
 
     def request_for(self, record: Record) -> Request:
         return Request(prompt=record.prompt)
 
-    def plan(self, request: Request, parts: Parts) -> Plan:
-        check_request(request)
-        size = check_size((request.height or self.settings.side, request.width or self.settings.side), parts.multiple)
-        grid = target_grid(request, size, parts)
-        sigmas = parts.schedule.sigmas(request.num_inference_steps, grid_length(grid), request.sigmas)
-        guided = encode_prompts(parts.encoder, request, self.shown(request), guidance=norm_rescaled_guidance)
-        start = initial_noise(request, grid, parts, like=guided.cond.embeds)
-        return Plan(
-            start=start,
-            cond=guided.cond,
-            uncond=guided.uncond,
-            guide=guided.guide,
-            forward=forward_options(request, parts),
-            sigmas=sigmas,
-            decode=decoder(parts.codec, start, parts.denoiser_spec.patch),
-        )
+    def settle(self, request: Request, parts: Parts) -> tuple[Settled, ...]:
+        size = (request.height or self.settings.side, request.width or self.settings.side)
+        return tuple(settle_part(part, parts) for part in split_by_size(request, [size], parts))
+
+    def plan(self, settled: Settled, parts: Parts) -> Plan:
+        return plan_settled(settled, parts, guidance=norm_rescaled_guidance)

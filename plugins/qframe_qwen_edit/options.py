@@ -1,6 +1,6 @@
 """Settings of the recipes of `qwen-edit` and `qwen-edit-plus`. Imports no torch.
 
-None takes the value from the checkpoint's qframe.json, {"recipe": {...}}, else the published one.
+A value that is None is taken from the model's qframe.json, {"recipe": {...}}, or else is the published one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from qframe.pictures.geometry import GeometrySettings
 
 @attrs.frozen(kw_only=True)
 class EditSettings(GeometrySettings):
-    """Published: areas of 1048576 pixels, multiples of 32, side 1024, references required."""
+    """Settings of `qwen-edit`.
+
+    The published model has areas of 1048576 pixels, multiples of 32, side 1024, and needs references.
+    """
 
     side: int | None = attrs.field(
         default=None,
@@ -31,9 +34,10 @@ class EditSettings(GeometrySettings):
 
 @attrs.frozen(kw_only=True)
 class EditPlusSettings(GeometrySettings):
-    """Published: areas of 1048576 pixels for the codec, of 147456 for the encoder, multiples of 32.
+    """Settings of `qwen-edit-plus`.
 
-    Those of `GeometrySettings` are for targets, and for references on their way through the codec.
+    The published model has areas of 1048576 pixels for the codec, of 147456 for the encoder, and multiples of 32. The
+    settings of `GeometrySettings` are for targets, and for references on their way through the codec.
     """
 
     encoder_min_area: int | None = attrs.field(

@@ -1,7 +1,8 @@
-"""Editing with several references: what diffusers' QwenImageEditPlusPipeline does, for any number of prompts.
+"""Editing with several references: the recipe of the family `qwen-edit-plus`.
 
-Each picture goes into the encoder small, announced by its number, and through the codec large, onto the denoiser's
-sequence after the target. Both geometries serve training too.
+It does what diffusers' QwenImageEditPlusPipeline does, for any number of prompts. The encoder sees each reference
+small, announced by its number; the codec encodes it large, into tokens that the denoiser gets after those of the
+target. Training uses the same two geometries.
 """
 
 from __future__ import annotations
@@ -17,24 +18,17 @@ from torch import Tensor
 from qframe.diffusion.guidance import norm_rescaled_guidance
 from qframe.errors import ConfigError, DataError
 from qframe.files.model_folder import ModelFolder
-from qframe.interfaces import ExampleInputs, Parts, Plan, Recipe, Record, Request, TextInput, grid_length
+from qframe.interfaces import ExampleInputs, Parts, Plan, Recipe, Record, Request, SamplingDefaults, Settled, TextInput
+from qframe.pictures.geometry import Geometry
 from qframe.pictures.picture import PixelInput
 from qframe.pictures.pixels import fit, picture_size
-from qframe.sample.conditioning import encode_prompts, forward_options
-from qframe.sample.planning import (
-    UNCONDITIONAL,
-    broadcast,
-    check_request,
-    check_size,
-    decoder,
-    fitting_geometry,
-    initial_noise,
-    target_grid,
-    with_defaults,
-)
-from qframe.sample.request_pictures import PictureLike, as_pictures, load_picture, one_size, output_sizes, split_by_size
+from qframe.sample.per_prompt import broadcast
+from qframe.sample.planning import plan_settled
+from qframe.sample.recipe_settings import fitting_geometry, with_defaults
+from qframe.sample.request_pictures import PictureLike, as_pictures, load_picture, output_sizes
+from qframe.sample.settling import settle_part, split_by_size
 from qframe_qwen_edit.options import EditPlusSettings
-from qframe_qwen_edit.references import reference_tokens
+from qframe_qwen_edit.sampling import SAMPLING
 
 # diffusers: CONDITION_IMAGE_SIZE, VAE_IMAGE_SIZE and calculate_dimensions in pipeline_qwenimage_edit_plus.py.
 # It sets no largest number of references. Each costs as many tokens as a target; the model card of
@@ -52,7 +46,11 @@ ReferenceSets = tuple[tuple[PictureLike, ...], ...]
 
 
 def as_sets(value: Any) -> ReferenceSets | None:
-    """A request's references: one picture, a list of them, or a list of such lists. ConfigError for another nesting."""
+    """A request's references as sets, from one picture, a list of pictures, or a list of such lists.
+
+    Raises:
+        ConfigError: They are nested in another way.
+    """
     given = as_pictures(value)
     if given is None:
         return None
@@ -78,9 +76,11 @@ def _is_set(value: Any) -> bool:
 
 @attrs.frozen(eq=False, kw_only=True)
 class EditPlusRequest(Request):
-    """image: the references of all prompts in order, one picture or a list; or a list of lists, one list per prompt.
+    """A request to make a picture from references.
 
-    Each is PIL, path, array or tensor (`qframe.sample.request_pictures`); an array or tensor [n, ...] is a list.
+    Attributes:
+        image: The references of all prompts in order, one picture or a list; or a list of lists, one list per prompt.
+            See `qframe.sample.request_pictures` for the forms of a picture; an array or tensor [n, ...] is a list.
     """
 
     image: tuple[tuple[PictureLike, ...], ...] | None = attrs.field(
@@ -89,9 +89,10 @@ class EditPlusRequest(Request):
 
 
 class EditPlusRecipe(Recipe):
-    """A picture made from one or more references by an instruction, which calls them Picture 1, Picture 2, ..."""
+    """Makes a picture from one or more references by an instruction, which calls them Picture 1, Picture 2, ..."""
 
     request_type: ClassVar[type[Request]] = EditPlusRequest
+    sampling: ClassVar[SamplingDefaults] = SAMPLING
     references: ClassVar[bool] = True
     pictures: ClassVar[bool] = True
     positional: ClassVar[tuple[str, ...]] = ("image", "prompt", "negative_prompt")
@@ -108,55 +109,34 @@ class EditPlusRecipe(Recipe):
             target=PixelInput(record.target, self.geometry),
             references=tuple(PixelInput(reference, self.geometry) for reference in record.references),
             conditioning=TextInput(record.prompt, shown),
-            unconditional=TextInput(UNCONDITIONAL, shown),
+            unconditional=TextInput(self.sampling.negative_prompt, shown),
             loss_map=PixelInput(record.loss_map, self.geometry) if record.loss_map else None,
         )
 
     def request_for(self, record: Record) -> EditPlusRequest:
-        """Of the target's size, which need not be that of the last reference."""
+        """The request names the size of the target, because the last reference may have another size."""
         self._check_references(record)
         height, width = self.geometry.fit(*picture_size(record.target))
         return EditPlusRequest(prompt=record.prompt, image=record.references, height=height, width=width)
 
-    def split(self, request: Request) -> list[tuple[tuple[int, ...], Request]]:
-        """One part per size of the last references, unless the request names the size."""
-        given = _plus(request)
-        if not given.image or len(given.image) == 1 or (given.height and given.width):
-            return super().split(given)
-        sets = self._opened(given)
-        return split_by_size(given, output_sizes(given, _last(sets), self.geometry), image=sets)
-
     def shown(self, request: Request) -> list[tuple[Image.Image, ...]]:
         given = _plus(request)
-        return self._shown(self._opened(given), given)
+        return list(broadcast(_fitted(self._opened(given), self.encoder_geometry), given.prompt_count, "image"))
 
-    def plan(self, request: Request, parts: Parts) -> Plan:
-        """See `Recipe.plan`. The output has the size of its last reference as it was brought into the geometry, unless
-        the request names one. ConfigError if sets of references would need several plans: see `split`.
+    def settle(self, request: Request, parts: Parts) -> tuple[Settled, ...]:
+        """See `Recipe.settle`. The result has the size of its last reference in the geometry, unless the request names
+        one.
         """
         given = _plus(request)
-        check_request(given)
         sets = self._opened(given)
-        size = check_size(one_size(output_sizes(given, _last(sets), self.geometry)), parts.multiple)
-        grid = target_grid(given, size, parts)
-        sigmas = parts.schedule.sigmas(given.num_inference_steps, grid_length(grid), given.sigmas)
-        fitted = [[fit(image, self.geometry) for image in one] for one in sets]
-        guided = encode_prompts(parts.encoder, given, self._shown(sets, given), guidance=norm_rescaled_guidance)
-        start = initial_noise(given, grid, parts, like=guided.cond.embeds)
-        return Plan(
-            start=start,
-            references=reference_tokens(fitted, given, parts),
-            cond=guided.cond,
-            uncond=guided.uncond,
-            guide=guided.guide,
-            forward=forward_options(given, parts),
-            sigmas=sigmas,
-            decode=decoder(parts.codec, start, parts.denoiser_spec.patch),
+        sizes = output_sizes(given, [one[-1] for one in sets], self.geometry)
+        shown, references = (_fitted(sets, geometry) for geometry in (self.encoder_geometry, self.geometry))
+        return tuple(
+            settle_part(part, parts, shown=shown, references=references) for part in split_by_size(given, sizes, parts)
         )
 
-    def _shown(self, sets: Sequence[Sequence[Image.Image]], request: EditPlusRequest) -> list[tuple[Image.Image, ...]]:
-        fitted = [tuple(fit(image, self.encoder_geometry) for image in one) for one in sets]
-        return list(broadcast(fitted, request.prompt_count, "image"))
+    def plan(self, settled: Settled, parts: Parts) -> Plan:
+        return plan_settled(settled, parts, guidance=norm_rescaled_guidance)
 
     def _check_references(self, record: Record) -> None:
         count, most = len(record.references), self.settings.max_references
@@ -167,7 +147,7 @@ class EditPlusRecipe(Recipe):
             )
 
     def _opened(self, request: EditPlusRequest) -> list[list[Image.Image]]:
-        """The references of a request, one set for all prompts or one per prompt; none is empty."""
+        """The opened references of a request: one set for all prompts or one per prompt, and no set is empty."""
         sets, most = request.image, self.settings.max_references
         if not sets or not any(sets):
             raise ConfigError("no image is given", "Give one reference or more: image=[...], or --image FILE.")
@@ -190,8 +170,8 @@ def _plus(request: Request) -> EditPlusRequest:
     return request
 
 
-def _last(sets: Sequence[Sequence[Image.Image]]) -> list[Image.Image]:
-    return [one[-1] for one in sets]
+def _fitted(sets: Sequence[Sequence[Image.Image]], geometry: Geometry) -> list[tuple[Image.Image, ...]]:
+    return [tuple(fit(image, geometry) for image in one) for one in sets]
 
 
 def _name(sets: ReferenceSets, place: int, picture: int) -> str:

@@ -1,4 +1,4 @@
-"""Inpainting on plans: after every step, what the mask leaves out is the source again, noised as far as the step is.
+"""Inpainting on plans: after every step, what the mask leaves out becomes the source again, noised to the step's sigma.
 
 Lugmayr et al. 2022 (RePaint, arXiv:2201.09865), eq. 8, without resampling; diffusers: QwenImageInpaintPipeline.
 """
@@ -13,13 +13,16 @@ from qframe.interfaces import Plan
 from qframe.sample.starts import start_from
 
 
-def keep_unmasked(plan: Plan, original: Tensor, mask: Tensor, strength: float) -> Plan:
-    """The plan that repaints where `mask` is 1 and ends in `original` where it is 0; between, a mixture.
+def keep_unmasked(plan: Plan, original: Tensor, mask: Tensor, first: int) -> Plan:
+    """The plan that repaints where the mask is 1 and ends in the original where it is 0; between, in a mixture of both.
 
-    plan: as if from pure noise, whatever its recipe. original: clean tokens [N, C]. mask: [N, C] or [N, 1] in [0, 1].
-    strength: in (0, 1], which part of the steps runs. ConfigError if none is left.
+    Args:
+        plan: A plan of all steps, which starts from pure noise, of any recipe.
+        original: Clean tokens [N, C] of the picture.
+        mask: [N, C] or [N, 1] in [0, 1].
+        first: How many of the first steps are left out, see `qframe.sample.starts.first_step`.
     """
-    begun, noise = start_from(plan, original, strength), plan.start.tokens
+    begun, noise = start_from(plan, original, first), plan.start.tokens
     original, mask = original.to(noise), mask.to(noise)
     sigmas = begun.sigmas.to(noise)
 

@@ -1,4 +1,4 @@
-"""Inpainting a part of a picture at full size: the part around the mask, and its way back into the picture.
+"""Inpainting of a part of a picture at full size: cut out the part around the mask, and put the result back.
 
 Pixel for pixel what diffusers' VaeImageProcessor does (image_processor.py: get_crop_region, _resize_and_fill,
 _resize_and_crop, apply_overlay).
@@ -6,8 +6,12 @@ _resize_and_crop, apply_overlay).
 
 from __future__ import annotations
 
+from typing import Self
+
+import attrs
 from PIL import Image, ImageOps
 
+from qframe.errors import ConfigError
 from qframe.pictures.geometry import Size
 from qframe.pictures.pixels import resize
 
@@ -15,10 +19,58 @@ Box = tuple[int, int, int, int]
 """Left, upper, right, lower, in pixels; the last two lie outside."""
 
 
-def crop_box(mask: Image.Image, size: Size, padding: int) -> Box:
-    """The part of a grey mask that is not black, `padding` pixels wider on each side, in the proportions of `size`.
+@attrs.frozen(eq=False)
+class Crop:
+    """The part of a picture that is worked on, and what is needed to put the result back into the picture.
 
-    Within the mask: at its borders the proportions give way. ValueError if it is black.
+    Attributes:
+        image: The part of the picture, at the size of the result.
+        mask: The same part of the mask, at the same size.
+        box: Where the part lies in the whole picture.
+        whole_image: The whole picture.
+        whole_mask: The whole mask, at the size of the whole picture.
+    """
+
+    image: Image.Image
+    mask: Image.Image
+    box: Box
+    whole_image: Image.Image
+    whole_mask: Image.Image
+
+    @classmethod
+    def around(cls, image: Image.Image, mask: Image.Image, size: Size, padding: int) -> Self:
+        """Cut out the part around a mask.
+
+        Args:
+            image: The whole picture.
+            mask: Its mask, of any size.
+            size: Height and width of the result in pixels.
+            padding: Pixels around the mask that belong to the part.
+
+        Raises:
+            ConfigError: The mask is black everywhere.
+        """
+        mask = resize(mask, (image.height, image.width))
+        if mask.getbbox() is None:
+            raise ConfigError(
+                "mask_image: nothing to repaint: it is black everywhere", "Paint white what is to be made anew."
+            )
+        box = crop_box(mask, size, padding)
+        return cls(fit_inside(image.crop(box), size), fit_inside(mask.crop(box), size), box, image, mask)
+
+    def put_back(self, made: Image.Image) -> Image.Image:
+        """The whole picture, with what was made of the part laid over it where the mask is white."""
+        return put_back(made, self.whole_image, self.whole_mask, self.box)
+
+
+def crop_box(mask: Image.Image, size: Size, padding: int) -> Box:
+    """The box around the part of a grey mask that is not black, in the proportions of `size` (height, width).
+
+    The box is `padding` pixels wider than that part on each side. It stays within the mask: at the borders of the mask
+    it may lose its proportions.
+
+    Raises:
+        ValueError: The mask is black everywhere.
     """
     found = mask.getbbox()
     if found is None:
@@ -34,7 +86,7 @@ def crop_box(mask: Image.Image, size: Size, padding: int) -> Box:
 
 
 def _grown(start: int, end: int, length: float, limit: int) -> tuple[int, int]:
-    """The stretch from start to end, grown on both sides to `length`, moved into 0..limit and cut there."""
+    """The stretch from start to end, widened on both sides to `length`, then moved into 0..limit and cut there."""
     more = int(length - (end - start))
     start -= more // 2
     end += more - more // 2
@@ -46,7 +98,10 @@ def _grown(start: int, end: int, length: float, limit: int) -> tuple[int, int]:
 
 
 def fit_inside(image: Image.Image, size: Size) -> Image.Image:
-    """The whole picture in the middle of `size`, in its own proportions; its edges drawn out over what stays free."""
+    """Fit the whole picture into the middle of `size` (height, width), in its own proportions.
+
+    What stays free on two sides is filled by repeating the picture's edges.
+    """
     height, width = size
     wider = width / height < image.width / image.height
     inner_width = width if wider else image.width * height // image.height
@@ -68,7 +123,14 @@ def fit_inside(image: Image.Image, size: Size) -> Image.Image:
 
 
 def put_back(made: Image.Image, original: Image.Image, mask: Image.Image, box: Box) -> Image.Image:
-    """The original (RGB), with what was made of the part `box` of it laid over where the grey mask is white."""
+    """The original (RGB) with a result laid over it where the grey mask is white.
+
+    Args:
+        made: What was made of the part of the original in `box`, at any size.
+        original: The whole picture.
+        mask: The mask, of the size of the original; where it is grey, both are mixed.
+        box: The part.
+    """
     left, upper, right, lower = box
     over = Image.new("RGBA", original.size)
     over.paste(_fill(made, (lower - upper, right - left)), (left, upper))
@@ -80,7 +142,7 @@ def put_back(made: Image.Image, original: Image.Image, mask: Image.Image, box: B
 
 
 def _fill(image: Image.Image, size: Size) -> Image.Image:
-    """The middle of the picture, in its own proportions, over the whole of `size`."""
+    """Fill `size` (height, width) with the middle of the picture, in its own proportions."""
     height, width = size
     wider = width / height > image.width / image.height
     outer_width = width if wider else image.width * height // image.height

@@ -1,4 +1,4 @@
-"""Masks: what a user paints, in pixels, to what the latents are mixed by. White, 1, is repainted."""
+"""Masks: from what a user paints, in pixels, to the factors by which latents are mixed. White is 1 and is repainted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qframe.diffusion.packing import pack_latents
 from qframe.errors import ConfigError
 from qframe.interfaces import Parts
 from qframe.pictures.pixels import grey_values
-from qframe.sample.planning import broadcast
+from qframe.sample.per_prompt import broadcast
 from qframe.sample.request_pictures import PictureLike, load_grey
 
 Edges = Literal["hard", "soft"]
@@ -22,16 +22,27 @@ EDGES: tuple[Edges, ...] = get_args(Edges)
 
 
 def open_masks(values: Sequence[PictureLike], prompts: int) -> list[Image.Image]:
-    """Grey pictures, one for all prompts or one per prompt. ConfigError otherwise; DataError names a bad one."""
+    """Open the masks of a request as grey pictures.
+
+    Raises:
+        ConfigError: There is neither one for all prompts nor one per prompt.
+        DataError: A mask cannot be used; the message names it.
+    """
     broadcast(values, prompts, "mask_image")
     return [load_grey(value, "mask_image" if len(values) == 1 else f"mask_image {i}") for i, value in enumerate(values)]
 
 
 def latent_mask(mask: Image.Image, edges: Edges, compression: int) -> Tensor:
-    """The mask [h, w] in [0, 1] of a grey picture of the output's size.
+    """The mask [h, w] of the latents in [0, 1], from a grey picture of the size of the result.
 
-    hard: white or black, by the pixel at the upper left of each place, as diffusers takes it. soft: each place is as
-    white as its pixels are on average. ConfigError if nothing is to be repainted.
+    Args:
+        mask: The grey picture.
+        edges: "hard" makes each place 0 or 1, by its pixel at the upper left as in diffusers. "soft" gives each place
+            the average of its pixels.
+        compression: Pixels per side of a place.
+
+    Raises:
+        ConfigError: Nothing is to be repainted.
     """
     weight = grey_values(mask)  # [H, W]
     if edges == "hard":
@@ -55,6 +66,6 @@ def latent_mask(mask: Image.Image, edges: Edges, compression: int) -> Tensor:
 
 
 def mask_tokens(masks: Sequence[Tensor], parts: Parts) -> Tensor:
-    """Masks [h, w], one per result, as tokens [N, C]: what each channel of each token is mixed by."""
+    """Masks [h, w], one per result, as tokens [N, C]: the factor by which each channel of each token is mixed."""
     dense = torch.stack(list(masks))[:, None].expand(-1, parts.codec_spec.channels, -1, -1)  # [B, Z, h, w]
     return pack_latents(dense, parts.denoiser_spec.patch).flatten(0, 1)

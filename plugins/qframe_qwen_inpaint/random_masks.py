@@ -1,4 +1,4 @@
-"""Masks drawn at random, for training on pictures that come without one."""
+"""Random masks, for training on pictures that come without a mask."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _ANGLE_RANGE = 2 * math.pi / 15
 
 
 def random_mask(height: int, width: int, generator: torch.Generator) -> Tensor:
-    """[height, width] of 0 and 1, where 1 is to be made anew: a box, or as often some strokes of a brush.
+    """A random mask [height, width] of 0 and 1; 1 is repainted. It is a box or some strokes of a brush, equally often.
 
-    A function of the generator's state and the size. Never black everywhere.
+    It depends on the size and on the state of the generator alone, and is never black everywhere.
     """
     drawn = Image.new("L", (width, height))
     painted = _box if _uniform(generator) < 0.5 else _strokes

@@ -1,4 +1,4 @@
-"""The transform `keep-unmasked`: any recipe's task, confined to what a mask paints white."""
+"""The transform `keep-unmasked`: the task of any recipe, confined to what a mask paints white."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qframe.compose.mixing import as_request
 from qframe.diffusion.flow import draw_noise
 from qframe.errors import ConfigError
-from qframe.interfaces import Example, Parts, Plan, PlanTransform, Recipe, Record, Request
-from qframe.pictures.geometry import Size
-from qframe.pictures.pixels import from_pixels, open_picture, resize, to_pixels
-from qframe.sample.planning import broadcast, repeat_each
-from qframe.sample.request_pictures import (
-    PictureLike,
-    as_pictures,
-    one_size,
-    open_pictures,
-    output_sizes,
-    split_by_size,
+from qframe.interfaces import (
+    Example,
+    Parts,
+    Plan,
+    RecipeTransform,
+    Record,
+    Request,
+    Settled,
+    SettledAround,
+    as_request,
 )
-from qframe.sample.starts import check_start, source_tokens
+from qframe.pictures.pixels import from_pixels, open_picture, resize, to_pixels
+from qframe.sample.per_prompt import broadcast, repeat_each
+from qframe.sample.request_pictures import PictureLike, as_pictures, one_size, open_pictures, output_sizes
+from qframe.sample.settling import SizedPart, settle_inner, split_by_size
+from qframe.sample.starts import first_step, source_tokens
 from qframe_qwen_inpaint.blending import keep_unmasked
-from qframe_qwen_inpaint.crop import Box, crop_box, fit_inside, put_back
+from qframe_qwen_inpaint.crop import Crop
 from qframe_qwen_inpaint.masks import EDGES, Edges, latent_mask, mask_tokens, open_masks
 from qframe_qwen_inpaint.random_masks import random_mask
 
@@ -38,10 +40,16 @@ logger = logging.getLogger(__name__)
 
 @attrs.frozen(eq=False, kw_only=True)
 class InpaintRequest(Request):
-    """What diffusers' QwenImageInpaintPipeline takes, and `mask_edges`.
+    """A request to repaint parts of pictures: what diffusers' QwenImageInpaintPipeline takes, and `mask_edges`.
 
-    image, mask_image: one for all prompts or one per prompt. masked_image_latents: taken and not used, as upstream.
-    padding_mask_crop: work on the part around the mask alone, so many pixels wider, at the size of the result.
+    Attributes:
+        image: The picture to repaint, one for all prompts or one per prompt.
+        mask_image: A grey picture that is white where to repaint, one for all prompts or one per prompt.
+        masked_image_latents: Accepted and not used, as in diffusers.
+        padding_mask_crop: Work only on the part around the mask, enlarged to the size of the result. The part is so
+            many pixels wider than the mask on each side. None works on the whole picture.
+        strength: The fraction of the steps that runs, in (0, 1].
+        mask_edges: "hard" repaints each place of the latents wholly or not at all; "soft" mixes it in proportion.
     """
 
     image: tuple[PictureLike, ...] | None = attrs.field(
@@ -62,87 +70,108 @@ class InpaintRequest(Request):
     )
 
 
-@attrs.frozen(eq=False)
-class _Job:
-    """What one plan repaints. shown: the pictures that the recipe is given. sources, masks: at the output's size.
+@attrs.frozen(eq=False, kw_only=True)
+class SettledInpaint(SettledAround):
+    """A settled request, and what its run repaints. Each sequence has one entry for all prompts or one per prompt.
 
-    back: for each result its way into the whole picture; empty without a crop.
+    Attributes:
+        sources: The pictures whose unmasked parts are kept, at the size of the result.
+        masks: Masks [h, w] of the latents in [0, 1]; 1 is repainted.
+        crops: The parts of the pictures that are worked on; empty where the whole pictures are.
+        first: How many of the first steps the strength leaves out.
     """
 
-    size: Size
-    shown: list[Image.Image]
-    sources: list[Image.Image]
-    masks: list[Tensor]
-    back: list[Callable[[Image.Image], Image.Image]]
+    sources: Sequence[Image.Image]
+    masks: Sequence[Tensor]
+    crops: Sequence[Crop]
+    first: int
 
 
-_Crop = tuple[Image.Image, Image.Image, Callable[[Image.Image], Image.Image]]
-
-
-class KeepUnmasked(PlanTransform):
-    """Inpainting, by whatever recipe: see `keep_unmasked`."""
+class KeepUnmasked(RecipeTransform):
+    """Inpainting by any recipe, see `qframe_qwen_inpaint.blending.keep_unmasked`."""
 
     request_type: ClassVar[type[Request]] = InpaintRequest
     optional: ClassVar[bool] = False
     trains: ClassVar[bool] = True
 
-    def loss_weight(self, example: Example, generator: torch.Generator, recipe: Recipe) -> Tensor | None:
-        """What is to be repainted: the white of the example's mask; without one a random mask, another in every step.
+    def loss_map(self, example: Example, generator: torch.Generator) -> Tensor | None:
+        """What is to be repainted: the white of the example's mask, or a random mask that is another in every step.
 
-        Elsewhere the latents are the picture's own after every step of sampling, so nothing is to be learned there.
+        Nothing is to be learned elsewhere, because sampling puts the picture's own latents back there after every step.
         """
-        weight = recipe.loss_weight(example, generator)
-        if weight is not None:
-            return (weight >= 0.5).to(weight)
+        given = self.inner.loss_map(example, generator)
+        if given is not None:
+            return (given >= 0.5).to(given)
         _, height, width = example.target.shape  # [Z, h, w]
         return random_mask(height, width, generator)
 
-    def request_for(self, record: Record, request: Request) -> Request:
-        """To repaint all of a mask of the picture that the recipe starts from, or else of the target itself."""
-        given = as_request(InpaintRequest, request)
-        image = given.image or (record.target,)
+    def request_for(self, record: Record) -> Request:
+        """Repaint all of a mask, in the picture that the inner recipe asks for, or else in the target itself."""
+        request = super().request_for(record)
+        image = as_request(InpaintRequest, request).image or (record.target,)
         mask = record.loss_map or _mask_of(record)
         return as_request(type(request), request, image=image, mask_image=(mask,), strength=1.0)
 
-    def split(self, request: Request, recipe: Recipe) -> list[tuple[tuple[int, ...], Request]]:
-        given = _inpaint(request)
+    def shown(self, request: Request) -> list[tuple[Image.Image, ...]]:
+        given = _checked(request)
+        if given.padding_mask_crop is None or not self.pictures:
+            return self.inner.shown(request)
         images, masks = _opened(given)
-        return split_by_size(request, output_sizes(given, images, recipe.geometry), image=images, mask_image=masks)
+        size = one_size(output_sizes(given, images, self.geometry))
+        crops = [Crop.around(image, mask, size, given.padding_mask_crop) for image, mask in _pairs(images, masks)]
+        return self.inner.shown(as_request(type(request), request, image=[crop.image for crop in crops]))
 
-    def shown(self, request: Request, recipe: Recipe) -> list[tuple[Image.Image, ...]]:
-        given = _inpaint(request)
-        if given.padding_mask_crop is None or not recipe.pictures:
-            return recipe.shown(request)
+    def settle(self, request: Request, parts: Parts) -> tuple[Settled, ...]:
+        given = _checked(request)
         images, masks = _opened(given)
-        crops = _crops(given, images, masks, one_size(output_sizes(given, images, recipe.geometry)))
-        return recipe.shown(as_request(type(request), request, image=[image for image, _, _ in crops]))
+        sized = split_by_size(request, output_sizes(given, images, self.geometry), parts)
+        return tuple(self._settle_part(given, part, part.of(images), part.of(masks), parts) for part in sized)
 
-    def plan(self, request: Request, parts: Parts, recipe: Recipe) -> Plan:
-        """ConfigError for a request that cannot be met, before any model runs; pictures of several sizes: `split`."""
-        given = _inpaint(request)
-        job = _job(given, parts, recipe)
-        count, times = given.prompt_count, given.num_images_per_prompt
+    def _settle_part(
+        self,
+        given: InpaintRequest,
+        part: SizedPart,
+        images: Sequence[Image.Image],
+        masks: Sequence[Image.Image],
+        parts: Parts,
+    ) -> SettledInpaint:
+        _note_stretched(images, masks)
+        padding, crops = given.padding_mask_crop, list[Crop]()
+        if padding is not None:
+            crops = [Crop.around(image, mask, part.size, padding) for image, mask in _pairs(images, masks)]
+            images, found = [crop.image for crop in crops], [crop.mask for crop in crops]
+        inner = settle_inner(self.inner, part, parts, image=images)
+        first = first_step(inner.steps, given.strength, self.sampling)
+        if padding is None:
+            images, found = ([resize(one, part.size) for one in several] for several in (images, masks))
+        compression = parts.codec_spec.compression
+        latent_masks = [latent_mask(mask, given.mask_edges, compression) for mask in found]
+        return SettledInpaint.of(inner, sources=images, masks=latent_masks, crops=crops, first=first)
+
+    def plan(self, settled: Settled, parts: Parts) -> Plan:
+        assert isinstance(settled, SettledInpaint)
+        request = settled.request
+        count, times = request.prompt_count, request.num_images_per_prompt
         # The order of draws is diffusers': the source's sample, the noise, and a sample that nothing uses.
-        original = source_tokens(job.sources, given, parts)
-        plan = recipe.plan(
-            as_request(type(request), request, height=job.size[0], width=job.size[1], image=job.shown), parts
-        )
-        _draw_unused(given, plan, original, parts, pictures=max(len(job.sources), len(job.masks)))
-        masks = repeat_each(broadcast(job.masks, count, "mask_image"), times)
-        kept = keep_unmasked(plan, original, mask_tokens(masks, parts), given.strength)
-        if not job.back:
+        original = source_tokens(settled.sources, request, parts)
+        plan = self.inner.plan(settled.inner, parts)
+        _draw_unused(settled, original, parts)
+        masks = repeat_each(broadcast(settled.masks, count, "mask_image"), times)
+        kept = keep_unmasked(plan, original, mask_tokens(masks, parts), settled.first)
+        if not settled.crops:
             return kept
-        return attrs.evolve(kept, decode=_decoded_into(kept, repeat_each(broadcast(job.back, count, "image"), times)))
+        crops = repeat_each(broadcast(settled.crops, count, "image"), times)
+        return attrs.evolve(kept, decode=_decoded_into(kept, crops))
 
 
 def _mask_of(record: Record) -> Image.Image:
-    """A random mask of the target's size, always the same for one record."""
+    """A random mask of the target's size. One record always gets the same mask."""
     width, height = open_picture(record.target).size
     seed = int.from_bytes(hashlib.sha256(record.id.encode()).digest()[:7], "big")
     return from_pixels(random_mask(height, width, torch.Generator().manual_seed(seed)).expand(3, -1, -1) * 2 - 1)
 
 
-def _inpaint(request: Request) -> InpaintRequest:
+def _checked(request: Request) -> InpaintRequest:
     given = as_request(InpaintRequest, request)
     if given.mask_edges not in EDGES:
         raise ConfigError(f"mask_edges must be hard or soft, got {given.mask_edges!r}", "Leave it out for hard.")
@@ -153,6 +182,11 @@ def _inpaint(request: Request) -> InpaintRequest:
     return given
 
 
+def _opened(request: InpaintRequest) -> tuple[list[Image.Image], list[Image.Image]]:
+    images = open_pictures(_needed(request.image, "image"), request.prompt_count)
+    return images, open_masks(_needed(request.mask_image, "mask_image"), request.prompt_count)
+
+
 def _needed(values: Sequence[PictureLike] | None, name: str) -> Sequence[PictureLike]:
     if not values:
         option = {"image": "--image FILE", "mask_image": "--mask FILE, white where to repaint"}[name]
@@ -160,79 +194,41 @@ def _needed(values: Sequence[PictureLike] | None, name: str) -> Sequence[Picture
     return values
 
 
-def _job(request: InpaintRequest, parts: Parts, recipe: Recipe) -> _Job:
-    images, masks = _opened(request)
-    size = one_size(output_sizes(request, images, recipe.geometry))
-    check_start(request, size, request.strength, parts)
+def _pairs(images: Sequence[Image.Image], masks: Sequence[Image.Image]) -> list[tuple[Image.Image, Image.Image]]:
+    """Pictures with their masks: one pair per prompt if either differs by prompt, else one pair."""
+    count = max(len(images), len(masks))
+    return list(zip(broadcast(images, count, "image"), broadcast(masks, count, "mask_image"), strict=True))
+
+
+def _note_stretched(images: Sequence[Image.Image], masks: Sequence[Image.Image]) -> None:
     for image, mask in _pairs(images, masks):
         if image.size != mask.size:
             logger.warning(
                 "the mask has %d x %d pixels, its picture %d x %d: the mask is stretched", *mask.size, *image.size
             )
-    compression = parts.codec_spec.compression
-    if request.padding_mask_crop is None:
-        sources = [resize(image, size) for image in images]
-        found = [latent_mask(resize(mask, size), request.mask_edges, compression) for mask in masks]
-        return _Job(size, images, sources, found, [])
-    crops = _crops(request, images, masks, size)
-    sources = [image for image, _, _ in crops]
-    found = [latent_mask(mask, request.mask_edges, compression) for _, mask, _ in crops]
-    return _Job(size, sources, sources, found, [back for _, _, back in crops])
 
 
-def _opened(request: InpaintRequest) -> tuple[list[Image.Image], list[Image.Image]]:
-    images = open_pictures(_needed(request.image, "image"), request.prompt_count)
-    return images, open_masks(_needed(request.mask_image, "mask_image"), request.prompt_count)
-
-
-def _pairs(images: Sequence[Image.Image], masks: Sequence[Image.Image]) -> list[tuple[Image.Image, Image.Image]]:
-    """One per prompt where either differs by prompt, else one."""
-    count = max(len(images), len(masks))
-    return list(zip(broadcast(images, count, "image"), broadcast(masks, count, "mask_image"), strict=True))
-
-
-def _crops(
-    request: InpaintRequest, images: Sequence[Image.Image], masks: Sequence[Image.Image], size: Size
-) -> list[_Crop]:
-    padding = request.padding_mask_crop or 0
-    pairs = [(image, resize(mask, (image.height, image.width))) for image, mask in _pairs(images, masks)]
-    return [_cropped(image, mask, size, padding) for image, mask in pairs]
-
-
-def _cropped(image: Image.Image, mask: Image.Image, size: Size, padding: int) -> _Crop:
-    """The part around the mask, of picture and mask, at the size of the output, and its way back."""
-    if mask.getbbox() is None:
-        raise ConfigError(
-            "mask_image: nothing to repaint: it is black everywhere", "Paint white what is to be made anew."
-        )
-    box: Box = crop_box(mask, size, padding)
-
-    def back(made: Image.Image) -> Image.Image:
-        return put_back(made, image, mask, box)
-
-    return fit_inside(image.crop(box), size), fit_inside(mask.crop(box), size), back
-
-
-def _decoded_into(plan: Plan, back: Sequence[Callable[[Image.Image], Image.Image]]) -> Callable[[Tensor], list[Tensor]]:
-    """The plan's `decode`, each result laid over the whole picture that it is a part of, in 8 bits."""
+def _decoded_into(plan: Plan, crops: Sequence[Crop]) -> Callable[[Tensor], list[Tensor]]:
+    """The plan's `decode`, with each result put back into the whole picture that it is a part of, in 8 bits."""
 
     def decode(tokens: Tensor) -> list[Tensor]:
         made = plan.decode(tokens)
-        return [to_pixels(into(from_pixels(one))) for one, into in zip(made, back, strict=True)]
+        return [to_pixels(crop.put_back(from_pixels(one))) for one, crop in zip(made, crops, strict=True)]
 
     return decode
 
 
-def _draw_unused(request: InpaintRequest, plan: Plan, original: Tensor, parts: Parts, *, pictures: int) -> None:
-    """Moves the generators on as diffusers does by encoding the masked picture, which it then never looks at.
+def _draw_unused(settled: SettledInpaint, original: Tensor, parts: Parts) -> None:
+    """Move the generators on as far as diffusers does, which encodes the masked picture and then never uses it.
 
-    So that a generator used for several calls gives the same in each.
+    So a generator that serves several calls gives the same pictures as with diffusers in each of them.
     """
-    if request.masked_image_latents is not None:
+    request = settled.request
+    if getattr(request, "masked_image_latents", None) is not None:
         return
-    _, rows, columns = plan.start.grids[0][0]
+    _, rows, columns = settled.grid
     patch = parts.denoiser_spec.patch
-    count = pictures
+    count = max(len(settled.sources), len(settled.masks))
     generator: Any = request.generator
     if isinstance(generator, Sequence):
         count = len(generator)

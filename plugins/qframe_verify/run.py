@@ -15,6 +15,7 @@ from qframe.interfaces import Oracle, Recipe, Request
 from qframe.plugins.hookspecs import Family
 from qframe.plugins.registry import Registry
 from qframe.sample.request_pictures import load_grey, load_picture
+from qframe.sample.settling import filled
 from qframe_verify.compare import FLOAT32, Report, Row, batch_rows, compare
 from qframe_verify.examples import example_part, example_picture, example_size
 from qframe_verify.traces import traces
@@ -66,12 +67,13 @@ def verify(
     """
     recipe = composition.recipe
     request = _request(recipe, oracle, asked, examples=examples)
-    if request.num_inference_steps < 2 and request.sigmas is None:
+    steps, scale = request.num_inference_steps or 0, request.true_cfg_scale or 0.0
+    if steps < 2 and request.sigmas is None:
         raise ConfigError("one step cannot be compared: diffusers makes NaN of it (#14411)", "Give 2 steps or more.")
     bfloat16 = composition.dtype("denoiser") == torch.bfloat16
     tolerance = None if bfloat16 else FLOAT32
-    guided = request.true_cfg_scale > 1 and request.negative_prompt is not None
-    amplified = 2 * request.true_cfg_scale - 1 if guided else 1.0
+    guided = scale > 1 and request.negative_prompt is not None
+    amplified = 2 * scale - 1 if guided else 1.0
     parts = composition.load("encoder", "codec", "denoiser")
 
     def compared(one: Request) -> list[Row]:
@@ -84,8 +86,8 @@ def verify(
     dtype = "bfloat16" if bfloat16 else "float32"
     return Report(
         title=f"family {composition.family.name}, model {composition.model_name}, {dtype} on "
-        f"{composition.device('denoiser')}, {request.num_inference_steps} steps, "
-        f"true_cfg_scale {request.true_cfg_scale:g}: qframe against {composition.family.oracle}",
+        f"{composition.device('denoiser')}, {steps} steps, "
+        f"true_cfg_scale {scale:g}: qframe against {composition.family.oracle}",
         notes=oracle.notes(parts, recipe),
         rows=tuple(rows),
     )
@@ -98,7 +100,7 @@ def _request(recipe: Recipe, oracle: Oracle, asked: Mapping[str, Any], *, exampl
         grey = bool(field.metadata.get("grey"))
         if values.get(field.name) is None and (examples or field.name in oracle.needs):
             values[field.name] = example_part(size) if grey else example_picture(size)
-    return recipe.request_type(**values)
+    return filled(recipe, recipe.request_type(**values))
 
 
 def _picture_fields(kind: type[Request]) -> list[attrs.Attribute[Any]]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from qframe.errors import ConfigError
 from qframe.interfaces import AfterStep, Encoded, OnStep, Oracle, Parts, Recipe, Request, Sampler, Trace, Velocity
 from qframe.pictures.pixels import from_pixels
-from qframe.sample.pipeline import run_plan
+from qframe.sample.running import run_plan
+from qframe.sample.settling import plan_request
 from qframe.testing.listening import Norms, Steps, listening
 
 
@@ -57,7 +58,7 @@ def our_trace(request: Request, parts: Parts, recipe: Recipe, oracle: Oracle) ->
         encoded.extend(map(Encoded, pixels.to(latents), latents))  # in the dtype that the codec encodes in
 
     with listening(parts.codec, "encode", encoding), listening(parts.codec, "decode", lambda x, _: decoded.extend(x)):
-        plan = recipe.plan(request, parts)
+        plan = plan_request(recipe, request, parts)
         guide, after_step = plan.guide, plan.after_step
 
         def heard_guide(positive: Tensor, negative: Tensor) -> Tensor:

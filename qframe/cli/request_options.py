@@ -1,7 +1,8 @@
-"""Options that a command takes from the request type of the family that its arguments name."""
+"""Options that a command takes from the family that its arguments name: the fields of the family's requests."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,52 +14,66 @@ from qframe.errors import QframeError
 from qframe.plugins.registry import load_registry
 
 if TYPE_CHECKING:
-    from qframe.interfaces import Request
+    from qframe.interfaces import Recipe, Request
     from qframe.sample.jobs.asked import OwnField
 
 _CHOOSING = {"--family": "family", "--config": "config_file", "--set": "overrides", "--from": "picture"}
 
 
 class RequestCommand(click.Command):
-    """Takes the options written out in its code, and after one of them those of the request of the family.
+    """A command that takes the options written out in its code, and those of the requests of the chosen family.
 
-    Their values are plain: a path or paths for pictures, None or () for what is not given.
+    The values of the added options are plain: a path or paths for pictures, None or () for what is not given. The help
+    of the options that are written out names the family's defaults once the family is known.
+
+    Attributes:
+        after: The name of the parameter after which the family's options stand in `--help`.
     """
 
     after: ClassVar[str] = "prompt"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        found = _own_options(args)
-        ctx.meta["qframe.request"] = found or []
-        if found is None:  # what is wrong with family or configuration comes first, not an option nobody declared
+        recipe = _recipe(args)
+        ctx.meta["qframe.recipe"] = recipe
+        if recipe is None:  # what is wrong with family or configuration comes first, not an option nobody declared
             ctx.ignore_unknown_options = ctx.allow_extra_args = True
         return super().parse_args(ctx, args)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         own = super().get_params(ctx)
+        recipe: type[Recipe] | None = ctx.meta.get("qframe.recipe")
+        if recipe is None:
+            return own
+        from qframe.sample.jobs.asked import own_fields
+
+        own = [_with_defaults(parameter, recipe) for parameter in own]
         after = 1 + next(index for index, parameter in enumerate(own) if parameter.name == self.after)
-        added: list[click.Parameter] = ctx.meta.get("qframe.request", [])
-        return own[:after] + added + own[after:]
+        return own[:after] + [_option(field) for field in own_fields(recipe.request_type)] + own[after:]
 
 
 def finite(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    """A click callback: the number, if it is finite."""
+    """A click callback that refuses a number that is not finite."""
     if value is not None and not math.isfinite(value):
         raise click.BadParameter("expected a finite number")
     return value
 
 
 def seed(ctx: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
-    """A click callback: the number, if it can be a seed."""
+    """A click callback that refuses a number that cannot be a seed."""
     if value is not None and not 0 <= value < 2**62:
         raise click.BadParameter("expected a whole number from 0 to 2^62")
     return value
 
 
 def opened(request_type: type[Request], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of these options by the names of the request's fields, their pictures opened; without what is not given.
+    """The values of the family's options by the names of the request's fields, with pictures opened.
 
-    DataError names the option and the file.
+    Args:
+        request_type: The class of requests that the family takes.
+        values: The values of the options, by key. What is not given is left out.
+
+    Raises:
+        DataError: A picture cannot be used; the message names the option and the file.
     """
     from qframe.pictures.picture import Picture
     from qframe.pictures.pixels import open_grey, open_picture
@@ -78,8 +93,8 @@ def opened(request_type: type[Request], values: Mapping[str, Any]) -> dict[str, 
     return found
 
 
-def _own_options(args: Sequence[str]) -> list[click.Parameter] | None:
-    """Options for the fields that the request type of the chosen family adds; None while it cannot be told."""
+def _recipe(args: Sequence[str]) -> type[Recipe] | None:
+    """The recipe of the family that the arguments of a command choose; None where they choose none, or a wrong one."""
     chosen: dict[str, list[str]] = {name: [] for name in _CHOOSING.values()}
     rest = list(args)
     while rest:
@@ -96,9 +111,8 @@ def _own_options(args: Sequence[str]) -> list[click.Parameter] | None:
             registry=load_registry(),
         )
         from qframe.compose import recipe_class
-        from qframe.sample.jobs.asked import own_fields
 
-        return [_option(field) for field in own_fields(recipe_class(family).request_type)]
+        return recipe_class(family)
     except QframeError:
         return None  # the command itself says so
 
@@ -110,6 +124,17 @@ def _stored_family(pictures: Sequence[str]) -> str | None:
     from qframe.sample.jobs.stored import read_stored
 
     return read_stored(Path(pictures[-1])).family
+
+
+def _with_defaults(parameter: click.Parameter, recipe: type[Recipe]) -> click.Parameter:
+    """The parameter with the family's numbers in its help, where it says "the family's"."""
+    sampling = getattr(recipe, "sampling", None)
+    if sampling is None or not isinstance(parameter, click.Option) or parameter.name not in ("steps", "guidance"):
+        return parameter
+    number = getattr(sampling, parameter.name)
+    told = copy.copy(parameter)
+    told.help = (parameter.help or "").replace("the family's", f"{number:g}")
+    return told
 
 
 def _option(field: OwnField) -> click.Option:

@@ -1,9 +1,9 @@
-"""`qframe sample`: pictures from a request whose options come from the family's own request type."""
+"""`qframe sample`: make pictures; the options come from the requests that the family takes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ SOURCES = ("--prompt", "--prompt-file", "--batch", "--from")
 
 
 class SampleCommand(RequestCommand):
-    """Says what is missing before anything else is looked at."""
+    """The command, which reports missing and contradicting options before it reads any file."""
 
     after = "picture"
 
@@ -66,12 +66,12 @@ def _flag(name: str) -> str:
 @click.option("--batch", metavar="FILE", help="JSON lines, each a request; what is done already is skipped.")
 @click.option("--from", "picture", metavar="FILE", help="Make this picture again; other options change what they name.")
 @click.option("--negative-prompt", multiple=True, help="What to steer away from: one for all, or one per prompt.")
-@click.option("--steps", type=click.IntRange(min=1), help="Sampling steps [default: the family's, mostly 50].")
+@click.option("--steps", type=click.IntRange(min=1), help="Sampling steps [default: the family's].")
 @click.option(
     "--guidance",
     type=click.FloatRange(min=0.0),
     callback=finite,
-    help="Guidance scale; above 1 a step takes twice as long [default: 4 with --negative-prompt, else off].",
+    help="Guidance scale; above 1 a step takes twice as long [default: off, or the family's with --negative-prompt].",
 )
 @click.option("--size", metavar="WxH", help="Width and height in pixels [default: the family's].")
 @click.option("--seed", type=int, callback=seed, help="Picture i takes seed + i [default: 0].")
@@ -117,25 +117,16 @@ def sample(
     Each picture stores how it was made, so that --from can repeat it. With --family, --help shows that family's own
     options too (--image, --mask, ...).
     """
-    from qframe.cli.sample_jobs import check_output, make
-    from qframe.sample.jobs.job import numbered
+    from qframe.cli.sample_jobs import make
     from qframe.sample.jobs.stored import check_models, read_stored
 
     stored = None if picture is None else read_stored(Path(picture))
-    loras = dict(map(weighted_file, lora))
-    if len(loras) < len(lora):
-        raise ConfigError("--lora: a file is given twice", "Give it once, with the sum of its weights.")
+    loras = _given_loras(lora)
     prompts = _prompts(request.pop("prompt"), request.pop("prompt_file"), stored)
     given = {name: value for name, value in request.items() if value not in (None, ())}
-    files: list[Path] = []
-    if batch is None:
-        source = Path(picture or "")
-        count = len(prompts) * given.get("num_images", 1)
-        files = numbered(Path(output) if output else source.with_stem(f"{source.stem}-again"), count)
-        check_output(files, overwrite=overwrite)
-    for file in loras:
-        if not file.is_file():
-            raise WeightsError(f"--lora {file}: there is no such file", "Give a .safetensors file.")
+    count = len(prompts) * given.get("num_images", 1)
+    files = [] if batch else _files(output, picture, count, overwrite=overwrite)
+    _check_loras(loras)
     config = resolve(
         family or (stored.family if stored else None),
         config_file,
@@ -149,18 +140,10 @@ def sample(
 
     from qframe.cli.progress import terminal_progress
     from qframe.compose import compose
-    from qframe.sample.jobs.asked import own_fields
     from qframe.sample.jobs.job import Desk
-    from qframe.sample.jobs.rehearse import Rehearsal
-    from qframe.sample.jobs.stored import setting
 
     composition = compose(config)
-    desk = Desk(
-        composition=composition,
-        setting=setting(composition, loras),
-        fields=own_fields(composition.recipe.request_type),
-        rehearsal=Rehearsal(composition),
-    )
+    desk = Desk.of(composition, loras)
     if stored is not None and picture is not None and model is None:
         check_models(stored, desk.setting, picture)
     progress, metadata = terminal_progress(), not no_metadata
@@ -173,6 +156,32 @@ def sample(
         todo = _todo(desk, Path(batch), folder, given, overwrite=overwrite, allow_outside=allow_outside)
         if todo:
             make(composition, loras, todo, progress, metadata=metadata, going_on=True)
+
+
+def _given_loras(lora: Sequence[str]) -> dict[Path, float]:
+    """The LoRA files of the options, with the scale of each. ConfigError if one is given twice."""
+    loras = dict(map(weighted_file, lora))
+    if len(loras) < len(lora):
+        raise ConfigError("--lora: a file is given twice", "Give it once, with the sum of its weights.")
+    return loras
+
+
+def _check_loras(loras: Iterable[Path]) -> None:
+    """WeightsError names a LoRA file that does not exist."""
+    for file in loras:
+        if not file.is_file():
+            raise WeightsError(f"--lora {file}: there is no such file", "Give a .safetensors file.")
+
+
+def _files(output: str | None, picture: str | None, count: int, *, overwrite: bool) -> list[Path]:
+    """The files of the pictures, checked; with --from they are named after that picture unless --output names them."""
+    from qframe.cli.sample_jobs import check_output
+    from qframe.sample.jobs.job import numbered
+
+    source = Path(picture or "")
+    files = numbered(Path(output) if output else source.with_stem(f"{source.stem}-again"), count)
+    check_output(files, overwrite=overwrite)
+    return files
 
 
 def _prompts(prompt: Sequence[str], file: str | None, stored: Stored | None) -> list[str]:
@@ -194,7 +203,7 @@ def _prompts(prompt: Sequence[str], file: str | None, stored: Stored | None) -> 
 
 
 def _repeated(stored: Stored, picture: str, given: Mapping[str, Any], loras: Mapping[Path, float]) -> dict[Path, float]:
-    """Say what a picture names and check that it is there, unchanged; the LoRAs to use."""
+    """Print what a stored request names, check that those files are unchanged, and return the LoRAs to use."""
     import torch
 
     from qframe.sample.jobs.stored import check_files
@@ -220,13 +229,13 @@ def _repeated(stored: Stored, picture: str, given: Mapping[str, Any], loras: Map
 def _jobs(
     desk: Desk, prompts: Sequence[str], given: Mapping[str, Any], stored: Mapping[str, Any], files: Sequence[Path]
 ) -> list[Job]:
-    """Every picture of the command line, in order: the pictures of one prompt together."""
+    """The pictures that a command line asks for, rehearsed, in order; those of one prompt stand together."""
     import attrs
 
     from qframe.config.strict import InvalidError
     from qframe.sample.jobs.asked import asked_type, given_paths, read_asked
     from qframe.sample.jobs.job import Given
-    from qframe.sample.planning import broadcast
+    from qframe.sample.per_prompt import broadcast
 
     kind = asked_type(desk.fields)
     negatives = broadcast(given.get("negative_prompt") or (None,), len(prompts), "--negative-prompt")
@@ -255,15 +264,13 @@ def _jobs(
             if field.kind == "picture"
         }
         asked = attrs.evolve(asked, seed=asked.seed + number * many)
-        made = desk.jobs(asked, files[number * many : (number + 1) * many], "the request", pictures)
-        desk.rehearsal.check(made[0].request)
-        jobs += made
+        jobs += desk.rehearsed(desk.jobs(asked, files[number * many : (number + 1) * many], "the request", pictures))
     return jobs
 
 
 @contextmanager
 def _results(batch: Path, folder: Path) -> Iterator[None]:
-    """Inside, the folder of results is this run's alone. DataError or ConfigError: batch or folder cannot be used."""
+    """Inside, no other run writes to the results. DataError or ConfigError: batch or folder cannot be used."""
     from qframe.cli.sample_jobs import check_folder
     from qframe.files.storage import clear_leftovers, lock_folder
 
@@ -280,7 +287,7 @@ def _results(batch: Path, folder: Path) -> Iterator[None]:
 def _todo(
     desk: Desk, batch: Path, folder: Path, given: Mapping[str, Any], *, overwrite: bool, allow_outside: bool
 ) -> list[Job]:
-    """The pictures of a batch that are not there yet; what the options say goes for lines that do not say otherwise."""
+    """The pictures of a batch that do not exist yet. Values of the options are defaults for its lines."""
     from qframe.sample.jobs.batch import Batch
 
     defaults = dict(given)
@@ -305,7 +312,7 @@ def _problems(error: Any) -> str:
 
 
 def _placement(offload: str | None, devices: str | None) -> list[str]:
-    """The keys that --offload and --devices set. ConfigError names a component that has no device to choose."""
+    """The configuration keys that --offload and --devices set. ConfigError names a component that has no device."""
     found = [] if offload is None else [f"offload={offload}"]
     listed = []
     for name in [] if devices is None else devices.replace(" ", "").split(","):

@@ -1,4 +1,4 @@
-"""Jobs to pictures in files, one after another; and whether those files can be written."""
+"""Make the pictures of jobs, one after another, and check beforehand that their files can be written."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import attrs
-
 from qframe.errors import ConfigError, QframeError, bullet_list
 
 if TYPE_CHECKING:
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
     from qframe.compose import Composition
     from qframe.progress import Progress
     from qframe.sample.jobs.job import Job
+    from qframe.sample.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -31,44 +30,41 @@ def make(
     metadata: bool,
     going_on: bool,
 ) -> int:
-    """Load the model, make every picture, and return how many there are.
+    """Load the model, make every picture, and return how many were made.
 
-    Each is a run of its own: it is written when it is done, and the same by itself as among others.
-    going_on: one that fails does not stop the others; the error that names all of them comes at the end.
+    Each picture is a run of its own. So it is written as soon as it is done, and is the same alone as among others.
+
+    Args:
+        composition: The components.
+        loras: LoRA files to put on the denoiser, with the scale of each.
+        jobs: The pictures to make.
+        progress: Shows the pictures and their steps.
+        metadata: Whether pictures store how they were made.
+        going_on: Whether the others are made after one has failed. Then the error that names all that failed comes
+            last.
     """
-    import torch
-
     from qframe.cli.memory import foretold
     from qframe.preflight import explained, forecast_sampling
     from qframe.sample.jobs.picture_files import write_picture
-    from qframe.sample.pipeline import assemble
+    from qframe.sample.loading import assemble
 
     forecast = forecast_sampling(composition)
     with foretold(forecast):
         pipe = assemble(composition, loras)
 
-    def picture(job: Job) -> Image.Image:
-        generator = torch.Generator().manual_seed(job.seed)
-        with explained(forecast):
-            made = pipe.run(attrs.evolve(job.request, generator=[generator]), progress=progress)
-        return cast("list[Image.Image]", made)[0]
-
     failed: list[tuple[Job, QframeError]] = []
 
     def run(job: Job) -> None:
         try:
-            made = picture(job)
-        except QframeError as error:
-            if not going_on:
-                raise
-            failed.append((job, error))
-            return
+            with explained(forecast):
+                made = _picture(pipe, job, progress)
         # One request that meets a bug must not cost a night's work on all the others.
         except Exception as error:
             if not going_on:
                 raise
             logger.debug("%s", job.origin, exc_info=True)
-            failed.append((job, QframeError(f"{type(error).__name__}: {error}")))
+            told = error if isinstance(error, QframeError) else QframeError(f"{type(error).__name__}: {error}")
+            failed.append((job, told))
             return
         write_picture(job.file, made, job.stored.text() if metadata else None)
         progress.note(f"wrote {job.file}")
@@ -85,8 +81,17 @@ def make(
     return len(jobs)
 
 
+def _picture(pipe: Pipeline, job: Job, progress: Progress) -> Image.Image:
+    """Make the picture of a job, from what the rehearsal settled of it, if that was kept."""
+    from qframe.sample.settling import settle
+
+    settled = job.settled or settle(pipe.recipe, job.request, pipe.parts)
+    made = pipe.run_settled([one.seeded(job.seed) for one in settled], progress=progress)
+    return cast("list[Image.Image]", made)[0]
+
+
 def _failures(failed: Sequence[tuple[Job, QframeError]], count: int) -> QframeError:
-    """One error for all, of the kind of the first."""
+    """One error that names all failures, of the kind of the first."""
     kind = type(failed[0][1])
     lines = [f"{job.origin} ({job.file}): {error}" for job, error in failed]
     hint = "The others are done, and the same command makes these anew."
@@ -94,7 +99,11 @@ def _failures(failed: Sequence[tuple[Job, QframeError]], count: int) -> QframeEr
 
 
 def check_output(files: Sequence[Path], *, overwrite: bool) -> None:
-    """ConfigError if one of these files exists, or its kind is unknown: told before hours of sampling."""
+    """Check the files of pictures before hours of sampling.
+
+    Raises:
+        ConfigError: A file exists and is not to be overwritten, its format is unknown, or its folder cannot be written.
+    """
     for file in files:
         check_name(file)
     existing = [str(file) for file in files if file.exists()]
@@ -104,7 +113,11 @@ def check_output(files: Sequence[Path], *, overwrite: bool) -> None:
 
 
 def check_name(file: Path) -> None:
-    """ConfigError unless a file of this name can be a picture."""
+    """Check that a file of this name can be a picture.
+
+    Raises:
+        ConfigError: Its format is unknown, or it is a folder.
+    """
     from qframe.sample.jobs.picture_files import FORMATS
 
     if file.suffix.lower() not in FORMATS:
@@ -114,7 +127,11 @@ def check_name(file: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """ConfigError unless `folder` can be written to, once it is made."""
+    """Check that a folder can be written to, or can be made.
+
+    Raises:
+        ConfigError: It cannot.
+    """
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         raise ConfigError(f"--output {folder}: {there} is no folder that can be written to", "Choose another place.")

@@ -27,9 +27,9 @@ from qframe.interfaces import (
     EncoderSpec,
     LatentCodec,
     Loadable,
-    PlanTransform,
     Quantiser,
     Recipe,
+    RecipeTransform,
     Sampler,
     Schedule,
 )
@@ -94,7 +94,7 @@ def recipe_class(chosen: ChosenFamily) -> type[Recipe]:
     """
     recipe: type[Recipe] = chosen.recipe.implementation(Recipe, "recipe")
     for offer in chosen.transforms:
-        recipe = transformed(recipe, offer.implementation(PlanTransform))
+        recipe = transformed(recipe, offer.implementation(RecipeTransform))
     return recipe
 
 

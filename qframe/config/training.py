@@ -244,11 +244,15 @@ class SampleConfig:
         default=None, metadata={"help": "another data set whose records are sampled: a path like that of `data.path`"}
     )
     num_inference_steps: int = attrs.field(default=20, validator=ge(1), metadata={"help": "number of sampling steps"})
-    true_cfg_scale: float = attrs.field(
-        default=4.0, validator=ge(0.0), metadata={"help": "scale of classifier-free guidance; 1 turns it off"}
+    true_cfg_scale: float | None = attrs.field(
+        default=None,
+        validator=optional(ge(0.0)),
+        metadata={"help": "scale of classifier-free guidance, where 1 turns it off; by default that of the family"},
     )
-    guidance_scale: float = attrs.field(
-        default=4.0, validator=ge(0.0), metadata={"help": "guidance scale that a guidance-distilled network is told"}
+    guidance_scale: float | None = attrs.field(
+        default=None,
+        validator=optional(ge(0.0)),
+        metadata={"help": "guidance scale that a guidance-distilled network is told; by default that of the family"},
     )
     negative_prompt: str | None = attrs.field(
         default=None, metadata={"help": "negative prompt, which guidance needs; ' ' is enough"}

@@ -21,12 +21,13 @@ from qframe.interfaces.parts import Parts
 from qframe.interfaces.plan import PLAIN, AfterStep, ForwardOptions, Guide, Plan, Velocity
 from qframe.interfaces.quantiser import Quantiser
 from qframe.interfaces.recipe import Recipe
-from qframe.interfaces.request import Request
+from qframe.interfaces.request import Request, SamplingDefaults, as_request
 from qframe.interfaces.sampler import OnStep, Sampler
 from qframe.interfaces.schedule import Schedule
 from qframe.interfaces.sequences import Conditioning, Grid, PackedSequence, grid_length
+from qframe.interfaces.settled import PictureSets, Settled, SettledAround
 from qframe.interfaces.source import Problem, RecordSource, Survey
-from qframe.interfaces.transform import PlanTransform
+from qframe.interfaces.transform import RecipeTransform
 
 __all__ = [
     "PLAIN",
@@ -50,21 +51,26 @@ __all__ = [
     "Oracle",
     "PackedSequence",
     "Parts",
+    "PictureSets",
     "Plan",
-    "PlanTransform",
     "Problem",
     "Quantiser",
     "Recipe",
+    "RecipeTransform",
     "Record",
     "RecordSource",
     "Request",
     "Sampler",
+    "SamplingDefaults",
     "Schedule",
+    "Settled",
+    "SettledAround",
     "Step",
     "Survey",
     "TextInput",
     "TokenCounter",
     "Trace",
     "Velocity",
+    "as_request",
     "grid_length",
 ]

@@ -16,11 +16,13 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 @attrs.frozen(kw_only=True)
 class ForwardOptions:
-    """What a request sets for every forward pass of the denoiser, beside its inputs.
+    """What a request sets for every forward pass of the denoiser, beside the inputs of the pass.
 
-    guidance: scale that a guidance-distilled network takes as an input; None for all others. attention_kwargs: as
-    diffusers' transformers take them; its "scale" scales the loaded LoRAs. cache_context: the name under which a step
-    cache on the network keeps what it keeps, so that both sides of guidance never share it; None without a cache.
+    Attributes:
+        guidance: Scale that a guidance-distilled network takes as an input; None for every other network.
+        attention_kwargs: As diffusers' transformers take them; the key "scale" scales the loaded LoRAs.
+        cache_context: The name under which a step cache on the network keeps its values, so that the two sides of
+            guidance do not share them; None without a step cache.
     """
 
     guidance: float | None = None
@@ -32,20 +34,26 @@ PLAIN = ForwardOptions()
 """No options: what training and most requests use."""
 
 Guide = Callable[[Tensor, Tensor], Tensor]
-"""`(positive [N, C], negative [N, C]) -> guided velocity [N, C]`."""
+"""`(positive velocity [N, C], negative velocity [N, C]) -> guided velocity [N, C]`."""
 
 AfterStep = Callable[[Tensor, int], Tensor]
-"""`(tokens [N, C] after step i, i) -> tokens [N, C]`: what a recipe does between steps, e.g. blend a mask."""
+"""`(tokens [N, C] after step i, i) -> tokens [N, C]`: what a recipe does between two steps, e.g. blend a mask."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Plan:
-    """Everything one sampling run needs, decided before its first step.
+    """Everything that one sampling run needs, decided before its first step.
 
-    start: noise, or noised source. sigmas: [S + 1] float32, descending, ending in 0.
-    guide: combines both velocities; None runs the positive alone. uncond is required with it.
-    forward: for every forward pass of both sides; its cache_context is set by the sampling loop.
-    decode: final tokens [N, C] -> one picture tensor [C, H, W] in [-1, 1] per sample.
+    Attributes:
+        start: The tokens that the run starts from: noise, or a noised picture.
+        references: Tokens of the pictures that the denoiser gets beside the target; None where there are none.
+        cond: Conditioning of the prompts.
+        uncond: Conditioning of the negative prompts; it is there exactly where `guide` is.
+        sigmas: Noise levels [S + 1], float32, falling to 0.
+        guide: Combines the velocities of both sides of guidance; None runs the positive side alone.
+        forward: Options of every forward pass, of both sides. The sampling loop sets its `cache_context`.
+        after_step: What happens to the tokens after each step; None leaves them as they are.
+        decode: Turns the final tokens [N, C] into one picture [C, H, W] in [-1, 1] per sample.
     """
 
     start: PackedSequence

@@ -1,4 +1,4 @@
-"""The contract of a recipe: it joins the components for one task."""
+"""The contract of a recipe: it joins the components of a family for one task."""
 
 from __future__ import annotations
 
@@ -14,24 +14,34 @@ from qframe.files.model_folder import ModelFolder
 from qframe.interfaces.examples import Example, ExampleInputs, Record
 from qframe.interfaces.parts import Parts
 from qframe.interfaces.plan import Plan
-from qframe.interfaces.request import Request
+from qframe.interfaces.request import Request, SamplingDefaults
+from qframe.interfaces.settled import Settled
 from qframe.pictures.geometry import Geometry
 
 
 class Recipe(ABC):
-    """Joins the components for one task. Built with the settings its family declares and the checkpoint it serves.
+    """Joins the components of a family for one task: what is encoded for training, and how a request is sampled.
 
-    The checkpoint is there for what belongs to no component (areas, default sigmas); no weight is read from it.
-    version: raised when `inputs` means something else than before; part of every cache key.
-    request_type: the Request (or a subclass) whose fields the task takes. references: its plans have references.
-    pictures: its prompts come with pictures, which the encoder must look at.
-    positional: the arguments that a call takes by position, as diffusers' pipeline of the task does.
-    geometry: what pictures of its task are brought into, and so the size of a result where a request names none; set
-    by `__init__` where there is one, and needed by transforms.
+    A request becomes pictures in two steps. `settle` opens, sizes and checks it without weights; `plan` runs the
+    encoder and the codec. `qframe.sample.settling` calls both, and does the checks that are the same for every recipe.
+
+    Attributes:
+        version: Raise it when `inputs` means something else than before. It is part of every cache key.
+        request_type: The class of requests whose fields the task takes: `Request` or a subclass.
+        sampling: What the family samples with where a request leaves a value open.
+        references: Whether the denoiser gets references in the plans of this recipe.
+        pictures: Whether the encoder looks at pictures beside the prompts.
+        positional: The arguments that a call takes by position, as diffusers' pipeline of the task does.
+        settings: The settings that the family declares, filled in from the configuration.
+        model: The model folder. It is there for what belongs to no component (areas, default sigmas); a recipe reads no
+            weights from it.
+        geometry: What pictures of the task are brought into, and so the size of a result for which a request names
+            none. `__init__` sets it; a recipe without one cannot be used with transforms.
     """
 
     version: ClassVar[int] = 1
     request_type: ClassVar[type[Request]] = Request
+    sampling: ClassVar[SamplingDefaults]
     references: ClassVar[bool] = False
     pictures: ClassVar[bool] = False
     positional: ClassVar[tuple[str, ...]] = ("prompt", "negative_prompt")
@@ -43,34 +53,32 @@ class Recipe(ABC):
 
     @abstractmethod
     def inputs(self, record: Record) -> ExampleInputs:
-        """What must be encoded to train on this record. Opens no picture, so that cached training never does.
+        """What must be encoded to train on this record. It opens no picture, so that cached training never does.
 
-        DataError names the record and what it lacks.
+        Raises:
+            DataError: The record lacks something; the message names both.
         """
 
-    def loss_weight(self, example: Example, generator: torch.Generator) -> Tensor | None:
-        """Where the loss counts in one step of training, [h, w] in [0, 1], and how much; None: everywhere alike.
+    def loss_map(self, example: Example, generator: torch.Generator) -> Tensor | None:
+        """Where the loss counts in one step of training, and how much: [h, w] in [0, 1]; None is everywhere alike.
 
-        By default the example's weight map. generator: for what is drawn anew in every step; it is a function of (seed,
-        step, place in the batch), so that a resumed run draws the same.
+        By default the map that the example brings.
+
+        Args:
+            example: An encoded example.
+            generator: For what is drawn anew in every step. It is seeded by (seed, step, place in the batch), so that a
+                resumed run draws the same.
         """
         return example.loss_map
 
     @abstractmethod
     def request_for(self, record: Record) -> Request:
-        """The request that asks for this record's target: what validation samples with."""
-
-    def split(self, request: Request) -> list[tuple[tuple[int, ...], Request]]:
-        """Parts of a request whose pictures have one size each, and so one plan, with their places in the result.
-
-        By default the request itself. Override where pictures that a user gives decide the size.
-        """
-        return [(tuple(range(request.prompt_count * request.num_images_per_prompt)), request)]
+        """The request that asks for the target of this record. Validation samples with it."""
 
     def shown(self, request: Request) -> list[tuple[Image.Image, ...]]:
-        """Per prompt of a request, the pictures that the encoder sees with it, at the size it sees them.
+        """The pictures that the encoder sees with each prompt of a request, at the size at which it sees them.
 
-        By default none. A recipe whose `pictures` is True overrides it, and its `plan` uses it.
+        `Pipeline.encode_prompt` uses it. By default there are none; a recipe whose `pictures` is True overrides it.
         """
         if self.pictures:
             raise PluginError(
@@ -80,8 +88,26 @@ class Recipe(ABC):
         return [()] * request.prompt_count
 
     @abstractmethod
-    def plan(self, request: Request, parts: Parts) -> Plan:
-        """Everything a sampling run needs. Encoder, codec and denoiser are loaded here.
+    def settle(self, request: Request, parts: Parts) -> tuple[Settled, ...]:
+        """Open the pictures of a request, decide sizes, and check what this recipe alone can check. Runs no network.
 
-        ConfigError or DataError explains a request that cannot be met, before any model work.
+        One `Settled` is returned for each size that the results have; together their places cover the result once.
+        `qframe.sample.settling.split_by_size` and `settle_part` do most of it.
+
+        Args:
+            request: A request of `request_type`, filled in from `sampling`, that has passed the common checks.
+            parts: What is known of the components; none of them needs to be loaded.
+
+        Raises:
+            ConfigError: The request cannot be met.
+            DataError: A picture cannot be used.
+        """
+
+    @abstractmethod
+    def plan(self, settled: Settled, parts: Parts) -> Plan:
+        """Everything that the sampling loop needs. This is where encoder and codec run.
+
+        Args:
+            settled: One of the values that `settle` of this recipe returned.
+            parts: The components, encoder and codec loaded.
         """

@@ -1,52 +1,76 @@
-"""The contract of a transform: it makes another task of a recipe's plans."""
+"""The contract of a transform: a recipe around another recipe, which makes another task of it."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from qframe.interfaces.examples import Example, Record
+from qframe.errors import ConfigError, PluginError
+from qframe.files.model_folder import ModelFolder
+from qframe.interfaces.examples import Example, ExampleInputs, Record
 from qframe.interfaces.parts import Parts
 from qframe.interfaces.plan import Plan
 from qframe.interfaces.recipe import Recipe
-from qframe.interfaces.request import Request
+from qframe.interfaces.request import Request, as_request
+from qframe.interfaces.settled import Settled
 
 
-class PlanTransform(ABC):
-    """Makes another task of a recipe's plans: how tasks mix. Registered as kind "transform", named by a Family.
+class RecipeTransform(Recipe):
+    """A recipe around an inner recipe. Every method asks the inner one; override those in which the task differs.
 
-    request_type: the Request whose fields it takes; those that the recipe's own lacks are added to it. optional: a
-    request that uses none of them is the recipe's own, so that a family with this transform can be trained. trains: it
-    can be anyway, since `request_for` fills them from a record. Its examples are the recipe's, in one cache.
+    It is registered as a component of kind "transform", and a `Family` names it in `transforms`. The class itself is
+    not
+    instantiated: `qframe.compose.mixing.transformed` makes a subclass of it for each recipe that it is put around. Its
+    examples are those of the inner recipe, in the same cache.
+
+    Attributes:
+        request_type: While you write the transform, the class with the fields that the transform needs. On an instance,
+            the class that has the fields of the inner recipe as well.
+        optional: Whether a request that uses none of the transform's fields is sampled as by the inner recipe alone.
+            A family with an optional transform can be trained.
+        trains: Whether `request_for` fills the transform's fields from a record, so that a family can be trained
+            although the transform is not optional.
+        inner_type: The class of the inner recipe; set by `transformed`.
+        inner: The inner recipe.
     """
 
-    request_type: ClassVar[type[Request]]
     optional: ClassVar[bool]
     trains: ClassVar[bool] = False
+    inner_type: ClassVar[type[Recipe]]
 
-    def split(self, request: Request, recipe: Recipe) -> list[tuple[tuple[int, ...], Request]]:
-        """As `Recipe.split`. Override where pictures that it adds decide the size."""
-        return recipe.split(request)
+    def __init__(self, settings: Any, model: ModelFolder) -> None:
+        self.inner = self.inner_type(settings, model)
+        super().__init__(self.inner.settings, model)
+        if not hasattr(self.inner, "geometry"):
+            raise PluginError(
+                f"recipe {self.inner_type.__qualname__} has no geometry, which transforms need",
+                "Its __init__ sets one: see qframe.interfaces.Recipe.",
+            )
+        self.geometry = self.inner.geometry
 
-    def shown(self, request: Request, recipe: Recipe) -> list[tuple[Image.Image, ...]]:
-        """As `Recipe.shown`. Override where the recipe is shown other pictures than the request has."""
-        return recipe.shown(request)
+    def inputs(self, record: Record) -> ExampleInputs:
+        if not (self.optional or self.trains):
+            written = type(self).__bases__[0].__name__
+            raise ConfigError(
+                f"this family samples only: a data set has nothing for its transform {written}",
+                "Train the family whose recipe it takes; its LoRA files serve here too.",
+            )
+        return self.inner.inputs(record)
 
-    def loss_weight(self, example: Example, generator: torch.Generator, recipe: Recipe) -> Tensor | None:
-        """As `Recipe.loss_weight`. Override where the task is to make a part of a picture."""
-        return recipe.loss_weight(example, generator)
+    def loss_map(self, example: Example, generator: torch.Generator) -> Tensor | None:
+        return self.inner.loss_map(example, generator)
 
-    def request_for(self, record: Record, request: Request) -> Request:
-        """As `Recipe.request_for`. request: the recipe's own, of the class that has the fields of both.
+    def request_for(self, record: Record) -> Request:
+        return as_request(self.request_type, self.inner.request_for(record))
 
-        By default as it is. Override where fields that it adds are needed, and set `trains`.
-        """
-        return request
+    def shown(self, request: Request) -> list[tuple[Image.Image, ...]]:
+        return self.inner.shown(request)
 
-    @abstractmethod
-    def plan(self, request: Request, parts: Parts, recipe: Recipe) -> Plan:
-        """As `Recipe.plan`: what it makes of `recipe.plan(...)`, which takes `request`, changed or not."""
+    def settle(self, request: Request, parts: Parts) -> tuple[Settled, ...]:
+        return self.inner.settle(request, parts)
+
+    def plan(self, settled: Settled, parts: Parts) -> Plan:
+        return self.inner.plan(settled, parts)

@@ -88,7 +88,7 @@ class Geometry:
 class GeometrySettings:
     """What a user may set of a recipe's geometry; each attribute is that of `Geometry` with the same name.
 
-    What is None gets the recipe's default: see `qframe.sample.planning.with_defaults`.
+    What is None gets the recipe's default: see `qframe.sample.recipe_settings.with_defaults`.
     """
 
     min_area: int | None = attrs.field(

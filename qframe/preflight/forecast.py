@@ -13,8 +13,6 @@ from qframe.compose import Composition
 from qframe.compose.placement import ORDER, Room, room_on
 from qframe.errors import ResourceError, bullet_list
 
-TEXT_TOKENS = 512
-"""Assumed tokens of a prompt that is not known yet: the length at which the pipelines of Qwen-Image cut a prompt."""
 PICTURE = (1024, 1024)
 """Assumed size of a picture that is not known yet; the recipe's geometry fits it."""
 

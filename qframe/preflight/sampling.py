@@ -9,7 +9,7 @@ from qframe.cache.lengths import Shape
 from qframe.compose import Composition
 from qframe.compose.placement import ORDER
 from qframe.config.schema import QUANTISABLE
-from qframe.preflight.forecast import PICTURE, TEXT_TOKENS, Forecast, Remedy, components, quantise_remedies, ranked
+from qframe.preflight.forecast import PICTURE, Forecast, Remedy, components, quantise_remedies, ranked
 from qframe.preflight.shapes import META, Made, forward_bytes
 
 
@@ -55,7 +55,7 @@ def _working(composition: Composition) -> dict[str, int]:
     with torch.no_grad():
         if "denoiser" in outlines:
             found["denoiser"] = forward_bytes(
-                outlines["denoiser"], composition.specs["denoiser"], shape, TEXT_TOKENS, 1
+                outlines["denoiser"], composition.specs["denoiser"], shape, recipe.sampling.prompt_tokens, 1
             )[1]
         if "codec" in outlines:
             latents = torch.empty(1, composition.specs["codec"].channels, height, width, device=META)

@@ -14,7 +14,7 @@ from qframe.interfaces import Conditioning
 from qframe.sample.conditioning import from_padded, to_padded
 
 StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor | None]], Mapping[str, Tensor | None] | None]
-"""`(pipeline, step, timestep, tensors by name) -> those to replace, or None`."""
+"""`(pipeline, step, timestep, tensors by name) -> tensors by name that replace the run's own, or None`."""
 
 TENSORS = (
     "latents",
@@ -27,7 +27,14 @@ TENSORS = (
 
 @attrs.frozen(eq=False)
 class StepState:
-    """What a run holds between two steps. tokens: [N, C], of samples of `lengths`. uncond: None without guidance."""
+    """What a run holds between two steps.
+
+    Attributes:
+        tokens: The tokens [N, C] of all samples, one sample after the other.
+        lengths: The number of tokens of each sample.
+        cond: Conditioning of the prompts.
+        uncond: Conditioning of the negative prompts; None without guidance.
+    """
 
     tokens: Tensor
     lengths: tuple[int, ...]
@@ -40,7 +47,15 @@ Steer = Callable[[StepState, int], StepState]
 
 
 def check_callback(callback: StepCallback | None, names: Sequence[str]) -> None:
-    """ConfigError if a callback cannot be called, or asks for tensors that there are not."""
+    """Check a callback before a run.
+
+    Args:
+        callback: The caller's function; None where there is none.
+        names: The names of the tensors that it wants.
+
+    Raises:
+        ConfigError: It cannot be called, or wants a tensor that does not exist.
+    """
     if callback is not None and not callable(callback):
         raise ConfigError(
             f"callback_on_step_end must be a function, got {type(callback).__name__}",
@@ -55,7 +70,10 @@ def check_callback(callback: StepCallback | None, names: Sequence[str]) -> None:
 
 
 def tensors_of(state: StepState, names: Sequence[str]) -> dict[str, Tensor | None]:
-    """Latents [B, L, C], embeddings [B, T, D] and masks [B, T], as named; None for a negative that there is not."""
+    """The tensors of a state, by name: latents [B, L, C], embeddings [B, T, D] and masks [B, T].
+
+    Those of the negative prompt are None in a run without guidance.
+    """
     found: dict[str, Tensor | None] = {"latents": pad(state.tokens, state.lengths)[0]}
     for side, cond in (("", state.cond), ("negative_", state.uncond)):
         embeds, mask = (None, None) if cond is None else to_padded(cond)
@@ -64,9 +82,10 @@ def tensors_of(state: StepState, names: Sequence[str]) -> dict[str, Tensor | Non
 
 
 def replaced(state: StepState, returned: Mapping[str, Tensor | None] | None) -> StepState:
-    """The state with what a callback returned in place of its own.
+    """The state, with the tensors that a callback returned in place of its own.
 
-    ConfigError for a name that there is not, a shape that does not fit, or a negative prompt without guidance.
+    Raises:
+        ConfigError: A name is unknown, a shape does not fit, or a negative prompt comes to a run without guidance.
     """
     if returned is None:
         return state
@@ -91,7 +110,7 @@ def replaced(state: StepState, returned: Mapping[str, Tensor | None] | None) -> 
 
 
 def _replaced_side(side: str, cond: Any, returned: Mapping[str, Tensor | None]) -> Any:
-    """`cond` (a Conditioning, or None) unless `returned` has its embeddings or their mask."""
+    """One side's conditioning (None without guidance), with the embeddings or the mask that a callback returned."""
     name = f"{side}prompt_embeds"
     embeds, mask = returned.get(name), returned.get(f"{name}_mask")
     if embeds is None and mask is None:

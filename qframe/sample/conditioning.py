@@ -12,77 +12,88 @@ from torch import Tensor
 
 from qframe.diffusion.packing import pad
 from qframe.errors import ConfigError
-from qframe.interfaces import Conditioning, Encoder, ForwardOptions, Guide, Parts, Request
-from qframe.sample.planning import broadcast, has_negative, repeat_each
+from qframe.interfaces import Conditioning, Encoder, ForwardOptions, Guide, Parts, Request, Settled
+from qframe.sample.per_prompt import broadcast, repeat_each
 
 logger = logging.getLogger(__name__)
 
 
 @attrs.frozen(eq=False)
 class Guided:
-    """Both sides of guidance: `uncond` and `guide` are None where the positive runs alone."""
+    """The encoded prompts of a run.
+
+    Attributes:
+        cond: Conditioning of the prompts, one sample per picture made.
+        uncond: Conditioning of the negative prompts; None where the run is without guidance.
+        guide: Combines the velocities of both sides; None where the run is without guidance.
+    """
 
     cond: Conditioning
     uncond: Conditioning | None
     guide: Guide | None
 
 
-def check_texts(encoder: Encoder, request: Request) -> None:
-    """DataError for a prompt, or a negative one, that the encoder refuses. Runs no network."""
-    encoder.check([*(request.prompt or ()), *(request.negative_prompt or ())])
+def encode_prompts(encoder: Encoder, settled: Settled, *, guidance: Callable[[float], Guide]) -> Guided:
+    """Encode the prompts of a request, and the negative prompts where it runs with guidance.
 
+    A negative prompt is encoded with the pictures of its prompt.
 
-def encode_prompts(
-    encoder: Encoder,
-    request: Request,
-    pictures: Sequence[Sequence[Image.Image]],
-    *,
-    guidance: Callable[[float], Guide],
-) -> Guided:
-    """Conditioning of a request's pictures, in their order. The negative prompt sees the pictures of its prompt.
-
-    pictures: per prompt. guidance: the family's, of `qframe.diffusion.guidance`; it runs only with a scale above 1 and
-    a negative prompt, as in diffusers.
+    Args:
+        encoder: The loaded encoder.
+        settled: The settled request.
+        guidance: The family's kind of guidance, of `qframe.diffusion.guidance`; it is called with the scale.
     """
-    limit = _limit(request, pictures)
-    check_texts(encoder, request)
+    request = settled.request
 
     def encoded(texts: Sequence[str] | None, embeds: Tensor | None, mask: Tensor | None) -> Conditioning:
         if texts is not None:
             prompts = broadcast(texts, request.prompt_count, "prompt")
-            cond = encoder.encode(prompts, pictures, max_length=limit)
+            cond = encoder.encode(prompts, settled.shown, max_length=settled.prompt_tokens)
         else:
             assert embeds is not None
-            assert mask is not None  # check_prompts
-            cond = from_padded(embeds, mask, limit)
+            assert mask is not None  # both are given: check_request
+            cond = from_padded(embeds, mask, settled.prompt_tokens)
             if cond.batch_size == 1:
                 cond = repeat_conditioning(cond, request.prompt_count)
         return repeat_conditioning(cond, request.num_images_per_prompt)
 
     cond = encoded(request.prompt, request.prompt_embeds, request.prompt_embeds_mask)
-    if request.true_cfg_scale <= 1 or not has_negative(request):
+    if settled.guidance is None:
         return Guided(cond, None, None)
     uncond = encoded(request.negative_prompt, request.negative_prompt_embeds, request.negative_prompt_embeds_mask)
-    return Guided(cond, uncond.to(cond.embeds.device, cond.embeds.dtype), guidance(request.true_cfg_scale))
+    return Guided(cond, uncond.to(cond.embeds.device, cond.embeds.dtype), guidance(settled.guidance))
 
 
 def encode_padded(
     encoder: Encoder, request: Request, pictures: Sequence[Sequence[Image.Image]]
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings [B, T, D] and mask [B, T] of a request's prompts: what a request takes instead of them."""
-    cond = encoder.encode(request.prompt or (), pictures, max_length=_limit(request, pictures))
+    """Embeddings [B, T, D] and mask [B, T] of a request's prompts: what a request takes in place of them.
+
+    Args:
+        encoder: The loaded encoder.
+        request: A request that is filled in from the family's defaults.
+        pictures: The pictures that the encoder sees with each prompt.
+    """
+    cond = encoder.encode(request.prompt or (), pictures, max_length=prompt_limit(request, pictures))
     return to_padded(repeat_conditioning(cond, request.num_images_per_prompt))
 
 
-def _limit(request: Request, pictures: Sequence[Sequence[Image.Image]]) -> int | None:
+def prompt_limit(request: Request, pictures: Sequence[Sequence[Image.Image]]) -> int | None:
+    """How many tokens of a prompt are kept; None, which keeps all, where the encoder sees pictures."""
     # diffusers' edit pipelines check max_sequence_length and cut nothing: their pictures alone take more tokens.
     return None if any(pictures) else request.max_sequence_length
 
 
 def from_padded(embeds: Tensor, mask: Tensor, max_length: int | None = None) -> Conditioning:
-    """Embeddings [B, T, D] as diffusers has them, without the places that their mask [B, T] leaves out.
+    """The conditioning of padded embeddings, without the places that their mask leaves out.
 
-    max_length: columns kept, as diffusers cuts them. ConfigError names a row of which nothing is left.
+    Args:
+        embeds: Embeddings [B, T, D] as diffusers has them.
+        mask: Mask [B, T]; 1 marks a token.
+        max_length: Columns that are kept, as diffusers cuts them; None keeps all.
+
+    Raises:
+        ConfigError: Nothing is left of a row; the message names it.
     """
     kept = mask[:, :max_length].bool().to(embeds.device)
     lengths = kept.sum(dim=1).tolist()
@@ -92,7 +103,7 @@ def from_padded(embeds: Tensor, mask: Tensor, max_length: int | None = None) -> 
 
 
 def to_padded(cond: Conditioning) -> tuple[Tensor, Tensor]:
-    """Embeddings [B, T, D], zeros after the shorter prompts, and their mask [B, T]: the inverse of `from_padded`."""
+    """Embeddings [B, T, D] with zeros after shorter prompts, and their mask [B, T]: the inverse of `from_padded`."""
     embeds, mask = pad(cond.embeds, cond.lengths)
     return embeds, torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device) if mask is None else mask
 
@@ -103,7 +114,11 @@ def repeat_conditioning(cond: Conditioning, times: int) -> Conditioning:
 
 
 def forward_options(request: Request, parts: Parts) -> ForwardOptions:
-    """What a request sets for every forward pass. ConfigError if a guidance-distilled network lacks its scale."""
+    """What a request sets for every forward pass of the denoiser.
+
+    Raises:
+        ConfigError: The network is guidance-distilled, and the request names no `guidance_scale`.
+    """
     guidance = request.guidance_scale
     if parts.denoiser_spec.guidance and guidance is None:
         raise ConfigError("guidance_scale is needed: this checkpoint is guidance-distilled", "Give guidance_scale=....")

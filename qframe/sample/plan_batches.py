@@ -1,4 +1,4 @@
-"""Many plans sampled together: plans are data, so those with the same sigmas join into one."""
+"""Several plans sampled together. Plans are data, so those with the same sigmas can be joined into one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ _F = TypeVar("_F")
 
 
 def group_plans(plans: Sequence[Plan], batch_size: int) -> list[tuple[int, ...]]:
-    """Indices of plans that can be joined (see `join_plans`), at most `batch_size` samples a group."""
+    """Group the plans that can be joined, see `join_plans`.
+
+    Args:
+        plans: The plans.
+        batch_size: The largest number of samples in a group; a plan that has more is a group of its own.
+
+    Returns:
+        Groups of indices of `plans`.
+    """
     alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for index, plan in enumerate(plans):
         alike[tuple(plan.sigmas.tolist()), plan.guide is None, _forward(plan)].append(index)
@@ -35,9 +43,10 @@ def group_plans(plans: Sequence[Plan], batch_size: int) -> list[tuple[int, ...]]
 
 
 def join_plans(plans: Sequence[Plan]) -> Plan:
-    """One plan that does what each of `plans` does, sample after sample.
+    """Join plans into one, whose samples are those of the plans, one plan after the other.
 
-    ValueError unless their sigmas and forward options are equal, and all are guided or none.
+    Raises:
+        ValueError: Their sigmas or forward options differ, or only some of them are guided.
     """
     first = plans[0]
     if any(
@@ -76,7 +85,7 @@ def join_plans(plans: Sequence[Plan]) -> Plan:
 
 
 def _forward(plan: Plan) -> tuple[float | None, str]:
-    """Equal where the forward options are."""
+    """A value that is equal for two plans if their forward options are equal."""
     return plan.forward.guidance, repr(sorted((plan.forward.attention_kwargs or {}).items()))
 
 

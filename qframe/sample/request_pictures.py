@@ -1,84 +1,64 @@
-"""The pictures of a request: in whatever form they are given, how large their results are, and which go together."""
+"""The pictures of a request, in whatever form they are given: how they are opened, and how large their results are."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from qframe.compose.mixing import as_request
 from qframe.errors import ConfigError, DataError
 from qframe.interfaces import Request
 from qframe.pictures.geometry import Geometry, Size
 from qframe.pictures.picture import Picture
 from qframe.pictures.pixels import open_grey, open_picture, to_grey, to_rgb
-from qframe.sample.planning import broadcast, select
+from qframe.sample.per_prompt import broadcast
 
 PictureLike = Image.Image | Picture | Path | str | np.ndarray[Any, Any] | Tensor
 """A picture as `pipe(...)` takes it; a string is a path."""
 
-R = TypeVar("R", bound=Request)
-
 
 def open_pictures(values: Sequence[PictureLike], prompts: int, name: str = "image") -> list[Image.Image]:
-    """RGB pictures, one for all prompts or one per prompt. ConfigError otherwise; DataError names a bad picture."""
+    """Open the RGB pictures of a request.
+
+    Args:
+        values: One picture for all prompts, or one per prompt.
+        prompts: The number of prompts.
+        name: What messages call a picture that has no name of its own.
+
+    Raises:
+        ConfigError: There is another number of pictures.
+        DataError: A picture cannot be used; the message names it.
+    """
     broadcast(values, prompts, name)
     return [load_picture(value, name if len(values) == 1 else f"{name} {i}") for i, value in enumerate(values)]
 
 
 def output_sizes(request: Request, images: Sequence[Image.Image], geometry: Geometry) -> list[Size]:
-    """Per picture, the size of its result: what the request names, and beside that the picture in its geometry."""
+    """The size of the result of each picture: the picture's in this geometry, or what the request names instead."""
     fitted = [geometry.fit(image.height, image.width) for image in images]
     return [(request.height or height, request.width or width) for height, width in fitted]
 
 
 def one_size(sizes: Sequence[Size]) -> Size:
-    """The size that all have. ConfigError if there are several."""
+    """The size that all have.
+
+    Raises:
+        ConfigError: There are several sizes.
+    """
     if len(set(sizes)) > 1:
         raise ConfigError(
             f"the pictures lead to outputs of different sizes: {sorted(set(sizes))}",
-            "Plan them apart (Recipe.split), or name height and width.",
+            "Name height and width, or ask for those of one size at a time.",
         )
     return sizes[0]
 
 
-def split_by_size(
-    request: R, sizes: Sequence[Size], **pictures: Sequence[Any]
-) -> list[tuple[tuple[int, ...], Request]]:
-    """As `Recipe.split`: one part per size. sizes: one, or one per prompt.
-
-    pictures: values for fields of the request, one for all prompts or one per prompt. ConfigError: latents, which
-    have one size, for several.
-    """
-    times, count = request.num_images_per_prompt, request.prompt_count
-    if len(set(sizes)) == 1:
-        return [(tuple(range(count * times)), as_request(type(request), request, **pictures))]
-    if request.latents is not None:
-        raise ConfigError(
-            f"latents are of one size, and the pictures lead to outputs of several: {sorted(set(sizes))}",
-            "Name height and width, or call once per size.",
-        )
-    alike: dict[Size, list[int]] = defaultdict(list)
-    for prompt, size in enumerate(sizes):
-        alike[size].append(prompt)
-    parts: list[tuple[tuple[int, ...], Request]] = []
-    for prompts in alike.values():
-        places = tuple(prompt * times + i for prompt in prompts for i in range(times))
-        own = {
-            name: values if len(values) == 1 else [values[prompt] for prompt in prompts]
-            for name, values in pictures.items()
-        }
-        parts.append((places, as_request(type(request), select(request, prompts), **own)))
-    return parts
-
-
 def as_pictures(value: Any) -> tuple[PictureLike, ...] | None:
-    """A request's pictures, given as one, as a list, or as an array or tensor [B, ...]."""
+    """A request's pictures as a tuple. They are given as one picture, as a list, or as an array or tensor [B, ...]."""
     if value is None or isinstance(value, tuple):
         return value
     if isinstance(value, Tensor | np.ndarray) and value.ndim == 4:
@@ -88,10 +68,15 @@ def as_pictures(value: Any) -> tuple[PictureLike, ...] | None:
 
 
 def load_picture(value: PictureLike, origin: str = "image") -> Image.Image:
-    """The RGB picture of a value that a user may give; policy of `qframe.pictures.pixels`.
+    """Open the RGB picture of a value that a user may give, by the rules of `qframe.pictures.pixels`.
 
-    Arrays are [H, W, 3] or [H, W], tensors [3, H, W]; bool, uint8, or floating point in [0, 1], as diffusers takes
-    them. DataError names `origin`.
+    Args:
+        value: A path, a PIL picture, an array [H, W, 3] or [H, W], or a tensor [3, H, W]. Arrays and tensors are bool,
+            uint8, or floating point in [0, 1], as diffusers takes them.
+        origin: What messages call the picture.
+
+    Raises:
+        DataError: The picture cannot be used.
     """
     if isinstance(value, Picture | str | Path):
         return open_picture(_picture(value))
@@ -99,7 +84,10 @@ def load_picture(value: PictureLike, origin: str = "image") -> Image.Image:
 
 
 def load_grey(value: PictureLike, origin: str = "image") -> Image.Image:
-    """As `load_picture`, of a picture whose values are no colours: mode L; where it is transparent it is black."""
+    """Open a picture whose values are no colours, such as a mask: mode L, black where it is transparent.
+
+    Otherwise like `load_picture`.
+    """
     if isinstance(value, Picture | str | Path):
         return open_grey(_picture(value))
     return to_grey(_image(value, origin), origin=origin)

@@ -1,7 +1,4 @@
-"""Runs that start from pictures instead of noise: their latents, and the cut of the schedule.
-
-Every check here runs before any model does.
-"""
+"""Runs that start from pictures instead of noise: the pictures' latents, and the steps that a strength leaves out."""
 
 from __future__ import annotations
 
@@ -15,32 +12,28 @@ from torch import Tensor
 from qframe.diffusion.flow import add_noise
 from qframe.diffusion.packing import pack_latents
 from qframe.errors import ConfigError
-from qframe.interfaces import Parts, Plan, Request, grid_length
-from qframe.pictures.geometry import Size
+from qframe.interfaces import Parts, Plan, Request, SamplingDefaults
 from qframe.pictures.pixels import to_pixels
-from qframe.sample.conditioning import check_texts
-from qframe.sample.planning import broadcast, check_fields, check_size, repeat_each, target_grid
+from qframe.sample.per_prompt import broadcast, repeat_each
 
 
-def check_start(request: Request, size: Size, strength: float, parts: Parts) -> None:
-    """ConfigError for whatever is wrong with a run of this size and strength, DataError for a prompt."""
-    check_fields(request)
-    check_texts(parts.encoder, request)
-    grid = target_grid(request, check_size(size, parts.multiple), parts)
-    sigmas = parts.schedule.sigmas(request.num_inference_steps, grid_length(grid), request.sigmas)
-    first_step(sigmas.shape[0] - 1, strength)
+def first_step(steps: int, strength: float, sampling: SamplingDefaults) -> int:
+    """How many of the first steps a strength leaves out.
 
+    Args:
+        steps: The number of steps of a run from noise.
+        strength: The fraction of the steps that runs, in (0, 1].
+        sampling: The family's defaults, which say whether a step runs that is covered only in part.
 
-def first_step(steps: int, strength: float) -> int:
-    """How many of the first steps a strength in (0, 1] leaves out. ConfigError if no step is left.
-
-    diffusers: `get_timesteps` of pipeline_qwenimage_img2img.py.
+    Raises:
+        ConfigError: The strength is out of its range, or no step is left.
     """
     if not 0 < strength <= 1:
         raise ConfigError(
             f"strength must be above 0 and at most 1, got {strength:g}", "1 keeps nothing of the picture, 0.1 much."
         )
-    first = int(max(steps - min(steps * strength, steps), 0))
+    covered = min(steps * strength, steps)
+    first = int(max(steps - covered, 0)) if sampling.partial_step == "runs" else steps - int(covered)
     if first >= steps:
         raise ConfigError(
             f"strength {strength:g} leaves none of {steps} steps", "Raise strength or the number of steps."
@@ -51,9 +44,13 @@ def first_step(steps: int, strength: float) -> int:
 def source_tokens(images: Sequence[Image.Image], request: Request, parts: Parts) -> Tensor:
     """Tokens [N, C] of the pictures that a request's results start from: samples of the codec's posterior.
 
-    images: one for all prompts or one per prompt, all of one size that the codec takes. One generator draws for all
-    of them at once, as in diffusers; with one generator per result each draws for its own, so that a result does not
-    depend on its neighbours. Without any, torch's own draws.
+    One generator draws for all pictures at once, as in diffusers. With one generator per result each draws for its own
+    result, which then does not depend on its neighbours. Without a generator torch's default one draws.
+
+    Args:
+        images: One picture for all prompts or one per prompt, all of one size that the codec takes.
+        request: The request, for its generators and the number of its pictures.
+        parts: The components, the codec loaded.
     """
     codec, prompts, times = parts.codec, request.prompt_count, request.num_images_per_prompt
     pixels = torch.stack([to_pixels(image) for image in images])
@@ -66,12 +63,14 @@ def source_tokens(images: Sequence[Image.Image], request: Request, parts: Parts)
     return pack_latents(latents, parts.denoiser_spec.patch).flatten(0, 1)
 
 
-def start_from(plan: Plan, original: Tensor, strength: float) -> Plan:
-    """The plan begun late: at `original` [N, C], noised by the plan's own start to the first sigma that is left.
+def start_from(plan: Plan, original: Tensor, first: int) -> Plan:
+    """The plan without its first steps: it starts from a picture, noised to the first sigma that is left.
 
-    strength in (0, 1]: which part of the steps runs. plan: as if from pure noise.
+    Args:
+        plan: A plan of all steps, which starts from pure noise. Its start is the noise that is added.
+        original: Clean tokens [N, C] of the picture.
+        first: How many steps are left out, see `first_step`.
     """
-    first = first_step(plan.sigmas.shape[0] - 1, strength)
     sigmas, noise, after_step = plan.sigmas[first:], plan.start.tokens, plan.after_step
     # In the tokens' dtype, as diffusers' scale_noise, so that bf16 agrees to the bit.
     start = add_noise(original.to(noise), noise, sigmas[0].to(noise.dtype))

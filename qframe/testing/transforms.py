@@ -1,64 +1,81 @@
-"""What every transform of plans does."""
+"""The contract tests that every transform passes."""
 
 from __future__ import annotations
 
 import attrs
 import torch
 
-from qframe.compose.mixing import as_request
-from qframe.interfaces import Parts, PlanTransform, Recipe, Request
-from qframe.sample.planning import picture_count
+from qframe.interfaces import Parts, Plan, Recipe, RecipeTransform, Request, as_request
+from qframe.sample.per_prompt import picture_count
+from qframe.sample.settling import settle
 
 
 class TransformContract:
-    """Fixtures: transform; recipe, one that it wraps; parts, all loaded; asked, a request that uses its fields.
+    """Subclass it and define three fixtures.
 
-    The request's class is that of the mixed recipe, `transformed(type(recipe), type(transform)).request_type`.
+    Fixtures:
+        transform: The transform around a recipe, `transformed(SomeRecipe, YourTransform)(settings, model)`.
+        parts: The components, all loaded.
+        asked: A request of the transform's `request_type` that uses the fields of the transform, and whose results have
+            one size.
     """
 
-    def test_its_fields_have_defaults(self, transform: PlanTransform) -> None:
-        """So that what the recipe is asked for can be asked of both."""
-        assert issubclass(transform.request_type, Request)
-        common = {field.name for field in attrs.fields(Request)}
+    def test_its_fields_have_defaults(self, transform: RecipeTransform) -> None:
+        """So that a request of the inner recipe can be turned into one of the transform."""
+        assert issubclass(transform.request_type, transform.inner.request_type)
+        common = {field.name for field in attrs.fields(transform.inner.request_type)}
         added = [field for field in attrs.fields(transform.request_type) if field.name not in common]
         assert all(field.default is not attrs.NOTHING for field in added)
 
-    def test_the_parts_of_a_request_make_every_picture_once(
-        self, transform: PlanTransform, recipe: Recipe, asked: Request
+    def test_what_is_settled_makes_every_picture_once(
+        self, transform: RecipeTransform, asked: Request, parts: Parts
     ) -> None:
-        parts = transform.split(asked, recipe)
-        places = [place for places, _ in parts for place in places]
+        settled = settle(transform, asked, parts)
+        places = [place for one in settled for place in one.places]
         assert sorted(places) == list(range(picture_count(asked)))
-        assert all(picture_count(part) == len(places) for places, part in parts)
-        assert all(type(part) is type(asked) for _, part in parts)
+        assert all(picture_count(one.request) == len(one.places) for one in settled)
+
+    def test_a_request_is_settled_without_weights(
+        self, transform: RecipeTransform, asked: Request, parts: Parts
+    ) -> None:
+        """So that a command line can refuse it before minutes of loading."""
+        bare = attrs.evolve(parts, loaded_encoder=None, loaded_codec=None, loaded_denoiser=None)
+        sizes = [one.size for one in settle(transform, asked, bare)]
+        assert sizes == [one.size for one in settle(transform, asked, parts)]
 
     def test_its_plan_makes_the_pictures_that_are_asked_for(
-        self, transform: PlanTransform, recipe: Recipe, asked: Request, parts: Parts
+        self, transform: RecipeTransform, asked: Request, parts: Parts
     ) -> None:
-        plan = transform.plan(asked, parts, recipe)
+        plan = _plan(transform, asked, parts)
         assert plan.start.batch_size == plan.cond.batch_size == picture_count(asked)
         assert (plan.sigmas.diff() < 0).all()
         assert plan.sigmas[-1] == 0
 
-    def test_seeds_decide_its_plan(
-        self, transform: PlanTransform, recipe: Recipe, asked: Request, parts: Parts
-    ) -> None:
+    def test_seeds_decide_its_plan(self, transform: RecipeTransform, asked: Request, parts: Parts) -> None:
+        """Also where the seed is given after the request was settled, as for several pictures of one request."""
+
         def start(seed: int) -> torch.Tensor:
-            generator = torch.Generator().manual_seed(seed)
-            return transform.plan(attrs.evolve(asked, generator=generator), parts, recipe).start.tokens
+            (settled,) = settle(transform, asked, parts)
+            return transform.plan(settled.seeded(seed), parts).start.tokens
 
         assert torch.equal(start(3), start(3))
         assert not torch.equal(start(3), start(4))
 
     def test_an_optional_one_leaves_alone_what_does_not_ask_for_it(
-        self, transform: PlanTransform, recipe: Recipe, asked: Request, parts: Parts
+        self, transform: RecipeTransform, asked: Request, parts: Parts
     ) -> None:
         if not transform.optional:
             return
-        common = {field.name: getattr(asked, field.name) for field in attrs.fields(Request)}
-        bare = as_request(type(asked), Request(**common))
-        found = transform.plan(attrs.evolve(bare, generator=torch.Generator().manual_seed(3)), parts, recipe)
-        wanted = recipe.plan(attrs.evolve(bare, generator=torch.Generator().manual_seed(3)), parts)
+        bare = as_request(type(asked), as_request(transform.inner.request_type, asked))
+        found, wanted = (
+            _plan(recipe, attrs.evolve(bare, generator=torch.Generator().manual_seed(3)), parts)
+            for recipe in (transform, transform.inner)
+        )
         assert torch.equal(found.start.tokens, wanted.start.tokens)
         assert torch.equal(found.sigmas, wanted.sigmas)
         assert (found.after_step is None) == (wanted.after_step is None)
+
+
+def _plan(recipe: Recipe, request: Request, parts: Parts) -> Plan:
+    (settled,) = settle(recipe, request, parts)
+    return recipe.plan(settled, parts)

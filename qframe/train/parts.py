@@ -101,7 +101,7 @@ def step_setup(
         schedule=parts.schedule,
         patch=parts.denoiser_spec.patch,
         forward=ForwardOptions(guidance=train.guidance_scale if parts.denoiser_spec.guidance else None),
-        loss_map=trainer.composition.recipe.loss_weight,
+        loss_map=trainer.composition.recipe.loss_map,
         examples=examples,
         order=order,
         device=trainer.composition.device("denoiser"),

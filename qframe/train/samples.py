@@ -12,8 +12,9 @@ from qframe.config.schema import SampleConfig
 from qframe.interfaces import Parts, Plan, Recipe, Record
 from qframe.pictures.pixels import from_pixels
 from qframe.progress import Progress
-from qframe.sample.pipeline import run_plan
 from qframe.sample.plan_batches import group_plans, join_plans
+from qframe.sample.running import run_plan
+from qframe.sample.settling import plan_request
 from qframe.train.distributed import Processes
 from qframe.train.streams import derived_seed
 
@@ -23,6 +24,7 @@ def validation_plans(
 ) -> list[Plan]:
     """One plan per record. Every plan draws its noise from a seed of its own, so that it is the same in every run."""
     scale = 1.0 if sample.negative_prompt is None else sample.true_cfg_scale  # guidance needs both
+    distilled = recipe.sampling.guidance if sample.guidance_scale is None else sample.guidance_scale
     plans = []
     with torch.inference_mode(), progress.stage("preparing samples", len(records)) as bar:
         for index, record in enumerate(records):
@@ -31,10 +33,10 @@ def validation_plans(
                 num_inference_steps=sample.num_inference_steps,
                 true_cfg_scale=scale,
                 negative_prompt=sample.negative_prompt,
-                guidance_scale=sample.guidance_scale if parts.denoiser_spec.guidance else None,
+                guidance_scale=distilled if parts.denoiser_spec.guidance else None,
                 generator=torch.Generator().manual_seed(derived_seed(sample.seed, "sample", index)),
             )
-            plans.append(recipe.plan(request, parts))
+            plans.append(plan_request(recipe, request, parts))
             bar.advance(1)
     return plans
 

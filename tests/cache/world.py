@@ -22,6 +22,7 @@ from qframe.interfaces import (
     Recipe,
     Record,
     Request,
+    Settled,
     TextInput,
 )
 from qframe.pictures.geometry import Geometry
@@ -83,7 +84,10 @@ class TinyRecipe(Recipe):
     def request_for(self, record: Record) -> Request:
         raise NotImplementedError
 
-    def plan(self, request: Request, parts: Parts) -> Plan:
+    def settle(self, request: Request, parts: Parts) -> tuple[Settled, ...]:
+        raise NotImplementedError
+
+    def plan(self, settled: Settled, parts: Parts) -> Plan:
         raise NotImplementedError
 
 

@@ -172,6 +172,15 @@ def test_inpainting_takes_its_further_options(run: Run, tiny_model: Path) -> Non
     assert Image.open("out.png").size == (150, 120)
 
 
+def test_help_names_the_numbers_of_the_family_once_it_is_chosen(run: Run) -> None:
+    chosen, open_ = (
+        " ".join(run("sample", *family, "--help").out.split()) for family in (("--family", "qwen-edit"), ())
+    )
+    assert "Sampling steps [default: 50]" in chosen
+    assert "[default: off, or 4 with --negative-" in chosen
+    assert "Sampling steps [default: the family's]" in open_
+
+
 def test_help_of_inpainting_names_its_options(run: Run) -> None:
     shown = run("sample", "--family", "qwen-inpaint", "--help").out
     for option in ("--image FILE", "--mask FILE", "--strength", "--padding-mask-crop", "--mask-edges [hard|soft]"):

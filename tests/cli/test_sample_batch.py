@@ -43,16 +43,16 @@ def results() -> dict[str, tuple[bytes, int]]:
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry per load of a model."""
-    from qframe.sample import pipeline
+    from qframe.sample import loading
 
     found: list[str] = []
-    real = pipeline.assemble
+    real = loading.assemble
 
     def counted(*arguments: Any) -> Pipeline:
         found.append("load")
         return real(*arguments)
 
-    monkeypatch.setattr(pipeline, "assemble", counted)
+    monkeypatch.setattr(loading, "assemble", counted)
     return found
 
 
@@ -229,21 +229,21 @@ def test_options_go_for_lines_that_do_not_say_otherwise(run: Run, tiny_model: Pa
 def test_a_request_that_fails_is_told_at_the_end(
     run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, message: str
 ) -> None:
-    real = Pipeline.run
+    real = Pipeline.run_settled
 
-    def failing(self: Pipeline, request: Any, **options: Any) -> Any:
-        if request.prompt == ("a bad one",):
+    def failing(self: Pipeline, settled: Any, **options: Any) -> Any:
+        if settled[0].request.prompt == ("a bad one",):
             raise error
-        return real(self, request, **options)
+        return real(self, settled, **options)
 
-    monkeypatch.setattr(Pipeline, "run", failing)
+    monkeypatch.setattr(Pipeline, "run_settled", failing)
     write({**TEXT, "id": "a"}, {**TEXT, "id": "b", "prompt": "a bad one"}, {**TEXT, "id": "c"})
     outcome = batch(run, tiny_model)
     assert outcome.code == code
     assert sorted(results()) == ["a.png", "c.png"]
     assert "1 of 3 pictures could not be made" in outcome.err
     assert f"requests.jsonl:2 (out/b.png): {message}" in outcome.err
-    monkeypatch.setattr(Pipeline, "run", real)
+    monkeypatch.setattr(Pipeline, "run_settled", real)
     assert "2 of 3 pictures are done already." in batch(run, tiny_model).out
     assert sorted(results()) == ["a.png", "b.png", "c.png"]
 

@@ -36,6 +36,7 @@ from qframe.interfaces import (
     Request,
     Sampler,
     Schedule,
+    Settled,
 )
 from qframe.plugins.hookspecs import Component, Family, hookimpl
 from qframe.plugins.registry import Registry
@@ -173,7 +174,10 @@ class FakeRecipe(Recipe):
     def request_for(self, record: Record) -> Request:
         raise NotImplementedError
 
-    def plan(self, request: Request, parts: Any) -> Plan:
+    def settle(self, request: Request, parts: Any) -> tuple[Settled, ...]:
+        raise NotImplementedError
+
+    def plan(self, settled: Settled, parts: Any) -> Plan:
         raise NotImplementedError
 
 

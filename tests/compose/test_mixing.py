@@ -11,11 +11,24 @@ import torch
 from torch import Tensor
 
 from qframe.compose import recipe_class
-from qframe.compose.mixing import as_request, transformed
+from qframe.compose.mixing import transformed
 from qframe.config import load_config
 from qframe.errors import ConfigError, PluginError
 from qframe.files.model_folder import ModelFolder
-from qframe.interfaces import Example, ExampleInputs, Parts, Plan, PlanTransform, Recipe, Record, Request
+from qframe.interfaces import (
+    Example,
+    ExampleInputs,
+    ForwardOptions,
+    Parts,
+    Plan,
+    Recipe,
+    RecipeTransform,
+    Record,
+    Request,
+    Settled,
+    SettledAround,
+    as_request,
+)
 from qframe.pictures.geometry import Geometry
 from qframe.plugins.hookspecs import Component, Family, hookimpl
 from qframe.plugins.registry import Registry
@@ -59,26 +72,52 @@ class SomeRecipe(Recipe):
     def request_for(self, record: Record) -> Request:
         return PictureRequest(prompt=str(record), image="its own")
 
-    def plan(self, request: Request, parts: Parts) -> Plan:
+    def settle(self, request: Request, parts: Parts) -> tuple[Settled, ...]:
         assert isinstance(request, PictureRequest)
-        return f"plan of {request.prompt[0]}"  # type: ignore[return-value]
+        none = torch.zeros(2)
+        return (
+            Settled(
+                places=(0,),
+                request=request,
+                size=(4, 4),
+                grid=(1, 1, 1),
+                sigmas=none,
+                shown=((),),
+                forward=ForwardOptions(),
+            ),
+        )
+
+    def plan(self, settled: Settled, parts: Parts) -> Plan:
+        assert type(settled) is Settled
+        return f"plan of {settled.request.prompt[0]}"  # type: ignore[index, return-value]
 
 
-class Blur(PlanTransform):
+@attrs.frozen(eq=False, kw_only=True)
+class SettledBlur(SettledAround):
+    blur: tuple[float, ...]
+
+
+class Blur(RecipeTransform):
     request_type: ClassVar[type[Request]] = BlurRequest
     optional: ClassVar[bool] = True
 
-    def plan(self, request: Request, parts: Parts, recipe: Recipe) -> Plan:
+    def settle(self, request: Request, parts: Parts) -> tuple[Settled, ...]:
         given = as_request(BlurRequest, request)
-        return f"{recipe.plan(request, parts)}, blurred by {given.blur}"  # type: ignore[return-value]
+        return tuple(SettledBlur.of(one, blur=given.blur) for one in self.inner.settle(request, parts))
+
+    def plan(self, settled: Settled, parts: Parts) -> Plan:
+        assert isinstance(settled, SettledBlur)
+        return f"{self.inner.plan(settled.inner, parts)}, blurred by {settled.blur}"  # type: ignore[return-value]
 
 
-class Sharpen(Blur):
+class Sharpen(RecipeTransform):
+    """Says nothing of how a request is settled: as the inner recipe does."""
+
     request_type: ClassVar[type[Request]] = Request
     optional: ClassVar[bool] = False
 
-    def plan(self, request: Request, parts: Parts, recipe: Recipe) -> Plan:
-        return f"{recipe.plan(request, parts)}, sharpened"  # type: ignore[return-value]
+    def plan(self, settled: Settled, parts: Parts) -> Plan:
+        return f"{self.inner.plan(settled, parts)}, sharpened"  # type: ignore[return-value]
 
 
 class NoGeometry(SomeRecipe):
@@ -132,8 +171,20 @@ def found(family: str) -> type[Recipe]:
 def test_a_plan_passes_through_the_transforms_in_their_order() -> None:
     recipe = found("mixed")(None, CHECKPOINT)
     request = recipe.request_type(prompt="a", blur=[2.0])  # type: ignore[call-arg]
-    assert recipe.plan(request, PARTS) == "plan of a, sharpened, blurred by (2.0,)"
-    assert recipe.split(request) == [((0,), request)]
+    (settled,) = recipe.settle(request, PARTS)
+    assert recipe.plan(settled, PARTS) == "plan of a, sharpened, blurred by (2.0,)"
+    assert (settled.places, settled.request) == ((0,), request)
+
+
+def test_another_generator_reaches_every_recipe_inside() -> None:
+    """What was settled once is run with several seeds."""
+    recipe = found("mixed")(None, CHECKPOINT)
+    (settled,) = recipe.settle(recipe.request_type(prompt="a"), PARTS)
+    seeded = settled.seeded(5)
+    assert isinstance(seeded, SettledBlur)
+    assert seeded.inner.request.generator is seeded.request.generator
+    assert [one.initial_seed() for one in seeded.request.generator] == [5]  # type: ignore[union-attr]
+    assert settled.request.generator is None
 
 
 def test_a_mixed_request_has_the_fields_of_both_and_those_of_the_recipe_win() -> None:
@@ -190,11 +241,11 @@ def test_a_transform_that_needs_its_fields_cannot_be_trained_with() -> None:
 class Trained(Sharpen):
     trains: ClassVar[bool] = True
 
-    def loss_weight(self, example: Example, generator: torch.Generator, recipe: Recipe) -> Tensor | None:
+    def loss_map(self, example: Example, generator: torch.Generator) -> Tensor | None:
         return torch.rand(2, 2, generator=generator)
 
-    def request_for(self, record: Record, request: Request) -> Request:
-        return attrs.evolve(request, height=64)
+    def request_for(self, record: Record) -> Request:
+        return attrs.evolve(super().request_for(record), height=64)
 
 
 def test_a_transform_that_fills_its_fields_from_a_record_trains_and_says_where_the_loss_counts() -> None:
@@ -203,7 +254,7 @@ def test_a_transform_that_fills_its_fields_from_a_record_trains_and_says_where_t
     example: Any = "e"
     assert recipe.inputs(record) == "inputs of r"
     assert recipe.request_for(record).height == 64
-    drawn = [recipe.loss_weight(example, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    drawn = [recipe.loss_map(example, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1])  # type: ignore[arg-type]
     assert not torch.equal(drawn[0], drawn[2])  # type: ignore[arg-type]
 
@@ -243,7 +294,7 @@ def test_unknown_transform_is_named_with_the_nearest() -> None:
 
 
 def test_class_that_is_no_transform_is_named() -> None:
-    with pytest.raises(PluginError, match=r"SomeRecipe is no subclass of qframe.interfaces.PlanTransform"):
+    with pytest.raises(PluginError, match=r"SomeRecipe is no subclass of qframe.interfaces.RecipeTransform"):
         found("wrong")
 
 

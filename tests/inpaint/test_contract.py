@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import types
+from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
@@ -10,7 +14,7 @@ import torch
 
 from qframe.compose.mixing import transformed
 from qframe.files.model_folder import ModelFolder
-from qframe.interfaces import Parts, Plan, PlanTransform, Recipe, Request
+from qframe.interfaces import Parts, Plan, RecipeTransform, Request, Settled
 from qframe.testing import TransformContract
 from qframe_qwen.image_to_image import ImageToImage
 from qframe_qwen.recipe import TextToImageRecipe
@@ -20,9 +24,9 @@ from tests.qwen import tiny
 from tests.testing.test_contracts import failures
 
 
-def asking(recipe: Recipe, transform: PlanTransform, **fields: Any) -> Request:
+def asking(transform: RecipeTransform, **fields: Any) -> Request:
     images = [tiny.picture(0, 96, 96), tiny.picture(1, 64, 128)]
-    return transformed(type(recipe), type(transform)).request_type(
+    return transform.request_type(
         prompt=["a", "b"],
         image=images,
         height=64,
@@ -36,53 +40,67 @@ def asking(recipe: Recipe, transform: PlanTransform, **fields: Any) -> Request:
 
 class TestImageToImage(TransformContract):
     @pytest.fixture
-    def transform(self) -> PlanTransform:
-        return ImageToImage()
+    def transform(self, model: ModelFolder) -> RecipeTransform:
+        return transformed(TextToImageRecipe, ImageToImage)(None, model)
 
     @pytest.fixture
-    def recipe(self, model: ModelFolder) -> Recipe:
-        return TextToImageRecipe(None, model)
-
-    @pytest.fixture
-    def asked(self, recipe: Recipe, transform: PlanTransform) -> Request:
-        return asking(recipe, transform)
+    def asked(self, transform: RecipeTransform) -> Request:
+        return asking(transform)
 
 
 class TestKeepUnmasked(TransformContract):
-    @pytest.fixture
-    def transform(self) -> PlanTransform:
-        return KeepUnmasked()
-
     @pytest.fixture(params=[TextToImageRecipe, EditRecipe])
-    def recipe(self, model: ModelFolder, request: pytest.FixtureRequest) -> Recipe:
-        made: Recipe = request.param(None, model)
-        return made
+    def transform(self, model: ModelFolder, request: pytest.FixtureRequest) -> RecipeTransform:
+        return transformed(request.param, KeepUnmasked)(None, model)
+
+    @pytest.fixture(params=[{}, {"padding_mask_crop": 4}], ids=["whole", "crop"])
+    def asked(self, transform: RecipeTransform, request: pytest.FixtureRequest) -> Request:
+        return asking(transform, mask_image=tiny.picture(2, 96, 96).convert("L"), **request.param)
+
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "write-a-plugin.md"
+
+
+class TestTheTransformOfTheGuide(TransformContract):
+    """docs/guides/write-a-plugin.md shows one; it adds a field and no second copy of any method."""
 
     @pytest.fixture
-    def asked(self, recipe: Recipe, transform: PlanTransform) -> Request:
-        return asking(recipe, transform, mask_image=tiny.picture(2, 96, 96).convert("L"))
+    def transform(self, model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> RecipeTransform:
+        (code,) = re.findall(
+            r"^```python\n((?:(?!^```).)*?RecipeTransform.*?)^```$", GUIDE.read_text(), re.DOTALL | re.M
+        )
+        shown = types.ModuleType("shown_in_the_guide")
+        monkeypatch.setitem(sys.modules, shown.__name__, shown)  # where attrs looks annotations up
+        exec(compile(code, str(GUIDE), "exec"), shown.__dict__)
+        return transformed(EditRecipe, shown.ScaledNoise)(None, model)
+
+    @pytest.fixture
+    def asked(self, transform: RecipeTransform) -> Request:
+        return asking(transform, noise=0.5)
 
 
 class Careless(ImageToImage):
-    """Forgets a prompt, the generator, and to leave alone what does not ask for it."""
+    """Forgets a prompt, the generator, to leave alone what does not ask for it, and needs the codec to settle."""
 
     request_type: ClassVar[type[Request]] = ImageToImage.request_type
 
-    def split(self, request: Request, recipe: Recipe) -> list[tuple[tuple[int, ...], Request]]:
-        return [((0,), request)]
+    def settle(self, request: Request, parts: Parts) -> tuple[Settled, ...]:
+        assert parts.loaded_codec is not None
+        return tuple(attrs.evolve(one, places=(0,)) for one in super().settle(request, parts))
 
-    def plan(self, request: Request, parts: Parts, recipe: Recipe) -> Plan:
-        plan = recipe.plan(attrs.evolve(request, generator=None), parts)
+    def plan(self, settled: Settled, parts: Parts) -> Plan:
+        plan = super().plan(settled.with_generator(None), parts)
         return attrs.evolve(plan, after_step=lambda tokens, step: tokens)
 
 
 def test_a_careless_transform_is_caught(model: ModelFolder, parts: Parts) -> None:
-    recipe, good, careless = TextToImageRecipe(None, model), ImageToImage(), Careless()
+    good, careless = (transformed(TextToImageRecipe, kind)(None, model) for kind in (ImageToImage, Careless))
     with torch.no_grad():
-        given = {"recipe": recipe, "parts": parts, "asked": asking(recipe, good)}
+        given = {"parts": parts, "asked": asking(good)}
         assert failures(TransformContract(), transform=good, **given) == set()
         assert failures(TransformContract(), transform=careless, **given) == {
-            "test_the_parts_of_a_request_make_every_picture_once",
+            "test_what_is_settled_makes_every_picture_once",
+            "test_a_request_is_settled_without_weights",
             "test_seeds_decide_its_plan",
             "test_an_optional_one_leaves_alone_what_does_not_ask_for_it",
         }

@@ -12,9 +12,10 @@ import qframe
 from qframe.diffusion.packing import pack_latents
 from qframe.errors import CompositionError, ConfigError
 from qframe.files.model_folder import ModelFolder
-from qframe.interfaces import Recipe
+from qframe.interfaces import Recipe, RecipeTransform
 from qframe.plugins.registry import load_registry
 from qframe.sample.pipeline import Pipeline
+from qframe_qwen.recipe import SAMPLING
 from qframe_qwen_inpaint import blending, crop, masks, transform
 from tests.parity import SIZES, asked, pictures
 from tests.parity import masks as mask_pictures
@@ -34,10 +35,11 @@ def test_families_are_other_recipes_through_a_transform_by_name(family: str) -> 
 
 
 def test_the_plugin_has_no_recipe_of_its_own() -> None:
+    """Its transform is a recipe around those of others."""
     classes = [value for module in (blending, crop, masks, transform) for _, value in inspect.getmembers(module)]
     own = [c for c in classes if inspect.isclass(c) and c.__module__.startswith("qframe_qwen_inpaint")]
     assert own
-    assert not any(issubclass(c, Recipe) for c in own)
+    assert not any(issubclass(c, Recipe) and not issubclass(c, RecipeTransform) for c in own)
 
 
 @pytest.mark.parametrize("family", MIXED)
@@ -70,7 +72,7 @@ def test_the_defaults_are_those_of_diffusers(inpaint_pipeline: Any, edit_inpaint
     """Of every argument that both take, but for sizes, which here follow the picture."""
     for pipeline in (inpaint_pipeline, edit_inpaint_pipeline):
         upstream = inspect.signature(type(pipeline).__call__).parameters
-        own = transform.InpaintRequest(prompt="a")
+        own = SAMPLING.fill(transform.InpaintRequest(prompt="a"))
         for name in ("true_cfg_scale", "strength", "num_inference_steps", "num_images_per_prompt", "padding_mask_crop"):
             assert getattr(own, name) == upstream[name].default
 

@@ -12,10 +12,11 @@ from PIL import Image, ImageDraw
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Parts, Recipe, Request
 from qframe.pictures.pixels import from_pixels
-from qframe.sample.pipeline import run_plan
+from qframe.sample.running import run_plan
+from qframe.sample.settling import plan_request
 from qframe.sample.starts import first_step, source_tokens
 from qframe_qwen.oracles import EditInpaint, Inpaint, TextToImage
-from qframe_qwen.recipe import TextToImageRecipe
+from qframe_qwen.recipe import SAMPLING, TextToImageRecipe
 from qframe_qwen_inpaint.blending import keep_unmasked
 from qframe_verify.compare import EXACT
 from tests.parity import (
@@ -50,7 +51,7 @@ def test_image_to_image_equals_diffusers(
 ) -> None:
     arguments = arguments_of(shape, batch, strength, scale, steps)
     ran = assert_same(image_to_image, arguments, parts, TextToImage()).steps
-    assert len(ran) == steps - first_step(steps, strength)
+    assert len(ran) == steps - first_step(steps, strength, SAMPLING)
 
 
 @CASES_BEGUN
@@ -90,8 +91,16 @@ def test_blending_by_an_empty_mask_equals_diffusers(
     request = Request(**common, generator=seeded())
     with torch.no_grad():
         original = source_tokens(images, request, parts)
-        plan = TextToImageRecipe(None, model).plan(request, parts)
-        found = steps_of(keep_unmasked(plan, original, torch.zeros(original.shape[0], 1), strength), parts)
+        plan = plan_request(TextToImageRecipe(None, model), request, parts)
+        found = steps_of(
+            keep_unmasked(
+                plan,
+                original,
+                torch.zeros(original.shape[0], 1),
+                first_step(request.num_inference_steps or 0, strength, SAMPLING),
+            ),
+            parts,
+        )
     assert_every_step_agrees(found, wanted)
 
 
@@ -169,7 +178,7 @@ def painted(size: tuple[int, int], box: tuple[int, int, int, int], grey: int = 2
 
 def our_picture(recipe: Recipe, parts: Parts, arguments: dict[str, Any], **more: Any) -> Image.Image:
     with torch.no_grad():
-        plan = recipe.plan(request_for(recipe, arguments, **more), parts)
+        plan = plan_request(recipe, request_for(recipe, arguments, **more), parts)
         (pixels,) = run_plan(plan, parts.denoiser, parts.sampler)
     return from_pixels(pixels)
 

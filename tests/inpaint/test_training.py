@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def batch_of(recipe: Any, *, step: int, given: bool) -> TrainingBatch:
         schedule=HalvingSchedule(),
         patch=PATCH,
         device=torch.device("cpu"),
-        loss_map=recipe.loss_weight,
+        loss_map=recipe.loss_map,
     )
 
 
@@ -112,7 +112,7 @@ def test_a_mask_without_white_is_told_by_example(inpaint: Any) -> None:
             schedule=HalvingSchedule(),
             patch=PATCH,
             device=torch.device("cpu"),
-            loss_map=inpaint.loss_weight,
+            loss_map=inpaint.loss_map,
         )
 
 
@@ -139,9 +139,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(model: ModelFolder, data: Path, tmp_path: Path) -> Callable[..., Config]:
+def config(model: ModelFolder, data: Path, tmp_path: Path) -> Iterator[Callable[..., Config]]:
     sizes = {"recipe": {"min_area": 48 * 48, "max_area": 96 * 96, "multiple": 16, "side": 64}}
-    (model.folder / "qframe.json").write_text(json.dumps(sizes))
+    sizes_file = model.folder / "qframe.json"
+    before = sizes_file.read_text()
+    sizes_file.write_text(json.dumps(sizes))
 
     def make(output: str, *overrides: str, family: str = "qwen-inpaint") -> Config:
         settings = [
@@ -156,7 +158,8 @@ def config(model: ModelFolder, data: Path, tmp_path: Path) -> Callable[..., Conf
         values = {"model": str(model.folder), "output": str(tmp_path / output), "data": {"path": str(data)}}
         return qframe.load_config(family=family, values=values, overrides=[*settings, *overrides])
 
-    return make
+    yield make
+    sizes_file.write_text(before)  # the model is shared by the whole session
 
 
 def test_masks_replay_exactly_when_a_run_resumes(config: Callable[..., Config], tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Parts, Recipe, Record, Request
 from qframe.pictures.picture import Picture
 from qframe.pictures.pixels import from_pixels
-from qframe.sample.pipeline import run_plan, sample_plan
+from qframe.sample.running import run_plan, sample_plan
+from qframe.sample.settling import plan_request, settle
 from qframe.sample.starts import first_step, source_tokens, start_from
-from qframe_qwen.recipe import TextToImageRecipe
+from qframe_qwen.recipe import SAMPLING, TextToImageRecipe
 from qframe_qwen_edit.recipe import EditRecipe, EditRequest
 from qframe_qwen_inpaint.blending import keep_unmasked
 from qframe_qwen_inpaint.crop import crop_box, fit_inside, put_back
@@ -52,7 +53,7 @@ def noise(count: int = 1, side: int = 12) -> torch.Tensor:
 
 @torch.no_grad()
 def result(recipe: Recipe, parts: Parts, **fields: Any) -> torch.Tensor:
-    return sample_plan(recipe.plan(recipe.request_type(**fields), parts), parts.denoiser, parts.sampler)
+    return sample_plan(plan_request(recipe, recipe.request_type(**fields), parts), parts.denoiser, parts.sampler)
 
 
 def test_a_prompt_moves_the_latents(inpaint: Recipe, parts: Parts) -> None:
@@ -71,9 +72,9 @@ def test_a_prompt_moves_the_latents(inpaint: Recipe, parts: Parts) -> None:
 @torch.no_grad()
 def test_an_empty_mask_returns_the_source(model: ModelFolder, parts: Parts, strength: float) -> None:
     request = Request(prompt="a", true_cfg_scale=1.0, num_inference_steps=4, generator=seeded())
-    plan = TextToImageRecipe(None, model).plan(request, parts)
+    plan = plan_request(TextToImageRecipe(None, model), request, parts)
     original = source_tokens([tiny.picture(0, 64, 64)], request, parts)
-    kept = keep_unmasked(plan, original, torch.zeros_like(original), strength)
+    kept = keep_unmasked(plan, original, torch.zeros_like(original), first_step(4, strength, SAMPLING))
     assert torch.equal(sample_plan(kept, parts.denoiser, parts.sampler), original)
 
 
@@ -81,10 +82,12 @@ def test_an_empty_mask_returns_the_source(model: ModelFolder, parts: Parts, stre
 @torch.no_grad()
 def test_a_full_mask_is_image_to_image(model: ModelFolder, parts: Parts, strength: float) -> None:
     request = Request(prompt="a", true_cfg_scale=1.0, num_inference_steps=4, generator=seeded())
-    plan = TextToImageRecipe(None, model).plan(request, parts)
+    plan = plan_request(TextToImageRecipe(None, model), request, parts)
     original = source_tokens([tiny.picture(0, 64, 64)], request, parts)
-    steps = steps_of(keep_unmasked(plan, original, torch.ones_like(original), strength), parts)
-    for one, other in zip(steps, steps_of(start_from(plan, original, strength), parts), strict=True):
+    steps = steps_of(keep_unmasked(plan, original, torch.ones_like(original), first_step(4, strength, SAMPLING)), parts)
+    for one, other in zip(
+        steps, steps_of(start_from(plan, original, first_step(4, strength, SAMPLING)), parts), strict=True
+    ):
         assert torch.equal(one, other)
 
 
@@ -138,25 +141,25 @@ def test_without_an_image_image_to_image_is_text_to_image(
     ("steps", "strength", "first"), [(50, 0.6, 20), (4, 0.3, 2), (4, 1.0, 0), (20, 0.3, 14), (4, 0.1, 3), (1, 0.5, 0)]
 )
 def test_strength_cuts_the_schedule_as_diffusers_does(steps: int, strength: float, first: int) -> None:
-    assert first_step(steps, strength) == first
+    assert first_step(steps, strength, SAMPLING) == first
 
 
 @pytest.mark.parametrize("strength", [0.0, -0.1, 1.01, float("nan")])
 def test_strength_outside_its_range_is_refused(strength: float) -> None:
     with pytest.raises(ConfigError, match="strength must be above 0 and at most 1"):
-        first_step(4, strength)
+        first_step(4, strength, SAMPLING)
 
 
 def test_strength_that_leaves_no_step_is_refused() -> None:
     with pytest.raises(ConfigError, match="leaves none of 50 steps"):
-        first_step(50, 1e-20)
+        first_step(50, 1e-20, SAMPLING)
 
 
 @torch.no_grad()
 def test_what_a_recipe_does_between_steps_goes_on(model: ModelFolder, parts: Parts) -> None:
     """Its own steps keep their numbers, and it comes before the blending."""
     request = Request(prompt="a", true_cfg_scale=1.0, num_inference_steps=5, generator=seeded())
-    plan = TextToImageRecipe(None, model).plan(request, parts)
+    plan = plan_request(TextToImageRecipe(None, model), request, parts)
     heard: list[int] = []
 
     def after_step(tokens: torch.Tensor, step: int) -> torch.Tensor:
@@ -166,7 +169,7 @@ def test_what_a_recipe_does_between_steps_goes_on(model: ModelFolder, parts: Par
     original = source_tokens([tiny.picture(0, 64, 64)], request, parts)
     mask = torch.zeros(original.shape[0], 1)
     mask[:8] = 1
-    kept = keep_unmasked(attrs.evolve(plan, after_step=after_step), original, mask, 0.6)
+    kept = keep_unmasked(attrs.evolve(plan, after_step=after_step), original, mask, first_step(5, 0.6, SAMPLING))
     end = sample_plan(kept, parts.denoiser, parts.sampler)
     assert heard == [2, 3, 4]
     assert torch.equal(end[:8], torch.full_like(end[:8], 3.0))
@@ -220,24 +223,26 @@ def test_a_request_splits_by_the_sizes_of_its_pictures(
     own_masks = [half(image.size) for image in images]
     given = {} if family == "image_to_image" else {"mask_image": own_masks}
     fields = {"prompt": ["a", "b", "c"], "image": images, "true_cfg_scale": 1.0, "num_images_per_prompt": 2, **given}
-    split = recipe.split(recipe.request_type(**fields, num_inference_steps=2))
-    assert [places for places, _ in split] == [(0, 1, 4, 5), (2, 3)]
-    assert [part.prompt for _, part in split] == [("a", "c"), ("b",)]
-    sizes = [recipe.plan(part, parts).start.grids[0][0] for _, part in split]
-    assert sizes == [(1, 6, 6), (1, 8, 4)]
+    settled = settle(recipe, recipe.request_type(**fields, num_inference_steps=2), parts)
+    assert [one.places for one in settled] == [(0, 1, 4, 5), (2, 3)]
+    assert [one.request.prompt for one in settled] == [("a", "c"), ("b",)]
+    assert [one.grid for one in settled] == [(1, 6, 6), (1, 8, 4)]
+    assert [recipe.plan(one, parts).start.grids[0][0] for one in settled] == [(1, 6, 6), (1, 8, 4)]
     with pytest.raises(ConfigError, match="different sizes"):
-        recipe.plan(recipe.request_type(**fields), parts)
+        plan_request(recipe, recipe.request_type(**fields), parts)
 
 
-def test_one_mask_serves_pictures_of_several_sizes(inpaint: Recipe) -> None:
+def test_one_mask_serves_pictures_of_several_sizes(inpaint: Recipe, parts: Parts) -> None:
     fields = {"prompt": ["a", "b"], "image": [tiny.picture(0, 96, 96), tiny.picture(1, 40, 90)], "mask_image": half()}
-    first, second = (part for _, part in inpaint.split(inpaint.request_type(**fields)))
-    assert [len(part.mask_image) for part in (first, second)] == [1, 1]  # type: ignore[attr-defined]
+    first, second = settle(inpaint, inpaint.request_type(**fields), parts)
+    assert [len(one.masks) for one in (first, second)] == [1, 1]  # type: ignore[attr-defined]
 
 
 def test_the_result_has_the_size_of_the_picture_in_its_geometry(inpaint: Recipe, parts: Parts) -> None:
     """Upstream squeezes it into a square unless it is told height and width."""
-    plan = inpaint.plan(InpaintRequest(**inpainting(image=tiny.picture(0, 50, 90), mask_image=half((50, 90)))), parts)
+    plan = plan_request(
+        inpaint, InpaintRequest(**inpainting(image=tiny.picture(0, 50, 90), mask_image=half((50, 90)))), parts
+    )
     assert plan.start.grids == (((1, 8, 4),),)
 
 
@@ -258,7 +263,7 @@ def test_soft_edges_mix_source_and_result(inpaint: Recipe, parts: Parts) -> None
     ramp = Image.fromarray(np.tile(np.linspace(0, 255, 96).astype(np.uint8), (96, 1)))
     fields = inpainting(mask_image=ramp, strength=1.0)
     hard, soft = (
-        inpaint.plan(inpaint.request_type(**fields, mask_edges=edges, generator=seeded()), parts)
+        plan_request(inpaint, inpaint.request_type(**fields, mask_edges=edges, generator=seeded()), parts)
         for edges in ("hard", "soft")
     )
     assert hard.after_step is not None
@@ -310,7 +315,7 @@ def test_a_crop_changes_nothing_outside_the_mask_to_the_pixel(inpaint: Recipe, p
     ImageDraw.Draw(mask).rectangle((100, 50, 160, 90), fill=255)
     fields = inpainting(image=image, mask_image=mask, padding_mask_crop=10, height=64, width=64, strength=1.0)
     with torch.no_grad():
-        plan = inpaint.plan(inpaint.request_type(**fields, generator=seeded()), parts)
+        plan = plan_request(inpaint, inpaint.request_type(**fields, generator=seeded()), parts)
         made = np.asarray(from_pixels(run_plan(plan, parts.denoiser, parts.sampler)[0]))
     assert made.shape == (173, 301, 3)
     kept = np.asarray(mask) == 0
@@ -329,12 +334,12 @@ def test_pictures_of_one_call_have_crops_of_their_own(inpaint: Recipe, parts: Pa
         prompt=["a", "b"], image=images, mask_image=small, generator=[seeded(0), seeded(1)], **common
     )
     with torch.no_grad():
-        together = run_plan(inpaint.plan(request, parts), parts.denoiser, parts.sampler)
+        together = run_plan(plan_request(inpaint, request, parts), parts.denoiser, parts.sampler)
         for place, prompt in enumerate("ab"):
             alone = InpaintRequest(
                 prompt=prompt, image=images[place], mask_image=small[place], generator=[seeded(place)], **common
             )
-            (wanted,) = run_plan(inpaint.plan(alone, parts), parts.denoiser, parts.sampler)
+            (wanted,) = run_plan(plan_request(inpaint, alone, parts), parts.denoiser, parts.sampler)
             torch.testing.assert_close(together[place], wanted, rtol=0, atol=2.1 / 255)
 
 
@@ -392,7 +397,7 @@ def test_requests_that_cannot_be_met_are_refused_before_any_model_runs(
     monkeypatch.setattr(parts.codec, "encode", refuse)
     changes, message = BAD[case]
     with pytest.raises((ConfigError, DataError), match=message):
-        recipe.plan(recipe.request_type(**inpainting(**changes)), parts)
+        plan_request(recipe, recipe.request_type(**inpainting(**changes)), parts)
 
 
 def test_a_white_mask_is_allowed(inpaint: Recipe, parts: Parts) -> None:
@@ -401,14 +406,14 @@ def test_a_white_mask_is_allowed(inpaint: Recipe, parts: Parts) -> None:
 
 def test_strength_without_a_picture_is_refused(image_to_image: Recipe, parts: Parts) -> None:
     with pytest.raises(ConfigError, match="no image to start from"):
-        image_to_image.plan(image_to_image.request_type(prompt="a", strength=0.5), parts)
+        plan_request(image_to_image, image_to_image.request_type(prompt="a", strength=0.5), parts)
 
 
 def test_guidance_asked_for_by_half_is_said_once(
     inpaint: Recipe, parts: Parts, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        inpaint.plan(inpaint.request_type(**inpainting(true_cfg_scale=4.0)), parts)
+        plan_request(inpaint, inpaint.request_type(**inpainting(true_cfg_scale=4.0)), parts)
     assert caplog.text.count("none is given") == 1
 
 
@@ -437,7 +442,7 @@ def test_given_latents_are_the_noise(inpaint: Recipe, parts: Parts) -> None:
     ]
     assert torch.equal(*ends)
     source = source_tokens([SQUARE], Request(prompt="a", generator=seeded()), parts)
-    plan = inpaint.plan(InpaintRequest(**inpainting(latents=given, generator=seeded(), strength=0.6)), parts)
+    plan = plan_request(inpaint, InpaintRequest(**inpainting(latents=given, generator=seeded(), strength=0.6)), parts)
     sigma = plan.sigmas[0]
     torch.testing.assert_close(
         plan.start.tokens, (1 - sigma) * source + sigma * pack_latents(given, 2)[0], rtol=1e-6, atol=1e-6
@@ -448,12 +453,12 @@ def test_the_edit_sees_the_picture_or_the_part_around_the_mask(edit_inpaint: Rec
     """Both of its eyes do: encoder and codec."""
     image, mask = tiny.picture(0, 200, 200), Image.new("L", (200, 200))
     mask.paste(255, (100, 100, 148, 148))
-    plan = edit_inpaint.plan(edit_inpaint.request_type(**inpainting(image=image, mask_image=mask)), parts)
-    cropped = edit_inpaint.plan(
-        edit_inpaint.request_type(**inpainting(image=image, mask_image=mask, padding_mask_crop=0)), parts
+    plan = plan_request(edit_inpaint, edit_inpaint.request_type(**inpainting(image=image, mask_image=mask)), parts)
+    cropped = plan_request(
+        edit_inpaint, edit_inpaint.request_type(**inpainting(image=image, mask_image=mask, padding_mask_crop=0)), parts
     )
     for found, shown in ((plan, image), (cropped, fit_inside(image.crop((100, 100, 148, 148)), (96, 96)))):
-        wanted = edit_inpaint.recipe.plan(EditRequest(prompt="a", image=shown, true_cfg_scale=1.0), parts)  # type: ignore[attr-defined]
+        wanted = plan_request(edit_inpaint.inner, EditRequest(prompt="a", image=shown, true_cfg_scale=1.0), parts)  # type: ignore[attr-defined]
         assert found.references is not None
         assert torch.equal(found.references.tokens, wanted.references.tokens)
         assert torch.equal(found.cond.embeds, wanted.cond.embeds)

@@ -47,10 +47,11 @@ ADDED_BY = {"qwen-inpaint": {"mask_edges"}, "qwen-edit-inpaint": {"mask_edges"},
 def own_arguments(name: str) -> Mapping[str, Any]:
     """Name to default of everything that a call of a family takes."""
     registry = load_registry()
-    fields = attrs.fields(recipe_class(registry.choose(family_of(name))).request_type)
+    recipe = recipe_class(registry.choose(family_of(name)))
+    request = recipe.sampling.fill(recipe.request_type())
     call = inspect.signature(Pipeline.__call__).parameters.values()
     own = {parameter.name: parameter.default for parameter in call if parameter.kind is parameter.KEYWORD_ONLY}
-    return {field.name: field.default for field in fields} | own
+    return {field.name: getattr(request, field.name) for field in attrs.fields(recipe.request_type)} | own
 
 
 @pytest.mark.parametrize("name", UPSTREAM)

@@ -11,7 +11,8 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Parts, Recipe, Request
-from qframe.sample.pipeline import sample_plan
+from qframe.sample.running import sample_plan
+from qframe.sample.settling import plan_request
 from qframe_qwen.options import QwenVLOptions
 from qframe_qwen.oracles import Edit, TextToImage
 from qframe_qwen.recipe import TextToImageRecipe
@@ -116,7 +117,7 @@ def test_decoded_pictures_equal_diffusers(model: ModelFolder, parts: Parts, text
     arguments = asked(2, guidance=4.0, steps=4, height=32, width=64)
     wanted = text_pipeline(**arguments, generator=seeded(), output_type="pt").images
     with torch.no_grad():
-        plan = TextToImageRecipe(None, model).plan(Request(**arguments, generator=seeded()), parts)
+        plan = plan_request(TextToImageRecipe(None, model), Request(**arguments, generator=seeded()), parts)
         found = torch.stack(plan.decode(sample_plan(plan, parts.denoiser, parts.sampler)))
     torch.testing.assert_close(found * 0.5 + 0.5, wanted, rtol=1e-4, atol=1e-5)
 

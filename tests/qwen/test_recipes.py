@@ -18,8 +18,8 @@ from qframe.interfaces import Parts, Record, Request
 from qframe.pictures.geometry import Geometry
 from qframe.pictures.picture import Picture
 from qframe.pictures.pixels import to_pixels
-from qframe.sample.pipeline import run_plan
-from qframe.sample.planning import UNCONDITIONAL
+from qframe.sample.running import run_plan
+from qframe.sample.settling import plan_request, settle
 from qframe_qwen.options import TextToImageSettings
 from qframe_qwen.recipe import TextToImageRecipe
 from qframe_qwen_edit.options import EditSettings
@@ -96,7 +96,7 @@ def test_one_picture_goes_into_encoder_and_codec(edit: EditRecipe) -> None:
     assert inputs.conditioning.pictures == inputs.references
     assert inputs.unconditional is not None
     assert inputs.unconditional.pictures == inputs.references
-    assert inputs.unconditional.prompt == UNCONDITIONAL
+    assert inputs.unconditional.prompt == " "
     assert {one.geometry for one in (inputs.target, *inputs.references)} == {edit.geometry}
 
 
@@ -117,7 +117,7 @@ def test_text_to_image_can_be_mixed_in(model: ModelFolder, parts: Parts) -> None
     assert recipe.inputs(record()).references == ()
     request = recipe.request_for(record())
     assert request.image is None
-    plan = recipe.plan(attrs.evolve(request, num_inference_steps=2, true_cfg_scale=1.0), parts)
+    plan = plan_request(recipe, attrs.evolve(request, num_inference_steps=2, true_cfg_scale=1.0), parts)
     assert plan.references is None
     assert plan.start.grids == (((1, 4, 4),),)
 
@@ -133,7 +133,7 @@ def test_a_records_request_asks_for_its_target(edit: EditRecipe, text: TextToIma
 
 def test_references_are_the_codecs_mode_of_the_fitted_picture(edit: EditRecipe, parts: Parts) -> None:
     image = tiny.picture(0, 96, 96)
-    plan = edit.plan(EditRequest(prompt="blue", image=image, true_cfg_scale=1.0), parts)
+    plan = plan_request(edit, EditRequest(prompt="blue", image=image, true_cfg_scale=1.0), parts)
     assert plan.references is not None
     ((latents,),) = unpack_pictures(plan.references, parts.denoiser_spec.patch)
     assert torch.equal(latents, parts.codec.encode(to_pixels(image)[None])[0])
@@ -146,7 +146,7 @@ def test_the_output_has_the_size_of_the_fitted_picture(
     request = EditRequest(
         prompt="blue", image=tiny.picture(0, size[1], size[0]), true_cfg_scale=1.0, num_inference_steps=1
     )
-    plan = edit.plan(request, parts)
+    plan = plan_request(edit, request, parts)
     with torch.no_grad():
         (made,) = run_plan(plan, parts.denoiser, parts.sampler)
     assert made.shape == (3, *fitted)
@@ -154,7 +154,7 @@ def test_the_output_has_the_size_of_the_fitted_picture(
 
 def test_the_negative_prompt_sees_the_same_picture(edit: EditRecipe, parts: Parts) -> None:
     image = tiny.picture(0, 96, 96)
-    plan = edit.plan(EditRequest(prompt="blue", negative_prompt="bad", image=image), parts)
+    plan = plan_request(edit, EditRequest(prompt="blue", negative_prompt="bad", image=image), parts)
     wanted = parts.encoder.encode(["bad"], [[image]])
     assert plan.uncond is not None
     assert torch.equal(plan.uncond.embeds, wanted.embeds)
@@ -164,11 +164,13 @@ def test_tokens_of_pictures_are_never_cut(edit: EditRecipe, text: TextToImageRec
     """Diffusers' edit pipelines cut nothing; a picture of the published size alone has over 1,000 tokens."""
     prompt, image = "make the circle blue", tiny.picture(0, 96, 96)
     request = EditRequest(prompt=prompt, negative_prompt=" ", image=image, max_sequence_length=3)
-    plan = edit.plan(request, parts)
+    plan = plan_request(edit, request, parts)
     assert plan.uncond is not None
     assert plan.cond.lengths == parts.encoder.encode([prompt], [[image]]).lengths
     assert plan.uncond.lengths == parts.encoder.encode([" "], [[image]]).lengths
-    assert text.plan(Request(prompt=prompt, max_sequence_length=3, true_cfg_scale=1.0), parts).cond.lengths == (3,)
+    assert plan_request(
+        text, Request(prompt=prompt, max_sequence_length=3, true_cfg_scale=1.0), parts
+    ).cond.lengths == (3,)
 
 
 def test_several_pictures_per_prompt_keep_prompt_picture_and_noise_together(edit: EditRecipe, parts: Parts) -> None:
@@ -184,44 +186,44 @@ def test_several_pictures_per_prompt_keep_prompt_picture_and_noise_together(edit
         generator=[seeded(i) for i in range(4)],
     )
     with torch.no_grad():
-        together = run_plan(edit.plan(both, parts), parts.denoiser, parts.sampler)
+        together = run_plan(plan_request(edit, both, parts), parts.denoiser, parts.sampler)
         for place, (prompt, negative, image) in enumerate(
             [(prompts[0], " ", images[0])] * 2 + [(prompts[1], "bad", images[1])] * 2
         ):
             alone = EditRequest(
                 prompt=prompt, negative_prompt=negative, image=image, num_inference_steps=2, generator=seeded(place)
             )
-            (wanted,) = run_plan(edit.plan(alone, parts), parts.denoiser, parts.sampler)
+            (wanted,) = run_plan(plan_request(edit, alone, parts), parts.denoiser, parts.sampler)
             torch.testing.assert_close(together[place], wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_one_picture_serves_all_prompts(edit: EditRecipe, parts: Parts) -> None:
     image = tiny.picture(0, 96, 96)
-    plan = edit.plan(EditRequest(prompt=["blue", "red"], image=image, true_cfg_scale=1.0), parts)
+    plan = plan_request(edit, EditRequest(prompt=["blue", "red"], image=image, true_cfg_scale=1.0), parts)
     assert plan.references is not None
     first, second = plan.references.tokens.chunk(2)
     assert torch.equal(first, second)
 
 
-def test_a_request_splits_by_the_sizes_of_its_pictures(edit: EditRecipe) -> None:
+def test_a_request_splits_by_the_sizes_of_its_pictures(edit: EditRecipe, parts: Parts) -> None:
     images = [tiny.picture(0, 96, 96), tiny.picture(1, 40, 90), tiny.picture(2, 90, 90)]
     generators = [seeded(i) for i in range(6)]
     request = EditRequest(
         prompt=["a", "b", "c"], negative_prompt="n", image=images, num_images_per_prompt=2, generator=generators
     )
-    split = edit.split(request)
-    assert [places for places, _ in split] == [(0, 1, 4, 5), (2, 3)]
-    assert [part.prompt for _, part in split] == [("a", "c"), ("b",)]
-    assert [part.negative_prompt for _, part in split] == [("n", "n"), ("n",)]
-    assert split[1][1].generator == generators[2:4]
+    settled = settle(edit, request, parts)
+    assert [one.places for one in settled] == [(0, 1, 4, 5), (2, 3)]
+    assert [one.request.prompt for one in settled] == [("a", "c"), ("b",)]
+    assert [one.request.negative_prompt for one in settled] == [("n", "n"), ("n",)]
+    assert settled[1].request.generator == generators[2:4]
 
 
 def test_a_named_size_needs_no_split(edit: EditRecipe, parts: Parts) -> None:
     images = [tiny.picture(0, 96, 96), tiny.picture(1, 40, 90)]
     request = EditRequest(prompt=["a", "b"], image=images, height=64, width=64, true_cfg_scale=1.0)
-    ((places, part),) = edit.split(request)
-    assert places == (0, 1)
-    plan = edit.plan(part, parts)
+    (settled,) = settle(edit, request, parts)
+    assert settled.places == (0, 1)
+    plan = edit.plan(settled, parts)
     assert plan.start.grids == (((1, 4, 4),),) * 2
     assert plan.references is not None
     assert plan.references.grids == (((1, 6, 6),), ((1, 8, 4),))
@@ -245,7 +247,9 @@ def test_a_picture_may_come_in_any_form(edit: EditRecipe, parts: Parts, tmp_path
         "tensor": tensor,
         "batch": tensor[None],
     }[kind]
-    plans = [edit.plan(EditRequest(prompt="a", image=given, true_cfg_scale=1.0), parts) for given in (value, image)]
+    plans = [
+        plan_request(edit, EditRequest(prompt="a", image=given, true_cfg_scale=1.0), parts) for given in (value, image)
+    ]
     assert plans[0].references is not None
     assert plans[1].references is not None
     assert torch.equal(plans[0].references.tokens, plans[1].references.tokens)
@@ -284,7 +288,7 @@ def test_requests_that_cannot_be_met_are_refused_before_any_model_runs(
     monkeypatch.setattr(parts.codec, "encode", refuse)
     request, message = BAD[case]
     with pytest.raises((ConfigError, DataError), match=message):
-        edit.plan(request, parts)
+        plan_request(edit, request, parts)
 
 
 def test_guidance_asked_for_by_half_is_said(
@@ -296,12 +300,12 @@ def test_guidance_asked_for_by_half_is_said(
     ):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            plan = text.plan(Request(prompt="a", **arguments), parts)  # type: ignore[arg-type]
+            plan = plan_request(text, Request(prompt="a", **arguments), parts)  # type: ignore[arg-type]
         assert plan.guide is None
         assert said in caplog.text
 
 
 def test_text_to_image_has_the_checkpoints_side(text: TextToImageRecipe, model: ModelFolder, parts: Parts) -> None:
-    assert text.plan(Request(prompt="a", true_cfg_scale=1.0), parts).start.grids == (((1, 4, 4),),)
+    assert plan_request(text, Request(prompt="a", true_cfg_scale=1.0), parts).start.grids == (((1, 4, 4),),)
     wider = TextToImageRecipe(TextToImageSettings(side=96), model)
-    assert wider.plan(Request(prompt="a", true_cfg_scale=1.0, height=32), parts).start.grids == (((1, 2, 6),),)
+    assert plan_request(wider, Request(prompt="a", true_cfg_scale=1.0, height=32), parts).start.grids == (((1, 2, 6),),)

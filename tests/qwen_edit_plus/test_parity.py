@@ -11,7 +11,8 @@ import torch
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 from PIL import Image
 
-from qframe.sample.pipeline import run_plan
+from qframe.sample.running import run_plan
+from qframe.sample.settling import plan_request
 from qframe_qwen.options import QwenVLOptions
 from qframe_qwen_edit.plus import PUBLISHED, EditPlusRecipe, EditPlusRequest
 from tests.parity import PROMPTS, assert_every_step_agrees, our_steps, seeded, upstream_steps
@@ -100,7 +101,9 @@ def test_decoded_pictures_equal_diffusers(oracle: Oracle) -> None:
     given = arguments(2, 4.0, 2, "wide")
     wanted = oracle.pipeline(**given, generator=seeded(), output_type="pt").images
     with torch.no_grad():
-        plan = EditPlusRecipe(None, oracle.model).plan(EditPlusRequest(**given, generator=seeded()), oracle.parts)
+        plan = plan_request(
+            EditPlusRecipe(None, oracle.model), EditPlusRequest(**given, generator=seeded()), oracle.parts
+        )
         (found,) = run_plan(plan, oracle.parts.denoiser, oracle.parts.sampler)
     torch.testing.assert_close(found * 0.5 + 0.5, wanted[0], rtol=1e-4, atol=1e-5)
 

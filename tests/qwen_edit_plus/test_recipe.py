@@ -20,7 +20,7 @@ from qframe.pictures.geometry import Geometry
 from qframe.pictures.picture import Picture
 from qframe.pictures.pixels import fit, to_pixels
 from qframe.plugins.registry import load_registry
-from qframe.sample.planning import UNCONDITIONAL
+from qframe.sample.settling import plan_request, settle
 from qframe_qwen_edit.options import EditPlusSettings
 from qframe_qwen_edit.plus import EditPlusRecipe, EditPlusRequest
 from tests.qwen import tiny
@@ -79,7 +79,7 @@ def test_every_reference_goes_into_encoder_and_codec_each_in_its_geometry(recipe
     assert inputs.target.picture is A
     assert [one.picture for one in inputs.references] == [B, C]
     assert {one.geometry for one in (inputs.target, inputs.loss_map, *inputs.references)} == {recipe.geometry}  # type: ignore[union-attr]
-    for text, prompt in ((inputs.conditioning, "make it blue"), (inputs.unconditional, UNCONDITIONAL)):
+    for text, prompt in ((inputs.conditioning, "make it blue"), (inputs.unconditional, " ")):
         assert text is not None
         assert text.prompt == prompt
         assert [one.picture for one in text.pictures] == [B, C]
@@ -137,7 +137,7 @@ def as_kind(kind: str, folder: Path) -> Any:
 
 @pytest.mark.parametrize("kind", ["path", "string", "uint8", "float", "tensor", "stack", "stacks", "mixed"])
 def test_a_reference_may_come_in_any_form(recipe: EditPlusRecipe, parts: Parts, tmp_path: Path, kind: str) -> None:
-    found, wanted = (recipe.plan(ask(image=given), parts) for given in (as_kind(kind, tmp_path), SQUARE))
+    found, wanted = (plan_request(recipe, ask(image=given), parts) for given in (as_kind(kind, tmp_path), SQUARE))
     assert found.references is not None
     assert wanted.references is not None
     assert torch.equal(found.references.tokens, wanted.references.tokens)
@@ -145,7 +145,7 @@ def test_a_reference_may_come_in_any_form(recipe: EditPlusRecipe, parts: Parts, 
 
 def test_a_stack_of_pictures_is_one_set(recipe: EditPlusRecipe, parts: Parts) -> None:
     stack = np.stack([np.asarray(tiny.picture(seed, 64, 64)) for seed in range(3)])
-    plan = recipe.plan(ask(image=stack), parts)
+    plan = plan_request(recipe, ask(image=stack), parts)
     assert plan.references is not None
     assert plan.references.grids == (((1, 6, 6),) * 3,)
 
@@ -182,19 +182,19 @@ def test_requests_that_cannot_be_met_are_refused_before_any_model_runs(
     monkeypatch.setattr(parts.codec, "encode", refuse)
     request, message = BAD[case]
     with pytest.raises((ConfigError, DataError), match=message):
-        recipe.plan(request(), parts)
+        plan_request(recipe, request(), parts)
 
 
 def test_a_picture_cut_short_is_named(recipe: EditPlusRecipe, parts: Parts, tmp_path: Path) -> None:
     SQUARE.save(tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:500])
     with pytest.raises(DataError, match=r"half\.png"):
-        recipe.plan(ask(image=[tmp_path / "whole.png", tmp_path / "half.png"]), parts)
+        plan_request(recipe, ask(image=[tmp_path / "whole.png", tmp_path / "half.png"]), parts)
 
 
 def test_more_references_can_be_allowed(model: ModelFolder, parts: Parts) -> None:
     recipe = EditPlusRecipe(EditPlusSettings(max_references=9), model)
-    plan = recipe.plan(ask(image=[SQUARE] * 9), parts)
+    plan = plan_request(recipe, ask(image=[SQUARE] * 9), parts)
     assert plan.references is not None
     assert len(plan.references.grids[0]) == 9
 
@@ -203,7 +203,7 @@ def test_more_references_can_be_allowed(model: ModelFolder, parts: Parts) -> Non
 
 
 def test_references_are_the_codecs_mode_of_each_fitted_picture(recipe: EditPlusRecipe, parts: Parts) -> None:
-    plan = recipe.plan(ask(image=[WIDE, TALL, SQUARE]), parts)
+    plan = plan_request(recipe, ask(image=[WIDE, TALL, SQUARE]), parts)
     assert plan.references is not None
     (found,) = unpack_pictures(plan.references, parts.denoiser_spec.patch)
     for latents, image in zip(found, [WIDE, TALL, SQUARE], strict=True):
@@ -211,14 +211,14 @@ def test_references_are_the_codecs_mode_of_each_fitted_picture(recipe: EditPlusR
 
 
 def test_the_last_reference_decides_the_size(recipe: EditPlusRecipe, parts: Parts) -> None:
-    assert recipe.plan(ask(image=[WIDE, TALL]), parts).start.grids == (((1, 8, 4),),)
-    assert recipe.plan(ask(image=[TALL, WIDE]), parts).start.grids == (((1, 4, 8),),)
-    assert recipe.plan(ask(image=[TALL, WIDE], width=64), parts).start.grids == (((1, 4, 4),),)
+    assert plan_request(recipe, ask(image=[WIDE, TALL]), parts).start.grids == (((1, 8, 4),),)
+    assert plan_request(recipe, ask(image=[TALL, WIDE]), parts).start.grids == (((1, 4, 8),),)
+    assert plan_request(recipe, ask(image=[TALL, WIDE], width=64), parts).start.grids == (((1, 4, 4),),)
 
 
 def test_encoder_and_negative_prompt_see_all_references_small(recipe: EditPlusRecipe, parts: Parts) -> None:
     request = ask(image=[WIDE, SQUARE], negative_prompt="bad", true_cfg_scale=4.0)
-    plan = recipe.plan(request, parts)
+    plan = plan_request(recipe, request, parts)
     shown = [fit(image, recipe.encoder_geometry) for image in (WIDE, SQUARE)]
     assert plan.uncond is not None
     assert torch.equal(plan.cond.embeds, parts.encoder.encode(["blue"], [shown]).embeds)
@@ -232,7 +232,7 @@ def test_one_set_serves_all_prompts_and_is_encoded_once(
     encoded: list[torch.Tensor] = []
     encode = parts.codec.encode
     monkeypatch.setattr(parts.codec, "encode", lambda pixels: encoded.append(pixels) or encode(pixels))
-    plan = recipe.plan(ask(["blue", "red"], [WIDE, SQUARE], num_images_per_prompt=2), parts)
+    plan = plan_request(recipe, ask(["blue", "red"], [WIDE, SQUARE], num_images_per_prompt=2), parts)
     assert plan.references is not None
     assert plan.references.grids == (((1, 4, 8), (1, 6, 6)),) * 4
     first, *others = plan.references.tokens.chunk(4)
@@ -240,25 +240,26 @@ def test_one_set_serves_all_prompts_and_is_encoded_once(
     assert len(encoded) == 2
 
 
-def test_a_request_splits_by_the_sizes_of_its_last_references(recipe: EditPlusRecipe) -> None:
+def test_a_request_splits_by_the_sizes_of_its_last_references(recipe: EditPlusRecipe, parts: Parts) -> None:
     request = ask(["a", "b", "c"], [[SQUARE], [SQUARE, WIDE], [TALL, SQUARE]], num_images_per_prompt=2)
-    split = recipe.split(request)
-    assert [places for places, _ in split] == [(0, 1, 4, 5), (2, 3)]
-    assert [part.prompt for _, part in split] == [("a", "c"), ("b",)]
-    assert [[len(one) for one in part.image] for _, part in split] == [[1, 2], [2]]  # type: ignore[attr-defined]
+    settled = settle(recipe, request, parts)
+    assert [one.places for one in settled] == [(0, 1, 4, 5), (2, 3)]
+    assert [one.request.prompt for one in settled] == [("a", "c"), ("b",)]
+    assert [[len(shown) for shown in one.shown] for one in settled] == [[1, 2], [2]]
+    assert [[len(several) for several in one.references] for one in settled] == [[1, 2], [2]]
 
 
 def test_a_named_size_needs_no_split(recipe: EditPlusRecipe, parts: Parts) -> None:
-    ((places, part),) = recipe.split(ask(["a", "b"], [[SQUARE], [SQUARE, WIDE]], height=64, width=64))
-    assert places == (0, 1)
-    plan = recipe.plan(part, parts)
+    (settled,) = settle(recipe, ask(["a", "b"], [[SQUARE], [SQUARE, WIDE]], height=64, width=64), parts)
+    assert settled.places == (0, 1)
+    plan = recipe.plan(settled, parts)
     assert plan.references is not None
     assert plan.references.grids == (((1, 6, 6),), ((1, 6, 6), (1, 4, 8)))
 
 
 def test_another_familys_request_is_a_bug(recipe: EditPlusRecipe, parts: Parts) -> None:
     with pytest.raises(TypeError, match="EditPlusRequest"):
-        recipe.plan(Request(prompt="a"), parts)
+        plan_request(recipe, Request(prompt="a"), parts)
 
 
 @pytest.mark.parametrize("transform", ["keep-unmasked", "image-to-image"])

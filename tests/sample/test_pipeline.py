@@ -17,8 +17,11 @@ from qframe.adapters import LoraLayer, save_lora
 from qframe.compose import Composition
 from qframe.errors import ConfigError, WeightsError
 from qframe.files.model_folder import ModelFolder
-from qframe.sample.pipeline import Pipeline, PipelineOutput, run_plan, sample_plan
-from qframe_qwen_edit.recipe import EditRequest
+from qframe.sample.outputs import PipelineOutput
+from qframe.sample.pipeline import Pipeline
+from qframe.sample.running import run_plan, sample_plan
+from qframe.sample.settling import plan_request
+from qframe_qwen_edit.recipe import EditRecipe, EditRequest
 from tests.qwen import tiny
 
 PICTURE = Image.new("RGB", (96, 96), "green")
@@ -56,7 +59,7 @@ def test_a_call_is_plan_and_sampler_and_nothing_else(pipe: Pipeline) -> None:
     found = tensors(pipe(prompt="a", image=image, seed=3, output_type="latent", **FAST))
     request = EditRequest(prompt="a", image=image, generator=torch.Generator().manual_seed(3), **FAST)  # type: ignore[arg-type]
     with torch.no_grad():
-        plan = pipe.recipe.plan(request, pipe.parts)
+        plan = plan_request(pipe.recipe, request, pipe.parts)
         assert torch.equal(found[0], sample_plan(plan, pipe.parts.denoiser, pipe.parts.sampler))
 
 
@@ -114,7 +117,7 @@ def test_progress_hears_every_step(pipe: Pipeline) -> None:
 def test_on_step_stops_a_plan_early(pipe: Pipeline) -> None:
     request = EditRequest(prompt="a", image=tiny.picture(0, 96, 96), num_inference_steps=8, true_cfg_scale=1.0)
     with torch.no_grad():
-        plan = pipe.recipe.plan(request, pipe.parts)
+        plan = plan_request(pipe.recipe, request, pipe.parts)
         steps: list[int] = []
 
         def on_step(step: int) -> bool:
@@ -215,9 +218,10 @@ def test_defaults_are_those_of_the_diffusers_pipelines() -> None:
     from diffusers import QwenImageEditPipeline
 
     upstream = inspect.signature(QwenImageEditPipeline.__call__).parameters
+    settled = EditRecipe.sampling.fill(EditRequest())
     for field in attrs.fields(EditRequest):
         if field.name != "prompt":
-            assert field.default == upstream[field.name].default, field.name
+            assert getattr(settled, field.name) == upstream[field.name].default, field.name
 
 
 def test_all_parts_are_planned_before_the_first_step(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,9 @@ from qframe.pictures.geometry import Geometry
 from qframe.pictures.picture import Picture
 from qframe.pictures.pixels import fit, from_pixels, open_picture, resize
 from qframe.plugins.registry import load_registry
-from qframe.sample.pipeline import Pipeline, run_plan
+from qframe.sample.pipeline import Pipeline
+from qframe.sample.running import run_plan
+from qframe.sample.settling import plan_request
 from qframe.sample.starts import source_tokens
 from qframe.testing.alignment import alignment
 from qframe_qwen_inpaint.blending import keep_unmasked
@@ -185,9 +187,9 @@ def test_an_empty_mask_gives_the_picture_where_it_was(inpaint: Pipeline, size: t
         prompt="a", true_cfg_scale=1.0, num_inference_steps=2, height=height, width=width,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    plan = recipe.recipe.plan(request, inpaint.parts)
+    plan = plan_request(recipe.inner, request, inpaint.parts)
     original = source_tokens([resize(image, (height, width))], request, inpaint.parts)
-    kept = keep_unmasked(plan, original, torch.zeros(original.shape[0], 1), 1.0)
+    kept = keep_unmasked(plan, original, torch.zeros(original.shape[0], 1), 0)
     made = from_pixels(run_plan(kept, inpaint.parts.denoiser, inpaint.parts.sampler)[0])
     found = alignment(resize(made, size), image)
     assert found.aligned(pixels=0.3, zoom=1.2e-2), found

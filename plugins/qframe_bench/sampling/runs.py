@@ -20,7 +20,9 @@ from qframe.compose import compose
 from qframe.config import load_config
 from qframe.interfaces import Parts
 from qframe.plugins.registry import load_registry
-from qframe.sample.pipeline import GuidanceBatching, Pipeline, sample_plan
+from qframe.sample.pipeline import Pipeline
+from qframe.sample.running import GuidanceBatching, sample_plan
+from qframe.sample.settling import plan_request
 from qframe.testing.listening import replaced
 from qframe_bench.measuring import Contestant, Measured, Ratio, measure, table
 from qframe_bench.sampling.settings import HEAD, Settings
@@ -76,7 +78,7 @@ def contestants(settings: Settings) -> dict[str, Contestant]:
     """
     pipe = pipeline(settings)
     module, arguments = pipe.parts.denoiser.module, request(settings)
-    plan = pipe.recipe.plan(pipe.recipe.request_type(**arguments, generator=_seeded()), pipe.parts)
+    plan = plan_request(pipe.recipe, pipe.recipe.request_type(**arguments, generator=_seeded()), pipe.parts)
 
     @torch.no_grad()
     def loop(batching: GuidanceBatching = "apart") -> Tensor:

@@ -1,1 +1,1 @@
-"""Pictures to make, one by one: requests in plain values, what a picture stores of its own, checks ahead of loading."""
+"""Jobs, which are pictures to make one by one: plain values, checks before loading, and what a picture stores."""

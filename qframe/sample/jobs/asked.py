@@ -1,4 +1,4 @@
-"""A request in plain values: a command line, a line of JSON and the metadata of a picture all write it like this."""
+"""A request in plain values, as a command line, a line of JSON and the metadata of a picture write it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from attrs.validators import and_, ge, le, lt, optional
 
 from qframe.config.strict import Problem, structure
 from qframe.errors import ConfigError, nearest
-from qframe.interfaces import Request
+from qframe.interfaces import Request, SamplingDefaults
 from qframe.pictures.picture import Picture
-
-NEGATIVE = " "
-"""The negative prompt where guidance is asked for without one, as in the Qwen-Image documentation."""
 
 _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 
@@ -29,7 +26,17 @@ def _whole_characters(instance: Any, attribute: attrs.Attribute[Any], value: str
 
 @attrs.frozen(kw_only=True)
 class Asked:
-    """What every family takes; `asked_type` adds what one family takes beside. seed: of the first picture."""
+    """The values that every family takes. `asked_type` adds those that one family takes beside.
+
+    Attributes:
+        prompt: What to make.
+        negative_prompt: What guidance steers away from.
+        steps: Number of sampling steps; None takes the family's.
+        guidance: Scale of guidance; None is without, unless a negative prompt is given.
+        size: WIDTHxHEIGHT in pixels; None lets the family choose.
+        seed: The seed of the first picture; the next one takes the next seed.
+        num_images: How many pictures to make.
+    """
 
     prompt: str = attrs.field(validator=_whole_characters)
     negative_prompt: str | None = attrs.field(default=None, validator=optional(_whole_characters))
@@ -42,9 +49,19 @@ class Asked:
 
 @attrs.frozen(kw_only=True)
 class OwnField:
-    """A field that a family's request adds. key: what options, lines and metadata call it. default: for people.
+    """A field that a family's request adds to those of every family.
 
-    several: it takes any number of pictures; nested: a set of them for each prompt.
+    Attributes:
+        name: The name of the field.
+        key: What options, lines of JSON and metadata call it.
+        kind: What kind of value it takes.
+        help: A sentence for `--help`.
+        default: The default, to be shown to people; None where it is not a plain value.
+        required: Whether the field has no default.
+        choices: The values that a field of kind "choice" may have.
+        grey: Whether it is a picture whose values are no colours.
+        several: Whether it takes any number of pictures.
+        nested: Whether it takes a set of pictures for each prompt.
     """
 
     name: str
@@ -62,8 +79,8 @@ class OwnField:
 def own_fields(request_type: type[Request]) -> tuple[OwnField, ...]:
     """The fields that a request type adds to those of every family, and that can be given in plain values.
 
-    Told by their annotations. metadata: "help"; "option", another key than the field's name, None for no key; "grey",
-    a picture whose values are no colours; "choices".
+    The annotation of a field says its kind. Its metadata may hold "help"; "option", the key if it is not the field's
+    name, or None for a field without a key; "grey" for a picture whose values are no colours; and "choices".
     """
     common = {field.name for field in attrs.fields(Request)}
     added = [field for field in attrs.fields(request_type) if field.name not in common]
@@ -91,7 +108,10 @@ def _own_field(field: attrs.Attribute[Any]) -> OwnField:
 
 
 def asked_type(fields: Sequence[OwnField], base: type[Asked] = Asked) -> type[Asked]:
-    """`base` with a family's own keys, for `qframe.config.strict.structure`. Pictures are paths, one or a list."""
+    """A subclass of `base` with a family's own keys, for `qframe.config.strict.structure`.
+
+    Pictures are paths: one, or a list.
+    """
     plain: dict[str, Any] = {"flag": bool, "number": float, "whole": int, "text": str, "picture": str | tuple[str, ...]}
     added: dict[str, Any] = {}
     for field in fields:
@@ -103,28 +123,47 @@ def asked_type(fields: Sequence[OwnField], base: type[Asked] = Asked) -> type[As
 
 
 def read_asked(values: Mapping[str, Any], kind: type[Asked]) -> Asked:
-    """The values as an `Asked`. InvalidError holds every problem."""
+    """Read plain values strictly.
+
+    Raises:
+        InvalidError: It holds every problem that the values have.
+    """
     return structure(values, kind)
 
 
 def describe(problem: Problem) -> str:
-    """A problem of `read_asked` in one line, with the nearest key for one that there is not."""
+    """A problem that `read_asked` found, in one line. For an unknown key it names the nearest known one."""
     near = nearest(problem.path[-1], problem.known, 1) if problem.known else []
     advice = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(problem.known)}" if problem.known else ""
     return ": ".join(filter(None, (".".join(problem.path), f"{problem.message}{advice}")))
 
 
 def given_paths(asked: Asked, field: OwnField) -> tuple[str, ...]:
-    """The paths of a picture field."""
+    """The paths that were given for a picture field."""
     value = getattr(asked, field.key)
     return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 
 
-def as_request(
-    asked: Asked, kind: type[Request], fields: Sequence[OwnField], pictures: Mapping[str, Sequence[Picture]]
+def make_request(
+    asked: Asked,
+    kind: type[Request],
+    sampling: SamplingDefaults,
+    fields: Sequence[OwnField],
+    pictures: Mapping[str, Sequence[Picture]],
 ) -> Request:
-    """The request for one picture; `pictures` by key. ConfigError names a value that cannot be met."""
-    values: dict[str, Any] = {"prompt": asked.prompt, **size_of(asked.size), **_guidance(asked)}
+    """The request for one picture, filled in from the family's defaults.
+
+    Args:
+        asked: The plain values.
+        kind: The class of requests that the family takes.
+        sampling: The family's defaults.
+        fields: The fields that the family adds.
+        pictures: The pictures of the picture fields, by key.
+
+    Raises:
+        ConfigError: A value cannot be met; the message names it.
+    """
+    values: dict[str, Any] = {"prompt": asked.prompt, **size_of(asked.size), **_guidance(asked, sampling)}
     if asked.steps is not None:
         values["num_inference_steps"] = asked.steps
     for field in fields:
@@ -136,11 +175,18 @@ def as_request(
                 values[field.name] = [opened] if field.nested else opened if field.several else opened[0]
         elif (value := getattr(asked, field.key)) is not None:
             values[field.name] = value
-    return kind(**values)
+    return sampling.fill(kind(**values))
 
 
-def settled(asked: Asked, request: Request, fields: Sequence[OwnField], seed: int) -> dict[str, Any]:
-    """The values of one picture with the defaults written out, so that later ones change nothing about it."""
+def stored_values(asked: Asked, request: Request, fields: Sequence[OwnField], seed: int) -> dict[str, Any]:
+    """The plain values that a picture stores, with the defaults written out, so that other defaults change nothing.
+
+    Args:
+        asked: The values as they were given.
+        request: The request that `make_request` made of them.
+        fields: The fields that the family adds.
+        seed: The seed of this picture.
+    """
     values: dict[str, Any] = {"prompt": asked.prompt, "steps": request.num_inference_steps, "seed": seed}
     if request.negative_prompt is not None:
         values["negative_prompt"] = request.negative_prompt[0]
@@ -156,7 +202,11 @@ def settled(asked: Asked, request: Request, fields: Sequence[OwnField], seed: in
 
 
 def size_of(size: str | None) -> dict[str, int]:
-    """WIDTHxHEIGHT as the fields of a request. ConfigError if it is anything else."""
+    """WIDTHxHEIGHT as the fields of a request.
+
+    Raises:
+        ConfigError: It is anything else.
+    """
     if size is None:
         return {}
     match = _SIZE.fullmatch(size)
@@ -165,12 +215,12 @@ def size_of(size: str | None) -> dict[str, int]:
     return {"width": int(match[1]), "height": int(match[2])}
 
 
-def _guidance(asked: Asked) -> dict[str, Any]:
-    """Off unless a scale or a negative prompt is given; then the other takes its default."""
+def _guidance(asked: Asked, sampling: SamplingDefaults) -> dict[str, Any]:
+    """Guidance is off unless a scale or a negative prompt is given; then the other one is the family's."""
     scale, negative = asked.guidance, asked.negative_prompt
     if scale is None and negative is None:
         return {"true_cfg_scale": 1.0}
     given: dict[str, Any] = {} if scale is None else {"true_cfg_scale": scale}
     if negative is not None or (scale is not None and scale > 1):
-        given["negative_prompt"] = NEGATIVE if negative is None else negative
+        given["negative_prompt"] = sampling.negative_prompt if negative is None else negative
     return given

@@ -28,14 +28,19 @@ _LONGEST_NAME = 200  # bytes; file systems take 255, and a draft's name is longe
 
 @attrs.frozen(kw_only=True)
 class Line(Asked):
-    """A request of a batch. id: names its result; output: the name of its file, in the folder of results."""
+    """A request of a batch.
+
+    Attributes:
+        id: Names its result where `output` is not given.
+        output: The name of its file, in the folder of results.
+    """
 
     id: str | None = None
     output: str | None = None
 
 
 class Batch:
-    """The requests of a file, and the folder of their results. defaults: for lines that do not say otherwise."""
+    """The requests of a file of JSON lines, and the folder of their results."""
 
     def __init__(
         self,
@@ -47,6 +52,16 @@ class Batch:
         overwrite: bool,
         allow_outside: bool,
     ) -> None:
+        """Open a batch.
+
+        Args:
+            desk: Turns requests into jobs.
+            path: The file of requests.
+            output: The folder of the results.
+            defaults: Values for lines that do not give them.
+            overwrite: Whether pictures that exist, made from something else, are made anew.
+            allow_outside: Whether lines may name pictures outside of the folder of the file.
+        """
         self._desk, self._path, self._output = desk, path, output
         self._defaults, self._overwrite = defaults, overwrite
         self._kind = cast("type[Line]", asked_type(desk.fields, Line))
@@ -55,9 +70,10 @@ class Batch:
         self._taken: dict[str, str] = {}
 
     def jobs(self) -> tuple[list[Job], int]:
-        """What is to be made, in the order of the lines, and how many pictures are there already.
+        """The pictures to make, in the order of the lines, and the number of those that are there already.
 
-        DataError names every line that cannot be met.
+        Raises:
+            DataError: It names every line that cannot be met.
         """
         todo: list[Job] = []
         done = 0
@@ -66,10 +82,9 @@ class Batch:
             before = len(self._problems.found)
             made = self._line(number, row, where)
             missing = [job for job in made if len(self._problems.found) == before and self._is_missing(job)]
-            if len(self._problems.found) == before and missing:
-                self._about(where, partial(self._desk.rehearsal.check, missing[0].request))
-            todo += missing
             done += len(made) - len(missing)
+            if len(self._problems.found) == before and missing:
+                self._about(where, partial(self._rehearse, missing, todo))
         if not todo and not done and not self._problems.found:
             raise DataError(f"{self._path}: there are no requests", "Each line is a JSON object with a prompt.")
         found = [f"{problem.origin}: {problem.message}" for problem in self._problems.found]
@@ -79,6 +94,9 @@ class Batch:
                 "Nothing was loaded. Lines are explained in docs/guides/many-pictures.md.",
             )
         return todo, done
+
+    def _rehearse(self, missing: Sequence[Job], todo: list[Job]) -> None:
+        todo += self._desk.rehearsed(missing)
 
     def _where(self, number: int) -> str:
         return f"{self._path.name}:{number}"
@@ -107,7 +125,11 @@ class Batch:
         return made
 
     def _given(self, path: str, where: str, key: str, own: bool) -> Given | None:
-        """A picture of a line, relative to the file of requests and inside its folder; of the options, as it stands."""
+        """The picture of a path; None if there is a problem, which is noted.
+
+        A path that the line names itself (`own`) is relative to the file of requests and must lie within its folder. A
+        path that comes from an option is taken as it is.
+        """
         file = self._root.folder / path if own else Path(path)
         problem = self._root.problem(file) if own else None
         if problem is not None:
@@ -143,7 +165,7 @@ class Batch:
         self._problems.add(where, f"its result {str(name)!a} {problem}")
 
     def _is_missing(self, job: Job) -> bool:
-        """Whether a picture is to be made. One that is there for another request is a problem, unless overwritten."""
+        """Whether a picture is still to be made. One that exists, made from another request, is noted as a problem."""
         if not job.file.exists():
             return True
         try:
@@ -160,7 +182,7 @@ class Batch:
         return True
 
     def _about(self, where: str, work: Callable[[], None]) -> None:
-        """Do it; what is wrong is a problem of the line."""
+        """Call `work`, and note an error that it raises as a problem of the line."""
         try:
             work()
         except QframeError as error:

@@ -1,4 +1,4 @@
-"""Pictures as files: written whole or not at all, with a text in their metadata; and that text read from anybody's."""
+"""Pictures as files with a text in their metadata, and the text read again from a picture of anybody."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from qframe.pictures.pixels import DAMAGED, open_header
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LONGEST = 60_000
-"""Bytes of text: what fits into the 64 KB that a JPEG has for all of EXIF."""
+"""The largest text in bytes: it fits into the 64 KB that a JPEG has for all of EXIF."""
 
 _KEYWORD = "qframe"
 _ASCII = b"ASCII\0\0\0"  # EXIF 2.32, 4.6.5, tag UserComment: the character code in its first 8 bytes
 
 
 def encode_picture(image: Image.Image, suffix: str, text: str | None = None) -> bytes:
-    """The file of a picture, by the suffix of its name; text: ASCII, at most LONGEST bytes.
+    """Encode a picture in the format that the suffix of its file names.
 
-    A PNG keeps it in a text chunk "qframe", a JPEG or WebP in EXIF's UserComment.
+    Args:
+        image: The picture.
+        suffix: For example ".png".
+        text: ASCII text of at most LONGEST bytes to store with it; `check_text` checks its length. A PNG keeps it in a
+            text chunk "qframe", a JPEG or WebP in EXIF's UserComment.
     """
     kind = FORMATS[suffix.lower()]
     options: dict[str, Any] = {}
@@ -42,7 +46,11 @@ def encode_picture(image: Image.Image, suffix: str, text: str | None = None) -> 
 
 
 def check_text(text: str) -> str:
-    """The text. ConfigError if a picture could not hold it."""
+    """The text, checked.
+
+    Raises:
+        ConfigError: It is too long for a picture.
+    """
     if len(text) > LONGEST:
         raise ConfigError(
             f"what the picture would store of its request has {len(text)} bytes, at most {LONGEST} fit",
@@ -52,14 +60,20 @@ def check_text(text: str) -> str:
 
 
 def write_picture(file: Path, image: Image.Image, text: str | None = None) -> None:
-    """Write a picture whole or not at all; its folder is made. ResourceError if the disk is full."""
+    """Write a picture completely or not at all, and make its folder if there is none.
+
+    Raises:
+        ResourceError: The disk is full.
+    """
     write_file(file, encode_picture(image, file.suffix, text))
 
 
 def read_text(picture: Picture) -> str | None:
-    """The text that `encode_picture` put into a picture, None where there is none. Decodes no pixel.
+    """The text that `encode_picture` put into a picture; None where there is none. It decodes no pixels.
 
-    DataError: no picture of a known format. UntrustedError: longer than LONGEST.
+    Raises:
+        DataError: The file is no picture of a known format.
+        UntrustedError: The text is longer than LONGEST.
     """
     image = open_header(picture)
     try:

@@ -1,67 +1,69 @@
-"""Requests checked as far as that goes without weights: by the checks of the recipe itself."""
+"""Requests are settled before any weights are loaded, so that a mistake in the last one is told before the first
+runs.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any
 
 import attrs
+from PIL import Image
+from torch import Tensor
 
 from qframe.compose import Composition
-from qframe.interfaces import Encoder, Request
+from qframe.interfaces import Request, Settled
+from qframe.sample.settling import settle
+
+ROOM = 2 * 2**30
+"""Bytes of opened pictures that are kept until their requests run."""
 
 
 class Rehearsal:
-    """Plans requests up to the first use of a network, which stands in for everything that is loaded."""
+    """Settles the requests of a command line without weights, and keeps what it settled for the run.
 
-    def __init__(self, composition: Composition) -> None:
+    So each picture is decoded once. When the pictures that are kept fill `room`, the requests that follow are checked
+    just as well, and settled again when they run: a file of thousands of requests does not fill the memory.
+    """
+
+    def __init__(self, composition: Composition, room: int | None = None) -> None:
+        """Prepare a rehearsal.
+
+        Args:
+            composition: The components that will run the requests.
+            room: Bytes of opened pictures that may be kept; None is `ROOM`.
+        """
         self._recipe = composition.recipe
-        # A stand-in for each network: a recipe checks all that it can before it asks one for anything.
-        unloaded = cast("Any", _Unloaded())
-        self._parts = attrs.evolve(
-            composition.load(),
-            loaded_encoder=cast("Any", _TextsOnly(composition.outlines.get("encoder"))),
-            loaded_codec=unloaded,
-            loaded_denoiser=unloaded,
-        )
+        # The outline of the encoder has no weights; it can refuse a prompt.
+        self._parts = attrs.evolve(composition.load(), loaded_encoder=composition.outlines.get("encoder"))
+        self._room = ROOM if room is None else room
 
-    def check(self, request: Request) -> None:
-        """ConfigError or DataError for what the recipe refuses before a model runs. Its pictures are decoded."""
-        with _unheard():  # the run itself says it once more
-            for _, part in self._recipe.split(request):
-                try:
-                    self._recipe.plan(part, self._parts)
-                except _ReachedError:
-                    continue
+    def settle(self, request: Request) -> tuple[Settled, ...] | None:
+        """Settle a request; None if there is no room to keep it.
 
-
-class _ReachedError(Exception):
-    """A network is needed: everything that comes before it has passed."""
+        Raises:
+            ConfigError: The request cannot be met.
+            DataError: A picture or a prompt cannot be used.
+        """
+        settled = settle(self._recipe, request, self._parts)
+        size = sum({id(image): _bytes(image) for image in _pictures(settled)}.values())
+        if size > self._room:
+            return None
+        self._room -= size
+        return settled
 
 
-class _Unloaded:
-    def __getattr__(self, name: str) -> Any:
-        raise _ReachedError(name)
+def _pictures(value: Any) -> Iterable[Image.Image | Tensor]:
+    """The pictures and tensors that a settled request holds."""
+    if isinstance(value, Image.Image | Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _pictures(one)
+    elif attrs.has(type(value)):
+        for field in attrs.fields(type(value)):
+            yield from _pictures(getattr(value, field.name))
 
 
-class _TextsOnly(_Unloaded):
-    """An encoder that can refuse prompts and nothing else."""
-
-    def __init__(self, outline: Encoder | None) -> None:
-        self._outline = outline
-
-    def check(self, prompts: Sequence[str]) -> None:
-        if self._outline is not None:
-            self._outline.check(prompts)
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+def _bytes(value: Image.Image | Tensor) -> int:
+    return value.nbytes if isinstance(value, Tensor) else value.width * value.height * len(value.getbands())

@@ -1,4 +1,4 @@
-"""Files that a request names: their digests, and pictures that are read when their turn comes, unchanged."""
+"""Files that a request names: their digests, and pictures that are read later and must not have changed by then."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from qframe.pictures.picture import Picture
 
 
 def digest_of(path: Path, origin: str, kind: type[DataError] | type[WeightsError] = DataError) -> str:
-    """sha256 of a file. An error of `kind`, naming `origin`, if it cannot be read or is no plain file."""
+    """The sha256 of a file.
+
+    Raises:
+        DataError: The file cannot be read or is no plain file; with another `kind`, an error of that kind.
+    """
     try:
         if path.exists() and not path.is_file():
             raise kind(f"{origin}: not a file", "Give a plain file.")
@@ -25,7 +29,10 @@ def digest_of(path: Path, origin: str, kind: type[DataError] | type[WeightsError
 
 
 def unchanged_picture(origin: str, path: Path, sha256: str) -> Picture:
-    """The picture of a file, read when it is opened. DataError if it is another file by then."""
+    """The picture of a file, which is read when the picture is opened.
+
+    Opening it raises DataError if the file has changed since its digest was taken.
+    """
     return Picture(origin, _Unchanged(origin, path, sha256))
 
 

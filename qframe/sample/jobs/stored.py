@@ -1,7 +1,8 @@
-"""What a picture stores of how it was made, and what is needed to make it again.
+"""What a picture stores of how it was made, so that it can be made again.
 
-Read from pictures of strangers too: a capped text, a strict schema, keys that choose registered components and
-placement alone. Which files it names is for the caller to say before they are read.
+Pictures of strangers are read too. So the text is limited in length, its schema is strict, and its configuration keys
+can only choose registered components and their placement. The caller must show which files it names before they are
+read.
 """
 
 from __future__ import annotations
@@ -32,7 +33,13 @@ _KEYS = ("device", "devices", "dtype", "offload", "threads", "sample.guidance_ba
 
 @attrs.frozen(kw_only=True)
 class StoredLora:
-    """A LoRA file as it was given, and what was in it."""
+    """A LoRA that a picture was made with.
+
+    Attributes:
+        file: The path as it was given.
+        weight: The scale of the LoRA.
+        sha256: The digest of the file.
+    """
 
     file: str
     weight: float
@@ -43,10 +50,16 @@ class StoredLora:
 class Stored:
     """How one picture was made.
 
-    model: as it was given; models: the identity of every model folder used, by name. config: dotted keys whose values
-    are not the family's. request: as `qframe.sample.jobs.asked.settled`; files: sha256 of the pictures it names, by
-    path.
-    made_with: versions and device, which may differ when it is made again.
+    Attributes:
+        format: The format of this record.
+        family: The name of the family.
+        model: The model as it was given.
+        models: The identity of every model folder that was used, by name.
+        config: The configuration keys whose values are not the family's, dotted.
+        loras: The LoRAs on the denoiser.
+        request: The request as `qframe.sample.jobs.asked.stored_values` writes it.
+        files: The sha256 of every picture that the request names, by path.
+        made_with: Versions and device, which may differ when the picture is made again.
     """
 
     format: Literal["qframe-picture-1"]
@@ -60,11 +73,11 @@ class Stored:
     made_with: Mapping[str, str] = attrs.field(factory=dict)
 
     def text(self) -> str:
-        """As a picture stores it: ASCII."""
+        """The text that a picture stores, in ASCII."""
         return json.dumps(unstructure(self))
 
     def config_tables(self) -> dict[str, Any]:
-        """`config` as the nested tables that `load_config` takes, and the model."""
+        """The model and `config`, as the nested tables that `load_config` takes."""
         tables: dict[str, Any] = {"model": self.model}
         for key, value in self.config.items():
             *path, last = key.split(".")
@@ -75,7 +88,10 @@ class Stored:
         return tables
 
     def differences(self, other: Stored) -> list[str]:
-        """What would make another picture, by name. Names of files and versions do not count, what is in them does."""
+        """The names of those values that would make another picture.
+
+        Files are compared by their contents and not by their names; versions are not compared.
+        """
         mine, others = self._ingredients(), other._ingredients()
         return sorted(name for name in {*mine, *others} if mine.get(name) != others.get(name))
 
@@ -91,12 +107,12 @@ class Stored:
 
 
 def _contents(value: Any, files: Mapping[str, str]) -> Any:
-    """The digests of a value that is a list of paths."""
+    """A value of a request; if it is a list of paths, the digests of those files."""
     return [files.get(path, path) for path in value] if isinstance(value, list) else value
 
 
 def setting(composition: Composition, loras: Mapping[Path, float]) -> Stored:
-    """What all pictures that are made with these components and LoRAs store; their requests are missing."""
+    """What all pictures that are made with these components and LoRAs store alike: everything but their requests."""
     config = composition.config
     models = {model.name: model for model in composition.models.values()}
     baseline = load_config(family=config.family, values={"model": composition.model_name})
@@ -125,7 +141,12 @@ def _is_sampling(key: str) -> bool:
 
 
 def read_stored(file: Path) -> Stored:
-    """What a picture stores. DataError: nothing of ours. UntrustedError: something that it must not be."""
+    """Read what a picture stores of how it was made.
+
+    Raises:
+        DataError: The file stores nothing of qframe.
+        UntrustedError: It stores something that qframe would not have written.
+    """
     origin = str(file)
     text = read_text(Picture(origin, file))
     if text is None:
@@ -146,7 +167,7 @@ def read_stored(file: Path) -> Stored:
 
 
 def _problem(stored: Stored) -> str | None:
-    """What a stored request may not do, or None: what is said of it and read for it must be what it names."""
+    """What is wrong with a stored request, such as foreign keys or pictures without digests; None if nothing is."""
     foreign = [key for key in stored.config if not (_is_sampling(key) and _DOTTED.fullmatch(key))]
     if foreign:
         return f"sets {', '.join(map(ascii, foreign[:5]))}"
@@ -162,9 +183,16 @@ _REMEDY = "Give the request yourself: --family, --prompt, ..."
 
 
 def check_files(stored: Stored, replaced: Collection[str], origin: str) -> None:
-    """DataError or WeightsError names what is not what the picture was made from: pictures, LoRAs.
+    """Check that the pictures and LoRAs that a stored request names are the files that it was made from.
 
-    replaced: "lora", or keys of pictures, that others stand in for; those are not looked at.
+    Args:
+        stored: What the picture stores.
+        replaced: "lora", and the keys of pictures, for which the user gives others; they are not checked.
+        origin: What messages call the picture.
+
+    Raises:
+        DataError: A picture is another file or cannot be read; the message names all that are wrong.
+        WeightsError: The same, where the first wrong file is a LoRA.
     """
     named: list[tuple[str, str, str | None, type[DataError] | type[WeightsError]]] = [
         (key, path, stored.files.get(path), DataError)
@@ -191,7 +219,11 @@ def check_files(stored: Stored, replaced: Collection[str], origin: str) -> None:
 
 
 def check_models(stored: Stored, now: Stored, origin: str) -> None:
-    """WeightsError names a model that has another content than the one the picture was made with."""
+    """Check that the models have the contents that the picture was made with.
+
+    Raises:
+        WeightsError: A model has another content; the message names it.
+    """
     changed = [name for name, identity in now.models.items() if stored.models.get(name, identity) != identity]
     if changed:
         raise WeightsError(

@@ -7,9 +7,18 @@ import pytest
 
 from qframe.config.strict import InvalidError
 from qframe.errors import ConfigError
-from qframe.interfaces import Request
+from qframe.interfaces import Request, SamplingDefaults
 from qframe.pictures.picture import Picture
-from qframe.sample.jobs.asked import Asked, OwnField, as_request, asked_type, describe, own_fields, read_asked, settled
+from qframe.sample.jobs.asked import (
+    Asked,
+    OwnField,
+    asked_type,
+    describe,
+    make_request,
+    own_fields,
+    read_asked,
+    stored_values,
+)
 from qframe.sample.request_pictures import PictureLike, as_pictures
 
 
@@ -28,6 +37,7 @@ class Made(Request):
     edges: str = attrs.field(default="hard", metadata={"choices": ("hard", "soft")})
 
 
+SAMPLING = SamplingDefaults(steps=50, guidance=4.0, negative_prompt=" ", prompt_tokens=512)
 FIELDS = own_fields(Made)
 KIND = asked_type(FIELDS)
 
@@ -65,7 +75,7 @@ def test_every_problem_is_told_with_its_key() -> None:
 def test_values_become_the_request_of_the_family() -> None:
     asked = read_asked({"prompt": "a", "size": "64x32", "steps": 3, "edges": "soft", "mask": "m.png"}, KIND)
     mask = Picture("m", b"")
-    request = as_request(asked, Made, FIELDS, {"mask": [mask]})
+    request = make_request(asked, Made, SAMPLING, FIELDS, {"mask": [mask]})
     assert isinstance(request, Made)
     assert (request.width, request.height, request.num_inference_steps) == (64, 32, 3)
     assert (request.edges, request.strength, request.mask_image) == ("soft", 0.6, (mask,))
@@ -85,14 +95,14 @@ def test_values_become_the_request_of_the_family() -> None:
 def test_guidance_and_negative_prompt_bring_each_other(
     values: dict[str, Any], scale: float, negative: tuple[str] | None
 ) -> None:
-    request = as_request(Asked(prompt="a", **values), Request, (), {})
+    request = make_request(Asked(prompt="a", **values), Request, SAMPLING, (), {})
     assert (request.true_cfg_scale, request.negative_prompt) == (scale, negative)
 
 
 def test_settled_values_ask_for_the_same_whatever_the_defaults_become() -> None:
     asked = read_asked({"prompt": "a", "negative_prompt": "x", "image": ["a.png"]}, KIND)
-    request = as_request(asked, Made, FIELDS, {"image": [Picture("a", b"")]})
-    values = settled(asked, request, FIELDS, seed=5)
+    request = make_request(asked, Made, SAMPLING, FIELDS, {"image": [Picture("a", b"")]})
+    values = stored_values(asked, request, FIELDS, seed=5)
     assert values == {
         "prompt": "a",
         "steps": 50,
@@ -105,18 +115,18 @@ def test_settled_values_ask_for_the_same_whatever_the_defaults_become() -> None:
         "edges": "hard",
     }
     again = read_asked(values, KIND)
-    assert settled(again, as_request(again, Made, FIELDS, {}), FIELDS, seed=5) == values
+    assert stored_values(again, make_request(again, Made, SAMPLING, FIELDS, {}), FIELDS, seed=5) == values
 
 
 def test_settled_values_leave_guidance_off_for_a_negative_prompt_to_switch_on() -> None:
     asked = Asked(prompt="a")
-    values = settled(asked, as_request(asked, Request, (), {}), (), seed=0)
+    values = stored_values(asked, make_request(asked, Request, SAMPLING, (), {}), (), seed=0)
     assert "guidance" not in values
-    assert as_request(Asked(**values, negative_prompt="x"), Request, (), {}).true_cfg_scale == 4.0
+    assert make_request(Asked(**values, negative_prompt="x"), Request, SAMPLING, (), {}).true_cfg_scale == 4.0
 
 
 def test_wrong_sizes_and_too_many_pictures_are_refused() -> None:
     with pytest.raises(ConfigError, match="expected WIDTHxHEIGHT in pixels"):
-        as_request(Asked(prompt="a", size="64"), Request, (), {})
+        make_request(Asked(prompt="a", size="64"), Request, SAMPLING, (), {})
     with pytest.raises(ConfigError, match="mask: 2 pictures for one prompt"):
-        as_request(read_asked({"prompt": "a"}, KIND), Made, FIELDS, {"mask": [Picture("m", b"")] * 2})
+        make_request(read_asked({"prompt": "a"}, KIND), Made, SAMPLING, FIELDS, {"mask": [Picture("m", b"")] * 2})

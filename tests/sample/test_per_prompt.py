@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from qframe.interfaces import Request
-from qframe.sample.planning import select
+from qframe.sample.per_prompt import select
 
 
 def test_a_part_of_a_request_has_what_belongs_to_its_prompts() -> None:

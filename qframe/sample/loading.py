@@ -1,0 +1,105 @@
+"""`qframe.load`: the pipeline of a family, its weights loaded."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from qframe.adapters import check_files, load_lora
+from qframe.compose import Composition, compose
+from qframe.compose.placement import ORDER, Offload, place
+from qframe.config import load_config
+from qframe.errors import ConfigError
+from qframe.interfaces import Loadable
+from qframe.sample.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+
+def load(
+    family: str | None = None,
+    *,
+    model: str | Path | None = None,
+    device: str | torch.device | None = None,
+    devices: str | Sequence[str] | Mapping[str, str] | None = None,
+    offload: Offload | None = None,
+    dtype: Literal["auto", "float32", "bfloat16"] | torch.dtype | None = None,
+    lora: str | Path | Mapping[str | Path, float] | Sequence[str | Path] | None = None,
+    components: Mapping[str, str] | None = None,
+    config: str | Path | None = None,
+    overrides: str | Sequence[str] = (),
+) -> Pipeline:
+    """Load the pipeline of a family, with its weights.
+
+    Args:
+        family: The name of the family; it may also come from `config`.
+        model: A folder in the diffusers layout, a hub id or the name of a bundled model; by default the family's own.
+        device: The device that all components compute on.
+        devices: Devices to spread the components over, or a device by role, for example {"encoder": "cuda:1"}.
+        offload: "model" keeps on the device only the network that computes, "group" only a block of it.
+        dtype: The dtype of the weights.
+        lora: LoRA files to put on the denoiser: one, several, or a mapping from file to scale.
+        components: Names of registered components by role, for example {"sampler": "heun"}.
+        config: A TOML file; every other argument goes before it.
+        overrides: "key=value", as with `--set`: one, or several.
+
+    Raises:
+        ConfigError: Something cannot be met; no weight has been read by then.
+    """
+    by_role = devices if isinstance(devices, Mapping) else {}
+    chosen = components or {}
+    loras = _loras(lora)
+    for role in by_role:
+        if role not in ORDER:
+            raise ConfigError(f"devices: no component {role!r}", f"Known: {', '.join(ORDER)}.")
+    values: dict[str, Any] = {
+        "model": str(model) if model is not None else None,
+        "device": None if device is None else str(device),
+        "devices": None if devices is None or by_role else [devices] if isinstance(devices, str) else list(devices),
+        "offload": offload,
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        **{role: {"use": chosen.get(role), "device": by_role.get(role)} for role in (*chosen, *by_role)},
+    }
+    overrides = (overrides,) if isinstance(overrides, str) else overrides
+    return assemble(compose(load_config(config, family=family, values=values, overrides=overrides)), loras)
+
+
+def assemble(composition: Composition, loras: Mapping[Path, float]) -> Pipeline:
+    """Load the weights of a composition into a pipeline.
+
+    Args:
+        composition: The checked composition.
+        loras: LoRA files to put on the denoiser, with the scale of each.
+    """
+    if loras:
+        check_files(composition, loras)  # a wrong file is told before minutes of loading
+    log.info("weights of %s, licence %s", composition.model_name, composition.licence)
+    moved = composition.config.offload
+    parts = composition.load(*ORDER, offloaded=moved != "none")
+    for number, (file, scale) in enumerate(loras.items()):
+        load_lora(parts.denoiser.module, file, scale, adapter=f"lora_{number}")
+    loaded: dict[str, Loadable] = {"encoder": parts.encoder, "denoiser": parts.denoiser, "codec": parts.codec}
+    return Pipeline(composition, parts, place(loaded, {role: composition.device(role) for role in ORDER}, moved))
+
+
+def _loras(lora: str | Path | Mapping[str | Path, float] | Sequence[str | Path] | None) -> dict[Path, float]:
+    """LoRA files with their scales. ConfigError for a scale that is no finite number, or a file that is given twice."""
+    if lora is None:
+        return {}
+    if isinstance(lora, str | Path):
+        return {Path(lora): 1.0}
+    if not isinstance(lora, Iterable):
+        raise ConfigError(f"lora must be a file, a list of files or a mapping, got {lora!r}", "Give a path.")
+    given = list(lora.items()) if isinstance(lora, Mapping) else [(file, 1.0) for file in lora]
+    for file, scale in given:
+        if not isinstance(scale, int | float) or not math.isfinite(scale):
+            raise ConfigError(f"lora {file}: the weight must be a finite number, got {scale!r}", "1.0 is usual.")
+    found = {Path(file): float(scale) for file, scale in given}
+    if len(found) < len(given):
+        raise ConfigError("lora: a file is given twice", "Give it once, with the sum of its weights.")
+    return found
