@@ -303,3 +303,26 @@ def test_command_of_the_guide_lists_loras(command_of_the_guide: dict[str, str], 
     matrices = {f"x.to_q.lora_{side}.weight": torch.zeros(shape) for side, shape in (("A", (4, 8)), ("B", (8, 4)))}
     save_file(matrices, tmp_path / "runs" / "mine" / "lora.safetensors")
     assert call("loras", "runs").stdout == "runs/mine/lora.safetensors  rank 4, 1 layers\n"
+
+
+def test_the_codec_of_its_guide_passes_the_contract_and_is_what_its_plugin_declares(tmp_path: Path) -> None:
+    """Its files are written where the page says, and its tests are run as an author runs them."""
+    for text in blocks(DOCS / "guides" / "add-a-codec.md", "python"):
+        name = re.match(r"# (\S+\.py)\n", text)
+        assert name is not None
+        file = tmp_path / name[1]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    (tmp_path / "my_codec" / "__init__.py").touch()
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 6  # type: ignore[index]
+    code = (
+        "from my_codec.plugin import qframe_components\n"
+        "from qframe.plugins.offers import Offer\n"
+        "from qframe.interfaces import LatentCodec\n"
+        "(codec,) = qframe_components()\n"
+        "assert Offer(codec, 'mine').implementation(LatentCodec).__name__ == 'CellCodec'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
