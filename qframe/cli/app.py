@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import click
 
-from qframe.cli.cache import cache
 from qframe.cli.compose import compose
 from qframe.cli.config import config
 from qframe.cli.lora import lora
@@ -41,5 +40,5 @@ def app(debug: bool) -> None:
     """
 
 
-for command in (train, sample, compose, config, plugins, cache, lora):
+for command in (train, sample, compose, config, plugins, lora):
     app.add_command(command)
