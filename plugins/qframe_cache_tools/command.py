@@ -263,8 +263,16 @@ def _folder(config: Config) -> Path:
 
 
 def _plan(config: Config, opened: Cache, *, unconditional: bool) -> CachePlan:
-    """Return the plan of the entries that a configuration needs; its records are not read yet."""
-    from qframe.cache.configured import configured_plan
+    """Return the plan of the entries that a configuration needs; its records are not read yet.
+
+    Args:
+        config: The configuration.
+        opened: The cache, which keeps the digests of files between runs.
+        unconditional: Whether examples have the empty prompt too, which only caption dropout needs.
+    """
+    from qframe.cache import DeclaredInputs, PictureDigests
+    from qframe.cache.configured import made_by
+    from qframe.cache.plan import CachePlan
     from qframe.compose import compose
     from qframe.data.choose import open_source
     from qframe.plugins.registry import load_registry
@@ -275,7 +283,9 @@ def _plan(config: Config, opened: Cache, *, unconditional: bool) -> CachePlan:
     records, held_out = split_records(open_source(config, registry), config)
     if measured := measured_records(held_out, config):
         records = [*records, *measured]
-    return configured_plan(composition, records, opened, unconditional=unconditional, progress=terminal_progress())
+    makers = made_by(composition, opened, terminal_progress())
+    inputs = DeclaredInputs(records, composition.recipe, unconditional=unconditional)
+    return CachePlan(inputs, makers, PictureDigests(opened))
 
 
 def _wanted(config: Config, opened: Cache, *, read_aloud: bool) -> dict[str, int]:
