@@ -3,7 +3,6 @@
 from qframe.adapters.files import METADATA_OF_LAYOUTS, read_lora, save_lora
 from qframe.adapters.header import StoredLayer, StoredLora, StoredTensor, describe_lora
 from qframe.adapters.layer import LoraLayer
-from qframe.adapters.merged import check_files, outlined, write_merged
 from qframe.adapters.network import (
     add_lora,
     add_updates,
@@ -15,6 +14,7 @@ from qframe.adapters.network import (
     resolve_targets,
     trained_alpha,
 )
+from qframe.adapters.outline import check_files, outlined
 
 __all__ = [
     "METADATA_OF_LAYOUTS",
@@ -36,5 +36,4 @@ __all__ = [
     "resolve_targets",
     "save_lora",
     "trained_alpha",
-    "write_merged",
 ]

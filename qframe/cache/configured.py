@@ -1,18 +1,14 @@
-"""What a configuration says of the cache: its folder, the components that encode, and the entries it needs."""
+"""What a configuration says of the cache: its folder, and the components that encode."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from qframe.cache.declared import DeclaredInputs
-from qframe.cache.keys import Ingredients, PictureDigests
-from qframe.cache.plan import CachePlan
-from qframe.cache.store import Cache
+from qframe.cache.keys import Ingredients
 from qframe.compose import Composition
 from qframe.config.schema import Config
 from qframe.files.digests import DigestStore, FileDigests
-from qframe.interfaces import Record
 from qframe.progress import SILENT, Progress
 
 
@@ -45,25 +41,3 @@ def made_by(
     found: dict[str, Ingredients] = {role: composition.ingredients(role, progress, digests) for role in roles}
     digests.save()
     return found
-
-
-def configured_plan(
-    composition: Composition,
-    records: Sequence[Record],
-    cache: Cache,
-    *,
-    unconditional: bool,
-    progress: Progress = SILENT,
-) -> CachePlan:
-    """Return the plan of the entries that records need; its `read` was not called yet.
-
-    Args:
-        composition: The recipe and the components of the configuration.
-        records: The records.
-        cache: Keeps the digests of files between runs.
-        unconditional: Whether examples have the empty prompt too, which only caption dropout needs.
-        progress: Is told how far reading of weights has come.
-    """
-    makers = made_by(composition, cache, progress)
-    inputs = DeclaredInputs(records, composition.recipe, unconditional=unconditional)
-    return CachePlan(inputs, makers, PictureDigests(cache))

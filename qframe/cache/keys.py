@@ -143,19 +143,6 @@ def text_parts(text: TextInput, maker: KeyMaker) -> dict[str, Any]:
     return {**_common("text", maker), "encoder": dict(maker.encoder), "prompt": text.prompt, "pictures": pictures}
 
 
-def example_parts(inputs: ExampleInputs, maker: KeyMaker) -> dict[str, dict[str, Any]]:
-    """Return what each key of an example is made of, by the name of the part that people are told."""
-    named = {"target": pixel_parts(inputs.target, maker)}
-    for number, reference in enumerate(inputs.references, start=1):
-        named[f"reference {number}"] = pixel_parts(reference, maker)
-    named["caption"] = text_parts(inputs.conditioning, maker)
-    if inputs.unconditional is not None:
-        named["empty prompt"] = text_parts(inputs.unconditional, maker)
-    if inputs.loss_map is not None:
-        named["weight map"] = weight_parts(inputs.loss_map, maker)
-    return named
-
-
 def canonical(parts: Mapping[str, Any]) -> str:
     """Return what a key is made of as canonical JSON: sorted, in ASCII, without spaces."""
     return json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)

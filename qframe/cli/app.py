@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import click
 
-from qframe.cli.cache import cache
 from qframe.cli.compose import compose
 from qframe.cli.config import config
-from qframe.cli.lora import lora
 from qframe.cli.plugins import plugins
 from qframe.cli.sample import sample
 from qframe.cli.shared import PluginGroup, examples
@@ -41,5 +39,5 @@ def app(debug: bool) -> None:
     """
 
 
-for command in (train, sample, compose, config, plugins, cache, lora):
+for command in (train, sample, compose, config, plugins):
     app.add_command(command)

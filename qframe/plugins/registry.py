@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 TRACE = "QFRAME_TRACE_PLUGINS"
 
 # The commands of `qframe.cli`. A plugin that offers a command of one of these names is reported as broken.
-CORE_COMMANDS = frozenset({"cache", "compose", "config", "lora", "plugins", "sample", "train"})
+CORE_COMMANDS = frozenset({"compose", "config", "plugins", "sample", "train"})
 
 _Declared = TypeVar("_Declared", Component, Family)
 _Key = TypeVar("_Key")

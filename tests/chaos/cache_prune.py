@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from qframe.cache import Cache
-from qframe.cache.prune import plan_pruning, prune
+from qframe_cache_tools.prune import plan_pruning, prune
 from tests.chaos.killing import Moment, killed
 
 ENTRIES = 12

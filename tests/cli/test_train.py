@@ -1,4 +1,4 @@
-"""train and cache on a random model and the embedded data set, a few steps each."""
+"""train on a random model and the embedded data set, a few steps each."""
 
 from __future__ import annotations
 
@@ -77,25 +77,6 @@ def test_trained_lora_changes_what_is_sampled(run: Run, tiny_model: Path) -> Non
     assert pictures["none"] == pictures["without"] != pictures["with"]
 
 
-def test_cache_is_built_verified_and_repaired(run: Run, tiny_model: Path) -> None:
-    build = ("cache", "build", "--family", "qwen-edit", "--model", tiny_model, *OVERRIDES)
-    assert run(*build).out.splitlines()[-1] == "4 examples are ready"
-    whole = run("cache", "verify")
-    assert (whole.code, whole.err) == (0, "")
-    assert whole.out.splitlines()[-1].endswith("entries are whole")
-
-    (shard,) = Path("runs/cache/shards").glob("*.safetensors")
-    data = bytearray(shard.read_bytes())
-    data[-1] ^= 1
-    shard.write_bytes(data)
-    damaged = run("cache", "verify", "runs/cache")
-    assert damaged.code == 3
-    assert "error: runs/cache: 1 of " in damaged.err
-    assert run("cache", "verify", "--repair").code == 0
-    assert run("cache", "verify").code == 0
-    assert run(*build).code == 0
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -105,8 +86,6 @@ def test_cache_is_built_verified_and_repaired(run: Run, tiny_model: Path) -> Non
         (("train", "--family", "qwen-edit", "--config", "none.toml"), 2, "none.toml: cannot be read"),
         (("train", "--family", "qwen-edit", "--model", TINY, "--output", "file"), 2, "file is a file, expected a"),
         (("train", "--family", "qwen-edit", "--model", TINY, "--output", "file/run"), 2, "file is a file, expected a"),
-        (("cache", "verify", "nowhere"), 3, "nowhere: there is no cache"),
-        (("cache", "build", "--family", "qwen-edit", "--set", "cache.enabled=false"), 2, "cache.enabled is false"),
     ],
 )
 def test_bad_input_is_named(run: Run, tiny_model: Path, arguments: tuple[str, ...], code: int, message: str) -> None:

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from qframe.cache import Cache, DeclaredInputs, build_cache
-from qframe.cache.prune import plan_pruning, prune
 from qframe.cache.shards import make_shard
-from qframe.cache.survey import WITHOUT_FIELDS, Amount, survey
 from qframe.errors import CacheError
 from qframe.interfaces import Record
+from qframe_cache_tools.prune import plan_pruning, prune
+from qframe_cache_tools.survey import WITHOUT_FIELDS, Amount, survey
 from tests.cache.world import MADE_BY, Loader, TinyRecipe, record
 
 RECORDS = [record(number) for number in range(6)]

@@ -1,45 +1,22 @@
-"""LoRAs for the denoiser of a composition: checked early whether they fit, and merged into a new model folder."""
+"""Merges LoRAs into the denoiser of a composition, and writes the result as a new model folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from qframe.adapters.network import add_updates, layer_names, read_fitting
+from qframe.adapters import add_updates, check_files, layer_names, read_fitting
 from qframe.compose import Composition
 from qframe.errors import ConfigError, WeightsError
 from qframe.files.storage import file_digest, publish_folder
 from qframe.interfaces import Denoiser
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-
-def outlined(composition: Composition) -> Denoiser | None:
-    """Return the denoiser on the meta device, with names and shapes of its layers and no weights read.
-
-    None if the denoiser's class cannot make an outline.
-    """
-    found: Denoiser | None = composition.classes["denoiser"].outline(
-        composition.model("denoiser"), composition.options("denoiser"), dtype=torch.float32
-    )
-    return found
-
-
-def check_files(composition: Composition, files: Iterable[Path]) -> Denoiser | None:
-    """Check that LoRA files fit the denoiser before its weights are read, and return what `outlined` returns.
-
-    WeightsError names the layers that do not fit. Without an outline nothing is checked.
-    """
-    outline = outlined(composition)
-    if outline is not None:
-        for file in files:
-            read_fitting(outline.module, file)
-    return outline
 
 
 def write_merged(

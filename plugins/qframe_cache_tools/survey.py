@@ -7,9 +7,9 @@ from contextlib import suppress
 
 import attrs
 
-from qframe.cache.explain import parts_of
 from qframe.cache.store import Cache
 from qframe.progress import SILENT, Progress
+from qframe_cache_tools.explain import parts_of
 
 WITHOUT_FIELDS = "unknown (written before fields were kept)"
 

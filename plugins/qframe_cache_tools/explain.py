@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from qframe.cache.keys import KeyMaker, example_parts, key_of
+from qframe.cache.keys import KeyMaker, key_of, pixel_parts, text_parts, weight_parts
 from qframe.cache.store import Cache
 from qframe.interfaces import ExampleInputs
 from qframe.progress import SILENT, Progress
@@ -60,7 +60,7 @@ def explain(
     Returns:
         For each example a report of each of its parts.
     """
-    parts = [{name: (key_of(made_of), made_of) for name, made_of in example_parts(s, maker).items()} for s in samples]
+    parts = [{name: (key_of(made_of), made_of) for name, made_of in _example_parts(s, maker).items()} for s in samples]
     missing = set(cache.missing(key for named in parts for key, _ in named.values()))
     searches = {key: _Search(made_of) for named in parts for key, made_of in named.values() if key in missing}
     if searches:
@@ -72,6 +72,19 @@ def explain(
         ]
         for named in parts
     ]
+
+
+def _example_parts(inputs: ExampleInputs, maker: KeyMaker) -> dict[str, dict[str, Any]]:
+    """Return what each key of an example is made of, by the name of the part in a report."""
+    named = {"target": pixel_parts(inputs.target, maker)}
+    for number, reference in enumerate(inputs.references, start=1):
+        named[f"reference {number}"] = pixel_parts(reference, maker)
+    named["caption"] = text_parts(inputs.conditioning, maker)
+    if inputs.unconditional is not None:
+        named["empty prompt"] = text_parts(inputs.unconditional, maker)
+    if inputs.loss_map is not None:
+        named["weight map"] = weight_parts(inputs.loss_map, maker)
+    return named
 
 
 def _search(cache: Cache, searches: Sequence[_Search], progress: Progress) -> None:

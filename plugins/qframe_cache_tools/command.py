@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qframe.cli.cache_tables import DAY, explained_line, pruning_lines, survey_json, survey_rows
-from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, announce, examples, options, resolve
+from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, announce, examples, options, resolve, terminal_progress
 from qframe.errors import CacheError, ConfigError, DataError
+from qframe_cache_tools.tables import DAY, explained_line, pruning_lines, survey_json, survey_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -68,7 +68,6 @@ def build(config: Config, shard: str | None) -> None:
         raise ConfigError("cache.enabled is false, so there is nothing to build", "Set it to true.")
 
     from qframe.cache import CachedExamples, Portion
-    from qframe.cli.progress import terminal_progress
     from qframe.train.trainer import Trainer
 
     portion = Portion.of_environment() if shard is None else Portion.parse(shard)
@@ -92,8 +91,6 @@ def verify(folder: Path, repair: bool) -> None:
 
     Damaged entries are named, and the exit code is 3 unless they are repaired.
     """
-    from qframe.cli.progress import terminal_progress
-
     with _existing(folder) as opened:
         entries = opened.stats().entries
         damages = opened.verify(terminal_progress())
@@ -124,8 +121,7 @@ def explain(config: Config, samples: tuple[str, ...]) -> None:
     """
     announce(config, data=True)
 
-    from qframe.cache.explain import explain as explained
-    from qframe.cli.progress import terminal_progress
+    from qframe_cache_tools.explain import explain as explained
 
     with _existing(_folder(config)) as opened:
         plan = _plan(config, opened, unconditional=config.train.caption_dropout > 0)
@@ -168,9 +164,8 @@ def stats(
     )
     where = folder or (Path("runs/cache") if config is None else _folder(config))
 
-    from qframe.cache.survey import survey
-    from qframe.cli.progress import terminal_progress
     from qframe.progress import SILENT
+    from qframe_cache_tools.survey import survey
 
     progress = SILENT if as_json else terminal_progress()
     with _existing(where) as opened:
@@ -233,9 +228,8 @@ def prune(
             f"these configurations use several caches: {', '.join(map(str, sorted(folders)))}", "Give --folder."
         )
 
-    from qframe.cache.prune import plan_pruning
-    from qframe.cache.prune import prune as do
-    from qframe.cli.progress import terminal_progress
+    from qframe_cache_tools.prune import plan_pruning
+    from qframe_cache_tools.prune import prune as do
 
     where = next(iter(folders), Path("runs/cache"))
     progress = terminal_progress()
@@ -269,9 +263,16 @@ def _folder(config: Config) -> Path:
 
 
 def _plan(config: Config, opened: Cache, *, unconditional: bool) -> CachePlan:
-    """Return the plan of the entries that a configuration needs; its records are not read yet."""
-    from qframe.cache.configured import configured_plan
-    from qframe.cli.progress import terminal_progress
+    """Return the plan of the entries that a configuration needs; its records are not read yet.
+
+    Args:
+        config: The configuration.
+        opened: The cache, which keeps the digests of files between runs.
+        unconditional: Whether examples have the empty prompt too, which only caption dropout needs.
+    """
+    from qframe.cache import DeclaredInputs, PictureDigests
+    from qframe.cache.configured import made_by
+    from qframe.cache.plan import CachePlan
     from qframe.compose import compose
     from qframe.data.choose import open_source
     from qframe.plugins.registry import load_registry
@@ -282,13 +283,14 @@ def _plan(config: Config, opened: Cache, *, unconditional: bool) -> CachePlan:
     records, held_out = split_records(open_source(config, registry), config)
     if measured := measured_records(held_out, config):
         records = [*records, *measured]
-    return configured_plan(composition, records, opened, unconditional=unconditional, progress=terminal_progress())
+    makers = made_by(composition, opened, terminal_progress())
+    inputs = DeclaredInputs(records, composition.recipe, unconditional=unconditional)
+    return CachePlan(inputs, makers, PictureDigests(opened))
 
 
 def _wanted(config: Config, opened: Cache, *, read_aloud: bool) -> dict[str, int]:
     """Count the parts of a configuration's records, the entries that they need, and those that are missing."""
     from qframe.cache.examples import entries_of
-    from qframe.cli.progress import terminal_progress
     from qframe.progress import SILENT
 
     plan = _plan(config, opened, unconditional=config.train.caption_dropout > 0)

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 import attrs
 
 from qframe.cache.store import Cache
-from qframe.cache.survey import Amount, kind_of
 from qframe.progress import SILENT, Progress
+from qframe_cache_tools.survey import Amount, kind_of
 
 
 @attrs.frozen(eq=False, kw_only=True)

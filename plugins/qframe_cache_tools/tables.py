@@ -1,4 +1,4 @@
-"""What the commands `qframe cache` print: entries and bytes, differences, plans of a pruning."""
+"""Formats what the commands `qframe cache` print: entries and bytes, differences, plans of a pruning."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from qframe.progress import duration
 
 if TYPE_CHECKING:
-    from qframe.cache.explain import PartReport
-    from qframe.cache.prune import Pruning
-    from qframe.cache.survey import Amount, Survey
+    from qframe_cache_tools.explain import PartReport
+    from qframe_cache_tools.prune import Pruning
+    from qframe_cache_tools.survey import Amount, Survey
 
 DAY = 24 * 3600.0
 """Seconds of a day."""

@@ -141,7 +141,7 @@ def merge(
 
     import torch
 
-    from qframe.adapters import write_merged
+    from qframe_lora_tools.merged import write_merged
 
     chosen = None if dtype is None else {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     write_merged(composition, [weighted_file(text) for text in loras], output, dtype=chosen)

@@ -10,11 +10,11 @@ import attrs
 import pytest
 
 from qframe.cache import Cache, DeclaredInputs, KeyMaker, PictureDigests, build_cache
-from qframe.cache.explain import PartReport, explain
 from qframe.cache.shards import make_shard
 from qframe.interfaces import Record
 from qframe.pictures.geometry import Geometry
 from qframe.pictures.picture import Picture
+from qframe_cache_tools.explain import PartReport, explain
 from tests.cache.world import GEOMETRY, MADE_BY, Loader, TinyRecipe, png, record
 
 RECORDS = [record(number) for number in range(8)]

@@ -24,6 +24,38 @@ def cache(run: Run, tiny_model: Path) -> object:
     return call
 
 
+def test_cache_is_built_verified_and_repaired(run: Run, tiny_model: Path) -> None:
+    held_out = ("--set", "data.options.count=4", "--set", "data.options.validation=2")
+    build = ("cache", "build", "--family", "qwen-edit", "--model", tiny_model, *held_out)
+    assert run(*build).out.splitlines()[-1] == "4 examples are ready"
+    whole = run("cache", "verify")
+    assert (whole.code, whole.err) == (0, "")
+    assert whole.out.splitlines()[-1].endswith("entries are whole")
+
+    (shard,) = Path("runs/cache/shards").glob("*.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    damaged = run("cache", "verify", "runs/cache")
+    assert damaged.code == 3
+    assert "error: runs/cache: 1 of " in damaged.err
+    assert run("cache", "verify", "--repair").code == 0
+    assert run("cache", "verify").code == 0
+    assert run(*build).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("verify", "nowhere"), 3, "nowhere: there is no cache"),
+        (("build", "--family", "qwen-edit", "--set", "cache.enabled=false"), 2, "cache.enabled is false"),
+    ],
+)
+def test_bad_input_is_named(run: Run, arguments: tuple[str, ...], code: int, message: str) -> None:
+    outcome = run("cache", *arguments)
+    assert (outcome.code, message in outcome.err) == (code, True), outcome.err
+
+
 def test_portions_are_built_one_by_one_until_nothing_is_missing(cache: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ("--set", "cache.batch_size=1")
     first = cache("build", "--shard", "2/2", *small)
