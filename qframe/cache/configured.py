@@ -1,4 +1,4 @@
-"""What a configuration says of the cache: its folder, the components that encode, and the entries it needs."""
+"""Derives from a configuration where the cache lies, what its entries depend on, and which entries training needs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from qframe.progress import SILENT, Progress
 
 
 def cache_folder(config: Config) -> Path:
-    """Return the folder of the cache: `cache.dir`, or by default a folder beside the runs, which share it.
+    """Return the cache's folder: `cache.dir` if it is set, else the folder `cache` beside the run's output folder.
 
-    Keys depend on content alone, so that any runs can share a folder. Runs of one family share entries as well.
+    Any runs can share one cache folder, because the keys of entries depend on content alone. Runs of one family that
+    train on the same pictures and prompts share the entries too.
     """
     if config.cache.dir is not None:
         return Path(config.cache.dir).expanduser()
@@ -33,13 +34,14 @@ def made_by(
     *,
     roles: Sequence[str] = ("encoder", "codec"),
 ) -> dict[str, Ingredients]:
-    """Return the ingredients of components by role.
+    """Return the ingredients of each role's component: by name, everything that the component's output depends on.
 
     Args:
-        composition: The components.
-        store: Keeps digests of files between runs; without it, all weights are read.
-        progress: Is told how far reading has come.
-        roles: Which components.
+        composition: The components of the model.
+        store: Keeps digests of files between runs. If it is None, the weights of all these components are read and
+            hashed.
+        progress: Is told how far the hashing of weights has come.
+        roles: The roles whose components are asked, for example "encoder".
     """
     digests = FileDigests(store)
     found: dict[str, Ingredients] = {role: composition.ingredients(role, progress, digests) for role in roles}
@@ -55,14 +57,14 @@ def configured_plan(
     unconditional: bool,
     progress: Progress = SILENT,
 ) -> CachePlan:
-    """Return the plan of the entries that records need; its `read` was not called yet.
+    """Return the plan of the cache entries that records need. The caller must call its `read` to fill it.
 
     Args:
         composition: The recipe and the components of the configuration.
-        records: The records.
-        cache: Keeps the digests of files between runs.
-        unconditional: Whether examples have the empty prompt too, which only caption dropout needs.
-        progress: Is told how far reading of weights has come.
+        records: The records that are to be encoded.
+        cache: Keeps the digests of files between runs. Its entries are not read.
+        unconditional: Whether the empty prompt is encoded for each record too; only caption dropout needs it.
+        progress: Is told how far the hashing of weights has come.
     """
     makers = made_by(composition, cache, progress)
     inputs = DeclaredInputs(records, composition.recipe, unconditional=unconditional)

@@ -46,9 +46,11 @@ class _Files:
 
 
 class FolderSource(FileSource):
-    """Makes a record of each target NAME.png in a folder.
+    """A data source that makes one record of each target picture in a folder and its subfolders.
 
-    Its caption is NAME.txt, its references are NAME_ref.png or control/NAME.png, its mask is NAME_mask.png.
+    The other files of a target NAME.png are found by their names: the caption is NAME.txt; a reference is NAME_ref.png
+    or control/NAME.png (several have numbers, as in NAME_ref1.png); the loss map is NAME_mask.png or NAME_weight.png,
+    or lies in the folder mask or weight. A target without caption gets `data.options.prompt`.
     """
 
     name = "folder"
@@ -60,7 +62,11 @@ class FolderSource(FileSource):
         return FolderOptions()
 
     def read(self, problems: Problems) -> list[Record]:
-        """See `FileSource.read`. The records are sorted by name."""
+        """Return one record for each target, sorted by name, and add a problem for each file that cannot be used.
+
+        Raises:
+            DataError: The path is not a folder, or the folder holds no pictures.
+        """
         if not self.path.is_dir():
             raise DataError(f"data.path: {self.path} is not a folder", "Give a folder, or choose data.use.")
         found = self._gather(problems)
