@@ -31,6 +31,7 @@ class LiveExamples(Sequence[Example]):
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # slices are of no use here
+        """Encode the inputs of the record at `index`, and return the example."""
         return encode_examples([self._inputs[index]], [self._records[index].id], self._parts)[0]
 
     def digest(self) -> str:

@@ -59,6 +59,7 @@ class FolderSource(FileSource):
 
     @staticmethod
     def default_options() -> FolderOptions:
+        """Return the options that are used if the user gives none."""
         return FolderOptions()
 
     def read(self, problems: Problems) -> list[Record]:
