@@ -15,7 +15,9 @@ import attrs
 from qframe.config.schema import LoraLayout
 
 Style = Literal["diffusers", "comfyui", "kohya", "peft", "bare"]
+"""The program whose prefix a tensor's name has in a LoRA file; "bare" is a name without a known prefix."""
 Part = Literal["down", "up", "alpha", "magnitude"]
+"""One of the tensors of a layer's update; `LoraLayer` says what each of them means."""
 
 _LONGEST_KEY = 512
 

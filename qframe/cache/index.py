@@ -37,15 +37,16 @@ class IndexDamagedError(Exception):
 class Index:
     """The index of one cache. Several processes and threads may use it at once.
 
-    A process that was forked from one that uses the index opens a connection of its own. Every method raises
-    IndexDamagedError if the file must be built again, ResourceError if the disk is full, and CacheError if the file
-    cannot be used for another reason.
+    A process that was forked from one that uses the index opens a connection of its own. Every method that reads or
+    writes the index raises IndexDamagedError if the file must be built again, ResourceError if the disk is full, and
+    CacheError if the file cannot be used for another reason.
 
     Attributes:
         path: The SQLite file.
     """
 
     def __init__(self, path: Path) -> None:
+        """Remember the path of the SQLite file, without opening it yet."""
         self.path = path
         self._connection: sqlite3.Connection | None = None
         self._process = 0

@@ -39,6 +39,7 @@ class PictureDigests:
     """
 
     def __init__(self, store: DigestStore | None = None) -> None:
+        """Begin without digests. `store` keeps the digests of picture files between runs; None keeps none."""
         self._files = FileDigests(store)
         self._seen: weakref.WeakKeyDictionary[Picture, str] = weakref.WeakKeyDictionary()
 

@@ -34,6 +34,7 @@ class ShardListing:
     """
 
     def __init__(self, folder: Path) -> None:
+        """Create the cache's folder and its folder of shards if there are none. The index is not read yet."""
         self.folder = folder
         self.shards = folder / "shards"
         self.shards.mkdir(parents=True, exist_ok=True)

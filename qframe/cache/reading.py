@@ -33,6 +33,7 @@ class EntryReader:
     """A reader that finds entries by key in the shards of one cache, and reads their tensors. Threads may share it."""
 
     def __init__(self, listing: ShardListing) -> None:
+        """Begin without open files. `listing` finds the shards and the entries of the cache."""
         self._listing = listing
         self._open: OrderedDict[str, BinaryIO] = OrderedDict()
         self._verified: set[str] = set()

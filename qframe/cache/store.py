@@ -113,7 +113,8 @@ class Cache:
             about: The JSON of the values that the key was hashed from. It is stored for `qframe cache explain`.
 
         Raises:
-            ResourceError: The disk is full. The entry stays in memory, and the next `flush` tries to write it again.
+            ResourceError: The disk is full. Entries that were collected before stay in memory, and the next `flush`
+                tries to write them again.
         """
         self.put_all({key: tensors}, about={key: about})
 
@@ -126,8 +127,8 @@ class Cache:
                 `qframe cache explain`.
 
         Raises:
-            ResourceError: The disk is full. Entries that were not written stay in memory, and the next `flush` tries
-                to write them again.
+            ResourceError: The disk is full. Entries that were collected before stay in memory, and the next `flush`
+                tries to write them again.
         """
         wanted = self.missing(entries)
         new = {key: {name: storable(tensor) for name, tensor in entries[key].items()} for key in wanted}

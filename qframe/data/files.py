@@ -138,6 +138,7 @@ class FileSource(RecordSource):
     rules: ClassVar[str] = "Fields and paths are explained in docs/reference/data-formats.md."
 
     def __init__(self, options: SourceOptions | None, path: Path | None) -> None:
+        """Remember the options and the path, without reading files. Raises DataError if `path` is None."""
         super().__init__(options, path)
         if path is None:
             raise DataError(f"source {self.name!r} reads files, but no path is given", "Give --data PATH.")

@@ -19,6 +19,7 @@ from qframe.interfaces import Record
 from qframe.pictures.picture import Picture
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""The suffixes of the files that are read as pictures, in any case of letters."""
 _UNREADABLE = (".avif", ".heic", ".heif", ".jxl", ".svg", ".psd", ".cr2", ".nef", ".dng")
 _CAPTION = ".txt"
 _REFERENCE = re.compile(r"(?P<name>.+)_ref(?P<number>[1-9]\d*)?")

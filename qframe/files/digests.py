@@ -38,6 +38,7 @@ class FileDigests:
     """
 
     def __init__(self, store: DigestStore | None = None) -> None:
+        """Begin without digests. `store` keeps digests between runs; None keeps none."""
         self._store = store
         self._known: dict[str, str] = {}
         self._stamps: dict[str, Stamp | None] = {}

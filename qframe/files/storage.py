@@ -28,6 +28,7 @@ from qframe.errors import QframeError, ResourceError, WeightsError
 from qframe.files.locks import exclusive, try_lock
 
 MANIFEST = "manifest.json"
+"""The name of the file in a published folder that lists the sha256 and the size of each other file."""
 _FORMAT = "qframe-manifest-1"
 _PART = ".qframe-part"
 _LARGEST_MANIFEST = 256 * 1024 * 1024

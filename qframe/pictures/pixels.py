@@ -25,8 +25,11 @@ from qframe.pictures.picture import Picture, PixelInput
 logger = logging.getLogger(__name__)
 
 POLICY = 1
+"""The version of decoding, which is part of the cache's keys."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+"""The picture formats that are read, by the names that Pillow has for them."""
 LIMIT_PIXELS = 100_000_000
+"""The most pixels that a picture may have, unless a caller sets another limit."""
 WHITE = (255, 255, 255)
 _BLACK = (0, 0, 0)
 _LARGEST_FILE = 1024**3

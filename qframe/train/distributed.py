@@ -49,6 +49,7 @@ class Processes:
     """
 
     def __init__(self, rank: int = 0, world: int = 1, store: Store | None = None) -> None:
+        """Remember the rank, the number of processes, and the store that they share; one process needs no store."""
         self.rank = rank
         self.world = world
         self._store = store

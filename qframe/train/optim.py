@@ -172,6 +172,7 @@ class WeightAverage:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        """Begin with a copy of the parameters. `decay` is the largest d, from 0 to 1."""
         self._decay = decay
         self.values: dict[str, Tensor] = {name: p.detach().clone().float() for name, p in parameters.items()}
 

@@ -24,8 +24,8 @@ def validation_plans(
 ) -> list[Plan]:
     """Return one sampling plan for each record, made with the settings of `[sample]`.
 
-    The noise of a plan depends only on `sample.seed` and the place of its record. The pictures of different moments and
-    runs therefore begin from the same noise and can be compared.
+    The noise of each plan is drawn from a seed of its own, which depends only on `sample.seed` and the place of the
+    plan's record. Pictures of the same record therefore begin from the same noise in every run, and can be compared.
 
     Args:
         records: The records whose prompts and references are sampled.
