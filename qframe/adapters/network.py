@@ -28,8 +28,8 @@ def resolve_targets(module: nn.Module, targets: tuple[str, ...], presets: Mappin
 
     Args:
         module: The network, which may lie on the meta device.
-        targets: The layers to choose. Each text is the name of a preset, or the end of the full names of layers (or
-            a full name) from a dot on, in which *, ? and [...] are wildcards.
+        targets: The layers to choose. Each text is the name of a preset, or a layer's full name, or what follows a dot
+            in it up to its end ("to_q" chooses "blocks.0.attn.to_q"). The wildcards *, ? and [...] may be used.
         presets: By the name of a preset, the targets that it stands for.
 
     Raises:

@@ -88,7 +88,13 @@ class CachedExamples(Sequence[Example]):
     """A sequence of training examples that are read from a cache, without opening pictures or loading components."""
 
     def __init__(self, cache: Cache, ids: Sequence[str], keys: Sequence[ExampleKeys]) -> None:
-        """Keep the id and the keys of each example; nothing is read from the cache yet."""
+        """Remember the examples, and read nothing from the cache yet.
+
+        Args:
+            cache: The cache that holds the entries.
+            ids: The id of each example.
+            keys: The keys of each example's entries, in the order of `ids`.
+        """
         self._cache = cache
         self._ids = ids
         self._keys = keys

@@ -100,7 +100,13 @@ class KeyMaker:
 
     @classmethod
     def of(cls, recipe: Recipe, made_by: Mapping[str, Ingredients], digests: PictureDigests) -> KeyMaker:
-        """Make a KeyMaker for a recipe. `made_by` has the ingredients of the roles "encoder" and "codec"."""
+        """Make a KeyMaker for a recipe.
+
+        Args:
+            recipe: The recipe, whose name and version become part of every key.
+            made_by: By role ("encoder" and "codec"), the ingredients: what the component's output depends on.
+            digests: Computes the digests of pictures.
+        """
         kind = type(recipe)
         name = f"{kind.__module__}:{kind.__qualname__}"
         return cls(made_by["encoder"], made_by["codec"], (name, recipe.version), digests)

@@ -73,7 +73,7 @@ class CachePlan:
         self.digests.save()
 
     def every_key(self) -> list[str]:
-        """Return the keys of all entries, each once."""
+        """Return the keys of all entries that the records need, without repeats."""
         return [*self.pixels, *self.weights, *self.texts]
 
     def _add(self, inputs: ExampleInputs) -> None:

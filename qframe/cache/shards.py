@@ -37,7 +37,7 @@ if sys.byteorder != "little":
 
 @attrs.frozen
 class StoredTensor:
-    """Where one tensor of an entry lies in its shard.
+    """The description of one tensor in a shard: its name, dtype and shape, the place of its bytes, and their checksum.
 
     Attributes:
         name: The tensor's name within the entry.
@@ -155,7 +155,7 @@ def _parse(header: dict[str, Any], shard: str, *, data_begin: int, file_size: in
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """Return the bytes of a contiguous tensor on the CPU, without a copy."""
+    """Return a view of the bytes of a tensor, which must be contiguous and on the CPU. The bytes are not copied."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
