@@ -1,4 +1,7 @@
-"""LoRA adapters: put on a network, written for other programs, read from them, and merged into weights."""
+"""LoRA adapters: adds them to networks, reads and writes their files, and merges them into weights.
+
+The files are in the layouts of other programs (diffusers, ComfyUI, kohya), which can therefore use what qframe trains.
+"""
 
 from qframe.adapters.files import METADATA_OF_LAYOUTS, read_lora, save_lora
 from qframe.adapters.header import StoredLayer, StoredLora, StoredTensor, describe_lora

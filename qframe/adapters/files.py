@@ -1,7 +1,7 @@
-"""LoRA files: written in the layouts of other programs, and read, whichever program wrote them.
+"""Writes LoRA files in the layouts of other programs, and reads LoRA files of these programs and of qframe.
 
-In the diffusers layout alpha is written into the metadata. Without it diffusers would take alpha = rank, and so scale
-the update wrongly, without an error.
+In the diffusers layout, alpha is written into the metadata of the file. If it were missing, diffusers would take the
+rank for alpha, and scale the update wrongly without an error.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from qframe.errors import ConfigError, QframeError, WeightsError
 from qframe.files.storage import write_file
 
 NAMES_KEY = "qframe_layers"
-"""The metadata under which a file with flattened names keeps the full names of its layers."""
+"""The metadata key under which a file with flattened names ("_" for ".") keeps the full names of its layers."""
 
 METADATA_OF_LAYOUTS = frozenset({"format", METADATA_KEY, NAMES_KEY})
-"""Metadata that belongs to a file's layout; other metadata is about what the file holds."""
+"""The metadata keys that depend on a file's layout, and must not be copied into a file of another layout."""
 
 _LENGTH = 8
-"""A safetensors file begins with this many bytes, which give the length of its header."""
+"""The number of bytes at the beginning of a safetensors file that give the length of its header."""
 
 
 def save_lora(
@@ -39,20 +39,21 @@ def save_lora(
     layout: LoraLayout = "diffusers",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a LoRA file in the layout that another program reads.
+    """Write a LoRA file in the layout of another program.
 
-    The file is read back and compared with `layers` before it replaces a former file in one step.
+    The new file is read back and compared with `layers`. Only then does it replace, in one step, a file that was at
+    this path before.
 
     Args:
         file: The file to write.
-        layers: The LoRA's layers by the full names of the layers that they change.
-        layout: The layout; alpha is kept wherever the layout keeps it.
+        layers: The updates of the LoRA, by the full name of the network's layer that each of them changes.
+        layout: The program in whose layout the tensors are named.
         metadata: More metadata for the file's header.
 
     Raises:
-        ConfigError: There are no layers, or the layout has no place for the magnitudes of DoRA, or spells two names
-            alike.
-        WeightsError: What was written does not read back as `layers`. A former file stays as it was.
+        ConfigError: `layers` is empty, or the layout cannot store the magnitudes of DoRA, or would give two layers the
+            same name.
+        WeightsError: What was read back differs from `layers`. A file that was there before stays as it was.
     """
     if not layers:
         raise ConfigError(f"{file}: there is no trained adapter to write", "Train one first.")
@@ -130,20 +131,21 @@ def _peft_metadata(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
 
 
 def read_lora(file: Path, *, names: Iterable[str] | None = None) -> dict[str, LoraLayer]:
-    """Read a LoRA file, in the layout of diffusers, peft, ComfyUI or kohya, or with bare names.
+    """Read a LoRA file in the layout of diffusers, peft, ComfyUI or kohya, or with names that have no prefix.
 
     Args:
         file: The LoRA file.
-        names: The full names of the network's layers. A file with flattened names (kohya's layout) can only be read
-            with them, unless qframe wrote it and so kept the full names.
+        names: The full names of the network's layers. They are needed to read a file with flattened names (the layout
+            of kohya), unless qframe wrote the file and so stored the full names in its metadata.
 
     Returns:
-        The LoRA's layers by the full names of the layers that they change, in the dtype of the file.
+        The updates of the LoRA, by the full name of the network's layer that each of them changes, in the dtype of the
+        file.
 
     Raises:
-        WeightsError: The file cannot be used. The message names each tensor that belongs to no layer, lacks its
-            counterpart, has a shape that does not fit, or an alpha or values that are not finite.
-        UntrustedError: The file is larger than any LoRA.
+        WeightsError: The file cannot be used, because a tensor belongs to no layer, or a matrix lacks its counterpart,
+            or shapes do not fit together, or an alpha or a value is not finite. The message names the tensors.
+        UntrustedError: The file, its header or its number of tensors is larger than that of any LoRA.
     """
     with open_lora(file) as opened:
         stored = stored_lora(file, opened)

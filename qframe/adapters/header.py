@@ -1,4 +1,4 @@
-"""The header of a LoRA file: names, shapes, ranks and alphas, checked before any matrix is read."""
+"""Reads and checks the header of a LoRA file (names, shapes, ranks and alphas) before any matrix is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qframe.adapters.layouts import Part, TensorName, parse_name
 from qframe.errors import UntrustedError, WeightsError, bullet_list
 
 METADATA_KEY = "lora_adapter_metadata"
-"""The metadata under which diffusers keeps peft's configuration, with alpha in it."""
+"""The metadata key under which diffusers keeps the configuration of peft, which contains alpha."""
 
 _LARGEST_HEADER = 16 * 1024 * 1024
 _MOST_BYTES = 64 * 1024**3
@@ -37,10 +37,10 @@ class StoredTensor:
     """A tensor as the header of a LoRA file describes it.
 
     Attributes:
-        key: The tensor's whole name in the file.
-        name: The same name, taken apart.
+        key: The tensor's full name in the file.
+        name: The same name, split into its parts.
         dtype: The dtype as safetensors spells it, for example "BF16".
-        shape: The shape.
+        shape: The tensor's shape.
     """
 
     key: str
@@ -51,13 +51,13 @@ class StoredTensor:
 
 @attrs.frozen
 class StoredLayer:
-    """A layer as the header of a LoRA file describes it.
+    """The update of one layer as the header of a LoRA file describes it.
 
     Attributes:
-        name: The layer's name as the file spells it.
-        parts: The layer's tensors.
+        name: The layer's name as the file spells it, without the prefix.
+        parts: The update's tensors, by part: "down", "up", "alpha" or "magnitude".
         rank: The rank of the update.
-        alpha: Over the rank, it scales the update.
+        alpha: The update is multiplied by alpha / rank.
     """
 
     name: str
@@ -67,24 +67,24 @@ class StoredLayer:
 
     @property
     def scale(self) -> float:
-        """What the update is multiplied by before any strength that a user gives: alpha / rank."""
+        """The factor alpha / rank, by which the update is multiplied besides the strength that a user sets."""
         return self.alpha / self.rank
 
     @property
     def features(self) -> tuple[int, int]:
-        """The number of features that go into the layer, and of those that come out."""
+        """The numbers of the layer's input features and output features, in this order."""
         return self.parts["down"].shape[1], self.parts["up"].shape[0]
 
 
 @attrs.frozen
 class StoredLora:
-    """What a LoRA file holds, apart from its matrices.
+    """The content of a LoRA file without the values of its matrices.
 
     Attributes:
-        file: The file.
+        file: The path of the file.
         size: The file's size in bytes.
-        styles: How the file spells the names of tensors; more than one if it mixes styles.
-        layers: The layers.
+        styles: The programs whose naming the file's tensors follow; more than one if the file mixes them.
+        layers: The update of each layer.
         metadata: The metadata in the file's header.
     """
 
@@ -96,19 +96,29 @@ class StoredLora:
 
     @property
     def dora(self) -> bool:
-        """Whether the file holds a DoRA: its layers have magnitudes."""
+        """Whether the LoRA is a DoRA, which has a magnitude for each layer."""
         return any("magnitude" in layer.parts for layer in self.layers)
 
 
 def describe_lora(file: Path) -> StoredLora:
-    """Return what a LoRA file holds, from its header and its alphas. Errors are those of `read_lora`."""
+    """Read a LoRA file's header and alphas, and return what the file holds. No matrix is read.
+
+    Raises:
+        WeightsError: The file cannot be used as a LoRA; the message names the tensors that are wrong.
+        UntrustedError: The file, its header or its number of tensors is larger than that of any LoRA.
+    """
     with open_lora(file) as opened:
         return stored_lora(file, opened)
 
 
 @contextmanager
 def open_lora(file: Path) -> Iterator[Any]:
-    """Yield the opened file (safetensors' `safe_open`), after its size and that of its header were checked."""
+    """A context that opens a LoRA file and yields what safetensors' `safe_open` returns.
+
+    Raises:
+        WeightsError: There is no such file, or it is not a safetensors file.
+        UntrustedError: The file or its header is larger than that of any LoRA; nothing was read then.
+    """
     try:
         if not file.is_file():
             raise WeightsError(f"LoRA file {file}: there is no such file")
@@ -127,7 +137,16 @@ def open_lora(file: Path) -> Iterator[Any]:
 
 
 def stored_lora(file: Path, opened: Any) -> StoredLora:
-    """Return what `describe_lora` returns, for a file that `open_lora` has opened."""
+    """Return what a LoRA file holds, as `describe_lora` does, for a file that `open_lora` has opened.
+
+    Args:
+        file: The path of the file, for messages.
+        opened: The opened file that `open_lora` yields.
+
+    Raises:
+        WeightsError: The file cannot be used as a LoRA; the message names the tensors that are wrong.
+        UntrustedError: The file has more tensors than any LoRA.
+    """
     metadata: dict[str, str] = opened.metadata() or {}
     keys = list(opened.keys())
     if len(keys) > _MOST_TENSORS:
@@ -202,7 +221,7 @@ def _wrong_alpha(layer: str, alpha: float) -> str | None:
 
 
 def refuse(file: Path, problems: list[str], *, hint: str | None = None) -> None:
-    """Raise WeightsError with all problems of a LoRA file, if there are any."""
+    """Raise a WeightsError that shows the problems of a LoRA file (at most 20), if `problems` is not empty."""
     if problems:
         more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         shown = bullet_list(_printable(problem) for problem in problems[:_SHOWN])

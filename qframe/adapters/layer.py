@@ -1,4 +1,4 @@
-"""A LoRA's update of one layer: the matrices, and what they add to the layer's weight."""
+"""The update that a LoRA makes to one linear layer: its matrices, and how they change the layer's weight."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from torch import Tensor
 
 
 def as_float32(value: float) -> float:
-    """Round a number to the nearest one that a float32 tensor can hold."""
+    """Round a number to the nearest number that float32 can represent."""
     return float(torch.tensor(value, dtype=torch.float32))
 
 
 @attrs.frozen(eq=False)
 class LoraLayer:
-    """A LoRA's update of one linear layer: alpha / rank * up @ down is added to the layer's weight.
+    """The update that a LoRA makes to one linear layer: alpha / rank * up @ down is added to the layer's weight.
+
+    With DoRA, each row of the sum is then scaled to the length that `magnitude` has for the row.
 
     Attributes:
-        down: [rank, in], the matrix that is applied first.
-        up: [out, rank], the matrix that is applied second.
-        alpha: Over the rank, it scales the update; rounded to float32, which every file format holds exactly.
-        magnitude: [out], the lengths of the weight's rows that DoRA learns (arXiv 2402.09353, eq. 5); None without
-            DoRA.
+        down: The matrix [rank, in], which is applied first.
+        up: The matrix [out, rank], which is applied second.
+        alpha: The update is multiplied by alpha / rank. Alpha is rounded to float32, which every file format can hold.
+        magnitude: The lengths [out] of the weight's rows that DoRA learns (arXiv 2402.09353, eq. 5); None for a LoRA
+            without DoRA.
     """
 
     down: Tensor
@@ -31,17 +33,17 @@ class LoraLayer:
 
     @property
     def rank(self) -> int:
-        """The rank of the update."""
+        """The rank of the update: the number of rows of `down`."""
         return int(self.down.shape[0])
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The layer's tensors by part: down, up, and magnitude if it is a DoRA."""
+        """The update's tensors by name: "down", "up", and for a DoRA "magnitude"."""
         own = {"down": self.down, "up": self.up}
         return own if self.magnitude is None else {**own, "magnitude": self.magnitude}
 
     def equals(self, other: LoraLayer) -> bool:
-        """Whether another layer has the same alpha, dtypes and values, to the bit; their devices do not count."""
+        """Whether another update has the same alpha, the same dtypes and exactly the same values, on any device."""
         mine, theirs = self.tensors, other.tensors
         return (
             self.alpha == other.alpha
@@ -50,12 +52,12 @@ class LoraLayer:
         )
 
     def update(self, weight: Tensor, scale: float = 1.0) -> Tensor:
-        """Return what is added to the weight of the layer, in float32.
+        """Compute the matrix [out, in] in float32 that must be added to the layer's weight to apply the LoRA.
 
         Args:
-            weight: [out, in], the layer's weight without any LoRA.
-            scale: The strength of the LoRA. Of a DoRA it scales the low-rank update alone, and the magnitudes stay
-                as they are, as in peft and diffusers.
+            weight: The layer's weight [out, in] without any LoRA.
+            scale: The strength of the LoRA, by which up @ down is multiplied further. With DoRA the magnitudes are not
+                multiplied by it, as in peft and diffusers.
         """
         base = weight.float()
         low_rank = scale * self.alpha / self.rank * (self.up.to(base) @ self.down.to(base))

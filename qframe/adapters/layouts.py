@@ -1,7 +1,8 @@
-"""How the layouts of other programs name the tensors of a LoRA file. Reads no file.
+"""Translates between the names of a network's layers and the names that LoRA files have for tensors. Reads no file.
 
-`LoraLayout` lists the layouts that qframe writes. It reads more: peft's own names, names without a prefix, and
-flattened names under other prefixes than kohya's.
+A layout is the way in which a program names the tensors of a LoRA file. `LoraLayout` lists the layouts that qframe
+writes. qframe reads more: the names of peft, names without a prefix, and flattened names (with "_" for ".") with other
+prefixes than that of kohya.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import attrs
 from qframe.config.schema import LoraLayout
 
 Style = Literal["diffusers", "comfyui", "kohya", "peft", "bare"]
+"""The program whose prefix a tensor's name has in a LoRA file; "bare" is a name without a known prefix."""
 Part = Literal["down", "up", "alpha", "magnitude"]
+"""One of the tensors of a layer's update; `LoraLayer` says what each of them means."""
 
 _LONGEST_KEY = 512
 
@@ -50,12 +53,12 @@ _WRITTEN: Mapping[LoraLayout, tuple[str, Mapping[Part, str]]] = {
 
 @attrs.frozen
 class TensorName:
-    """The name of a tensor in a LoRA file, taken apart.
+    """The name of a tensor in a LoRA file, split into its parts.
 
     Attributes:
-        style: How the name is spelled.
-        layer: The name of the layer as the file spells it, without prefixes.
-        part: Which of the layer's tensors it is.
+        style: The program whose prefix the name has; "bare" if it has none of the known prefixes.
+        layer: The name of the layer as the file spells it, without the prefix.
+        part: Which of the layer's tensors the name belongs to.
     """
 
     style: Style
@@ -64,12 +67,12 @@ class TensorName:
 
     @property
     def flat(self) -> bool:
-        """Whether the name of the layer is flattened: it has "_" where the network's name has "."."""
+        """Whether the layer's name is flattened: it has "_" where the name of the network's layer has "."."""
         return self.style == "kohya"
 
 
 def parse_name(key: str) -> TensorName | None:
-    """Take the name of a tensor apart. The result is None if it is no name of a LoRA's tensor."""
+    """Split the name of a tensor in a LoRA file into its parts. Return None if no known layout has such names."""
     if len(key) > _LONGEST_KEY:
         return None
     for ending, part in _ENDINGS:
@@ -83,19 +86,19 @@ def parse_name(key: str) -> TensorName | None:
 
 
 def tensor_name(layout: LoraLayout, layer: str, part: Part) -> str | None:
-    """Return the name that `layout` has for a part of a layer; None if the layout has no place for the part."""
+    """Return the name that a file in `layout` has for a layer's tensor; None if the layout cannot store this part."""
     prefix, endings = _WRITTEN[layout]
     ending = endings.get(part)
     return None if ending is None else prefix + (flattened(layer) if layout == "kohya" else layer) + ending
 
 
 def flattened(layer: str) -> str:
-    """Return a layer's name as kohya's layout spells it, with "_" for "."."""
+    """Return a layer's name as the layout of kohya spells it: each "." is replaced by "_"."""
     return layer.replace(".", "_")
 
 
 def by_flat_name(names: Iterable[str]) -> dict[str, list[str]]:
-    """Group full names by their flattened form. A group has several names where flattening makes them equal."""
+    """Return full names of layers, by their flattened form. Different full names can have the same flattened form."""
     found: dict[str, list[str]] = {}
     for name in names:
         found.setdefault(flattened(name), []).append(name)

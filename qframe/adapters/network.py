@@ -1,4 +1,7 @@
-"""LoRA on a network: new ones for training, those of files, and merging. No other module of the core uses peft."""
+"""Puts LoRA adapters on a network, new ones for training or those of files, and merges them into the weights.
+
+No other module of qframe's core uses peft.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,12 @@ def resolve_targets(module: nn.Module, targets: tuple[str, ...], presets: Mappin
 
     Args:
         module: The network, which may lie on the meta device.
-        targets: Each is the name of a preset, the end of layers' full names, or such an end with *, ? and [...] in it.
-        presets: Targets by the name of the preset that stands for them.
+        targets: The layers to choose. Each text is the name of a preset, or a layer's full name, or what follows a dot
+            in it up to its end ("to_q" chooses "blocks.0.attn.to_q"). The wildcards *, ? and [...] may be used.
+        presets: By the name of a preset, the targets that it stands for.
 
     Raises:
-        ConfigError: A target matches no linear layer; the message says what there is.
+        ConfigError: `targets` is empty, or a target matches no linear layer; the message lists presets and layers.
     """
     if not targets:
         raise ConfigError("lora.targets: names no layer", f"Presets: {', '.join(sorted(presets))}.")
@@ -49,7 +53,7 @@ def resolve_targets(module: nn.Module, targets: tuple[str, ...], presets: Mappin
 
 
 def layer_names(module: nn.Module) -> list[str]:
-    """Return the full names of the linear layers of `module`, whether they carry adapters or not."""
+    """Return the full names of all linear layers of `module`, with or without adapters on them."""
     return list(_linears(module))
 
 
@@ -58,21 +62,21 @@ def add_lora(
 ) -> dict[str, nn.Parameter]:
     """Put a new adapter on `module` for training, and freeze all other parameters.
 
-    At first the adapter changes nothing: its second matrix is zero, and DoRA's magnitudes are the lengths that the
-    rows of the weights have.
+    At first the adapter does not change what the network computes: its matrix `up` is zero, and with DoRA the
+    magnitudes are the lengths of the rows of the weights.
 
     Args:
         module: The network.
         config: Rank, alpha, targets and kind of the adapter.
-        presets: As for `resolve_targets`.
-        seed: Decides the first values of the adapter. No other random generator changes.
+        presets: By the name of a preset, the targets that it stands for (see `resolve_targets`).
+        seed: Decides the random first values of the adapter. The state of torch's random generators is not changed.
 
     Returns:
-        The parameters to train by name, in float32.
+        The adapter's parameters by name, in float32. They are the parameters to train.
 
     Raises:
-        ConfigError: `module` carries an adapter already, a target matches nothing, or the adapter is a DoRA and a
-            weight is quantised.
+        ConfigError: `module` has an adapter already, or a target matches no linear layer, or the adapter is a DoRA and
+            the weight of one of its layers is quantised.
     """
     from peft import LoraConfig as PeftLoraConfig
     from peft import inject_adapter_in_model
@@ -124,20 +128,21 @@ def _plain_weight(name: str, linear: nn.Linear, otherwise: str) -> nn.Parameter:
 
 
 def trained_alpha(config: LoraConfig) -> float:
-    """Return the alpha of a configuration such that alpha / rank scales the update, as every reader takes it.
+    """Return the alpha that a configuration means, converted so that the update is multiplied by alpha / rank.
 
-    rsLoRA (arXiv 2312.03732) divides alpha by the root of the rank. It becomes an alpha that is larger by that root.
+    If `config.alpha` is None, alpha is the rank. rsLoRA (arXiv 2312.03732) multiplies the update by alpha / sqrt(rank)
+    instead; its alpha is multiplied by sqrt(rank) here, so that every program that reads the file scales it rightly.
     """
     alpha = float(config.rank if config.alpha is None else config.alpha)
     return as_float32(alpha * math.sqrt(config.rank) if config.rslora else alpha)
 
 
 def lora_layers(module: nn.Module, *, adapter: str = "default") -> dict[str, LoraLayer]:
-    """Return an adapter that `module` carries, by the full names of the layers that it changes.
+    """Return the updates of an adapter that is on `module`, by the full name of the layer that each of them changes.
 
     Args:
         module: The network.
-        adapter: The name under which the adapter was put on.
+        adapter: The name that the adapter got when it was put on the network.
     """
     from peft.tuners.lora import LoraLayer as PeftLayer
 
@@ -154,18 +159,19 @@ def lora_layers(module: nn.Module, *, adapter: str = "default") -> dict[str, Lor
 
 
 def load_lora(module: nn.Module, file: Path, scale: float = 1.0, *, adapter: str = "default") -> None:
-    """Put the LoRA of a file on `module`, beside the adapters that it carries already, and freeze all parameters.
+    """Put the LoRA of a file on `module`, beside adapters that are on it already, and freeze all parameters.
 
     Args:
         module: The network.
         file: The LoRA file.
-        scale: The strength of the LoRA: its update is multiplied by it.
-        adapter: The name for it on the network, one that no other adapter has.
+        scale: The strength of the LoRA, by which its update is multiplied.
+        adapter: The name of the adapter on the network. No other adapter there may have the same name.
 
     Raises:
-        WeightsError: The file cannot be used, or has layers that the network lacks or has in another shape. Then
-            nothing of it is loaded.
-        ConfigError: A layer would carry a DoRA and another adapter, which peft would multiply with each other.
+        WeightsError: The file cannot be used, or has layers that the network does not have, or has in another shape.
+            The network is unchanged then.
+        ConfigError: A layer would have a DoRA and another adapter, which peft cannot add up correctly; or the file is a
+            DoRA and the weight of one of its layers is quantised.
     """
     from peft import LoraConfig as PeftLoraConfig
     from peft import inject_adapter_in_model
@@ -223,7 +229,13 @@ def _fill(part: nn.Module, adapter: str, layer: LoraLayer) -> None:
 
 
 def read_fitting(module: nn.Module, file: Path) -> dict[str, LoraLayer]:
-    """Read a LoRA file for `module`. WeightsError names layers that the network lacks or has in another shape."""
+    """Read a LoRA file, check that it fits `module`, and return its updates by the full name of the changed layer.
+
+    Raises:
+        WeightsError: The file cannot be used (see `read_lora`), or it has layers that the network does not have, or has
+            in another shape; the message names them.
+        UntrustedError: The file is larger than any LoRA.
+    """
     linears = _linears(module)
     layers = read_lora(file, names=linears)
     problems = []
@@ -261,9 +273,11 @@ def _linears(module: nn.Module) -> dict[str, nn.Linear]:
 
 
 def merge_lora(module: nn.Module) -> None:
-    """Add the updates of all adapters on `module` into its weights, and take the adapters off.
+    """Add the updates of all adapters on `module` to its weights, and remove the adapters from the network.
 
-    ConfigError if a weight is quantised: an update that is added to it would be rounded away.
+    Raises:
+        ConfigError: The weight of a changed layer is quantised, so that nothing can be added to it exactly.
+        NumericsError: A weight would not be finite after the sum.
     """
     from peft.tuners.lora import LoraLayer as PeftLayer
 
@@ -280,18 +294,18 @@ def merge_lora(module: nn.Module) -> None:
 
 @torch.no_grad()
 def add_updates(module: nn.Module, loras: Sequence[tuple[Mapping[str, LoraLayer], float]]) -> None:
-    """Add the updates of LoRAs into the weights of `module`.
+    """Add the updates of several LoRAs to the weights of `module`, in place.
 
-    All updates of a weight are summed in float32, and the sum is rounded once to the dtype of the weight. Each update
-    is computed from the weight as it was before, so that the order of the LoRAs does not matter.
+    A weight and all of its updates are summed in float32, and the sum is rounded once to the dtype of the weight. Every
+    update is computed from the weight as it was before the call, because the order of the LoRAs must not matter.
 
     Args:
         module: The network.
-        loras: Layers by full name, each with the scale (strength) of the LoRA.
+        loras: One pair for each LoRA: its updates by the full name of the changed layer, and its scale (strength).
 
     Raises:
-        ConfigError: A weight is quantised.
-        NumericsError: A weight would not be finite; the message names its layer.
+        ConfigError: The weight of a changed layer is quantised, so that nothing can be added to it exactly.
+        NumericsError: A weight would not be finite after the sum; the message names its layer.
     """
     linears = _linears(module)
     changed = [name for name in linears if any(name in layers for layers, _ in loras)]

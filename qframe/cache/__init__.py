@@ -1,6 +1,7 @@
-"""The cache keeps what encoder and codec made of a data set, by content and with checksums; runs share it.
+"""The cache: a folder that keeps encoded pictures and prompts, so that training runs share them and encode them once.
 
-See docs/explanation/cache.md.
+The key of an entry is a hash of everything that its content depends on, and every tensor has a checksum.
+docs/explanation/cache.md explains the design.
 """
 
 from qframe.cache.declared import DeclaredInputs

@@ -13,9 +13,10 @@ from qframe.progress import SILENT, Progress
 
 
 def cache_folder(config: Config) -> Path:
-    """Return the folder of the cache: `cache.dir`, or by default a folder beside the runs, which share it.
+    """Return the cache's folder: `cache.dir` if it is set, else the folder `cache` beside the run's output folder.
 
-    Keys depend on content alone, so that any runs can share a folder. Runs of one family share entries as well.
+    Any runs can share one cache folder, because the keys of entries depend on content alone. Runs of one family that
+    train on the same pictures and prompts share the entries too.
     """
     if config.cache.dir is not None:
         return Path(config.cache.dir).expanduser()
@@ -29,13 +30,14 @@ def made_by(
     *,
     roles: Sequence[str] = ("encoder", "codec"),
 ) -> dict[str, Ingredients]:
-    """Return the ingredients of components by role.
+    """Return the ingredients of each role's component: by name, everything that the component's output depends on.
 
     Args:
-        composition: The components.
-        store: Keeps digests of files between runs; without it, all weights are read.
-        progress: Is told how far reading has come.
-        roles: Which components.
+        composition: The components of the model.
+        store: Keeps digests of files between runs. If it is None, the weights of all these components are read and
+            hashed.
+        progress: Is told how far the hashing of weights has come.
+        roles: The roles whose components are asked, for example "encoder".
     """
     digests = FileDigests(store)
     found: dict[str, Ingredients] = {role: composition.ingredients(role, progress, digests) for role in roles}

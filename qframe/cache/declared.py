@@ -1,4 +1,4 @@
-"""What a recipe wants encoded for the records of a data set, asked of the recipe once for each record."""
+"""A sequence that asks a recipe which pictures and prompts must be encoded for each record, once for each record."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ from qframe.interfaces import ExampleInputs, Recipe, Record
 
 
 class DeclaredInputs(Sequence[ExampleInputs]):
-    """The inputs of every record, in order. `Recipe.inputs` is called once per record, when its inputs are first read.
+    """The inputs of every record, in order: the pictures and prompts that the recipe wants encoded for the record.
 
-    Inputs that were read are kept until `forget`, and with them the pictures of records that are drawn on demand.
+    `Recipe.inputs` is called when the inputs of a record are first read. The result is kept until `forget` is called;
+    where a data source draws pictures on demand, the drawn pictures stay in memory as long.
 
     Attributes:
         records: The records, in the order of the examples that are made of them.
-        recipe: Declares the inputs.
+        recipe: The recipe, whose `inputs` is called with a record.
     """
 
     def __init__(self, records: Sequence[Record], recipe: Recipe, *, unconditional: bool = True) -> None:
-        """`unconditional`: False leaves out the empty prompts, which only caption dropout needs."""
+        """Remember the records and the recipe, without calling the recipe.
+
+        Args:
+            records: The records.
+            recipe: The recipe.
+            unconditional: Whether the empty prompts are kept among the inputs; only caption dropout needs them.
+        """
         self.records = records
         self.recipe = recipe
         self._unconditional = unconditional
@@ -30,7 +37,7 @@ class DeclaredInputs(Sequence[ExampleInputs]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> ExampleInputs:  # type: ignore[override]  # slices are of no use here
-        """The inputs of the record at this place. DataError names a record that the recipe cannot use."""
+        """Return the inputs of the record at `index`. Raises DataError, which names the record, if it is unusable."""
         found = self._declared[index]
         if found is None:
             found = self.recipe.inputs(self.records[index])
@@ -40,5 +47,5 @@ class DeclaredInputs(Sequence[ExampleInputs]):
         return found
 
     def forget(self) -> None:
-        """Let go of all inputs, so that records that are drawn on demand do not stay in memory."""
+        """Drop all inputs that are kept, so that the memory of their pictures is freed."""
         self._declared = [None] * len(self.records)

@@ -1,6 +1,7 @@
-"""Encodes what a recipe wants encoded: pictures, prompts with their pictures, and loss maps, in batches.
+"""Encodes the pictures, prompts and loss maps that a recipe declares, in batches.
 
-The cache uses it and keeps the results; training without a cache uses it and keeps nothing.
+The cache calls these functions and stores the results. Training without a cache calls them whenever it needs an
+example, and stores nothing.
 """
 
 from __future__ import annotations
@@ -28,27 +29,29 @@ from qframe.pictures.pixels import open_fitted, open_loss_map, to_pixels
 _T = TypeVar("_T")
 
 WINDOW = 4
-"""How many batches of inputs are opened together: enough to find equal sizes, few enough for the memory."""
+"""The number of batches whose pictures are opened together: enough to find pictures of equal size, few enough to fit
+in memory."""
 
 
 def encode_pixels(
     codec: LatentCodec, inputs: Sequence[PixelInput], *, batch_size: int, channels: int = 3
 ) -> list[Tensor]:
-    """Encode pictures; those of equal size are encoded together.
+    """Encode pictures into latents. Pictures of equal size are encoded together, as one batch.
 
     Args:
-        codec: The codec, loaded.
-        inputs: The pictures, each with its geometry.
+        codec: The codec (the VAE), with its weights loaded.
+        inputs: The pictures, each with the geometry that decides the size to which it is resized.
         batch_size: The most pictures that are encoded together.
         channels: `CodecSpec.pixel_channels`, 3 for RGB or 4 for RGBA.
 
     Returns:
-        The latents [Z, h, w] of each picture, in order, on the CPU, in the dtype that the codec gives.
+        The latents [Z, h, w] of each picture, in the order of `inputs`, on the CPU, in the dtype that the codec
+        returns.
 
     Raises:
         DataError: A picture cannot be used; the message names it.
         NumericsError: Latents are not finite; the message names the pictures of their batch.
-        PluginError: The codec gives latents of another shape.
+        PluginError: The codec does not return latents [B, Z, h, w] for a batch of B pictures.
     """
     results: list[Tensor | None] = [None] * len(inputs)
     for window in windows(len(inputs), batch_size):
@@ -69,20 +72,20 @@ def encode_pixels(
 
 
 def encode_text(encoder: Encoder, inputs: Sequence[TextInput], *, batch_size: int) -> list[Conditioning]:
-    """Encode prompts; those that come with pictures of equal sizes are encoded together.
+    """Encode prompts into conditioning. Prompts whose pictures have equal sizes are encoded together, as one batch.
 
     Args:
-        encoder: The encoder, loaded.
-        inputs: The prompts, each with the pictures that the encoder sees.
+        encoder: The text encoder, with its weights loaded.
+        inputs: The prompts, each with the pictures that the encoder sees beside it.
         batch_size: The most prompts that are encoded together.
 
     Returns:
-        The conditioning of each prompt, in order, on the CPU, in the dtype that the encoder gives.
+        The conditioning of each prompt, in the order of `inputs`, on the CPU, in the dtype that the encoder returns.
 
     Raises:
         DataError: A picture cannot be used; the message names it.
         NumericsError: Embeddings are not finite; the message names the prompts of their batch.
-        PluginError: The encoder gives conditioning of another number of samples.
+        PluginError: The encoder returns conditioning of more or fewer samples than it was given prompts.
     """
     results: list[Conditioning | None] = [None] * len(inputs)
     for window in windows(len(inputs), batch_size):
@@ -106,17 +109,17 @@ def encode_text(encoder: Encoder, inputs: Sequence[TextInput], *, batch_size: in
 
 
 def encode_loss_map(loss_map: PixelInput, compression: int) -> Tensor:
-    """Reduce a loss map to the size of latents: each value is the mean over the pixels of a latent place.
+    """Open a loss map and average it over squares of `compression` x `compression` pixels, one for each latent cell.
 
     Args:
-        loss_map: The loss map's picture, with its geometry.
-        compression: `CodecSpec.compression`, pixels along a side of one latent place.
+        loss_map: The picture of the loss map, with the geometry that decides the size to which it is resized.
+        compression: `CodecSpec.compression`, the side of one latent cell in pixels.
 
     Returns:
-        [h, w] float32 in [0, 1].
+        A tensor [h, w] in float32, from 0 (black: the loss does not count) to 1 (white).
 
     Raises:
-        DataError: The compression does not divide the picture's sides.
+        DataError: The picture cannot be used, or a side of the resized picture is no multiple of `compression`.
     """
     grey = open_loss_map(loss_map)  # [H, W]
     height, width = grey.shape
@@ -132,13 +135,17 @@ def encode_loss_map(loss_map: PixelInput, compression: int) -> Tensor:
 def encode_examples(
     inputs: Sequence[ExampleInputs], ids: Sequence[str], parts: Parts, *, batch_size: int = 8
 ) -> list[Example]:
-    """Encode examples.
+    """Encode the inputs of records, and return one example for each of them, in order.
 
     Args:
-        inputs: What a recipe wants encoded for each example.
+        inputs: For each example, the pictures and prompts that the recipe wants encoded.
         ids: The id of each example.
-        parts: The components, encoder and codec loaded.
+        parts: The components of the model; encoder and codec must be loaded.
         batch_size: The most pictures, and the most prompts, that are encoded together.
+
+    Raises:
+        DataError: A picture cannot be used; the message names it.
+        NumericsError: The encoder or the codec returns values that are not finite.
     """
     pixels = [pixel for one in inputs for pixel in (one.target, *one.references)]
     texts = [text for one in inputs for text in (one.conditioning, one.unconditional) if text is not None]
@@ -168,7 +175,11 @@ def make_example(
     unconditional: Conditioning | None,
     loss_map: Tensor | None,
 ) -> Example:
-    """Make an example of parts that were encoded separately. DataError if its loss map has not the target's size."""
+    """Make an example of tensors that were encoded separately.
+
+    Raises:
+        DataError: The loss map has another height or width, in latent cells, than the latents of the target.
+    """
     if loss_map is not None and loss_map.shape != target.shape[-2:]:
         raise DataError(
             f"example {id}: its weight map covers {tuple(loss_map.shape)} latent places, its target "
@@ -186,10 +197,10 @@ def make_example(
 
 
 def windows(count: int, batch_size: int) -> list[range]:
-    """Split `range(count)` into windows, the stretches whose inputs are opened together and batched.
+    """Split the numbers from 0 to `count` - 1 into windows: runs of consecutive inputs that are opened together.
 
-    The same inputs in the same order always share a batch. So a cache whose build was interrupted ends with the same
-    bits as one whose build was not.
+    Batches are made only of inputs of one window. The windows depend on `count` and `batch_size` alone, so that a cache
+    whose build was interrupted and continued holds the same bits as one that was built without a pause.
     """
     size = WINDOW * batch_size
     return [range(start, min(start + size, count)) for start in range(0, count, size)]

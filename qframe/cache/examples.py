@@ -1,4 +1,4 @@
-"""From records to cached examples: keys are computed first, then only what is missing is encoded."""
+"""Builds the cache for a data set, where only missing entries are encoded, and reads examples from the cache."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from qframe.interfaces import Conditioning, Example, Parts
 from qframe.progress import SILENT, Progress
 
 PartsLoader = Callable[..., Parts]
-"""Called with roles, such as `loader("encoder", "codec")`, it returns the components with these roles loaded."""
+"""A function that loads components: `loader("encoder", "codec")` returns `Parts` in which both are loaded."""
 
 _LATENTS = "latents"
 _WEIGHT = "weight"
@@ -49,22 +49,25 @@ def build_cache(
     portion: Portion = ALL,
     progress: Progress = SILENT,
 ) -> CachedExamples:
-    """Encode everything that the cache lacks, and return the examples of all records.
+    """Encode every entry that the cache lacks for these records, and return the examples of all records.
 
-    What was encoded is written at least every half minute, so that a build that was interrupted continues from there.
+    Encoded entries are written to disk as the build goes on, usually at least every half minute. A build that was
+    interrupted therefore loses little: the next build finds the written entries in the cache.
 
     Args:
-        inputs: What the recipe wants encoded for each record. They are forgotten once everything is encoded.
-        parts_loader: Loads components; it is called only for roles that have something to encode.
-        cache: The cache.
-        made_by: The ingredients of the roles "encoder" and "codec", with the dtype that they compute in.
+        inputs: The pictures and prompts that the recipe wants encoded for each record. `inputs.forget` is called when
+            everything is encoded.
+        parts_loader: Loads components. It is called only for roles that have something to encode.
+        cache: The cache that is filled and read.
+        made_by: The ingredients of the roles "encoder" and "codec", which include the dtype that they compute in.
         batch_size: The most pictures, and the most prompts, that are encoded together.
-        portion: The part of the work to do here. The examples are complete once the builders of all portions ended.
+        portion: The part of the work that this process encodes. With several portions, the examples can all be read
+            only after the builds of all portions have ended.
         progress: Is told how far each stage has come.
 
     Raises:
         DataError: A record or a picture cannot be used; the message names it.
-        NumericsError: An encoder or codec gives values that are not finite.
+        NumericsError: The encoder or the codec returns values that are not finite.
         ResourceError: The disk is full.
     """
     plan = CachePlan(inputs, made_by, PictureDigests(cache))
@@ -82,10 +85,16 @@ def build_cache(
 
 
 class CachedExamples(Sequence[Example]):
-    """Examples that are read from a cache. No picture is opened, and neither encoder nor codec is needed."""
+    """A sequence of training examples that are read from a cache, without opening pictures or loading components."""
 
     def __init__(self, cache: Cache, ids: Sequence[str], keys: Sequence[ExampleKeys]) -> None:
-        """Keep the id and the keys of each example; nothing is read from the cache yet."""
+        """Remember the examples, and read nothing from the cache yet.
+
+        Args:
+            cache: The cache that holds the entries.
+            ids: The id of each example.
+            keys: The keys of each example's entries, in the order of `ids`.
+        """
         self._cache = cache
         self._ids = ids
         self._keys = keys
@@ -96,19 +105,30 @@ class CachedExamples(Sequence[Example]):
         return len(self._ids)
 
     def digest(self) -> str:
-        """Return a sha256 over ids and content of all examples, in order; a resumed run compares it."""
+        """Return a sha256 over the ids and the keys of all examples, in order.
+
+        A run that is resumed compares it with the digest in its checkpoint, and so notices that its data set changed.
+        """
         return content_digest(self._ids, (repr(attrs.astuple(keys)) for keys in self._keys))
 
     def reopened(self) -> CachedExamples:
-        """Return the same examples from the cache opened once more, as the next run will find them."""
+        """Open the cache's folder a second time, and return the same examples, read through that new `Cache` object."""
         return CachedExamples(Cache(self._cache.folder), self._ids, self._keys)
 
     def missing(self) -> int:
-        """Count the entries that the cache lacks. The builders of other portions have not encoded them yet."""
+        """Return the number of entries that the examples need and the cache lacks.
+
+        It is above 0 while the processes that encode the other portions have not encoded all of their entries.
+        """
         return len(self._cache.missing(key for keys in self._keys for key in entries_of(keys)))
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # slices are of no use here
-        """Return an example, with tensors of its own. CacheError if it is damaged; its damaged entry is dropped."""
+        """Read one example; its tensors are copies that the caller may change.
+
+        Raises:
+            CacheError: An entry of the example is missing, or is damaged. A damaged entry is also removed from the
+                cache, if the cache can be written, and so the next build encodes it again.
+        """
         keys = self._keys[index]
         try:
             parts = iter(self._cache.get_all(entries_of(keys)))
@@ -124,24 +144,25 @@ class CachedExamples(Sequence[Example]):
         )
 
     def extents(self, index: int) -> list[tuple[Path, int, int]]:
-        """Return (file, begin, end) for every stretch of bytes that an example is read from."""
+        """Return (file, begin, end) for each tensor of an example, which fills the file's bytes [begin, end)."""
         keys = entries_of(self._keys[index])
         found = self._cache.locate(keys)
         return [(self._cache.file_of(found[key].shard), t.begin, t.end) for key in keys for t in found[key].tensors]
 
     def shape(self, index: int) -> Shape:
-        """Return the sides (h, w) of the latents of target and references, without reading a tensor.
+        """Return the sides (h, w) of an example's latents, for the target and each reference, without reading a tensor.
 
-        Together with `text_length` they decide which examples make a fast batch.
+        Training puts examples of equal sides, and of similar `text_length`, into one batch, because such batches are
+        fast.
         """
         if self._shapes is None:
             self._shapes = self._all_shapes()
         return self._shapes[index]
 
     def text_length(self, index: int) -> int:
-        """Return the text tokens of the caption, or of the empty prompt that may replace it, whichever are more.
+        """Return the number of text tokens of an example's caption, without reading a tensor.
 
-        No tensor is read.
+        If caption dropout may replace the caption by the empty prompt, the larger of the two numbers is returned.
         """
         if self._text_lengths is None:
             self._text_lengths = self._all_text_lengths()
@@ -244,11 +265,11 @@ class _Builder:
 
 
 Encoded = list[tuple[dict[str, Tensor], str]]
-"""For each key the tensors of its entry, and in JSON what they were made of."""
+"""For each key, in order: the tensors of its entry by name, and the JSON of what the key was computed from."""
 
 
 def entries_of(keys: ExampleKeys) -> list[str]:
-    """Return the keys of an example's entries, in the order in which `CachedExamples` reads them."""
+    """Return the keys of an example as a list: target, references, caption, then empty prompt and loss map if any."""
     named = [keys.target, *keys.references, keys.conditioning, keys.unconditional, keys.weight]
     return [key for key in named if key is not None]
 

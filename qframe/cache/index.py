@@ -1,4 +1,4 @@
-"""The index tells which shard holds which key. It is an SQLite file that can be made again from the shards."""
+"""The cache's index: an SQLite file that tells which shard holds which key, and can be rebuilt from the shards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qframe.errors import CacheError, ResourceError
 from qframe.files.digests import Stamp
 
 LISTED = "shards folder as it was when it was listed"
-"""The note that holds the time stamp of the folder of shards when it was last listed."""
+"""The name of the note that holds the modification time, in ns, that the folder of shards had when it was listed."""
 
 _VERSION = 2
 _BUSY_SECONDS = 120.0
@@ -31,45 +31,54 @@ _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 
 
 class IndexDamagedError(Exception):
-    """The index is damaged or of another version, and must be built again."""
+    """The index file is damaged or of another version; the caller must delete it and build it again from the shards."""
 
 
 class Index:
-    """The index of one cache. Several processes may use it at once; a forked process opens its own connection."""
+    """The index of one cache. Several processes and threads may use it at once.
+
+    A process that was forked from one that uses the index opens a connection of its own. Every method that reads or
+    writes the index raises IndexDamagedError if the file must be built again, ResourceError if the disk is full, and
+    CacheError if the file cannot be used for another reason.
+
+    Attributes:
+        path: The SQLite file.
+    """
 
     def __init__(self, path: Path) -> None:
+        """Remember the path of the SQLite file, without opening it yet."""
         self.path = path
         self._connection: sqlite3.Connection | None = None
         self._process = 0
         self._lock = threading.RLock()
 
     def close(self) -> None:
-        """Close the connection; the next use opens a new one."""
+        """Close the connection to the SQLite file; the next call of another method opens a new one."""
         with self._lock:
             if self._connection is not None and self._process == os.getpid():
                 self._connection.close()
             self._connection = None
 
     def delete(self) -> None:
-        """Delete the index; the next use begins an empty one."""
+        """Delete the SQLite file; the next call of another method creates an empty one."""
         self.close()
         for suffix in ("", "-journal"):
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
 
     def shards(self) -> dict[str, str | None]:
-        """Return every known shard with what is wrong with its header, or None if it could be read."""
+        """Return all shards of the index: by file name, the fault of a header that cannot be read, else None."""
         with self._database() as db:
             return dict(db.execute("SELECT name, damage FROM shards"))
 
     def add(self, shard: str, entries: Iterable[Entry]) -> None:
-        """Add a shard and its entries. A key that the index has already keeps its entry in the other shard."""
+        """Add a shard and its entries. A key that the index knows already still refers to the shard that it had."""
         with self._database() as db:
             number = self._number(db, shard, None)
             rows = ((bytes.fromhex(entry.key), number, _pack(entry)) for entry in entries)
             db.executemany("INSERT OR IGNORE INTO entries VALUES (?, ?, ?)", rows)
 
     def add_damaged(self, shard: str, damage: str) -> None:
-        """Add a shard whose header cannot be read. `damage` says why."""
+        """Add a shard whose header cannot be read, without entries. `damage` is the reason, as text."""
         with self._database() as db:
             self._number(db, shard, damage)
 
@@ -78,9 +87,9 @@ class Index:
         self.replace(shard, None, ())
 
     def replace(self, shard: str, new: str | None, entries: Iterable[Entry]) -> None:
-        """Remove a shard and its entries, and add another one (if `new` is not None) with `entries`.
+        """Remove a shard and its entries, and add the shard `new` with `entries` unless `new` is None.
 
-        Entries that other shards had under the same keys are replaced.
+        A key of `entries` that the index knew in a third shard refers to `new` afterwards.
         """
         with self._database() as db:
             db.execute("DELETE FROM entries WHERE shard = (SELECT id FROM shards WHERE name = ?)", (shard,))
@@ -91,7 +100,7 @@ class Index:
                 db.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", rows)
 
     def find(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """Return the entries of those `keys` that the index has."""
+        """Return where entries lie, by key. Keys that the index does not know are left out."""
         found: dict[str, Entry] = {}
         with self._database() as db:
             for start in range(0, len(keys), _CHUNK):
@@ -107,7 +116,7 @@ class Index:
         return found
 
     def known(self, keys: Sequence[str]) -> set[str]:
-        """Return those of `keys` that the index has."""
+        """Return those of `keys` that have an entry in the index."""
         found: set[str] = set()
         with self._database() as db:
             for start in range(0, len(keys), _CHUNK):
@@ -119,7 +128,7 @@ class Index:
         return found
 
     def entries_of(self, shard: str) -> list[Entry]:
-        """Return the entries that are read from `shard`."""
+        """Return the entries that the index finds in `shard`, without copies that it finds in other shards."""
         with self._database() as db:
             rows = db.execute(
                 "SELECT key, tensors FROM entries WHERE shard = (SELECT id FROM shards WHERE name = ?)", (shard,)
@@ -127,35 +136,35 @@ class Index:
             return [_unpack(key.hex(), shard, tensors) for key, tensors in rows]
 
     def keys_of(self, shard: str) -> set[str]:
-        """Return the keys of the entries that are read from `shard`."""
+        """Return the keys of the entries that the index finds in `shard`."""
         with self._database() as db:
             rows = db.execute("SELECT key FROM entries WHERE shard = (SELECT id FROM shards WHERE name = ?)", (shard,))
             return {row[0].hex() for row in rows}
 
     def count(self) -> int:
-        """Count the entries."""
+        """Return the number of entries in the index."""
         with self._database() as db:
             return int(db.execute("SELECT count(*) FROM entries").fetchone()[0])
 
     def note(self, name: str) -> str | None:
-        """Return the text that `set_note` kept under a name, or None."""
+        """Return the text that `set_note` stored under a name, or None if there is none."""
         with self._database() as db:
             row = db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
             return None if row is None else str(row[0])
 
     def set_note(self, name: str, value: str) -> None:
-        """Keep a text under a name."""
+        """Store a text under a name, in place of the text that was stored there before."""
         with self._database() as db:
             db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
 
     def recall_digest(self, path: str, stamp: Stamp) -> str | None:
-        """See `DigestStore`."""
+        """Return the digest stored for the file at `path` if it was stored with the same stamp, else None."""
         with self._database() as db:
             row = db.execute("SELECT stamp, digest FROM digests WHERE path = ?", (path,)).fetchone()
             return str(row[1]) if row is not None and row[0] == json.dumps(stamp) else None
 
     def remember_digests(self, rows: Sequence[tuple[str, Stamp, str]]) -> None:
-        """See `DigestStore`."""
+        """Store digests of files, given as rows of path, stamp and digest."""
         with self._database() as db:
             values = [(path, json.dumps(stamp), digest) for path, stamp, digest in rows]
             db.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", values)

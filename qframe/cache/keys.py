@@ -1,7 +1,7 @@
-"""The keys of entries: a sha256 of canonical JSON with everything that the entry's value depends on.
+"""Computes the keys of cache entries: the sha256 of a canonical JSON with everything that an entry's tensors depend on.
 
-Paths and times are not in it, and versions of libraries only where a component names them. So a file that is renamed
-or touched keeps its entries, and two records with the same picture share its latents.
+The JSON holds no paths and no times, so that a file that is renamed or touched keeps its entries, and two records with
+the same picture share one entry. It holds versions of libraries only where a component names them as ingredients.
 """
 
 from __future__ import annotations
@@ -23,24 +23,28 @@ from qframe.pictures.picture import Picture, PixelInput
 from qframe.pictures.pixels import POLICY
 
 SCHEMA = 1
-"""This number is raised when the same inputs are encoded differently than before, apart from batching."""
+"""The version of encoding, which is part of every key. It must be raised when qframe encodes the same inputs
+differently than before; a change of batches alone does not count."""
 
 Ingredients = Mapping[str, str]
-"""What a component's output depends on, by name; see `Loadable.ingredients`."""
+"""By name, everything that a component's output depends on, such as digests of weights; `Loadable.ingredients`
+returns it."""
 
 
 class PictureDigests:
-    """Computes the sha256 of pictures' bytes, once for each picture.
+    """A function object that returns the sha256 of a picture's encoded bytes, and computes it once for each picture.
 
-    Digests of files are kept between runs in the store, if there is one, as long as a file keeps its stamp.
+    If it was made with a store, digests of picture files are kept there between runs. A kept digest is used as long as
+    the file's stamp (size, times and inode) is the same.
     """
 
     def __init__(self, store: DigestStore | None = None) -> None:
+        """Begin without digests. `store` keeps the digests of picture files between runs; None keeps none."""
         self._files = FileDigests(store)
         self._seen: weakref.WeakKeyDictionary[Picture, str] = weakref.WeakKeyDictionary()
 
     def __call__(self, picture: Picture) -> str:
-        """Return the digest of a picture, in hexadecimal. DataError if it cannot be read."""
+        """Return the digest of a picture, in hexadecimal. Raises DataError if the picture's bytes cannot be read."""
         digest = self._seen.get(picture)
         if digest is None:
             digest = self._of_file(picture, picture.source) if isinstance(picture.source, Path) else picture.digest()
@@ -48,7 +52,7 @@ class PictureDigests:
         return digest
 
     def save(self) -> None:
-        """Give the digests of files that were computed to the store."""
+        """Write the digests that were computed since the last call into the store, if there is one."""
         self._files.save()
 
     def _of_file(self, picture: Picture, source: Path) -> str:
@@ -61,14 +65,14 @@ class PictureDigests:
 
 @attrs.frozen
 class ExampleKeys:
-    """The keys of one example's entries.
+    """The keys of the cache entries that one example is made of.
 
     Attributes:
-        target: Of the target's latents.
-        references: Of each reference's latents.
-        conditioning: Of the caption's conditioning.
-        unconditional: Of the empty prompt's conditioning, or None if it is not encoded.
-        weight: Of the loss map, or None if the record has none.
+        target: The key of the target's latents.
+        references: The key of each reference's latents.
+        conditioning: The key of the caption's conditioning.
+        unconditional: The key of the empty prompt's conditioning; None if the empty prompt is not encoded.
+        weight: The key of the loss map; None if the record has no loss map.
     """
 
     target: str
@@ -80,12 +84,12 @@ class ExampleKeys:
 
 @attrs.frozen(eq=False)
 class KeyMaker:
-    """Makes the keys of examples that one recipe and its components encode.
+    """Computes the cache keys of examples for one recipe, one encoder and one codec.
 
     Attributes:
-        encoder: The encoder's ingredients, with the dtype that it computes in.
-        codec: The codec's ingredients, with the dtype that it computes in.
-        recipe: The recipe's name and version.
+        encoder: The encoder's ingredients, which include the dtype that it computes in.
+        codec: The codec's ingredients, which include the dtype that it computes in.
+        recipe: The name of the recipe's class, with its module, and the recipe's version.
         digests: Computes the digests of pictures.
     """
 
@@ -96,13 +100,19 @@ class KeyMaker:
 
     @classmethod
     def of(cls, recipe: Recipe, made_by: Mapping[str, Ingredients], digests: PictureDigests) -> KeyMaker:
-        """Make a KeyMaker for a recipe. `made_by` has the ingredients of the roles "encoder" and "codec"."""
+        """Make a KeyMaker for a recipe.
+
+        Args:
+            recipe: The recipe, whose name and version become part of every key.
+            made_by: By role ("encoder" and "codec"), the ingredients: what the component's output depends on.
+            digests: Computes the digests of pictures.
+        """
         kind = type(recipe)
         name = f"{kind.__module__}:{kind.__qualname__}"
         return cls(made_by["encoder"], made_by["codec"], (name, recipe.version), digests)
 
     def example(self, inputs: ExampleInputs) -> ExampleKeys:
-        """Return the keys of an example. DataError names a picture that cannot be read."""
+        """Return the keys of an example. Raises DataError, which names the picture, if a picture cannot be read."""
         return ExampleKeys(
             target=pixel_key(inputs.target, self),
             references=tuple(pixel_key(reference, self) for reference in inputs.references),
@@ -118,38 +128,38 @@ def pixel_key(pixels: PixelInput, maker: KeyMaker) -> str:
 
 
 def text_key(text: TextInput, maker: KeyMaker) -> str:
-    """Return the key of a prompt's conditioning, which depends on the pictures that the encoder sees with it."""
+    """Return the key of a prompt's conditioning. It depends on the pictures that the encoder sees beside the prompt."""
     return key_of(text_parts(text, maker))
 
 
 def weight_key(weight: PixelInput, maker: KeyMaker) -> str:
-    """Return the key of a loss map, which depends on the codec: it decides the pixels of a latent place."""
+    """Return the key of a loss map. It depends on the codec, because the codec decides the size of a latent cell."""
     return key_of(weight_parts(weight, maker))
 
 
 def pixel_parts(pixels: PixelInput, maker: KeyMaker) -> dict[str, Any]:
-    """Return what the key of a picture's latents is made of."""
+    """Return the values that the key of a picture's latents is hashed from, by field."""
     return {**_common("latents", maker), "codec": dict(maker.codec), "picture": _picture(pixels, maker)}
 
 
 def weight_parts(weight: PixelInput, maker: KeyMaker) -> dict[str, Any]:
-    """Return what the key of a loss map is made of."""
+    """Return the values that the key of a loss map is hashed from, by field."""
     return {**_common("weight", maker), "codec": dict(maker.codec), "picture": _picture(weight, maker)}
 
 
 def text_parts(text: TextInput, maker: KeyMaker) -> dict[str, Any]:
-    """Return what the key of a prompt's conditioning is made of."""
+    """Return the values that the key of a prompt's conditioning is hashed from, by field."""
     pictures = [_picture(picture, maker) for picture in text.pictures]
     return {**_common("text", maker), "encoder": dict(maker.encoder), "prompt": text.prompt, "pictures": pictures}
 
 
 def canonical(parts: Mapping[str, Any]) -> str:
-    """Return what a key is made of as canonical JSON: sorted, in ASCII, without spaces."""
+    """Return the values that a key is hashed from as JSON in one fixed form: keys sorted, ASCII only, no spaces."""
     return json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
-    """Return the key that is made of `parts`: 64 hexadecimal digits."""
+    """Return the key for the values in `parts`: the sha256 of their canonical JSON, as 64 hexadecimal digits."""
     return hashlib.sha256(canonical(parts).encode()).hexdigest()
 
 

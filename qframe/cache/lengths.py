@@ -1,4 +1,4 @@
-"""How long an example will be, from the headers of its pictures and its prompt: nothing is decoded or encoded."""
+"""Predicts the size of an example's latents and its number of text tokens, without decoding or encoding anything."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from qframe.pictures.picture import PixelInput
 from qframe.pictures.pixels import picture_size
 
 Shape = tuple[tuple[int, int], tuple[tuple[int, int], ...]]
-"""The sides (h, w) of the target's latents, and those of each reference's latents."""
+"""The sides (h, w) of the target's latents, and a tuple of the sides of each reference's latents, in latent cells."""
 
 FittedSize = Callable[[PixelInput], Size]
-"""Returns the (height, width) in pixels that a picture has after it was brought into its geometry."""
+"""A function that returns the (height, width) in pixels to which a picture's geometry resizes it."""
 
 
 def fitted_size(pixel: PixelInput) -> Size:
-    """Return the (height, width) in pixels that a picture is resized to; only its header is read."""
+    """Return the (height, width) in pixels to which a picture is resized. Only the picture's header is read."""
     return pixel.geometry.fit(*picture_size(pixel.picture))
 
 
@@ -25,9 +25,9 @@ def latent_shape(inputs: ExampleInputs, size: FittedSize, compression: int) -> S
     """Return the sides of the latents that an example's pictures will have.
 
     Args:
-        inputs: What a recipe wants encoded of a record.
-        size: Tells the size of each picture, for example `fitted_size`.
-        compression: `CodecSpec.compression`, pixels along a side of one latent place.
+        inputs: The pictures and prompts that a recipe wants encoded for a record.
+        size: Returns the size of a picture after resizing, for example `fitted_size`.
+        compression: `CodecSpec.compression`, the side of one latent cell in pixels.
     """
 
     def latent(pixel: PixelInput) -> tuple[int, int]:
@@ -38,21 +38,21 @@ def latent_shape(inputs: ExampleInputs, size: FittedSize, compression: int) -> S
 
 
 def text_tokens(inputs: ExampleInputs, size: FittedSize, count: TokenCounter) -> int:
-    """Return the text tokens of the caption, or of the empty prompt that may replace it, whichever are more.
+    """Return the number of text tokens of an example's caption, or of its empty prompt if that one has more.
 
     Args:
-        inputs: What a recipe wants encoded of a record.
-        size: Tells the size of each picture that the encoder sees.
-        count: Counts the tokens of a prompt with pictures of these sizes.
+        inputs: The pictures and prompts that a recipe wants encoded for a record.
+        size: Returns the size, after resizing, of a picture that the encoder sees.
+        count: Counts the tokens of a prompt together with the pictures that the encoder sees, given their sizes.
     """
     texts = [text for text in (inputs.conditioning, inputs.unconditional) if text is not None]
     return max(count(text.prompt, [size(pixel) for pixel in text.pictures]) for text in texts)
 
 
 def estimated_tokens(prompt: str, sizes: Sequence[Size]) -> int:
-    """Estimate the text tokens of a prompt whose encoder has no counter, by the number of its bytes.
+    """Estimate the number of text tokens of a prompt, for an encoder that cannot count them: the prompt's UTF-8 bytes.
 
-    No tokeniser makes more tokens than bytes. What an encoder's template adds, and the tokens of pictures that the
-    encoder sees, are not in the estimate: only encoding tells them.
+    A tokeniser does not make more tokens than bytes. The estimate leaves out the tokens of the encoder's template and
+    those of the pictures, and therefore does not use `sizes`.
     """
     return max(len(prompt.encode()), 1)

@@ -1,4 +1,4 @@
-"""Which shards lie in a cache's folder, and which entries they hold: the index, kept in step with the files."""
+"""Keeps a cache's index in step with the shard files in the cache's folder, which other processes add and rewrite."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 LOCK_SECONDS = 900.0
-"""How long one process waits for another that changes or prunes the same cache."""
+"""The seconds that one process waits for another process that changes or prunes the same cache."""
 _SETTLED_NS = 2_000_000_000
 
 
 class ShardListing:
-    """The shards of one cache folder. Several processes and threads may use it at once.
+    """The shards in one cache's folder, and the index over them. Several processes and threads may use it at once.
 
     Attributes:
         folder: The cache's folder.
-        shards: The folder inside it that holds the shards.
+        shards: The folder of shards, which lies inside the cache's folder.
     """
 
     def __init__(self, folder: Path) -> None:
+        """Create the cache's folder and its folder of shards if there are none. The index is not read yet."""
         self.folder = folder
         self.shards = folder / "shards"
         self.shards.mkdir(parents=True, exist_ok=True)
@@ -41,11 +42,14 @@ class ShardListing:
         self._held = threading.local()
 
     def close(self) -> None:
-        """Close the index."""
+        """Close the connection to the index."""
         self._index.close()
 
     def ask(self, question: Callable[[Index], _T]) -> _T:
-        """Return what `question` reads from the index. A damaged index is first built again from the shards."""
+        """Call `question` with the index, and return its result.
+
+        If the index turns out to be damaged, it is built again from the shards, and `question` is called once more.
+        """
         try:
             return question(self._index)
         except IndexDamagedError as error:
@@ -55,11 +59,11 @@ class ShardListing:
             return question(self._index)
 
     def update(self) -> None:
-        """Bring the index up to date with the shards that are there, if the folder changed since it was listed."""
+        """Add new shards to the index and remove vanished ones, if the folder of shards changed since the last time."""
         self.ask(lambda index: self._update())
 
     def headers(self) -> Iterator[tuple[str, Header | None]]:
-        """Yield the name and the header of every shard; the header is None if it cannot be read."""
+        """Yield the file name and the header of every shard; the header is None if it is damaged or unreadable."""
         for shard in sorted(self.ask(Index.shards)):
             try:
                 yield shard, read_header(self.shards / shard)
@@ -70,7 +74,13 @@ class ShardListing:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Inside, no other process or thread lists or rewrites shards. CacheError if another does so for too long."""
+        """A context in which no other process or thread updates the index from the folder, or rewrites shards.
+
+        A thread that is inside already may enter again.
+
+        Raises:
+            CacheError: Another process has been inside for 900 seconds since this one began to wait.
+        """
         if getattr(self._held, "already", False):
             yield
             return

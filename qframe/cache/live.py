@@ -1,4 +1,4 @@
-"""Training without a cache: examples are encoded whenever they are asked for."""
+"""Examples for training without a cache: they are encoded each time they are read."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from qframe.interfaces import Example, Parts, Record, TokenCounter
 
 
 class LiveExamples(Sequence[Example]):
-    """Examples that are encoded every time they are asked for: training without a cache."""
+    """A sequence of training examples that are encoded each time they are read, for training without a cache."""
 
     def __init__(self, inputs: DeclaredInputs, parts: Parts, *, counter: TokenCounter | None = None) -> None:
-        """Keep what is needed to encode the examples; nothing is encoded yet.
+        """Remember what is needed to encode the examples, and encode nothing yet.
 
         Args:
-            inputs: What the recipe wants encoded for each record.
-            parts: The components, encoder and codec loaded.
-            counter: What `Encoder.token_counter` gives. Without it `text_length` is an estimate.
+            inputs: The pictures and prompts that the recipe wants encoded for each record.
+            parts: The components of the model; encoder and codec must be loaded.
+            counter: Counts text tokens (`Encoder.token_counter` returns it). If it is None, `text_length` estimates.
         """
         self._inputs = inputs
         self._records = inputs.records
@@ -31,20 +31,27 @@ class LiveExamples(Sequence[Example]):
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # slices are of no use here
+        """Encode the inputs of the record at `index`, and return the example."""
         return encode_examples([self._inputs[index]], [self._records[index].id], self._parts)[0]
 
     def digest(self) -> str:
-        """Return a sha256 over ids, prompts and the bytes of every picture, in order; a resumed run compares it."""
+        """Return a sha256 over the ids, the prompts and the bytes of every picture of all records, in order.
+
+        A run that is resumed compares it with the digest in its checkpoint, and so notices that its data set changed.
+        """
         return content_digest((record.id for record in self._records), map(_content, self._records))
 
     def shape(self, index: int) -> Shape:
-        """Return the sides of an example's latents, from the pictures' headers. Nothing is decoded or encoded."""
+        """Return the sides (h, w) that an example's latents will have, for the target and each reference.
+
+        Only the headers of the pictures are read.
+        """
         return latent_shape(self._inputs[index], fitted_size, self._parts.codec_spec.compression)
 
     def text_length(self, index: int) -> int:
-        """Return the text tokens of an example: counted, or estimated where the encoder has no counter.
+        """Return the number of text tokens of an example's caption, or an estimate if the encoder cannot count them.
 
-        Of the caption and the empty prompt that may replace it, the longer one counts.
+        If caption dropout may replace the caption by the empty prompt, the larger of the two numbers is returned.
         """
         return text_tokens(self._inputs[index], fitted_size, self._count)
 

@@ -1,4 +1,4 @@
-"""The plan of a cache: which entries the records of a data set need, and what each of them is made of."""
+"""Lists which cache entries the records of a data set need, and which picture or prompt each entry is encoded from."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from qframe.progress import SILENT, Progress
 
 @attrs.define(eq=False)
 class CachePlan:
-    """Lists the entries that must be in the cache before every record can be read as an example.
+    """The list of the entries that must be in the cache before every record can be read as an example.
+
+    `read` fills `ids`, `keys`, `pixels`, `texts` and `weights`; before, they are empty.
 
     Attributes:
-        inputs: What the recipe declares for each record.
-        made_by: The ingredients of "encoder" and "codec".
-        digests: Hashes the pictures, and remembers the digests.
-        ids: The id of each record, in order, once `read` has run.
-        keys: The keys of each record, in order, once `read` has run.
-        pixels: By key, the picture that an entry of latents is made of.
-        texts: By key, the prompt with its pictures that an entry of conditioning is made of.
-        weights: By key, the picture that the entry of a loss map is made of.
-        maker: Makes the keys.
+        inputs: The pictures and prompts that the recipe wants encoded for each record.
+        made_by: The ingredients of the roles "encoder" and "codec": what each component's output depends on.
+        digests: Computes the digests of pictures, and remembers them.
+        ids: The id of each record, in order.
+        keys: The keys of each record's entries, in the order of the records.
+        pixels: By key of an entry of latents, the picture that is encoded.
+        texts: By key of an entry of conditioning, the prompt that is encoded, with its pictures.
+        weights: By key of the entry of a loss map, the picture of the loss map.
+        maker: Computes the keys.
     """
 
     inputs: DeclaredInputs
@@ -44,14 +46,17 @@ class CachePlan:
         self.maker = KeyMaker.of(self.inputs.recipe, self.made_by, self.digests)
 
     def read(self, progress: Progress = SILENT, portion: Portion = ALL) -> None:
-        """Compute the keys of all records, for which the bytes of every picture are hashed once.
+        """Compute the keys of all records. For this the bytes of every picture are hashed once.
 
-        Builders that share the work begin at different places of the data set, and find in the cache the digests that
-        the others have computed. DataError names a record or picture that cannot be used.
+        Processes that fill one cache together each need all keys. They begin to hash at different places of the data
+        set, and store the digests in the cache, where each finds what the others have hashed already.
 
         Args:
-            progress: Is told how far reading has come.
-            portion: The portion that this builder encodes; it decides the place at which hashing begins.
+            progress: Is told how far hashing and reading have come.
+            portion: The portion that this process encodes; it decides where in the data set this process begins.
+
+        Raises:
+            DataError: A record or a picture cannot be used; the message names it.
         """
         if portion.count > 1:
             with progress.stage("hashing pictures", len(self.inputs)) as stage:
@@ -68,7 +73,7 @@ class CachePlan:
         self.digests.save()
 
     def every_key(self) -> list[str]:
-        """Return the keys of all entries, each once."""
+        """Return the keys of all entries that the records need, without repeats."""
         return [*self.pixels, *self.weights, *self.texts]
 
     def _add(self, inputs: ExampleInputs) -> None:

@@ -1,4 +1,4 @@
-"""The portion of the work that one builder does, where several processes or machines fill one cache."""
+"""Splits the work of filling one cache between several processes or machines, so that each encodes one portion."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from qframe.errors import ConfigError
 
 @attrs.frozen
 class Portion:
-    """The part of a data set that one builder encodes: portion `number` (from 1) of `count`.
+    """The part of the work that one process does, where `count` processes fill one cache together.
 
-    The portions of one data set are disjoint, and together they are all of it.
+    No two portions overlap, and all `count` portions together are the whole work.
 
     Attributes:
-        number: Which portion it is, from 1.
-        count: How many portions there are.
+        number: The number of this portion, from 1 to `count`.
+        count: The number of portions.
     """
 
     number: int = 1
@@ -28,7 +28,11 @@ class Portion:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the portion that a text such as "2/4" names. ConfigError if there is no such portion."""
+        """Return the portion that a text such as "2/4" (the second of four) names.
+
+        Raises:
+            ConfigError: The text is not of this form, or the first number is not between 1 and the second.
+        """
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         number, count = (int(group) for group in match.groups()) if match else (0, 0)
         if not 1 <= number <= count:
@@ -39,9 +43,12 @@ class Portion:
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """Return the portion of this process under torchrun (RANK of WORLD_SIZE); without torchrun it is all.
+        """Return the portion of this process under torchrun: portion RANK + 1 of WORLD_SIZE.
 
-        ConfigError if these variables name no portion.
+        Without these environment variables, the portion is all of the work.
+
+        Raises:
+            ConfigError: A variable is no whole number, or RANK is not below WORLD_SIZE.
         """
         count = environment.get("WORLD_SIZE", "1")
         rank = environment.get("RANK", "0")
@@ -50,13 +57,14 @@ class Portion:
         return cls(int(rank) + 1, int(count))
 
     def owns(self, index: int) -> bool:
-        """Whether window `index` of the work, counted from 0, belongs to this portion."""
+        """Whether this portion includes the window of this number, counted from 0 (see `encoding.windows`)."""
         return index % self.count == self.number - 1
 
     def stretches(self, total: int) -> Iterator[range]:
-        """Split `range(total)` into one stretch for each portion, and yield them, this portion's own stretch first.
+        """Split `range(total)` into `count` stretches of about equal length, and yield all of them, in a circle.
 
-        Portions that hash the same pictures so begin at different places.
+        The circle begins at the stretch of this portion's number. Processes that all go through the same pictures
+        therefore begin at different places.
         """
         for turn in range(self.count):
             place = (self.number - 1 + turn) % self.count
@@ -67,4 +75,4 @@ class Portion:
 
 
 ALL = Portion()
-"""The portion that is all of the work."""
+"""The portion of a process that does all of the work alone: 1/1."""

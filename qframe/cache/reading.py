@@ -1,4 +1,4 @@
-"""Reading entries out of shards: open files are kept, and each entry's checksum is verified once."""
+"""Reads entries from shards. Shard files are kept open, and an entry's checksum is verified when it is first read."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _MOST_RECENT = 200_000  # about 150 MB
 
 
 class DamagedEntryError(CacheError):
-    """The bytes of an entry are not those that were written.
+    """The error that an entry of the cache cannot be read, or that its bytes are not those that were written.
 
     Attributes:
-        key: The entry's key.
+        key: The key of the damaged entry.
     """
 
     def __init__(self, message: str, hint: str, key: str) -> None:
@@ -30,9 +30,10 @@ class DamagedEntryError(CacheError):
 
 
 class EntryReader:
-    """Finds entries by key and reads their tensors. Threads may share one reader."""
+    """A reader that finds entries by key in the shards of one cache, and reads their tensors. Threads may share it."""
 
     def __init__(self, listing: ShardListing) -> None:
+        """Begin without open files. `listing` finds the shards and the entries of the cache."""
         self._listing = listing
         self._open: OrderedDict[str, BinaryIO] = OrderedDict()
         self._verified: set[str] = set()
@@ -40,12 +41,12 @@ class EntryReader:
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Close the shards, as soon as nobody reads them any more."""
+        """Let go of the open shard files. A file that another thread still reads is closed when that thread is done."""
         with self._lock:
             self._open.clear()
 
     def locate(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """Return where the entries of `keys` lie. CacheError names a key that has no entry."""
+        """Return by key where each entry lies. Raises CacheError, which names the key, if a key has no entry."""
         recent = self._recent
         found = {key: recent[key] for key in keys if key in recent}
         if unknown := [key for key in keys if key not in found]:
@@ -63,9 +64,12 @@ class EntryReader:
         return found
 
     def read(self, entry: Entry) -> dict[str, Tensor]:
-        """Return the tensors of an entry by name, in memory of their own.
+        """Read the tensors of an entry, and return them by name. They are copies that the caller may change.
 
-        DamagedEntryError if its bytes cannot be read, or are read for the first time and do not match the checksum.
+        The checksums are verified when this reader reads the entry for the first time.
+
+        Raises:
+            DamagedEntryError: The entry's bytes cannot be read, or do not match a checksum that was verified.
         """
         try:
             handle = self._handle(entry.shard)
@@ -88,12 +92,15 @@ class EntryReader:
         return tensors
 
     def read_verified(self, entry: Entry) -> dict[str, Tensor]:
-        """Read an entry as `read` does, and verify its checksum even if it was verified before."""
+        """Read the tensors of an entry as `read` does, and verify the checksums even if they were verified before."""
         self._verified.discard(entry.key)
         return self.read(entry)
 
     def forget(self, shard: str, keys: Iterable[str]) -> None:
-        """Forget where entries lie, and the open file of `shard`: it was rewritten without the entries of `keys`."""
+        """Forget the open file of `shard`, and all that is remembered of where entries lie.
+
+        The caller must call it after it has rewritten `shard` without the entries of `keys`.
+        """
         self._verified -= set(keys)
         self._recent = {}
         with self._lock:

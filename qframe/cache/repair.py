@@ -1,4 +1,4 @@
-"""Damage in a cache: finding it, and rewriting shards without damaged or unwanted entries."""
+"""Finds damaged entries in a cache, and rewrites shards without damaged or unwanted entries."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from qframe.progress import Progress
 
 @attrs.frozen
 class Damage:
-    """Something that `Cache.verify` found to be damaged.
+    """A damaged entry, or a shard with a damaged header, that `Cache.verify` has found.
 
     Attributes:
         shard: The file name of the shard.
-        key: The key of the damaged entry, or None if the shard's header is damaged.
-        reason: What is wrong, for people.
+        key: The key of the damaged entry; None if the shard's header is damaged.
+        reason: A text that tells people what is wrong.
     """
 
     shard: str
@@ -37,7 +37,7 @@ class Damage:
 
 
 def find_damage(listing: ShardListing, reader: EntryReader, progress: Progress) -> list[Damage]:
-    """Read every entry of every shard, compare checksums, and list what is damaged. Nothing is changed."""
+    """Read every entry of every shard, verify all checksums, and return what is damaged. No file is changed."""
     damages: list[Damage] = []
     shards = listing.ask(Index.shards)
     with progress.stage("verifying the cache", len(shards)) as stage:
@@ -62,11 +62,17 @@ def _damage_in(shard: str, listing: ShardListing, reader: EntryReader) -> Iterat
 
 
 def rewrite_shard(listing: ShardListing, reader: EntryReader, shard: str, without: Collection[str]) -> None:
-    """Replace `shard` by a new one that holds its undamaged entries, but not those whose keys are in `without`.
+    """Replace a shard by a new one without damaged entries and without the entries whose keys are in `without`.
 
-    The new shard also leaves out copies of entries that the index finds in other shards; where no entry is left, none
-    is written. The new shard keeps the age of the old one. A process that is killed in between leaves the old shard,
-    the new one, or both.
+    The new shard also leaves out copies of entries that the index finds in other shards. If no entry is left, the old
+    shard is deleted and no new one is written. The new file keeps the modification time of the old one. If the process
+    is killed meanwhile, the old shard, the new one, or both are there, and every entry that was to be kept is in one.
+
+    Args:
+        listing: The shards of the cache and their index.
+        reader: Reads the entries that are kept.
+        shard: The file name of the shard.
+        without: The keys of entries that are to be removed.
     """
     with listing.exclusive():
         path = listing.shards / shard

@@ -1,7 +1,8 @@
-"""Shards: safetensors files that hold entries, are written once and never changed.
+"""Makes and reads shards: safetensors files that hold the cache's entries, and that are never changed once written.
 
-The header of a shard holds a checksum of every tensor, over its name, dtype, shape and bytes; the file's name is the
-hash of the header. So a flipped bit is found wherever it is, and the index can be built from the shards alone.
+The header of a shard holds a checksum of every tensor, over its name, dtype, shape and bytes, and the file's name is
+the hash of the header. A flipped bit is therefore found wherever it is, and the index can be built from the shards
+alone.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ if sys.byteorder != "little":
 
 @attrs.frozen
 class StoredTensor:
-    """Where one tensor of an entry lies in its shard.
+    """The description of one tensor in a shard: its name, dtype and shape, the place of its bytes, and their checksum.
 
     Attributes:
         name: The tensor's name within the entry.
         dtype: The dtype as safetensors spells it.
-        shape: The shape.
-        begin: The place of its first byte in the file.
-        end: The place after its last byte in the file.
-        checksum: xxh3-128 in hexadecimal; see `checksum`.
+        shape: The tensor's shape.
+        begin: The offset of the tensor's first byte in the file.
+        end: The offset of the byte after the tensor's last byte in the file.
+        checksum: The xxh3-128 in hexadecimal that the function `checksum` returns for the tensor.
     """
 
     name: str
@@ -57,12 +58,12 @@ class StoredTensor:
 
 @attrs.frozen
 class Entry:
-    """Where the tensors of one key lie.
+    """An entry of the cache without the values of its tensors: which shard holds it, and where each tensor lies there.
 
     Attributes:
         key: The entry's key, 64 hexadecimal digits.
         shard: The file name of the shard.
-        tensors: The entry's tensors.
+        tensors: Where each tensor of the entry lies.
     """
 
     key: str
@@ -71,17 +72,18 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """The bytes of all its tensors."""
+        """The size of all tensors of the entry together, in bytes."""
         return sum(tensor.end - tensor.begin for tensor in self.tensors)
 
 
 @attrs.frozen
 class Header:
-    """The header of a shard.
+    """The content of a shard's header.
 
     Attributes:
         entries: The entries in the shard.
-        about: In JSON, what each entry was made of, by key. Shards of older versions lack it.
+        about: By key, the JSON of the values that the key was hashed from (see `qframe.cache.keys.canonical`). It is
+            empty for shards of older versions.
     """
 
     entries: tuple[Entry, ...]
@@ -89,11 +91,11 @@ class Header:
 
 
 def make_shard(values: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, str]) -> tuple[str, bytes]:
-    """Make a shard in memory, and return its file name and content.
+    """Make a shard in memory, and return its file name and its bytes.
 
     Args:
-        values: Tensors by key and name.
-        about: In JSON, what each entry was made of, by key. Only `qframe cache explain` and people read it.
+        values: The tensors of each entry, by the entry's key and the tensor's name.
+        about: By key, the JSON of the values that the key was hashed from. It is stored for `qframe cache explain`.
     """
     tensors = {f"{key}/{name}": tensor for key, named in values.items() for name, tensor in named.items()}
     checksums = {
@@ -113,7 +115,11 @@ def make_shard(values: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, s
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a shard. ValueError if it is damaged or of another format; the message says how."""
+    """Read the header of the shard at `path`, and check that its hash is the file's name.
+
+    Raises:
+        ValueError: The header is damaged, the file is cut short, or it is no shard of this version.
+    """
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(8)
@@ -149,28 +155,28 @@ def _parse(header: dict[str, Any], shard: str, *, data_begin: int, file_size: in
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """Return the bytes of a contiguous tensor on the CPU, without a copy."""
+    """Return a view of the bytes of a tensor, which must be contiguous and on the CPU. The bytes are not copied."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def checksum(full_name: str, dtype: str, shape: Iterable[int], data: memoryview) -> str:
-    """Return the xxh3-128 over a tensor's name (with the entry's key), dtype, shape and bytes."""
+    """Return the xxh3-128, in hexadecimal, over a tensor's name ("KEY/NAME"), dtype, shape and bytes."""
     total = xxhash.xxh3_128(f"{full_name} {dtype} {'x'.join(map(str, shape))}\n".encode())
     total.update(data)
     return total.hexdigest()
 
 
 def read_tensor(handle: int, entry: Entry, stored: StoredTensor, *, verify: bool) -> Tensor:
-    """Read one tensor of a shard into memory of its own.
+    """Read one tensor of a shard into newly allocated memory on the CPU.
 
     Args:
-        handle: The shard's file descriptor.
-        entry: The tensor's entry.
-        stored: Where the tensor lies.
-        verify: Whether the checksum is compared.
+        handle: The file descriptor of the opened shard.
+        entry: The entry that the tensor belongs to.
+        stored: Where in the shard the tensor lies.
+        verify: Whether to compare the checksum of the bytes that were read.
 
     Raises:
-        ValueError: The file is cut short, or the checksum differs.
+        ValueError: The file is cut short, or `verify` is true and the checksum differs.
     """
     buffer = torch.empty(stored.end - stored.begin, dtype=torch.uint8)
     view = buffer.numpy().data
@@ -188,7 +194,7 @@ def read_tensor(handle: int, entry: Entry, stored: StoredTensor, *, verify: bool
 
 
 def storable(tensor: Tensor) -> Tensor:
-    """Copy a tensor to contiguous memory on the CPU. ValueError if its dtype cannot be stored."""
+    """Return a contiguous copy of a tensor on the CPU. Raises ValueError if a shard cannot hold the tensor's dtype."""
     if tensor.dtype not in _NAMES:
         raise ValueError(f"tensors of {tensor.dtype} cannot be cached")
     return tensor.detach().to("cpu", copy=True).contiguous()

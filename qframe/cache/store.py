@@ -1,4 +1,4 @@
-"""The store itself: tensors by key, in a folder. It knows nothing of what keys and tensors mean."""
+"""Stores named tensors under keys in a folder, without regard to what the keys and the tensors mean."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 
 @attrs.frozen
 class CacheStats:
-    """How much a cache holds.
+    """The numbers of entries and shards in a cache, and their size.
 
     Attributes:
-        entries: How many entries can be found.
-        shards: How many shards have a readable header.
-        bytes: The size of these shards' files together.
+        entries: The number of entries that can be found by their keys.
+        shards: The number of shards with a readable header.
+        bytes: The size of the files of these shards together, in bytes.
     """
 
     entries: int
@@ -43,26 +43,27 @@ class CacheStats:
 
 
 class Cache:
-    """A folder of entries; an entry is a few named tensors under one key.
+    """A folder that stores entries; an entry is a few named tensors under one key.
 
-    Entries are gathered in memory and written as shards, files that are never changed. Any number of processes may
-    write and read one folder at once.
+    Entries that are put into the cache are first collected in memory, and then written together as a shard, a file that
+    is never changed afterwards. Any number of processes may write and read one folder at once. A cache is a context
+    manager that closes itself.
 
     Attributes:
         folder: The cache's folder.
     """
 
     def __init__(self, folder: Path, *, shard_bytes: int = 256_000_000, shard_seconds: float = 30.0) -> None:
-        """Open the cache in `folder`, or begin a new one there.
+        """Open the cache in `folder`, or create an empty one there.
 
         Args:
             folder: The cache's folder.
-            shard_bytes: The most bytes of tensors that a shard is to hold.
-            shard_seconds: A shard is written at the latest when its first entry is that old and another one is put
-                into the cache. A builder that is killed loses no more than this.
+            shard_bytes: The most bytes of tensors that one shard should hold; a larger entry gets a shard of its own.
+            shard_seconds: `put` and `put_all` write all collected entries when the oldest of them is older than this
+                many seconds. A process that is killed loses the entries that it has not written yet.
 
         Raises:
-            CacheError: Another process has been pruning or changing the cache for too long.
+            CacheError: Another process has been pruning or changing the cache for 900 seconds.
         """
         self.folder = folder
         self._listing = ShardListing(folder)
@@ -87,7 +88,7 @@ class Cache:
             logger.warning("the last entries were not written: %s", second.message)
 
     def close(self) -> None:
-        """Write the entries that were gathered, and close all files."""
+        """Write the entries that are collected in memory, and close all files of the cache."""
         try:
             self.flush()
         finally:
@@ -98,24 +99,36 @@ class Cache:
     # -- writing ----------------------------------------------------------------------------------------------
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """Return those of `keys` that have no entry, in order, each once."""
+        """Return those of `keys` that have no entry in the cache, in the order of `keys`, without repeats."""
         unique = [key for key in dict.fromkeys(keys) if key not in self._pending.tensors]
         known = self._listing.ask(lambda index: index.known(unique))
         return [key for key in unique if key not in known]
 
     def put(self, key: str, tensors: Mapping[str, Tensor], *, about: str = "") -> None:
-        """Put one entry into the cache, as `put_all` does."""
+        """Put one entry into the cache. If the cache has an entry of this key already, that entry stays.
+
+        Args:
+            key: The entry's key, 64 hexadecimal digits.
+            tensors: The entry's tensors, by name.
+            about: The JSON of the values that the key was hashed from. It is stored for `qframe cache explain`.
+
+        Raises:
+            ResourceError: The disk is full. Entries that were collected before stay in memory, and the next `flush`
+                tries to write them again.
+        """
         self.put_all({key: tensors}, about={key: about})
 
     def put_all(self, entries: Mapping[str, Mapping[str, Tensor]], *, about: Mapping[str, str] | None = None) -> None:
-        """Put entries into the cache that belong in one shard. An entry that the cache has already stays as it is.
+        """Put several entries into the cache, in one shard if they fit. An entry that the cache has already stays.
 
         Args:
-            entries: Tensors by key and name.
-            about: In JSON, what an entry was made of, by key. Only people and `qframe cache explain` read it.
+            entries: The tensors of each entry, by the entry's key and the tensor's name.
+            about: By key, the JSON of the values that the key was hashed from. It is stored for
+                `qframe cache explain`.
 
         Raises:
-            ResourceError: The disk is full. The entries stay in memory, and the next `flush` tries again.
+            ResourceError: The disk is full. Entries that were collected before stay in memory, and the next `flush`
+                tries to write them again.
         """
         wanted = self.missing(entries)
         new = {key: {name: storable(tensor) for name, tensor in entries[key].items()} for key in wanted}
@@ -126,7 +139,7 @@ class Cache:
             self.flush()
 
     def flush(self) -> None:
-        """Write all entries that were gathered, as shards. ResourceError if the disk is full."""
+        """Write all entries that are collected in memory, as shards. Raises ResourceError if the disk is full."""
         while self._pending.tensors:
             keys = self._pending.first_shard()
             values = {key: self._pending.tensors[key] for key in keys}
@@ -137,18 +150,18 @@ class Cache:
     # -- reading ----------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> dict[str, Tensor]:
-        """Return the tensors of an entry by name, in memory of their own.
+        """Return the tensors of an entry by name. They are copies that the caller may change.
 
-        The checksum is verified when this object reads the entry for the first time.
+        The checksums are verified when this `Cache` object reads the entry for the first time.
 
         Raises:
-            DamagedEntryError: The entry's bytes are not those that were written.
-            CacheError: There is no such entry.
+            DamagedEntryError: The entry's bytes cannot be read, or are not those that were written.
+            CacheError: The cache has no entry of this key.
         """
         return self.get_all([key])[0]
 
     def get_all(self, keys: Sequence[str]) -> list[dict[str, Tensor]]:
-        """Return the tensors of several entries, in the order of `keys`. Errors are those of `get`."""
+        """Return for each of `keys` the tensors of its entry by name, in order. Raises the same errors as `get`."""
         pending = self._pending.tensors
         entries = self.locate([key for key in dict.fromkeys(keys) if key not in pending])
         return [
@@ -159,20 +172,22 @@ class Cache:
         ]
 
     def locate(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """Return where entries lie, with names, dtypes and shapes of their tensors, without reading a tensor.
+        """Return by key where each entry lies, with the names, dtypes and shapes of its tensors. No tensor is read.
 
-        CacheError names a key that has no entry in a shard.
+        Raises:
+            CacheError: A key has no entry in a shard, for example because its entry is not written yet; the message
+                names the key.
         """
         return self._reader.locate(keys)
 
     def stats(self) -> CacheStats:
-        """Count the entries, and the shards that can be read."""
+        """Return the numbers of entries and of readable shards, and the size of these shards."""
         shards = [name for name, damage in self._listing.ask(Index.shards).items() if damage is None]
         sizes = [path.stat().st_size for name in shards if (path := self.file_of(name)).exists()]
         return CacheStats(self._listing.ask(Index.count), len(sizes), sum(sizes))
 
     def headers(self) -> Iterator[tuple[str, Header | None]]:
-        """Yield the name and the header of every shard; the header is None if it cannot be read."""
+        """Yield the file name and the header of every shard; the header is None if it is damaged or unreadable."""
         return self._listing.headers()
 
     def keys_of(self, shard: str) -> set[str]:
@@ -183,23 +198,23 @@ class Cache:
         return self._listing.ask(lambda index: index.keys_of(shard))
 
     def file_of(self, shard: str) -> Path:
-        """Return the path of a shard."""
+        """Return the path of the shard with this file name."""
         return self._listing.shards / shard
 
     # -- damage, and entries that nobody wants ------------------------------------------------------------------
 
     def verify(self, progress: Progress = SILENT) -> list[Damage]:
-        """Read every entry, compare checksums, and list what is damaged. Nothing is changed."""
+        """Read every entry of the cache, verify all checksums, and return what is damaged. No file is changed."""
         return find_damage(self._listing, self._reader, progress)
 
     def repair(self, damages: Iterable[Damage]) -> None:
-        """Take the damaged entries that `verify` listed out of the cache. The next build encodes them again."""
+        """Remove the damaged entries that `verify` returned from the cache. The next build encodes them again."""
         damages = list(damages)
         for shard in {damage.shard for damage in damages}:
             self.rewrite(shard, {d.key for d in damages if d.shard == shard and d.key is not None})
 
     def drop(self, keys: Iterable[str]) -> int:
-        """Take the entries of `keys` out of the cache, and return how many there were."""
+        """Remove the entries of `keys` from the cache, and return how many of them it had. Unknown keys are ignored."""
         with self._listing.exclusive():
             found = self._listing.ask(lambda index: index.find(list(dict.fromkeys(keys))))
             for shard in {entry.shard for entry in found.values()}:
@@ -207,23 +222,27 @@ class Cache:
         return len(found)
 
     def rewrite(self, shard: str, without: Collection[str]) -> None:
-        """Replace `shard` by one that holds its undamaged entries, but not those whose keys are in `without`.
+        """Replace a shard by a new one without damaged entries and without the entries whose keys are in `without`.
 
-        The new shard also leaves out copies of entries that the cache reads from other shards. A process that is
-        killed in between leaves the old shard, the new one, or both.
+        The new shard also leaves out copies of entries that the cache reads from other shards. If the process is
+        killed meanwhile, the old shard, the new one, or both are there.
         """
         rewrite_shard(self._listing, self._reader, shard, without)
 
     def alone(self) -> AbstractContextManager[None]:
-        """Inside, no other process has this cache open, and whoever opens it waits. CacheError if another has it."""
+        """A context in which no other process has this cache open; a process that opens it meanwhile waits.
+
+        Raises:
+            CacheError: Another process has the cache open, or the file system has no locks that could tell.
+        """
         return self._users.alone()
 
     # -- digests of the data set's files ------------------------------------------------------------------------
 
     def recall_digest(self, path: str, stamp: Stamp) -> str | None:
-        """See `DigestStore`."""
+        """Return the digest that is stored for the file at `path` if it was stored with the same stamp, else None."""
         return self._listing.ask(lambda index: index.recall_digest(path, stamp))
 
     def remember_digests(self, rows: Sequence[tuple[str, Stamp, str]]) -> None:
-        """See `DigestStore`."""
+        """Store digests of files in the cache's index, given as rows of path, stamp and digest."""
         self._listing.ask(lambda index: index.remember_digests(rows))

@@ -1,4 +1,4 @@
-"""Which processes have a cache open: its users share a lock, and pruning must hold that lock alone."""
+"""Records which processes have a cache open: they share a lock on a file, and pruning must hold that lock alone."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from qframe.files.locks import FileLock
 
 
 class FolderUsers:
-    """Counts this process among the users of a cache's folder until `close`, or until the process ends.
+    """A shared lock that marks this process as a user of a cache's folder until `close`, or until the process ends.
 
-    A forked process shares its parent's place. On a file system without locks, or one that cannot be written,
-    everybody may use the folder, and nobody can have it alone.
+    A process that is forked from this one shares the lock. On a file system that has no locks or cannot be written,
+    every process may use the folder, and `alone` always raises CacheError.
     """
 
     def __init__(self, path: Path, *, timeout: float) -> None:
-        """Become a user of the folder.
+        """Take the lock, together with the other users of the folder.
 
         Args:
-            path: The lock file in the folder.
-            timeout: Seconds to wait for a process that has the folder alone; after that, CacheError.
+            path: The lock file, which lies in the cache's folder.
+            timeout: The seconds to wait while another process is inside `alone`.
+
+        Raises:
+            CacheError: Another process was inside `alone` for longer than `timeout`.
         """
         self._path = path
         self._lock: FileLock | None = None
@@ -36,14 +39,18 @@ class FolderUsers:
             )
 
     def close(self) -> None:
-        """Stop being a user of the folder."""
+        """Release the lock: this process uses the folder no more."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Inside, this process alone uses the folder, and whoever opens it waits. CacheError if another uses it."""
+        """A context in which this process alone uses the folder; a process that opens the cache meanwhile waits.
+
+        Raises:
+            CacheError: Another process uses the folder, or the file system has no locks that could tell.
+        """
         taken = None if self._lock is None else self._lock.take()
         if not taken or self._lock is None:
             if self._lock is not None:

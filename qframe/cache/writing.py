@@ -1,4 +1,4 @@
-"""Writing entries: they are gathered in memory until they make a shard, and a shard is published whole."""
+"""Collects the entries that are put into a cache in memory, and writes them as a shard in one step."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Tensors = Mapping[str, Tensor]
 
 @attrs.define(eq=False)
 class PendingEntries:
-    """Entries that were put into a cache and are not in a shard yet.
+    """The entries that were put into a cache and are not written to a shard yet.
 
     Attributes:
-        shard_bytes: The most bytes of tensors that a shard is to hold. A single larger entry gets a shard of its own.
+        shard_bytes: The most bytes of tensors that a shard should hold. A single larger entry gets a shard of its own.
         tensors: The tensors of each entry, by key.
-        about: In JSON, what an entry was made of, by key; not every entry has it.
-        bytes: Bytes of all tensors.
-        since: When the first of these entries came, on the monotonic clock, in seconds.
+        about: By key, the JSON of the values that the key was hashed from; some entries have none.
+        bytes: The size of all tensors together, in bytes.
+        since: The time at which the oldest of these entries was added, in seconds of `time.monotonic`.
     """
 
     shard_bytes: int
@@ -37,12 +37,12 @@ class PendingEntries:
     since: float = 0.0
 
     def has_room(self, entries: Collection[Tensors]) -> bool:
-        """Whether one shard holds these entries as well."""
+        """Whether these entries still fit into one shard together with those that are collected already."""
         fits = self.bytes + _size(entries) <= self.shard_bytes
         return fits and len(self.tensors) + len(entries) <= _MOST_ENTRIES
 
     def add(self, entries: Mapping[str, Tensors], about: Mapping[str, str]) -> None:
-        """Gather entries, which must be new."""
+        """Add entries whose keys are not collected yet, and the JSON of the values that the keys were hashed from."""
         if not self.tensors:
             self.since = time.monotonic()
         self.tensors |= entries
@@ -50,7 +50,7 @@ class PendingEntries:
         self.bytes += _size(entries.values())
 
     def first_shard(self) -> list[str]:
-        """Return the keys of the first entries that fit in one shard, at least one."""
+        """Return the keys of as many of the oldest entries as fit into one shard, but at least one key."""
         taken: list[str] = []
         size = 0
         for key, tensors in self.tensors.items():
@@ -61,7 +61,7 @@ class PendingEntries:
         return taken
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Let go of entries that were written."""
+        """Remove the entries of `keys`, which the caller has written to a shard."""
         for key in keys:
             self.bytes -= _size([self.tensors.pop(key)])
             self.about.pop(key, None)
@@ -70,12 +70,12 @@ class PendingEntries:
 def write_shard(
     folder: Path, tensors: Mapping[str, Tensors], about: Mapping[str, str]
 ) -> tuple[str, tuple[Entry, ...]]:
-    """Write entries as a shard in `folder`; return its file name and where the entries lie in it.
+    """Write entries as one shard in `folder`, and return the shard's file name and where each entry lies in the file.
 
     Args:
-        folder: The folder of shards.
-        tensors: The tensors of each entry, by key and name.
-        about: In JSON, what an entry was made of. Keys without an entry are left out.
+        folder: The cache's folder of shards.
+        tensors: The tensors of each entry, by the entry's key and the tensor's name.
+        about: By key, the JSON of the values that the key was hashed from. Keys that are not in `tensors` are ignored.
 
     Raises:
         ResourceError: The disk is full; nothing was written.

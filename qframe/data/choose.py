@@ -1,4 +1,4 @@
-"""Opens the data source that a configuration chooses."""
+"""Builds the data source that a configuration names."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from qframe.plugins.registry import Registry
 
 
 def open_source(config: Config, registry: Registry) -> RecordSource:
-    """Build the source that `data.use` names, so that it can list its records.
+    """Build the data source that `data.use` names, with the options and the path of the configuration.
 
     Raises:
-        ConfigError: The configuration names no source, and the family has no data set of its own.
+        ConfigError: `data.use` is not set, because the user named no data set and the family has none of its own.
         DataError: `data.path` does not exist.
-        PluginError: The plugin's class is not a `RecordSource`.
+        PluginError: The plugin that offers this source does not build a `RecordSource`.
     """
     if config.data.use is None:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What sources of files share: checks of paths and texts, and a list of everything that is wrong with a data set."""
+"""The base class of data sources that read files, checks of paths and texts, and the list of a data set's problems."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _LARGEST_CAPTION = 1_000_000
 
 
 class Problems:
-    """Collects what is wrong with a data set, so that one error can report all of it.
+    """A list of everything that is wrong with a data set, so that one error can report all of it.
 
     Attributes:
-        found: The problems in the order in which they were added.
-        unusable: Ids of the records that a problem keeps from being used.
+        found: The problems, in the order in which they were added.
+        unusable: The ids of the records that cannot be used because of a problem.
     """
 
     def __init__(self) -> None:
@@ -35,30 +35,30 @@ class Problems:
 
     @contextmanager
     def about(self, record: str) -> Iterator[None]:
-        """A context in which every problem that is added marks the record of this id as unusable."""
+        """A context for reading one record: if a problem is added inside, the record's id is put into `unusable`."""
         before = len(self.found)
         yield
         if len(self.found) > before:
             self.unusable.add(record)
 
     def add(self, where: str, what: str, picture: Picture | None = None) -> None:
-        """Add a problem.
+        """Add a problem to the list.
 
         Args:
-            where: The file or row that the problem is in.
-            what: What is wrong.
-            picture: The picture that the problem is about, if it is about one.
+            where: The file or row that has the problem.
+            what: A text that says what is wrong.
+            picture: The picture that has the problem; None if the problem is not in a picture.
         """
         self.found.append(Problem(where, what, picture))
 
     def raise_any(self, name: str, hint: str) -> None:
-        """Raise DataError if there is a problem.
+        """Raise a DataError if the list holds a problem; otherwise do nothing.
 
-        The message names the data set and shows the number of problems and the first 20 of them.
+        The message names the data set, gives the number of problems and shows the first 20 of them.
 
         Args:
-            name: The name of the data set.
-            hint: What the user can do.
+            name: The name of the data set, for the message.
+            hint: The last sentence of the message, which says what the user can do.
         """
         count = len(self.found)
         if not count:
@@ -72,15 +72,19 @@ class Problems:
 
 
 class Root:
-    """The folder that the files of a data set must lie in, unless the user allows files elsewhere."""
+    """The folder of a data set, and the rule that its files must lie inside, unless the user allows files elsewhere.
+
+    Attributes:
+        folder: The folder of the data set.
+    """
 
     def __init__(self, folder: Path, *, allow_outside: bool, remedy: str = "set data.options.allow_outside") -> None:
-        """Remember the folder.
+        """Remember the folder and the rule.
 
         Args:
-            folder: The folder that paths are relative to.
+            folder: The folder of the data set.
             allow_outside: Whether files may lie outside of the folder.
-            remedy: What a message tells the user to do in order to allow that.
+            remedy: What the user must do to allow files outside of the folder, for messages.
         """
         self.folder = folder
         self._remedy = remedy
@@ -89,7 +93,11 @@ class Root:
         self._parents: dict[str, bool] = {}
 
     def problem(self, path: Path) -> str | None:
-        """Say why this file cannot be used; None if it can. Links are followed before the path is judged."""
+        """Return the reason why the file at `path` cannot be used, or None if it can.
+
+        It must exist, be a regular file, and lie in the folder unless files outside are allowed. If `path` is a link,
+        the place that the link leads to is checked.
+        """
         try:
             found = os.lstat(path)
             if stat.S_ISLNK(found.st_mode):
@@ -114,21 +122,23 @@ class Root:
 
 
 class FileSource(RecordSource):
-    """A source that reads its records from files; a subclass knows one format.
+    """The base class of data sources that read their records from files.
 
-    The files are listed once. `data.options.validation` keeps some of the records from training.
+    A subclass reads one format: it sets `name` and implements `default_options` and `read`. The records that `read`
+    returns are split into those to train on, and the `data.options.validation` records that are kept for validation.
 
     Attributes:
         name: The registered name of the source.
-        rules: A sentence that tells users where the format is documented.
+        rules: A sentence that tells users where the format is documented, for error messages.
         path: The file or folder that the user gave.
-        settings: The options of the source.
+        settings: The options of the source, those of `default_options` if the user gave none.
     """
 
     name: str
     rules: ClassVar[str] = "Fields and paths are explained in docs/reference/data-formats.md."
 
     def __init__(self, options: SourceOptions | None, path: Path | None) -> None:
+        """Remember the options and the path, without reading files. Raises DataError if `path` is None."""
         super().__init__(options, path)
         if path is None:
             raise DataError(f"source {self.name!r} reads files, but no path is given", "Give --data PATH.")
@@ -138,26 +148,37 @@ class FileSource(RecordSource):
     @staticmethod
     @abstractmethod
     def default_options() -> SourceOptions:
-        """The settings that hold when the user gives none."""
+        """Return the options that are used if the user gives none."""
 
     @abstractmethod
     def read(self, problems: Problems) -> list[Record]:
-        """List all records, and add a problem to `problems` for each file or row that cannot be used.
+        """Return the records in the files, and add a problem to `problems` for each file or row that cannot be used.
 
         Raises:
-            DataError: There is nothing to read.
+            DataError: The file or folder holds nothing of the source's format.
         """
 
     def records(self) -> Sequence[Record]:
-        """All records except those that are kept for validation."""
+        """Return the records to train on: all except those that are kept for validation.
+
+        Raises:
+            DataError: There are problems, which the message lists, or no record would be left to train on.
+        """
         return [record for record in self._all if record.id not in self._kept]
 
     def validation(self) -> Sequence[Record]:
-        """As many records as `data.options.validation` says, chosen by their ids alone, not by order or by a seed."""
+        """Return the records that are kept for validation, as many as `data.options.validation` says.
+
+        Those are the records whose ids have the smallest sha256. Their order in the files does not matter, and there is
+        no seed.
+
+        Raises:
+            DataError: There are problems, which the message lists, or no record would be left to train on.
+        """
         return [record for record in self._all if record.id in self._kept]
 
     def survey(self) -> Survey:
-        """See `RecordSource.survey`."""
+        """Read the files, and return all records and all problems that are found, for `qframe data check`."""
         problems = Problems()
         records = self.read(problems)
         return Survey(records=records, problems=problems.found, unusable=frozenset(problems.unusable))
@@ -183,7 +204,7 @@ class FileSource(RecordSource):
 
 
 def read_text(path: Path, *, limit: int = _LARGEST_CAPTION) -> str:
-    """Read a UTF-8 file, with or without a byte-order mark.
+    """Return the text of a UTF-8 file. A byte-order mark at its beginning is left out.
 
     Raises:
         ValueError: The file cannot be read, is not UTF-8, or is larger than `limit` bytes.
@@ -197,7 +218,11 @@ def read_text(path: Path, *, limit: int = _LARGEST_CAPTION) -> str:
 
 
 def decode(data: bytes) -> str:
-    """Decode UTF-8, with or without a byte-order mark. Raises ValueError with the place of the first wrong byte."""
+    """Decode UTF-8, and leave out a byte-order mark at the beginning.
+
+    Raises:
+        ValueError: The bytes are not UTF-8; the message gives the offset of the first wrong byte.
+    """
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -205,7 +230,7 @@ def decode(data: bytes) -> str:
 
 
 def text_problem(text: str) -> str | None:
-    """Say why a prompt cannot be used; None if it can."""
+    """Return the reason why a prompt cannot be used (it is empty, or is no valid Unicode), or None if it can."""
     if not text.strip():
         return "the prompt is empty"
     try:

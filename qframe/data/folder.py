@@ -19,6 +19,7 @@ from qframe.interfaces import Record
 from qframe.pictures.picture import Picture
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""The suffixes of the files that are read as pictures, in any case of letters."""
 _UNREADABLE = (".avif", ".heic", ".heif", ".jxl", ".svg", ".psd", ".cr2", ".nef", ".dng")
 _CAPTION = ".txt"
 _REFERENCE = re.compile(r"(?P<name>.+)_ref(?P<number>[1-9]\d*)?")
@@ -46,9 +47,11 @@ class _Files:
 
 
 class FolderSource(FileSource):
-    """Makes a record of each target NAME.png in a folder.
+    """A data source that makes one record of each target picture in a folder and its subfolders.
 
-    Its caption is NAME.txt, its references are NAME_ref.png or control/NAME.png, its mask is NAME_mask.png.
+    The other files of a target NAME.png are found by their names: the caption is NAME.txt; a reference is NAME_ref.png
+    or control/NAME.png (several have numbers, as in NAME_ref1.png); the loss map is NAME_mask.png or NAME_weight.png,
+    or lies in the folder mask or weight. A target without caption gets `data.options.prompt`.
     """
 
     name = "folder"
@@ -57,10 +60,15 @@ class FolderSource(FileSource):
 
     @staticmethod
     def default_options() -> FolderOptions:
+        """Return the options that are used if the user gives none."""
         return FolderOptions()
 
     def read(self, problems: Problems) -> list[Record]:
-        """See `FileSource.read`. The records are sorted by name."""
+        """Return one record for each target, sorted by name, and add a problem for each file that cannot be used.
+
+        Raises:
+            DataError: The path is not a folder, or the folder holds no pictures.
+        """
         if not self.path.is_dir():
             raise DataError(f"data.path: {self.path} is not a folder", "Give a folder, or choose data.use.")
         found = self._gather(problems)

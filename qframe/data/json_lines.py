@@ -1,4 +1,4 @@
-"""Reads files with one JSON object per line: tables of records, and files of requests for pictures."""
+"""Reads files with one JSON object per line (JSON lines), such as tables of records and lists of pictures to sample."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ _LONGEST_LINE = 1_000_000
 
 
 def json_lines(path: Path, problems: Problems, where: Callable[[int], str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the JSON object of every line that is not empty, with the line's number, counted from 1.
+    """Yield (number, object) for every line of a file that holds a JSON object. Lines are counted from 1.
+
+    Empty lines are skipped. A line that holds no JSON object is skipped too, and adds a problem. Reading ends at a line
+    of more than 1000000 bytes.
 
     Args:
         path: The file to read.
-        problems: Receives one problem for every line that holds no JSON object.
-        where: Turns a line's number into the name that a problem gives the line.
+        problems: The list to which problems are added.
+        where: Returns, for the number of a line, the text by which a problem names the line.
     """
     with path.open("rb") as stream:
         number = 0
@@ -37,7 +40,7 @@ def json_lines(path: Path, problems: Problems, where: Callable[[int], str]) -> I
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Parse a text that must be one JSON object.
+    """Parse a text as one JSON object, and return the object.
 
     Raises:
         ValueError: The text is not valid JSON, is not an object, or names a key twice; the message says which.

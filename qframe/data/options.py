@@ -8,7 +8,13 @@ from attrs.validators import ge
 
 @attrs.frozen(kw_only=True)
 class SourceOptions:
-    """Settings that every source of files has; a source with settings of its own extends this class."""
+    """The options that every data source of files has. A source with further options defines a subclass.
+
+    Attributes:
+        prompt: The caption of pictures that have none of their own; None makes a missing caption a problem.
+        validation: The number of records that are kept from training, and sampled before and after it.
+        allow_outside: Whether files may lie, or links may lead, outside of the data set's folder.
+    """
 
     prompt: str | None = attrs.field(default=None, metadata={"help": "caption of pictures that have none of their own"})
     validation: int = attrs.field(
@@ -21,4 +27,4 @@ class SourceOptions:
 
 @attrs.frozen(kw_only=True)
 class FolderOptions(SourceOptions):
-    """Settings of the source "folder"."""
+    """The options of the data source "folder"; they are those of `SourceOptions`."""

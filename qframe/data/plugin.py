@@ -1,4 +1,4 @@
-"""Declares the data source of the core, a folder of pictures. Imports no torch."""
+"""Registers the data source that qframe itself brings, a folder of pictures. Imports no torch."""
 
 from __future__ import annotations
 

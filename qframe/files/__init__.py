@@ -1,1 +1,1 @@
-"""Files: reading model folders, publishing files and folders whole, locks, and digests that are remembered."""
+"""Reads model folders, writes files and folders in one step, locks files between processes, and remembers digests."""

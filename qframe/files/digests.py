@@ -1,4 +1,7 @@
-"""Digests of files, remembered between runs, so that a file that did not change is not read again. Imports no torch."""
+"""Remembers the digests of files between runs, so that a file that did not change is not read again.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +12,43 @@ from pathlib import Path
 from typing import Protocol
 
 Stamp = tuple[int, int, int, int]
-"""Size in bytes, modification time and change time in ns, and inode of a file. Equal stamps mean equal content."""
+"""A file's size in bytes, modification time and change time in ns, and inode. If a file still has the stamp that it had
+before, its content is taken to be the same."""
 
 _SETTLED = 2.0
-"""A file that is at least this many seconds old gets a new time stamp when it changes: few clocks are coarser."""
+"""The age in seconds from which a file's digest may be kept. If a younger file changes again, a file system with coarse
+time stamps may leave its stamp as it was."""
 
 
 class DigestStore(Protocol):
-    """Keeps digests of files between runs. A cache is one."""
+    """The interface of an object that keeps digests of files between runs, such as `qframe.cache.Cache`."""
 
     def recall_digest(self, path: str, stamp: Stamp) -> str | None:
-        """Return the digest kept of the file at `path`; None if there is none, or the file had another stamp then."""
+        """Return the digest that was stored for the file at `path` with this stamp, or None if there is none."""
 
     def remember_digests(self, rows: Sequence[tuple[str, Stamp, str]]) -> None:
-        """Keep digests of files, given as rows of path, stamp and digest."""
+        """Store digests of files, given as rows of path, stamp and digest."""
 
 
 class FileDigests:
-    """Remembers the sha256 of files, so that each is read at most once in a run.
+    """A memory of the sha256 of files, so that a run reads each file at most once in order to hash it.
 
-    A digest that a store kept from an earlier run counts as long as the file still has the stamp it had then.
+    With a `DigestStore`, digests of earlier runs are used too, if a file still has the stamp (size, times and inode)
+    that was stored with its digest.
     """
 
     def __init__(self, store: DigestStore | None = None) -> None:
+        """Begin without digests. `store` keeps digests between runs; None keeps none."""
         self._store = store
         self._known: dict[str, str] = {}
         self._stamps: dict[str, Stamp | None] = {}
         self._new: list[tuple[str, Stamp, str]] = []
 
     def recall(self, path: str | Path) -> str | None:
-        """Return the digest of a file, or None: then the caller must read the file and tell `remember` its digest."""
+        """Return the digest of a file, or None if it is unknown.
+
+        If it is unknown, the caller must read and hash the file, and pass the digest to `remember`.
+        """
         path = os.path.abspath(path)
         if path not in self._known:
             # Taken before the file is read: a file that changes meanwhile has another stamp afterwards.
@@ -50,7 +60,7 @@ class FileDigests:
         return self._known[path]
 
     def remember(self, path: str | Path, digest: str) -> None:
-        """Keep the digest of a file that `recall` did not know."""
+        """Keep the digest of a file for which `recall` has returned None."""
         path = os.path.abspath(path)
         self._known[path] = digest
         stamp = self._stamps.get(path)
@@ -59,7 +69,7 @@ class FileDigests:
             self._new.append((path, stamp, digest))
 
     def save(self) -> None:
-        """Give the digests of this run to the store, if there is one."""
+        """Write the digests that were computed since the last call into the store, if there is one."""
         if self._store is not None and self._new:
             self._store.remember_digests(self._new)
             self._new = []

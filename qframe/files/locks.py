@@ -1,7 +1,8 @@
-"""Locks between processes, on a file or folder. They exclude threads too, where each thread takes a lock of its own.
+"""Locks on files and folders (`flock`), which exclude other processes, and other threads that open the file themselves.
 
-The operating system releases a lock when the process that holds it ends, also when it is killed. Locks are advisory
-(`flock`): they bind only those who ask for them. Some network file systems have none; each caller says what follows.
+The operating system releases a lock when the process that holds it ends, also when it is killed. The locks are
+advisory: a program that does not ask for the lock can still use the file. Some network file systems have no locks; each
+function says what it does there.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ def try_lock(handle: int, *, shared: bool = False) -> bool | None:
     """Try once to lock an open file or folder, without waiting.
 
     Args:
-        handle: Its file descriptor.
-        shared: Whether other processes may hold the same lock in shared mode meanwhile. A lock that this descriptor
-            holds already changes its mode; if that fails, the lock may be lost.
+        handle: The file descriptor of the open file or folder.
+        shared: Whether other processes may hold the same lock in shared mode at the same time. If this descriptor holds
+            the lock already, its mode is changed; if that fails, the lock may be lost.
 
     Returns:
         True if the lock was taken, False if another process holds it, None if this file system has no locks.
@@ -41,21 +42,30 @@ def try_lock(handle: int, *, shared: bool = False) -> bool | None:
 
 
 class FileLock:
-    """A lock file that this process has open, to hold it alone or together with others.
+    """An open lock file, whose lock this process can hold alone, or in shared mode together with other processes.
 
-    The file is created where there is none, and never deleted: whoever deleted it would let two processes hold two
-    files of the same name. A process that is forked while the lock is held holds it too, until it closes it or ends.
+    The file is created if there is none. It is never deleted, because after a deletion two processes could hold locks
+    on two different files of the same name. A process that is forked while the lock is held holds the lock too, until
+    it closes the file or ends.
+
+    Attributes:
+        path: The lock file.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the lock file at `path`. OSError if it can be neither opened nor created."""
+        """Open the lock file at `path`, but do not take the lock. Raises OSError if it cannot be opened or created."""
         self.path = path
         self._file = path.open("a+b", buffering=0)
 
     def take(self, *, shared: bool = False, timeout: float = 0.0) -> bool | None:
-        """Take the lock, and wait up to `timeout` seconds while another process holds it.
+        """Take the lock. While another process holds it, wait up to `timeout` seconds, and say so once in the log.
 
-        Arguments and result are those of `try_lock`. The log says once for what this process waits.
+        Args:
+            shared: Whether other processes may hold the lock in shared mode at the same time.
+            timeout: The most seconds to wait.
+
+        Returns:
+            True if the lock was taken, False if another process still holds it, None if this file system has no locks.
         """
         end = time.monotonic() + timeout
         waited = False
@@ -67,26 +77,27 @@ class FileLock:
         return taken
 
     def release(self) -> None:
-        """Give the lock up, also for forked processes that share it, and close the file."""
+        """Release the lock and close the file. Forked processes that shared the lock lose it too."""
         with contextlib.suppress(OSError):  # on a file system without locks there is nothing to give up
             fcntl.flock(self._file, fcntl.LOCK_UN)
         self.close()
 
     def close(self) -> None:
-        """Close the file. The lock stays held as long as a forked process has it open."""
+        """Close the file. This releases the lock, unless a forked process still has the file open."""
         self._file.close()
 
 
 @contextlib.contextmanager
 def exclusive(path: Path, busy: Callable[[], Exception], *, timeout: float = 0.0) -> Iterator[None]:
-    """Hold the lock file at `path` alone inside. A thread that holds it already must not ask for it again.
+    """A context in which no other process or thread holds the lock on `path` that this function takes.
 
-    Where the file system has no locks, a second file beside `path` marks that the lock is held.
+    A thread that is inside must not enter again: it would wait for itself. On a file system without locks, a second
+    file beside `path` marks that the lock is held.
 
     Args:
         path: The lock file.
-        busy: Makes the exception that is raised if another process still holds the lock after `timeout`.
-        timeout: Seconds to wait.
+        busy: Returns the exception that is raised if another process or thread still holds the lock after `timeout`.
+        timeout: The most seconds to wait.
     """
     lock = FileLock(path)
     try:

@@ -1,6 +1,6 @@
-"""A model folder in the diffusers layout: opened by name, checked while it is read, and never executed.
+"""Opens a model folder in the diffusers layout by its name, checks and reads its files, and never runs code from it.
 
-Only JSON and safetensors files are read. Imports no torch.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _PROBE_BYTES = 4096
 
 @attrs.frozen
 class ModelFolder:
-    """A folder with one subfolder for each component of a model.
+    """A folder in the diffusers layout: model_index.json, and one subfolder for each component of a model.
 
     Attributes:
-        name: What the user called the model, for messages.
-        folder: Where the folder lies.
-        remote: Whether the model came from the hub. Then the weights of a component are downloaded when they are
-            first asked for.
-        progress: Is told how far reading has come when a digest of large weights is computed.
-        digests: Remembers the digests of files that were read before; None computes every digest anew.
+        name: The folder or hub id that the user gave, for messages.
+        folder: The local path of the folder.
+        remote: Whether the model came from the Hugging Face hub. If it did, the weights of a component are downloaded
+            when `weight_files` or `digest` first needs them.
+        progress: Is told how far reading has come while `digest` hashes large weights.
+        digests: Remembers the digests of files that were hashed before; None hashes every file anew.
     """
 
     name: str
@@ -50,13 +50,13 @@ class ModelFolder:
 
     @classmethod
     def open(cls, name: str | Path) -> ModelFolder:
-        """Open the model in a local folder, or on the hub, from where only configuration files are downloaded.
+        """Open a model that lies in a local folder or on the hub, from which only configuration files are downloaded.
 
         Args:
             name: A folder, or a hub id such as owner/name.
 
         Raises:
-            WeightsError: There is no such folder, and the name cannot be a hub id or the hub does not have it.
+            WeightsError: There is no such folder, and the name either cannot be a hub id or could not be downloaded.
         """
         folder = Path(name).expanduser()
         if folder.is_dir():
@@ -70,11 +70,14 @@ class ModelFolder:
 
     @property
     def pipeline_config(self) -> dict[str, Any]:
-        """The content of model_index.json, where published pipelines keep what belongs to no single component."""
+        """The content of model_index.json, which holds the settings of the pipeline that belong to no single component.
+
+        Raises the errors of `read_json`.
+        """
         return self.read_json("model_index.json")
 
     def config(self, subfolder: str) -> dict[str, Any]:
-        """Return the content of a component's config.json."""
+        """Return the content of config.json in the subfolder of a component. Raises the errors of `read_json`."""
         return self.read_json(f"{subfolder}/config.json")
 
     def has(self, path: str) -> bool:
@@ -82,11 +85,15 @@ class ModelFolder:
         return (self.folder / path).exists()
 
     def read_json(self, path: str) -> dict[str, Any]:
-        """Return the object in a JSON file of the folder.
+        """Read a JSON file of the folder, and return the object that it holds.
+
+        Args:
+            path: The file, relative to the folder.
 
         Raises:
             WeightsError: The file cannot be read, or holds no JSON object.
-            UntrustedError: The file is too large, or asks for code of its own (`auto_map`).
+            UntrustedError: The file is larger than 64 MiB, or has the key `auto_map`, which asks for running code from
+                the model folder.
         """
         file = self.folder / path
         try:
@@ -110,10 +117,12 @@ class ModelFolder:
         return value
 
     def check_shards(self, subfolder: str) -> None:
-        """Check that every shard that an index in `subfolder` names is there. No weight is read.
+        """Check that every weight file that an index (*.safetensors.index.json) in `subfolder` names is there.
+
+        No weights are read.
 
         Raises:
-            WeightsError: Shards are missing; the message names them.
+            WeightsError: Weight files (shards) are missing; the message names the first of them.
             UntrustedError: Code or pickled weights lie in `subfolder` or beside model_index.json.
         """
         folder = self.folder / subfolder
@@ -130,11 +139,11 @@ class ModelFolder:
                 )
 
     def weight_files(self, subfolder: str) -> list[Path]:
-        """Return the safetensors files of a component, sorted. They are downloaded if the model is on the hub.
+        """Return the paths of a component's safetensors files, sorted by name, after downloading them if need be.
 
         Raises:
-            WeightsError: There are none, or a shard that an index names is missing.
-            UntrustedError: As `check_shards` raises it.
+            WeightsError: There are no such files, or one that an index names is missing.
+            UntrustedError: Code or pickled weights lie in `subfolder` or beside model_index.json.
         """
         folder = self.folder / subfolder
         self._fetch(subfolder)
@@ -159,7 +168,10 @@ class ModelFolder:
                 )
 
     def digest(self, *subfolders: str) -> str:
-        """Return a sha256 over the names and bytes of every JSON, text and weight file in `subfolders`."""
+        """Return a sha256 over the names and bytes of every configuration, text and safetensors file in `subfolders`.
+
+        If the model is on the hub, missing files are downloaded first.
+        """
         files: list[Path] = []
         for subfolder in subfolders:
             self._fetch(subfolder)
@@ -177,11 +189,12 @@ class ModelFolder:
         return total.hexdigest()
 
     def identity(self) -> str:
-        """Return, within milliseconds, a text that tells this model from another one.
+        """Return, within milliseconds, a text that tells this model from another one, without reading all weights.
 
-        For a model from the hub it is the revision; else a sha256 over names, sizes, JSON and text files, and 64
-        places of each large file of weights, its head among them. Training that moves all weights changes it, a change
-        of a few bytes may not: `digest` sees every byte.
+        For a model from the hub, the text names the revision. For a local folder, it is a sha256 over the names and
+        sizes of its files, the content of configuration, text and small weight files, and 64 places of each weight file
+        above 1 MB, its beginning among them. Fine-tuning changes it, because that changes all weights. A change of a
+        few bytes may leave it the same; `digest` notices every change.
         """
         if self.remote:
             return f"revision {self.folder.name}"

@@ -1,8 +1,10 @@
-"""Publishing: a file or folder appears whole or not at all, and stays as it was published.
+"""Publishes files and folders: each appears complete or not at all, also if the process is killed or the disk is full.
 
-A writer fills a draft, a temporary file or folder beside the target; then it syncs every file, writes a manifest of
-checksums, renames the draft and syncs the parent folder. While the writer lives it holds a lock on its draft, so that
-the draft of a killed writer can be told from that of a living one. Imports no torch.
+A writer fills a draft, a temporary file or folder beside the target. It then syncs every file to disk, writes a
+manifest of checksums (for folders), renames the draft to the target and syncs the parent folder. As long as the writer
+runs, it holds a lock on its draft; a draft without a lock was left by a writer that was killed, and can be deleted.
+
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from qframe.errors import QframeError, ResourceError, WeightsError
 from qframe.files.locks import exclusive, try_lock
 
 MANIFEST = "manifest.json"
+"""The name of the file in a published folder that lists the sha256 and the size of each other file."""
 _FORMAT = "qframe-manifest-1"
 _PART = ".qframe-part"
 _LARGEST_MANIFEST = 256 * 1024 * 1024
@@ -39,16 +42,17 @@ def publish_folder(target: Path, write: Callable[[Path], None], *, expected_byte
     """Publish a new folder with a manifest that holds the sha256 and the size of each of its files.
 
     If anything fails, nothing is left behind. A process that is killed leaves a hidden draft beside `target`, which the
-    next writer deletes.
+    next call for a folder with the same parent deletes.
 
     Args:
         target: The folder to publish, which must not exist.
-        write: Is called with the draft, an empty folder, and fills it.
-        expected_bytes: How much `write` will need; the free space is checked before anything is written.
+        write: Is called with an empty folder, the draft, and must write all files into it.
+        expected_bytes: The number of bytes that `write` will need. The free space is checked before it is called.
 
     Raises:
         WeightsError: `target` exists.
         ResourceError: The disk is full.
+        QframeError: `write` made a file named manifest.json, a link, or a special file.
     """
     _refuse_existing(target)
     parent = target.parent
@@ -78,7 +82,11 @@ def publish_folder(target: Path, write: Callable[[Path], None], *, expected_byte
 
 
 def verify_folder(folder: Path) -> list[str]:
-    """List what differs in a folder from what was published, one line for each problem; empty if nothing does."""
+    """Compare a published folder with its manifest, and return one line for each difference, or an empty list.
+
+    Every file is read. Missing, changed and additional files are differences, and so is a manifest that is missing or
+    cannot be read.
+    """
     try:
         listed = _manifest(folder)
     except (OSError, ValueError) as error:
@@ -112,7 +120,11 @@ def is_published(folder: Path) -> bool:
 
 
 def remove_published(folder: Path) -> None:
-    """Delete a published folder; it vanishes by one rename. WeightsError if it has no manifest of `publish_folder`."""
+    """Delete a folder that `publish_folder` wrote. It is renamed first, so that no half-deleted folder keeps its name.
+
+    Raises:
+        WeightsError: `folder` is a link, or has no manifest of `publish_folder`.
+    """
     if folder.is_symlink() or not is_published(folder):
         raise WeightsError(
             f"{folder}: not deleted, it has no {MANIFEST} of qframe",
@@ -127,13 +139,13 @@ def remove_published(folder: Path) -> None:
 def write_file(
     path: Path, data: bytes | bytearray | memoryview, *, check: Callable[[Path], None] | None = None
 ) -> None:
-    """Write a file whole; a file that was there before is replaced in one step.
+    """Write a file and sync it to disk. If there is a file at `path`, it is replaced in one step.
 
     Args:
-        path: The file.
-        data: Its whole content.
-        check: Is called with the file that was written, before it replaces the former one. If `check` raises, nothing
-            changes.
+        path: The file. Its folder is created if there is none.
+        data: The content of the file.
+        check: Is called with the path of the new file while that is still a draft. If `check` raises an error, the
+            draft is deleted, and a file that was at `path` before stays as it was.
 
     Raises:
         ResourceError: The disk is full.
@@ -151,7 +163,7 @@ def write_file(
 
 
 def require_space(folder: Path, size: int) -> None:
-    """Check that the disk of `folder` has room for 1.2 times `size` bytes; ResourceError if it has not."""
+    """Raise ResourceError if the disk of `folder` has less than 1.2 times `size` bytes free."""
     if size <= 0:
         return
     free = shutil.disk_usage(folder).free
@@ -164,7 +176,7 @@ def require_space(folder: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Inside, an error from a full disk, a quota or a file-size limit becomes a ResourceError that names `path`."""
+    """A context that turns errors from a full disk, a quota or a file-size limit into a ResourceError naming `path`."""
     try:
         yield
     except OSError as error:
@@ -179,7 +191,11 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def clear_leftovers(folder: Path) -> list[Path]:
-    """Delete the drafts that killed writers left in `folder`, and return their paths. Those of living writers stay."""
+    """Delete the drafts in `folder` whose writers were killed, and return their paths.
+
+    The drafts of writers that still run are left alone. On a file system without locks, a draft is deleted when it is
+    older than a day.
+    """
     removed = []
     for path in sorted(folder.glob(f".*{_PART}")):
         # Another process may delete the same draft, and a draft that cannot be deleted does no harm.
@@ -195,7 +211,11 @@ def clear_leftovers(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Inside, this run alone writes into `folder`. WeightsError names the process that does so already, if one does."""
+    """A context in which no other training run writes into `folder`, which is created if there is none.
+
+    Raises:
+        WeightsError: Another run writes into `folder`; the message names its process and its machine.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / ".qframe-owner.json"
 

@@ -1,1 +1,1 @@
-"""Pictures: the sizes they are brought to, reading files into pixels and back, and contact sheets."""
+"""Decodes picture files into pixels and back, decides to which size they are resized, and draws contact sheets."""

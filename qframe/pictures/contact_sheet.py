@@ -1,4 +1,7 @@
-"""Contact sheets: labelled rows of pictures in columns, for a person to look at. Needs Pillow only."""
+"""Draws contact sheets: one picture with labelled rows and columns of small pictures, for a person to look at.
+
+Of the packages that are not Python's own, only Pillow is needed.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ class Row(NamedTuple):
     """A row of a contact sheet.
 
     Attributes:
-        label: The text on the left.
-        pictures: One picture for each column; None leaves a gap.
-        success: True draws a tick at the end of the row, False a cross, None nothing.
+        label: The text at the left end of the row.
+        pictures: One picture for each column; None leaves the place empty.
+        success: True draws a tick at the right end of the row, False a cross, None nothing.
         note: A text in a fainter colour under the label.
     """
 
@@ -33,7 +36,7 @@ class Row(NamedTuple):
 
 
 PlainRow = tuple[str, Sequence[Image.Image | None]]
-"""A row that has only a label and pictures."""
+"""A row given as (label, pictures), without tick or cross and without a note."""
 
 
 def contact_sheet(rows: Sequence[Row | PlainRow], columns: Sequence[str], *, title: str = "") -> Image.Image:

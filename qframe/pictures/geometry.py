@@ -1,7 +1,7 @@
-"""Decides the size that a picture is resized to before a model sees it.
+"""Decides the size to which a picture is resized before a model sees it.
 
-Training, cache and sampling all use this module, so that a model sees the same sizes in use as in training. Imports
-neither torch nor Pillow.
+Training, cache and sampling all use this module, and therefore a model is used with the same sizes that it was trained
+with. Imports neither torch nor Pillow.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ def _ascending(areas: Iterable[int]) -> tuple[int, ...]:
 
 @attrs.frozen
 class Geometry:
-    """How pictures are resized to sizes that a model can take.
+    """The rule by which pictures are resized to sizes that a model can take.
 
-    The aspect ratio is kept, up to the rounding of both sides to multiples of `multiple` pixels. Nothing is cropped:
-    rounding stretches a picture by less than half of `multiple` pixels. min_area == max_area gives the same sizes as
-    `calculate_dimensions(area, ratio)` of diffusers' Qwen edit pipelines.
+    The new size keeps the picture's aspect ratio, except that each side is rounded to the nearest multiple of
+    `multiple` pixels. Nothing is cropped: the picture is stretched to the rounded size. If min_area == max_area, the
+    sizes are those of `calculate_dimensions(area, ratio)` of diffusers' Qwen edit pipelines.
 
     Attributes:
-        min_area: A picture of fewer pixels is enlarged to about this area, in pixels.
-        max_area: A picture of more pixels is reduced to about this area, in pixels.
+        min_area: A picture with a smaller area is enlarged to about this area, in pixels.
+        max_area: A picture with a larger area is reduced to about this area, in pixels.
         multiple: Height and width become multiples of this many pixels.
-        areas: If there are any, each picture is brought to the one of these areas whose ratio to its own area is
-            nearest to 1, and min_area and max_area do not count.
+        areas: If not empty, each picture is resized to about one of these areas (in pixels), the one that it has to be
+            scaled least for, and min_area and max_area are ignored.
     """
 
     min_area: int = attrs.field(validator=_positive)
@@ -55,9 +55,10 @@ class Geometry:
             raise ValueError(f"min_area {self.min_area} is larger than max_area {self.max_area}")
 
     def fit(self, height: int, width: int) -> Size:
-        """Return the size that a picture of `height` x `width` pixels is resized to.
+        """Return the (height, width) to which a picture of `height` x `width` pixels is resized.
 
-        DataError if the picture is so narrow that a side would be rounded to 0.
+        Raises:
+            DataError: The picture has no pixels, or is so narrow that a side would be rounded to 0.
         """
         if height < 1 or width < 1:
             raise DataError(f"a picture of {width} x {height} pixels has no area")
@@ -86,9 +87,10 @@ class Geometry:
 
 @attrs.frozen(kw_only=True)
 class GeometrySettings:
-    """What a user may set of a recipe's geometry; each attribute is that of `Geometry` with the same name.
+    """The settings with which a user can change a recipe's geometry.
 
-    What is None gets the recipe's default: see `qframe.sample.recipe_settings.with_defaults`.
+    Each attribute sets the attribute of `Geometry` of the same name. An attribute that is None leaves the recipe's
+    default; `qframe.sample.recipe_settings.with_defaults` fills it in.
     """
 
     min_area: int | None = attrs.field(

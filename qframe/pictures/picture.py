@@ -1,4 +1,4 @@
-"""Pictures that have not been opened: where their bytes lie, and what messages call them."""
+"""Pictures that are not opened yet: where their bytes come from, and the names that messages use for them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from qframe.pictures.geometry import Geometry
 
 @attrs.frozen(eq=False)
 class Picture:
-    """A picture that has not been opened.
+    """A picture that is not opened yet.
 
     Attributes:
-        origin: What messages call the picture, for example "train/0001.png" or "row 12, column control".
-        source: The picture's file, its encoded bytes, or a function that returns them or raises DataError.
+        origin: The name that messages use for the picture, for example "train/0001.png" or "row 12, column control".
+        source: The picture's file, or its encoded bytes, or a function that returns the encoded bytes. The function may
+            raise DataError.
     """
 
     origin: str
     source: Path | bytes | Callable[[], bytes]
 
     def read(self) -> bytes:
-        """Return the encoded bytes of the picture. DataError if they cannot be read."""
+        """Return the picture's encoded bytes, such as those of a PNG file. Raises DataError if they cannot be read."""
         if isinstance(self.source, bytes):
             return self.source
         if not isinstance(self.source, Path):
@@ -39,17 +40,17 @@ class Picture:
             ) from error
 
     def digest(self) -> str:
-        """Return the sha256 of the encoded bytes, which stands for the picture in the cache's keys."""
+        """Return the sha256 of the picture's encoded bytes, in hexadecimal. The keys of the cache contain it."""
         return hashlib.sha256(self.read()).hexdigest()
 
 
 @attrs.frozen(eq=False)
 class PixelInput:
-    """A picture and the geometry that it is brought into before it is encoded, or read as a loss map.
+    """A picture, and the geometry that decides its size when it is encoded by a model or read as a loss map.
 
     Attributes:
         picture: The picture, not opened yet.
-        geometry: Decides the size that the picture is resized to.
+        geometry: Decides the size to which the picture is resized.
     """
 
     picture: Picture

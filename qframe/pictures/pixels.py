@@ -1,6 +1,7 @@
-"""From the bytes of a picture to pixels and back, in the same way for training, cache and sampling.
+"""Decodes the bytes of a picture into pixels, and makes pictures of pixels, alike for training, cache and sampling.
 
-Whoever changes what pixels the same bytes give must raise POLICY: it is part of every cache key.
+If a change of this module makes other pixels of the same bytes, POLICY must be raised. It is part of the cache's keys,
+so that pictures are then encoded again.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from qframe.pictures.picture import Picture, PixelInput
 logger = logging.getLogger(__name__)
 
 POLICY = 1
+"""The version of decoding, which is part of the cache's keys."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+"""The picture formats that are read, by the names that Pillow has for them."""
 LIMIT_PIXELS = 100_000_000
+"""The most pixels that a picture may have, unless a caller sets another limit."""
 WHITE = (255, 255, 255)
 _BLACK = (0, 0, 0)
 _LARGEST_FILE = 1024**3
@@ -48,20 +52,21 @@ def open_picture(
     limit_pixels: int = LIMIT_PIXELS,
     background: tuple[int, int, int] | None = WHITE,
 ) -> Image.Image:
-    """Open and decode a picture as 8-bit sRGB, upright and without metadata.
+    """Open and decode a picture, and return it as 8-bit sRGB, upright and without metadata.
 
-    EXIF orientation and the colour profile are applied; a profile that is damaged or for another colour space is left
-    out with a warning in the log. 16-bit samples are scaled to 8 bits.
+    The EXIF orientation and the colour profile are applied. A profile that is damaged, or made for another colour space
+    than the picture has, is ignored with a warning in the log. 16-bit samples are scaled to 8 bits.
 
     Args:
         picture: The picture.
         limit_pixels: The most pixels that the picture may have.
-        background: The colour that shows through where the picture is transparent. None keeps the transparency, and
+        background: The RGB colour that shows through where the picture is transparent. None keeps the transparency, and
             the result is RGBA.
 
     Raises:
-        DataError: The picture is in none of FORMATS, is damaged or cut short, has several frames or pages, more than
-            `limit_pixels` pixels, or 32-bit samples, whose white is unknown. The message names `picture.origin`.
+        DataError: The picture is in none of FORMATS, is damaged or cut short, has several frames or pages, has more
+            than `limit_pixels` pixels, or has 32-bit samples, for which the value of white is unknown. The message
+            names `picture.origin`.
     """
     return to_rgb(_load(picture, limit_pixels), origin=picture.origin, background=background)
 
@@ -71,11 +76,12 @@ def open_fitted(pixels: PixelInput, *, channels: int = 3, limit_pixels: int = LI
 
     Args:
         pixels: The picture and its geometry.
-        channels: 3 gives RGB with transparent places in white, 4 gives RGBA.
+        channels: With 3 the result is RGB, white where the picture is transparent; with 4 it is RGBA.
         limit_pixels: The most pixels that the picture may have before it is resized.
 
     Raises:
-        DataError: As `open_picture` raises it; or the picture is too narrow for its geometry.
+        DataError: `open_picture` cannot open the picture, or the picture is too narrow for its geometry.
+        ValueError: `channels` is neither 3 nor 4.
     """
     if channels not in (3, 4):
         raise ValueError(f"pictures are opened with 3 or 4 channels, not {channels}")
@@ -84,9 +90,10 @@ def open_fitted(pixels: PixelInput, *, channels: int = 3, limit_pixels: int = LI
 
 
 def picture_size(picture: Picture, *, limit_pixels: int = LIMIT_PIXELS) -> Size:
-    """Return (height, width) of the upright picture from its header, without decoding it.
+    """Return the (height, width) in pixels that a picture has when it is upright. The picture is not decoded.
 
-    DataError as `open_picture` raises it, apart from damage behind the header.
+    Raises:
+        DataError: Same as in `open_picture`, except that damage behind the picture's header is not noticed.
     """
     image = open_header(picture, limit_pixels)
     # Pillow's reader of TIFF gives the upright size already.
@@ -98,33 +105,40 @@ def picture_size(picture: Picture, *, limit_pixels: int = LIMIT_PIXELS) -> Size:
 
 
 def open_grey(picture: Picture, *, limit_pixels: int = LIMIT_PIXELS) -> Image.Image:
-    """Open and decode a picture, and bring it to grey as `to_grey` does. DataError as `open_picture` raises it."""
+    """Open and decode a picture, and convert it to grey as `to_grey` does. Raises the DataErrors of `open_picture`."""
     return to_grey(_load(picture, limit_pixels), origin=picture.origin)
 
 
 def open_loss_map(pixels: PixelInput, *, limit_pixels: int = LIMIT_PIXELS) -> Tensor:
-    """Open a loss map as grey numbers at the size that its geometry decides.
+    """Open a loss map, convert it to grey, and resize it to the size that its geometry decides.
 
     Returns:
-        [H, W] float32 in [0, 1]: 0 for black, 1 for white.
+        A tensor [H, W] in float32 with values from 0 (black) to 1 (white).
+
+    Raises:
+        DataError: `open_picture` cannot open the picture, or the picture is too narrow for its geometry.
     """
     grey = open_grey(pixels.picture, limit_pixels=limit_pixels)
     return grey_values(_fit(grey, pixels))
 
 
 def fit(image: Image.Image, geometry: Geometry) -> Image.Image:
-    """Resize a picture to the size that `geometry` decides; one that has this size already is returned as it is."""
+    """Resize a picture to the size that `geometry` decides. A picture that has this size already is returned itself."""
     return resize(image, geometry.fit(image.height, image.width))
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:
-    """Stretch a picture to `size` (height, width); a picture that has this size already is returned as it is."""
+    """Stretch a picture to `size` (height, width). A picture that has this size already is returned itself."""
     height, width = size
     return image if image.size == (width, height) else image.resize((width, height), resample=_FILTER)
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """Return the pixels of an RGB picture as [3, H, W], or of an RGBA picture as [4, H, W], float32 in [-1, 1]."""
+    """Return the pixels of an RGB or RGBA picture as a tensor [3 or 4, H, W] in float32, from -1 (black) to 1 (white).
+
+    Raises:
+        ValueError: The picture is neither RGB nor RGBA.
+    """
     if image.mode not in ("RGB", "RGBA"):
         raise ValueError(f"expected an RGB or RGBA picture, got mode {image.mode}")
     values = np.array(image).astype(np.float32) / 255.0
@@ -132,20 +146,25 @@ def to_pixels(image: Image.Image) -> Tensor:
 
 
 def grey_values(image: Image.Image) -> Tensor:
-    """Return the values of a grey picture (mode L) as [H, W] float32 in [0, 1]."""
+    """Return the values of a grey picture as a tensor [H, W] in float32, from 0 (black) to 1 (white).
+
+    Raises:
+        ValueError: The picture is not of Pillow's mode L (8-bit grey).
+    """
     if image.mode != "L":
         raise ValueError(f"expected a grey picture, got mode {image.mode}")
     return torch.from_numpy(np.array(image, dtype=np.float32) / 255.0)
 
 
 def from_pixels(pixels: Tensor) -> Image.Image:
-    """Make an RGB or RGBA picture of pixels.
+    """Make an RGB or RGBA picture from a tensor of pixels.
 
     Args:
-        pixels: [3 or 4, H, W]; values outside [-1, 1] are clamped.
+        pixels: A tensor [3 or 4, H, W] from -1 (black) to 1 (white); values outside are clamped.
 
     Raises:
-        NumericsError: The pixels are not finite.
+        NumericsError: A value of the pixels is not finite.
+        ValueError: The tensor has another shape.
     """
     if pixels.ndim != 3 or pixels.shape[0] not in (3, 4):
         raise ValueError(f"expected pixels [3 or 4, H, W], got {tuple(pixels.shape)}")
@@ -162,12 +181,13 @@ def from_pixels(pixels: Tensor) -> Image.Image:
 def to_rgb(
     image: Image.Image, *, origin: str = "picture", background: tuple[int, int, int] | None = WHITE
 ) -> Image.Image:
-    """Bring an opened picture of any mode to what `open_picture` gives.
+    """Convert a picture of any mode to 8-bit sRGB, upright and without metadata, as `open_picture` does.
 
     Args:
-        image: The picture.
-        origin: What messages call the picture.
-        background: As for `open_picture`.
+        image: The picture, which Pillow has opened.
+        origin: The name that messages use for the picture.
+        background: The RGB colour that shows through where the picture is transparent. None keeps the transparency, and
+            the result is RGBA.
 
     Raises:
         DataError: The picture cannot be decoded, or has 32-bit samples; the message names `origin`.
@@ -176,10 +196,16 @@ def to_rgb(
 
 
 def to_grey(image: Image.Image, *, origin: str = "picture") -> Image.Image:
-    """Bring an opened picture of any mode to 8-bit grey (mode L), upright, for a mask or a loss map.
+    """Convert a picture of any mode to 8-bit grey (mode L), upright and without metadata, for a mask or a loss map.
 
-    Its values are no colours, so no colour profile is applied. Transparent places become black. DataError if the
-    picture cannot be decoded; the message names `origin`.
+    No colour profile is applied, because the values of such a picture are not colours. Transparent places become black.
+
+    Args:
+        image: The picture, which Pillow has opened.
+        origin: The name that messages use for the picture.
+
+    Raises:
+        DataError: The picture cannot be decoded, or has 32-bit samples; the message names `origin`.
     """
     return _converted(image, origin, _BLACK, profiled=False).convert("L")
 
@@ -217,9 +243,10 @@ def _load(picture: Picture, limit_pixels: int) -> Image.Image:
 
 
 def open_header(picture: Picture, limit_pixels: int = LIMIT_PIXELS) -> Image.Image:
-    """Open a picture without decoding it: its header and metadata are read, its size and frames are checked.
+    """Open a picture without decoding it. Its header and metadata are read, its size and number of frames are checked.
 
-    DataError as `open_picture` raises it, apart from damage behind the header.
+    Raises:
+        DataError: Same as in `open_picture`, except that damage behind the picture's header is not noticed.
     """
     origin = picture.origin
     if isinstance(picture.source, Path):

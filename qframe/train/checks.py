@@ -1,4 +1,4 @@
-"""The checks of a training run that need no weights: they run before anything is encoded, which may take hours."""
+"""Checks the settings of a training run without loading weights, before encoding begins, which may take hours."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ def shards(config: Config, processes: Processes) -> bool:
 
 
 def check_settings(config: Config, registry: Registry, processes: Processes) -> None:
-    """ConfigError for settings that contradict each other, or for an optimizer whose package is not installed."""
+    """Check that the settings do not contradict each other, and that the optimizer's package is installed.
+
+    Raises:
+        ConfigError: One of these checks fails.
+    """
     if config.devices and processes.world > 1:
         raise ConfigError(
             f"devices: {', '.join(config.devices)} are for one process, and there are {processes.world}",
@@ -37,7 +41,7 @@ def check_settings(config: Config, registry: Registry, processes: Processes) -> 
 
 
 def check_composition(composition: Composition, processes: Processes) -> None:
-    """ConfigError if the denoiser is to be sharded and cannot be."""
+    """Check that the denoiser can be sharded, if the settings ask for it. Raises ConfigError if it cannot."""
     if shards(composition.config, processes):
         check_sharding(
             composition.config,
@@ -47,10 +51,14 @@ def check_composition(composition: Composition, processes: Processes) -> None:
 
 
 def check_sizes(composition: Composition, inputs: ExampleInputs) -> None:
-    """ConfigError if the sides of the pictures of a record are no multiples of what codec and denoiser take.
+    """Check that a recipe resizes pictures to sides that codec and denoiser can take.
 
-    One record stands for all, because a recipe has one geometry. Without this check only some pictures would show the
-    mistake, and only once they are encoded.
+    The inputs of one record suffice, because a recipe resizes all pictures by the same rule. Without this check the
+    mistake would only be noticed when a picture of an unfitting size is encoded.
+
+    Raises:
+        ConfigError: The multiple to which the geometry rounds sides is no multiple of the codec's compression times the
+            denoiser's patch size.
     """
     needed = composition.specs["codec"].compression * composition.specs["denoiser"].patch
     for pixels in (inputs.target, *inputs.references):
@@ -63,9 +71,13 @@ def check_sizes(composition: Composition, inputs: ExampleInputs) -> None:
 
 
 def check_training(composition: Composition, inputs: DeclaredInputs) -> None:
-    """ConfigError for what the denoiser or the recipe cannot be trained with.
+    """Check that denoiser and recipe support the settings of gradient checkpointing, caption dropout and the LoRA.
 
-    The denoiser is looked at as an outline, without weights. Where it has no outline, loading it tells the same later.
+    The denoiser is built without weights for this. If its class cannot be built so, the checks that need it are left
+    out here, and the same mistakes are reported when the denoiser is prepared for training.
+
+    Raises:
+        ConfigError: One of the settings is not supported; the message names it.
     """
     config, outline = composition.config, adapters.outlined(composition)
     if config.train.gradient_checkpointing and outline is not None:
@@ -87,7 +99,7 @@ def check_training(composition: Composition, inputs: DeclaredInputs) -> None:
 
 
 def gradient_checkpointing(module: torch.nn.Module) -> Callable[[], None]:
-    """The function that turns gradient checkpointing on in a network. ConfigError if the network has none."""
+    """Return the method of a network that turns gradient checkpointing on. Raises ConfigError if there is none."""
     enable: Callable[[], None] | None = getattr(module, "enable_gradient_checkpointing", None)
     if enable is None:
         raise ConfigError("train.gradient_checkpointing: this denoiser does not support it", "Set it to false.")

@@ -1,8 +1,8 @@
-"""The processes of one run: which one writes, what they add up, and how all learn that one of them failed.
+"""Lets the processes of one training run work together: exchange texts and sums, wait for each other, report failures.
 
-torchrun or `qframe train --nproc` starts and watches the processes, and ends all of them when one ends. Within a step
-they use the collectives of torch.distributed, which time out. Between steps they use its store, without a time-out,
-because one process may encode, sample or save for hours while the others wait.
+torchrun or `qframe train --nproc` starts the processes, and ends all of them when one ends. Within a training step the
+processes use the collectives of torch.distributed, which time out. Between steps they use the key-value store of
+torch.distributed without a time-out, because one process may encode, sample or save for hours while the others wait.
 """
 
 from __future__ import annotations
@@ -26,23 +26,30 @@ from qframe.cache import ALL, Portion
 from qframe.errors import ConfigError, QframeError, ResourceError
 
 _STORE_SECONDS = 300.0
-"""How long the processes of a run may take to find each other."""
+"""The seconds that the processes of a run may take to connect to each other's store."""
 
 _BUCKET_ELEMENTS = 32 * 2**20
 _FAILURE = "failure"
 
 
 class LostProcessError(ResourceError):
-    """Another process of the run ended, or stopped answering, and did not say why."""
+    """The error that another process of the run ended or stopped answering, without a message of its own."""
 
 
 class Processes:
-    """The processes that make one step together; by default there is this one alone.
+    """The processes that make every training step together; without arguments, this process alone.
 
-    All of them call the same methods in the same order.
+    Every process of a run has such an object, and must call the same methods in the same order, because the methods
+    wait for the other processes. Methods that wait raise LostProcessError if another process failed, ended, or (within
+    a step) did not answer in time.
+
+    Attributes:
+        rank: The number of this process, from 0.
+        world: The number of processes.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, store: Store | None = None) -> None:
+        """Remember the rank, the number of processes, and the store that they share; one process needs no store."""
         self.rank = rank
         self.world = world
         self._store = store
@@ -50,29 +57,33 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes the run folder and tells the user."""
+        """Whether this is the process of rank 0, which alone writes the run's folder and shows messages to the user."""
         return self.rank == 0
 
     @property
     def portion(self) -> Portion:
-        """This process's portion of work that is split over all."""
+        """The portion that this process does of work that is split between all processes."""
         return Portion(self.rank + 1, self.world) if self.world > 1 else ALL
 
     # -- between steps: no time-out ----------------------------------------------------------------------------
 
     def meet(self) -> None:
-        """Wait until every process is here, however long that takes."""
+        """Wait until every process has called this method, without a time-out."""
         if self.world > 1:
             key = self._next("meeting")
             self._add(key, 1)
             self._await(lambda: self._add(key, 0) >= self.world)
 
     def agree(self, choose: Callable[[], str]) -> str:
-        """Return in every process what `choose` returns in the first one, which alone calls it."""
+        """Call `choose` in the process of rank 0 only, and return its result in every process."""
         return choose() if self.world == 1 else self._told(self._next("choice"), [0], choose)[0]
 
     def texts(self, own: str) -> list[str]:
-        """The text of every process, by rank."""
+        """Give every process's text to all processes, and return the texts in the order of ranks.
+
+        Args:
+            own: The text of this process.
+        """
         return [own] if self.world == 1 else self._told(self._next("text"), range(self.world), lambda: own)
 
     def _told(self, key: str, ranks: Iterable[int], own: Callable[[], str]) -> list[str]:
@@ -109,10 +120,16 @@ class Processes:
     # -- within a step: collectives ------------------------------------------------------------------------------
 
     def connect(self, device: torch.device, timeout: float) -> None:
-        """Open the collectives: gloo for tensors on the CPU, and NCCL for tensors on a CUDA device.
+        """Set up torch.distributed: gloo for tensors on the CPU and, if `device` is a GPU, NCCL for tensors there.
 
-        `timeout` is how many seconds one process waits for another within a step. ConfigError if two processes would
-        use the same GPU.
+        Does nothing if there is one process, or if torch.distributed is set up already.
+
+        Args:
+            device: The device that this process trains on.
+            timeout: The most seconds that this process waits for another one within a training step.
+
+        Raises:
+            ConfigError: Two processes would use the same GPU.
         """
         if self.world == 1 or dist.is_initialized():
             return
@@ -127,7 +144,11 @@ class Processes:
         )
 
     def total(self, values: Sequence[float]) -> list[float]:
-        """The sum of each value over all processes, in float64. It is not finite if a value of one process is not."""
+        """Return each value summed over all processes, in float64. A sum is not finite if one of its values is not.
+
+        Args:
+            values: The values of this process; every process must give equally many.
+        """
         if self.world == 1:
             return list(values)
         summed = torch.tensor(values, dtype=torch.float64)
@@ -137,7 +158,7 @@ class Processes:
         return found
 
     def most(self, value: int) -> int:
-        """The largest of the values that the processes give."""
+        """Return the largest of the values that the processes pass."""
         if self.world == 1:
             return value
         largest = torch.tensor(value)
@@ -146,10 +167,10 @@ class Processes:
         return int(largest)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace gradients by their sums over the processes, in large buckets. Called once per optimizer step.
+        """Replace the gradient of each parameter by its sum over all processes. It is called once per optimizer step.
 
-        Gradients of sharded parameters are left alone: the backward pass of `fully_shard` has summed them. A parameter
-        that no process used has no gradient afterwards, as in a run of one process.
+        Gradients of sharded parameters are not changed, because the backward pass of `fully_shard` has summed them
+        already. A parameter that no process used has no gradient afterwards, as in a run of one process.
         """
         if self.world == 1:
             return
@@ -175,7 +196,13 @@ class Processes:
             torch._foreach_copy_(bucket, [part.view_as(g) for part, g in zip(parts, bucket, strict=True)])
 
     def exchange(self, pictures: Mapping[int, Image.Image], count: int) -> list[Image.Image]:
-        """Give every process all `count` pictures, in order. `pictures` has those of this process, by their place."""
+        """Give the pictures of every process to all processes, and return all of them in order.
+
+        Args:
+            pictures: The pictures of this process, by their place from 0 to `count` - 1. Each place must be filled by
+                one process.
+            count: The number of pictures of all processes together.
+        """
         if self.world == 1:
             return [pictures[place] for place in range(count)]
         self.meet()  # one may have had more to do than collectives wait for
@@ -215,14 +242,16 @@ class Processes:
 
 
 ALONE = Processes()
+"""The processes of a run that has one process only."""
 
 
 @contextmanager
 def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
-    """The processes that torchrun started, this one among them; outside torchrun, this one alone.
+    """A context that connects the processes that torchrun started, and yields them as `Processes`.
 
-    An error inside is raised in the process that met it first; the others raise SystemExit with its exit code, so that
-    its message is read once.
+    In a process that torchrun did not start, it yields ALONE. If an error is raised inside, the process that failed
+    first raises the error, and every other process raises SystemExit with the same exit code, so that the user reads
+    the message once.
     """
     if int(environment.get("WORLD_SIZE", "1")) == 1:
         yield ALONE

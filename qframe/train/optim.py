@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules and the average of weights."""
+"""Builds and steps the optimizers of a run, computes the learning rate, and keeps a moving average of the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ from qframe.train.sharding import sharded_state
 
 
 def optimizer_factory(config: TrainConfig, registry: Registry | None = None) -> OptimizerFactory:
-    """The factory of `train.optimizer`. ConfigError for an unknown name, or for a package that is not installed."""
+    """Return the factory that builds the optimizers that `train.optimizer` names, with `train.optimizer_options`.
+
+    Args:
+        config: The settings of `[train]`.
+        registry: The plugins, which offer the optimizers; by default all that are installed.
+
+    Raises:
+        ConfigError: No plugin offers an optimizer of this name, or its package is not installed.
+    """
     registry = registry or load_registry()
     offer = registry.offer("optimizer", config.optimizer)
     factory = offer.implementation(OptimizerFactory)
@@ -28,7 +36,11 @@ def optimizer_factory(config: TrainConfig, registry: Registry | None = None) -> 
 
 
 class Optimizers:
-    """All optimizers of a run, stepped together. No checkpoint holds the learning rate, as the step decides it."""
+    """The optimizers of a run as one object, which steps, saves and restores all of them together.
+
+    Attributes:
+        parts: The optimizers of torch.
+    """
 
     def __init__(
         self,
@@ -38,13 +50,14 @@ class Optimizers:
         *,
         factory: OptimizerFactory | None = None,
     ) -> None:
-        """Build the optimizers.
+        """Build the optimizers for the parameters.
 
         Args:
             parameters: The trained parameters, by name.
             config: The settings of `[train]`.
-            blocks: The name of the repeated blocks, which the names of their parameters begin with.
-            factory: Builds the optimizers; by default the one of `config.optimizer`.
+            blocks: The name of the denoiser's list of repeated blocks (`Denoiser.blocks`), with which the names of the
+                blocks' parameters begin.
+            factory: Builds the optimizers; by default the factory that `config.optimizer` names.
         """
         self._config = config
         self.parts: list[torch.optim.Optimizer] = list(
@@ -55,9 +68,14 @@ class Optimizers:
         self._peaks = [[float(group["lr"]) for group in part.param_groups] for part in self.parts]
 
     def step(self, step: int, *, steps: int | None = None) -> float:
-        """Make optimizer step `step` (from 0) of `steps`, by default `config.max_steps`.
+        """Set the learning rates for an optimizer step, and make the step with all optimizers.
 
-        Returns the learning rate of the last group of parameters.
+        Args:
+            step: The number of the step, from 0.
+            steps: The number of steps of the whole run; by default `config.max_steps`.
+
+        Returns:
+            The learning rate of the last group of parameters of the last optimizer.
         """
         factor = schedule_factor(self._config, step, steps=steps)
         for part, peaks in zip(self.parts, self._peaks, strict=True):
@@ -67,14 +85,16 @@ class Optimizers:
         return self._peaks[-1][-1] * factor
 
     def zero_grad(self) -> None:
+        """Set the gradients of all parameters to None."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def state(self) -> list[dict[str, Any]]:
-        """The state of each optimizer that a checkpoint holds: by parameter, and what its groups hold.
+        """Return the state of each optimizer, as a checkpoint stores it.
 
-        Groups are kept because some optimizers count and estimate there. The learning rate is left out, as the step
-        decides it.
+        "state" holds the values for each parameter, such as moments. "groups" holds the values for each group of
+        parameters, because some optimizers keep counters there. The learning rate is left out, because it follows from
+        the step.
         """
         found = []
         for part in self.parts:
@@ -84,7 +104,11 @@ class Optimizers:
         return found
 
     def load(self, state: list[dict[str, Any]]) -> None:
-        """Restore what `state` returned, to the bit. ValueError if other parameters or optimizers made it."""
+        """Restore the states that the method `state` returned, exactly.
+
+        Raises:
+            ValueError: The states are those of other optimizers, or of other parameters.
+        """
         if len(state) != len(self.parts):
             raise ValueError(f"the state is that of {len(state)} optimizers, and there are {len(self.parts)}")
         for part, saved in zip(self.parts, state, strict=True):
@@ -112,9 +136,17 @@ def _exact(saved: Any, loaded: Any) -> Any:
 
 
 def schedule_factor(config: TrainConfig, step: int, *, steps: int | None = None) -> float:
-    """The fraction of the peak learning rate at step `step` (from 0) of `steps`: warm-up, then the schedule.
+    """Return the factor from 0 to 1 by which the peak learning rate is multiplied at a step.
 
-    After the warm-up these are the factors of `diffusers.optimization` (with lr_end = 0 for the polynomial).
+    In the first `warmup_steps` steps, the factor rises linearly to 1. After them `config.lr_schedule` decides. With p,
+    the progress from 0 to 1 between the warm-up and the end of the run: "constant" is 1, "linear" is 1 - p,
+    "polynomial" is (1 - p) ** lr_power, and "cosine" is (1 + cos(pi * c)) / 2, where c is the fractional part of
+    p * lr_cycles, and 1 at the end. They are the factors of `diffusers.optimization`, with lr_end = 0 for "polynomial".
+
+    Args:
+        config: The settings of `[train]`.
+        step: The number of the step, from 0.
+        steps: The number of steps of the whole run; by default `config.max_steps`.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -129,18 +161,24 @@ def schedule_factor(config: TrainConfig, step: int, *, steps: int | None = None)
 
 
 class WeightAverage:
-    """Exponential moving average of the trained weights, in float32.
+    """An exponential moving average of the trained weights, in float32.
 
-    The decay rises with the step as min(decay, (1 + step) / (10 + step)), so that early weights are forgotten
-    (the rule of TensorFlow's ExponentialMovingAverage with num_updates).
+    At each step it becomes d * average + (1 - d) * weights, where d = min(decay, (1 + step) / (10 + step)). The smaller
+    d of early steps makes it forget the first weights soon. TensorFlow's ExponentialMovingAverage with num_updates has
+    the same rule.
+
+    Attributes:
+        values: The averages, by the name of the parameter.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        """Begin with a copy of the parameters. `decay` is the largest d, from 0 to 1."""
         self._decay = decay
         self.values: dict[str, Tensor] = {name: p.detach().clone().float() for name, p in parameters.items()}
 
     @torch.no_grad()
     def update(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
+        """Bring the average up to date with the present values of the parameters, after optimizer step `step`."""
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(
             [self.values[name] for name in parameters], [p.detach().float() for p in parameters.values()], 1.0 - decay

@@ -1,4 +1,4 @@
-"""The parts of a training run: loaded when a stage needs them, and the denoiser made ready for its steps."""
+"""Loads the components of a model when a stage of a training run needs them, and prepares the denoiser for training."""
 
 from __future__ import annotations
 
@@ -29,22 +29,28 @@ if TYPE_CHECKING:
 
 
 class LoadedParts:
-    """The parts that are loaded at the moment.
+    """The components of a model that a training run has loaded so far and not released.
 
     Attributes:
-        codec_placement: Moves the codec's weights between its device and the CPU, where they rest while the denoiser
-            computes.
+        codec_placement: Moves the codec's weights between its device and the CPU, where they stay while the denoiser
+            computes. Before the codec is loaded, it moves nothing.
     """
 
     def __init__(self, composition: Composition, *, sharded: bool) -> None:
-        """`sharded`: the denoiser is loaded onto the CPU, since all of it may not fit on its device."""
+        """Remember what to load, and load nothing yet.
+
+        Args:
+            composition: The components of the model.
+            sharded: Whether the denoiser will be sharded. It is then loaded onto the CPU, because its device may be too
+                small for all of its weights.
+        """
         self._composition = composition
         self._sharded = sharded
         self._parts: dict[str, Any] = {}
         self.codec_placement = Placement()
 
     def load(self, *roles: str) -> Parts:
-        """The parts with (at least) these roles loaded; roles that were loaded before are kept."""
+        """Load the components of these roles unless they are loaded, and return all components that are loaded now."""
         composition = self._composition
         missing = [role for role in roles if role not in self._parts]
         parts = composition.load(*(role for role in missing if role != "denoiser" or not self._sharded))
@@ -59,7 +65,7 @@ class LoadedParts:
         return attrs.evolve(parts, **{f"loaded_{role}": part for role, part in self._parts.items()})
 
     def release(self, *roles: str) -> None:
-        """Forget loaded parts, so that their memory is free."""
+        """Let go of the components of these roles, so that their memory can be freed."""
         for role in roles:
             self._parts.pop(role, None)
         if torch.cuda.is_available():
@@ -69,9 +75,16 @@ class LoadedParts:
 def prepare_training(
     denoiser: Denoiser, config: Config, registry: Registry, shard_onto: torch.device | None
 ) -> TrainingState:
-    """Put on the denoiser what is trained (a new LoRA, or all of its weights), and make its optimizers: at step 0.
+    """Prepare a denoiser for training, and return the training state at step 0.
 
-    `shard_onto` is the device that this process's shards go to; None does not shard.
+    In the mode "lora" a new LoRA is put on the denoiser, and its parameters are trained. In the mode "full" all weights
+    of the denoiser are converted to float32 and trained.
+
+    Args:
+        denoiser: The denoiser; if it is to be sharded, it must lie on the CPU.
+        config: The settings of the run.
+        registry: The plugins, one of which offers the optimizer.
+        shard_onto: The device to which this process's shards of the weights go; None does not shard the denoiser.
     """
     train, module = config.train, denoiser.module
     if train.mode == "lora":
@@ -93,7 +106,15 @@ def prepare_training(
 def step_setup(
     trainer: Trainer, train: TrainConfig, examples: Sequence[Example], order: BatchOrder, **watched: Any
 ) -> StepSetup:
-    """The setup of a trainer's steps over `examples` in this order. `watched`: the further fields of `StepSetup`."""
+    """Return the `StepSetup` for training a trainer's denoiser on `examples`.
+
+    Args:
+        trainer: Holds the denoiser and the other components.
+        train: The settings of `[train]`.
+        examples: The examples to train on.
+        order: Decides which examples make which batch.
+        watched: The other fields of `StepSetup`, such as `observe` and `save`, by name.
+    """
     parts = trainer.load("denoiser")
     return StepSetup(
         config=train,

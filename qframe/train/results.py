@@ -1,4 +1,4 @@
-"""What a training run writes at its end: the LoRA, or the fine-tuned denoiser."""
+"""Writes the results of a training run: the LoRA, or the fine-tuned denoiser."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 @attrs.frozen(eq=False, kw_only=True)
 class FitResult:
-    """What a run has made.
+    """The results of a training run.
 
     Attributes:
         folder: The run's folder.
         weights: The LoRA file, or the folder of the fine-tuned denoiser.
-        sheet: The picture that shows the samples before and after training side by side; None where nothing was
-            sampled, and in all processes but the first.
-        before: How many samples were right before training, by group.
-        after: How many samples were right after training, by group.
+        sheet: The contact sheet that shows the samples before and after training side by side. It is None if nothing
+            was sampled, and in every process but the one of rank 0.
+        before: For each group of records, how many samples were right before training.
+        after: For each group of records, how many samples were right after training.
     """
 
     folder: Path
@@ -43,7 +43,11 @@ class FitResult:
 
 
 def save_result(trainer: Trainer, folder: Path) -> Path:
-    """Write the trained weights into a run's folder, and return where they are. The first process alone writes."""
+    """Write the trained weights into a run's folder, and return the path of the LoRA file or of the denoiser's folder.
+
+    If the run keeps a moving average of the weights, the average is written. Every process must call this function; the
+    process of rank 0 alone writes.
+    """
     lora = trainer.config.train.mode == "lora"
     target = folder / ("lora.safetensors" if lora else "denoiser")
     first = trainer.processes.first
@@ -80,7 +84,10 @@ def _gathered(trainer: Trainer) -> Denoiser:
 
 @contextlib.contextmanager
 def averaged(state: TrainingState | None) -> Iterator[None]:
-    """Inside, the trained weights are their moving average, if the run keeps one; afterwards they are as they were."""
+    """A context in which the trained weights are replaced by their moving average; they are restored afterwards.
+
+    If `state` is None or at step 0, or if the run keeps no average, the weights are not changed.
+    """
     if state is None or state.average is None or state.step == 0:
         yield
         return

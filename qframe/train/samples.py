@@ -1,4 +1,4 @@
-"""The pictures that a training run samples: their plans, made while the encoder is loaded, and how they are run."""
+"""Samples pictures in a training run: plans are made while the encoder is loaded, and run later with the denoiser."""
 
 from __future__ import annotations
 
@@ -22,7 +22,18 @@ from qframe.train.streams import derived_seed
 def validation_plans(
     records: Sequence[Record], recipe: Recipe, parts: Parts, sample: SampleConfig, progress: Progress
 ) -> list[Plan]:
-    """One plan per record. Every plan draws its noise from a seed of its own, so that it is the same in every run."""
+    """Return one sampling plan for each record, made with the settings of `[sample]`.
+
+    The noise of each plan is drawn from a seed of its own, which depends only on `sample.seed` and the place of the
+    plan's record. Pictures of the same record therefore begin from the same noise in every run, and can be compared.
+
+    Args:
+        records: The records whose prompts and references are sampled.
+        recipe: Makes a request of each record.
+        parts: The components of the model; encoder and codec must be loaded.
+        sample: The settings of `[sample]`.
+        progress: Is told how many plans are made.
+    """
     scale = 1.0 if sample.negative_prompt is None else sample.true_cfg_scale  # guidance needs both
     distilled = recipe.sampling.guidance if sample.guidance_scale is None else sample.guidance_scale
     plans = []
@@ -51,16 +62,18 @@ def run_plans(
     progress: Progress,
     title: str,
 ) -> list[Image.Image]:
-    """One picture per plan, in order; every plan is of one picture.
+    """Sample one picture for each plan, and return the pictures in the order of the plans.
 
     Args:
-        plans: What to sample. Plans that can share a batch do.
-        parts: Holds the denoiser, in evaluation mode, and the sampler.
+        plans: The plans, each for one picture. Plans that fit together are sampled as one batch, of at most
+            `sample.batch_size`.
+        parts: The components of the model; the denoiser must be loaded and in evaluation mode.
         sample: The settings of `[sample]`.
-        processes: Every process samples its portion of the plans, and gets the pictures of all.
-        sharded: The weights are sharded: then every process samples all plans, since all must gather the weights.
-        progress: Shows how many pictures are done.
-        title: Names the stage.
+        processes: The processes of the run. Each samples a portion of the plans, and all get all pictures.
+        sharded: Whether the denoiser is sharded. If it is, every process samples all plans, because all processes must
+            gather the weights together.
+        progress: Is told how many pictures are done.
+        title: The name under which `progress` shows this stage.
     """
     groups = group_plans(plans, sample.batch_size)
     if not sharded:

@@ -1,4 +1,4 @@
-"""One session of a training run: from its start, or from a checkpoint, until its results are written."""
+"""Runs one session of a training run, from step 0 or from a checkpoint until the results are written."""
 
 from __future__ import annotations
 
@@ -40,9 +40,18 @@ _MADE_OF = ("encoder", "codec", "denoiser", "schedule")
 
 
 def run_session(trainer: Trainer, resume: str | None) -> FitResult:
-    """Train in the run's folder, which no other program may use meanwhile, and tell the plugins that observe the run.
+    """Run a session of training, and return its results.
 
-    `resume` is None for a new run, "latest", or names a checkpoint.
+    The run's folder is locked meanwhile against other runs, and the hooks of plugins and loggers that observe the run
+    are called.
+
+    Args:
+        trainer: The trainer with the settings, the records and the components.
+        resume: None starts a new run; "latest" goes on from the newest checkpoint, and another text is the name or the
+            path of the checkpoint to go on from.
+
+    Raises:
+        WeightsError: Another run writes into the folder, or the checkpoint cannot be used.
     """
     config, processes = trainer.config, trainer.processes
     folder = Path(processes.agree(lambda: str(resuming.run_folder(config, resume))))
@@ -63,13 +72,13 @@ def run_session(trainer: Trainer, resume: str | None) -> FitResult:
 
 @attrs.define(eq=False)
 class Session:
-    """The stages of one session, in the order in which `fit` calls them.
+    """One session of a training run; `fit` runs its stages from encoding to the results.
 
     Attributes:
-        trainer: Loads the parts, encodes, prepares the weights and samples.
+        trainer: Loads the components, encodes the records, prepares the weights and samples pictures.
         run: The run that the session belongs to.
-        toml: The run's configuration, as its folder and its checkpoints hold it.
-        validation: The samples in the run's folder.
+        toml: The run's configuration as TOML. The run's folder and every checkpoint hold a copy.
+        validation: Keeps the sampled pictures in the run's folder, and judges them.
     """
 
     trainer: Trainer
@@ -82,7 +91,14 @@ class Session:
         self.validation = Validation(self.run.folder / "samples", self.trainer.judge, self.trainer.sampled)
 
     def fit(self, resume: str | None) -> FitResult:
-        """Encode, sample, train, sample again, and write the results."""
+        """Encode the records, sample, train, sample again, write the results, and return them.
+
+        Pictures are sampled before training only in a new run. Every process of the run must call this method.
+
+        Args:
+            resume: None starts a new run; "latest" goes on from the newest checkpoint, and another text is the name or
+                the path of the checkpoint to go on from.
+        """
         trainer, run, processes = self.trainer, self.run, self.trainer.processes
         checkpoint, changes = self._begin(resume)
         check_training(trainer.composition, trainer.inputs)

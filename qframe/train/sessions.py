@@ -1,6 +1,6 @@
-"""The file sessions.jsonl of a run: one line per session, with its settings, its data and its machine.
+"""Writes sessions.jsonl in a run's folder: one line for each session, with its data, its machine and changed settings.
 
-A session is one start of `qframe train`, so a run that was resumed has several. `qframe report` reads the file.
+A session is one start of `qframe train`; a run that was resumed has several. `qframe report` reads the file.
 """
 
 from __future__ import annotations
@@ -23,18 +23,25 @@ from qframe.train.order import SizedExamples
 SESSIONS_FILE = "sessions.jsonl"
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "optimum-quanto", "safetensors")
 _MOST_ROWS = 50
-"""At most so many groups, and so many shapes, are listed one by one."""
+"""The most groups, and the most combinations of picture sizes, that are listed one by one."""
 
 
 def write_session(folder: Path, session: Mapping[str, Any]) -> None:
-    """Append a session and the present time as a line to sessions.jsonl in the run's folder."""
+    """Append a session to sessions.jsonl in the run's folder `folder`, as one line of JSON with the present time."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with (folder / SESSIONS_FILE).open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({"started": started, **session}) + "\n")
 
 
 def describe_machine(device: torch.device, processes: int) -> dict[str, Any]:
-    """The versions of the libraries that compute, and the kind of device; nothing by which the machine is known."""
+    """Describe the machine for a report: versions of libraries, system, kind of device, threads and processes.
+
+    Nothing in the description identifies the machine.
+
+    Args:
+        device: The device that the denoiser is trained on.
+        processes: The number of processes that train together.
+    """
     return {
         "versions": {
             "Python": platform.python_version(),
@@ -56,9 +63,14 @@ def _version(name: str) -> str | None:
 
 
 def describe_data(records: Sequence[Record], examples: SizedExamples, compression: int) -> dict[str, Any]:
-    """How many records there are, of which groups, and of which sizes once they are encoded.
+    """Describe the data set for a report: the number of records, their groups, text tokens and picture sizes.
 
-    Only the most frequent groups and sizes are listed. `compression` is the side of a latent cell in pixels.
+    The 50 most frequent groups, and the 50 most frequent combinations of picture sizes, are listed.
+
+    Args:
+        records: The records to train on.
+        examples: The examples of the records, in the same order.
+        compression: `CodecSpec.compression`, the side of one latent cell in pixels.
     """
     shapes = Counter(examples.shape(index) for index in range(len(examples)))
     lengths = [examples.text_length(index) for index in range(len(examples))]

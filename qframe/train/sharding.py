@@ -1,6 +1,7 @@
-"""Weights sharded over processes, and gathered block by block while they are needed: torch's `fully_shard` (FSDP2).
+"""Shards a denoiser's weights over processes, with `fully_shard` of torch (FSDP2), and gathers them for saving.
 
-Checkpoints hold full tensors, not shards, so that a sharded run can be resumed on any number of processes.
+While the denoiser computes, the weights of a block are gathered when the block needs them. Checkpoints hold full
+tensors, not shards, so that a sharded run can be resumed on another number of processes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from qframe.interfaces import Denoiser
 
 
 def check_sharding(config: Config, denoiser: type[Denoiser], *, quantised: bool) -> None:
-    """ConfigError for settings that a sharded denoiser cannot be trained with."""
+    """Check that a sharded denoiser can be trained with these settings.
+
+    Args:
+        config: The settings of the run.
+        denoiser: The class of the denoiser.
+        quantised: Whether the denoiser's weights are quantised.
+
+    Raises:
+        ConfigError: It cannot; the message names the setting.
+    """
     if quantised:
         raise ConfigError(
             "train.shard: the denoiser is quantised, and shards of quantised weights are no weights",
@@ -42,11 +52,16 @@ def check_sharding(config: Config, denoiser: type[Denoiser], *, quantised: bool)
 
 
 def shard(denoiser: Denoiser, trained: Iterable[nn.Parameter], device: torch.device) -> None:
-    """Shard the weights of a denoiser, which lies on the CPU, over all processes; this process's shards go to `device`.
+    """Shard the weights of a denoiser over all processes. Every process must call it with the same denoiser.
 
-    `trained` are the parameters that are trained. If they are a LoRA, only the frozen blocks are sharded; the LoRA is
-    not, and its gradients are summed as without sharding. If they are all parameters, all are sharded, and the backward
-    pass sums their gradients over the processes.
+    If a LoRA is trained, only the frozen weights of the blocks are sharded. The LoRA is not sharded, and
+    `Processes.sum_gradients` sums its gradients. If all parameters are trained, all are sharded, and the backward pass
+    sums their gradients over the processes.
+
+    Args:
+        denoiser: The denoiser, whose weights lie on the CPU.
+        trained: The parameters that are trained: those of a LoRA, or all of the denoiser.
+        device: The device to which this process's shards, and all that is not sharded, are moved.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -75,13 +90,24 @@ def shard(denoiser: Denoiser, trained: Iterable[nn.Parameter], device: torch.dev
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """The full tensor of a sharded one; any other tensor as it is. All processes must gather at the same time."""
+    """Gather a sharded tensor from all processes, and return the full tensor. Any other tensor is returned itself.
+
+    Every process must call it for the same tensors in the same order, because the processes wait for each other.
+    """
     full: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)
     return tensor if full is None else full()
 
 
 def full_on_cpu(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """The full tensors on the CPU, gathered one after another. If not `keep`, this process only takes part: nothing."""
+    """Gather tensors one after another, and return the full tensors on the CPU, by name.
+
+    Every process must call it with the same tensors.
+
+    Args:
+        tensors: The tensors, sharded or not, by name.
+        keep: Whether this process keeps the full tensors. If not, it only takes part in gathering, and returns an empty
+            dictionary.
+    """
     found = {}
     for name, tensor in tensors.items():
         full = gathered(tensor.detach())
@@ -91,7 +117,10 @@ def full_on_cpu(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tenso
 
 
 def sharded_like(value: Any, parameter: Tensor) -> Any:
-    """A full tensor of the parameter's shape, sharded as the parameter is. Any other value is returned as it is."""
+    """Return this process's shard of a full tensor, split over the processes in the same way as a parameter.
+
+    If the parameter is not sharded, or `value` is not a tensor of the parameter's shape, `value` is returned itself.
+    """
     if not hasattr(parameter, "full_tensor") or not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -102,7 +131,10 @@ def sharded_like(value: Any, parameter: Tensor) -> Any:
 
 
 def sharded_state(values: Any, parameter: Tensor) -> Any:
-    """The state that an optimizer keeps of a parameter, sharded as the parameter is."""
+    """Shard the values that an optimizer keeps for a parameter, such as moments, in the same way as the parameter.
+
+    If the parameter is not sharded, `values` is returned itself.
+    """
     if not hasattr(parameter, "full_tensor"):
         return values
     return {name: sharded_like(value, parameter) for name, value in values.items()}
@@ -110,7 +142,15 @@ def sharded_state(values: Any, parameter: Tensor) -> Any:
 
 @torch.no_grad()
 def load_full(network: nn.Module, values: Mapping[str, Tensor], *, keep: bool) -> None:
-    """Fill the parameters of a network with the full tensors of `values`. If not `keep`, only help gathering."""
+    """Gather tensors one after another, and copy the full tensors into the parameters of a network.
+
+    Every process must call it with the same tensors.
+
+    Args:
+        network: The network, which is not sharded in a process that keeps the tensors.
+        values: The tensors, sharded or not, by the name of the parameter.
+        keep: Whether this process copies the full tensors into `network`. If not, it only takes part in gathering.
+    """
     parameters = dict(network.named_parameters())
     for name, value in values.items():
         found = gathered(value.detach())

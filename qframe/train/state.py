@@ -1,7 +1,8 @@
-"""A run's saved state: folders that appear whole or not at all, and are found again or refused by name.
+"""Saves, finds and restores the checkpoints of a training run.
 
-A checkpoint holds the trained weights, the optimizers' moments, the averaged weights, the step and the
-configuration. It holds no random states and no place in the data: both are functions of (seed, step).
+A checkpoint is a folder that appears complete or not at all. It holds the trained weights, the state of the optimizers,
+the averaged weights, the step and the configuration. It holds no states of random generators and no position in the
+data, because both follow from the seed and the step.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ _FORMAT = "qframe-training-2"
 
 @attrs.define(eq=False)
 class TrainingState:
-    """What changes while a run goes on, and what a checkpoint saves.
+    """Everything that changes from step to step in a training run, and that a checkpoint saves.
 
     Attributes:
         parameters: The trained parameters, by name.
-        optimizers: The optimizers that step the parameters.
+        optimizers: The optimizers of the parameters.
         average: The moving average of the parameters; None if the run keeps none.
-        step: How many optimizer steps are done.
+        step: The number of optimizer steps that are done.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -48,24 +49,28 @@ class TrainingState:
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
-    """The folder of the checkpoint of a step."""
+    """Return the path of a step's checkpoint in the folder `run`, whether it exists or not."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
 def save_checkpoint(
     run: Path, state: TrainingState, *, config: str, about: Mapping[str, Any], keep: int, writes: bool = True
 ) -> Path:
-    """Publish the state as a checkpoint, and delete all sound checkpoints but the newest. Returns its folder.
+    """Save the state as a checkpoint, delete old checkpoints, and return the checkpoint's folder.
 
-    If there is a sound checkpoint of this step already, it is left as it is; a damaged one is renamed.
+    If there is a checkpoint of this step already, it is kept if it is undamaged, and else renamed before the new one is
+    saved. A checkpoint is deleted when `keep` newer undamaged ones are there.
 
     Args:
         run: The run's folder.
-        state: What is saved.
+        state: The state to save.
         config: The configuration of the run, as TOML.
-        about: What the checkpoint tells of the run, as JSON.
-        keep: How many sound checkpoints to keep.
-        writes: False in processes that write nothing, and only help gathering sharded tensors.
+        about: Facts about the run that are stored in the checkpoint as JSON.
+        keep: The number of undamaged checkpoints to keep, with the new one.
+        writes: Whether this process writes. If not, it only takes part in gathering sharded tensors.
+
+    Raises:
+        ResourceError: The disk is full.
     """
     target = checkpoint_folder(run, state.step)
     weights = full_on_cpu(state.parameters, keep=writes)
@@ -111,10 +116,15 @@ def _newest_first(run: Path) -> list[Path]:
 
 
 def find_checkpoint(run: Path, wanted: str) -> Path:
-    """The checkpoint to resume from: the newest sound one if `wanted` is "latest", else the one of that name or path.
+    """Find the checkpoint to resume from, verify its checksums, and return its folder.
 
-    Damaged checkpoints that are newer are named in the log. WeightsError if there is no checkpoint, if all are damaged,
-    or if the one that was named is damaged.
+    Args:
+        run: The run's folder.
+        wanted: "latest" for the newest undamaged checkpoint (the log names newer ones that are damaged), else the name
+            or the path of a checkpoint.
+
+    Raises:
+        WeightsError: There is no checkpoint, or all are damaged, or the checkpoint that `wanted` names is damaged.
     """
     if wanted != "latest":
         named = Path(wanted) if Path(wanted).is_dir() else run / "checkpoints" / wanted
@@ -142,7 +152,14 @@ def find_checkpoint(run: Path, wanted: str) -> Path:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """The JSON that `save_checkpoint` wrote about the run. WeightsError if another version of qframe wrote it."""
+    """Return the content of a checkpoint's state.json: its step, and the facts about the run.
+
+    Args:
+        folder: The checkpoint.
+
+    Raises:
+        WeightsError: The checkpoint has the format of another version of qframe.
+    """
     value: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     if value.get("format") != _FORMAT:
         raise WeightsError(f"{folder}: written by another version ({value.get('format')}, expected {_FORMAT})")
@@ -150,7 +167,15 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def restore(folder: Path, state: TrainingState) -> None:
-    """Set `state` to what it was when the checkpoint was saved, bit for bit. WeightsError names what does not fit."""
+    """Set the parameters, optimizers, average and step of `state` to exactly the values that a checkpoint saved.
+
+    Args:
+        folder: The checkpoint.
+        state: The state of a run with the same parameters and optimizers.
+
+    Raises:
+        WeightsError: The checkpoint does not fit the state; the message names what differs.
+    """
     about = read_about(folder)
     weights = _tensors(folder / "weights.safetensors")
     _same_names(folder, weights, state.parameters)

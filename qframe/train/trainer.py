@@ -1,4 +1,4 @@
-"""The trainer: what `qframe train` runs and what Python code drives step by step."""
+"""The class `Trainer`, which `qframe train` uses, and whose stages Python code can also call one by one."""
 
 from __future__ import annotations
 
@@ -34,21 +34,28 @@ from qframe.train.state import TrainingState
 
 
 class Trainer:
-    """Trains one family on one data set, and writes everything into one run folder.
+    """A trainer that trains a model of one family on one data set, and writes its results into one run folder.
 
-    A stage loads only the parts that it needs: caching loads encoder and codec, training loads the denoiser, and the
-    plans of validation samples are made while the encoder is loaded. Making a trainer checks the composition and lists
-    the records, so that a mistake in the settings is told before any work.
+    `fit` does everything. A stage loads only the components that it needs: caching loads encoder and codec, training
+    loads the denoiser. Making a trainer loads no weights, but checks the settings and lists the records, so that most
+    mistakes are reported at once.
 
     Attributes:
-        composition: The components of the family, checked against each other.
-        records, inputs: The records to train on, and what the recipe declares for each.
-        measured: The records that the validation loss is taken over.
-        sampled, judge: The records that are sampled before and after training, and the source that judges the samples.
-        loggers: What `logging.use` names, by name.
-        state: What training changes; None before `prepare`.
-        loaded: The parts that are loaded at the moment.
-        total_steps: Optimizer steps of the whole run; None until the examples are known.
+        config: The settings of the run.
+        sources: Where each value of the configuration comes from, by its key.
+        progress: Is told how far each stage has come.
+        processes: The processes that train together.
+        registry: The plugins.
+        composition: The components of the model, checked against each other.
+        source: The data source that the records come from.
+        inputs: For each record to train on, the pictures and prompts that the recipe wants encoded.
+        measured: The held-out records that the validation loss is computed over; empty if none is computed.
+        sampled: The records that are sampled before and after training.
+        judge: The data source that judges whether a sampled picture is right.
+        loggers: The loggers that `logging.use` names, by name.
+        state: The trained parameters, their optimizers and the step; None before `prepare` and after `merge_lora`.
+        loaded: The components that are loaded at present.
+        total_steps: The number of optimizer steps of the whole run; None until `fit` has encoded the examples.
     """
 
     def __init__(
@@ -64,11 +71,17 @@ class Trainer:
 
         Args:
             config: The settings of the run.
-            progress: Shows how far each stage is.
+            progress: Is told how far each stage has come.
             registry: The plugins; by default all that are installed.
-            processes: The processes that train together (`qframe.train.distributed.joined`). Each has its own trainer,
-                and all call the same methods. The work is split; the first process alone writes the run folder.
-            sources: Where each value of the configuration comes from (`qframe.config.Resolved.sources`); reported.
+            processes: The processes that train together (`qframe.train.distributed.joined` yields them). Each process
+                has a trainer of its own, and all must call the same methods in the same order. They split the work; the
+                process of rank 0 alone writes the run folder.
+            sources: Where each value of the configuration comes from (`qframe.config.Resolved.sources`); the run's
+                report shows it.
+
+        Raises:
+            ConfigError: The settings contradict each other, or name something that is not installed.
+            DataError: The records cannot be listed, or there are none.
         """
         self.config = config
         self.sources = sources or {}
@@ -97,49 +110,55 @@ class Trainer:
         return self.registry.resolve(self.registry.component("logger", name))()
 
     def load(self, *roles: str) -> Parts:
-        """The parts with (at least) these roles loaded; roles that were loaded before are kept."""
+        """Load the components of these roles unless they are loaded, and return all components that are loaded now."""
         return self.loaded.load(*roles)
 
     def release(self, *roles: str) -> None:
-        """Forget loaded parts, so that their memory is free."""
+        """Let go of the components of these roles, so that their memory can be freed."""
         self.loaded.release(*roles)
 
     @property
     def denoiser(self) -> Denoiser:
-        """The denoiser with its weights as they stand. It is loaded if it is not loaded yet."""
+        """The denoiser with its present weights. It is loaded if it is not loaded yet."""
         return self.load("denoiser").denoiser
 
     @property
     def records(self) -> Sequence[Record]:
+        """The records to train on."""
         return self.inputs.records
 
     @property
     def global_step(self) -> int:
-        """How many optimizer steps the weights have made."""
+        """The number of optimizer steps that the present weights have been trained for."""
         return self._merged_at if self.state is None else self.state.step
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        """The optimizers that step the weights; none before `prepare`."""
+        """The optimizers of the trained weights; empty before `prepare`."""
         return [] if self.state is None else self.state.optimizers.parts
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the next step, by `train.lr_schedule`; of several optimizers, that of `train.learning_rate`."""
+        """The learning rate of the next step: `train.learning_rate` times the factor of `train.lr_schedule`.
+
+        If there are several optimizers, the others may have other rates.
+        """
         train = self.config.train
         return train.learning_rate * schedule_factor(train, self.global_step, steps=self.total_steps)
 
     @property
     def use_cache(self) -> bool:
+        """Whether examples are read from the cache (`cache.enabled`), instead of being encoded at every step."""
         return self.config.cache.enabled
 
     @property
     def cache_dir(self) -> Path:
+        """The cache's folder."""
         return cache_folder(self.config)
 
     @property
     def quantised(self) -> bool:
-        """Whether the frozen weights of the denoiser are kept in fewer bits."""
+        """Whether the denoiser is quantised: its frozen weights are stored in fewer bits."""
         return "denoiser" in self.composition.quantisers
 
     @property
@@ -155,15 +174,18 @@ class Trainer:
     def cache(
         self, folder: Path | None = None, *, portion: Portion = ALL, records: Sequence[Record] | None = None
     ) -> CachedExamples | LiveExamples:
-        """Encode what is not in the cache yet, and return the examples. With cache.enabled = false, live examples.
+        """Encode the entries that the cache lacks for these records, and return the records' examples.
+
+        If `cache.enabled` is false, nothing is encoded yet: the returned examples are encoded each time they are read.
 
         Args:
-            folder: The cache's folder, by default `cache_dir`.
-            portion: Which portion of the work to encode here, where several processes fill one cache.
-            records: What to encode, by default the records to train on.
+            folder: The cache's folder; by default `cache_dir`.
+            portion: The portion of the work that this process encodes, where several processes fill one cache.
+            records: The records to encode; by default the records to train on.
 
         Raises:
-            ConfigError: The recipe's sizes do not fit the codec and the denoiser.
+            ConfigError: The recipe resizes pictures to sizes that codec and denoiser cannot take.
+            DataError: A record or a picture cannot be used; the message names it.
         """
         inputs = self.inputs if records is None else self._declare(records)
         check_sizes(self.composition, inputs[0])
@@ -174,18 +196,32 @@ class Trainer:
         return build_cache(inputs, self.load, cache, ingredients, batch_size=size, portion=portion, progress=progress)
 
     def prepare(self) -> TrainingState:
-        """Make the training state at step 0: a new LoRA or all weights of the denoiser, and their optimizers."""
+        """Prepare the denoiser for training, and return the training state at step 0, which `state` keeps.
+
+        The weights to train are a new LoRA if `train.mode` is "lora", else all weights of the denoiser.
+        """
         device = self.composition.device("denoiser") if self.sharded else None
         self.state = prepare_training(self.denoiser, self.config, self.registry, device)
         return self.state
 
     def fit(self, resume: str | None = None) -> FitResult:
-        """Cache, sample, train, sample again. `resume`: "latest", or a checkpoint of the run folder."""
+        """Train: encode the records, sample, make all steps, sample again, and write the results into the run folder.
+
+        Args:
+            resume: None starts a new run; "latest" goes on from the newest checkpoint of the run folder, and another
+                text is the name or the path of the checkpoint to go on from.
+        """
         return run_session(self, resume)
 
     def sample(self, plans: Sequence[Plan], *, title: str = "sampling") -> list[Image.Image]:
-        """One picture per plan (of one sample each), with the weights as they stand, or their average if the run
-        averages. Of several processes each samples its portion, and all get all pictures.
+        """Sample one picture for each plan with the present weights, and return the pictures in the order of the plans.
+
+        If the run keeps a moving average of the weights, the average is used. If there are several processes, all must
+        call this method with the same plans; each samples a portion of them, and all get all pictures.
+
+        Args:
+            plans: The plans, each for one picture.
+            title: The name under which the progress shows this stage.
         """
         parts = self.load("denoiser")
         parts.denoiser.module.eval()
@@ -201,9 +237,13 @@ class Trainer:
             )
 
     def predict(self, **request: Any) -> Any:
-        """Sample with the weights as they stand: the arguments and the result of `qframe.load(...)(...)`.
+        """Sample pictures with the present weights, or with their moving average if the run keeps one.
 
-        The number of steps, the scale of guidance and the negative prompt are those of `[sample]` where none are given.
+        The arguments and the result are the same as in `Pipeline.__call__`, except that `num_inference_steps`,
+        `true_cfg_scale` and `negative_prompt` have the values of `[sample]` if they are not given.
+
+        Raises:
+            ConfigError: The denoiser is sharded.
         """
         self._refuse_shards("predict")
         names = ("num_inference_steps", "true_cfg_scale", "negative_prompt")
@@ -221,11 +261,14 @@ class Trainer:
             )
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the trained weights are their moving average, if the run keeps one."""
+        """A context in which the trained weights are replaced by their moving average, if the run keeps one."""
         return averaged(self.state)
 
     def save_lora(self, path: str | Path) -> Path:
-        """Write the adapter as it stands (averaged, if averaging) in the diffusers layout, alpha included."""
+        """Write the LoRA in training to a file in the diffusers layout, and return the path.
+
+        If the run keeps a moving average of the weights, the average is written.
+        """
         with self.averaged():
             layers = adapters.lora_layers(self.denoiser.module)
             metadata = {"weights_licence": self.composition.licence, "base_model": self.composition.model_name}
@@ -233,12 +276,23 @@ class Trainer:
         return Path(path)
 
     def load_lora(self, path: str | Path, scale: float = 1.0) -> None:
-        """Put a LoRA file's adapter on the denoiser; `scale` multiplies what the adapter adds."""
+        """Put the LoRA of a file on the denoiser, beside adapters that are on it already, and freeze all parameters.
+
+        Args:
+            path: The LoRA file.
+            scale: The strength of the LoRA, by which its update is multiplied.
+        """
         self._loaded_loras += 1
         adapters.load_lora(self.denoiser.module, Path(path), scale, adapter=f"loaded_{self._loaded_loras}")
 
     def merge_lora(self) -> None:
-        """Add the adapters into the weights they belong to, for good."""
+        """Add the updates of all adapters on the denoiser to its weights, and remove the adapters.
+
+        Training cannot go on afterwards: `state` is None until `prepare` makes a new one.
+
+        Raises:
+            ConfigError: The denoiser is sharded or quantised.
+        """
         self._refuse_shards("merge_lora")
         self._merged_at = self.global_step
         adapters.merge_lora(self.denoiser.module)

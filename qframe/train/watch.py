@@ -1,4 +1,4 @@
-"""Watches a training run from step to step: metrics, validation losses, samples and checkpoints."""
+"""Logs metrics, computes validation losses, samples pictures and saves checkpoints between the steps of a run."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False, kw_only=True)
 class Watch:
-    """What happens beside the steps of a run. The training loop calls its methods; `StepSetup` says when.
+    """The object whose methods the training loop calls between steps, through the fields of `StepSetup`.
 
     Attributes:
         trainer: The trainer whose weights the steps change.
-        run: The run, which keeps the metrics.
-        state: What the checkpoints save.
-        max_steps: Optimizer steps of the whole run.
-        held_out: The examples that the validation loss is taken over; None takes no loss.
-        sample: Samples the validation pictures and keeps them under the name of a moment; None samples nothing.
-        about: What every checkpoint tells of the run.
-        toml: The run's configuration, which every checkpoint holds.
-        setup: The steps that are watched. It is set before the first step.
+        run: The run, to whose folder the metrics are written.
+        state: The training state that checkpoints save.
+        max_steps: The number of optimizer steps of the whole run.
+        held_out: The examples that the validation loss is computed over; None computes no validation loss.
+        sample: Samples the validation pictures and saves them under the name it is called with, such as "step-000100";
+            None samples nothing during training.
+        about: Facts about the run that every checkpoint stores as JSON.
+        toml: The run's configuration as TOML, which every checkpoint stores.
+        setup: The setup of the steps. It must be set before the first method is called.
     """
 
     trainer: Trainer
@@ -44,11 +45,15 @@ class Watch:
     setup: StepSetup = attrs.field(init=False)
 
     def due(self, step: int) -> bool:
-        """Whether `validate` has something to do after this step."""
+        """Whether the validation loss or the samples are due after this step, so that `validate` must be called."""
         return self._loss_due(step) or self._samples_due(step)
 
     def validate(self, step: int) -> Mapping[str, float]:
-        """Take the validation loss and sample pictures, each if it is due after this step. Returns the losses."""
+        """Compute the validation losses and sample pictures, each if it is due after this step.
+
+        Returns:
+            The validation losses by name; empty if they are not due.
+        """
         found: Mapping[str, float] = {}
         if self.held_out is not None and self._loss_due(step):
             with self.trainer.averaged():
@@ -59,14 +64,14 @@ class Watch:
         return found
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of a step, and tell the plugins that observe the run. The first process alone does."""
+        """Log the metrics of a step, and call the plugins that observe the run, in the process of rank 0 alone."""
         self.run.step = step
         if self.trainer.processes.first:
             self.run.log(step, metrics)
             self.trainer.registry.tell("qframe_step_end", run=self.run, step=step, metrics=metrics)
 
     def save(self) -> None:
-        """Publish a checkpoint of the state as it stands, and wait until it is there."""
+        """Save a checkpoint of the present state. Every process must call this method, and waits until it is saved."""
         processes, keep = self.trainer.processes, self.trainer.config.train.keep_checkpoints
         first = processes.first
         if first or self.trainer.sharded:
