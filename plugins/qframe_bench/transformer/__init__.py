@@ -1,1 +1,1 @@
-"""`qframe bench transformer`: a packed batch of mixed shapes beside the same samples through diffusers."""
+"""`qframe bench transformer`: measures a packed batch of mixed shapes beside the same samples in diffusers' network."""
