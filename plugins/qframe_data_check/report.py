@@ -47,7 +47,7 @@ class TokenFigures:
         largest: The number of tokens in the largest batch, without padding.
         padded: Mean number of padding tokens that the denoiser computes in a batch in addition.
         largest_sample: The number of tokens of the largest sample.
-        exact: True if text is counted in tokens; False if it is counted in bytes, because the encoder cannot count tokens.
+        exact: True if text is counted in tokens; False if in bytes, because the encoder cannot count tokens.
         problem: Why no batch can be made under this configuration; None if batches can be made.
     """
 
@@ -71,8 +71,8 @@ class Report:
         usable: The numbers of the records without an error. Numbers count from 0 through the training records first and
             then through the validation records; `record` takes such a number.
         findings: What is wrong with the data set, errors first.
-        shapes: Each size (height, width) in pixels that targets have after they were resized for training, with the number
-            of targets of that size, most frequent first.
+        shapes: Each size (height, width) in pixels that targets have after they were resized for training, with the
+            number of targets of that size, most frequent first.
         tokens: How many tokens batches of the usable training records have; None if no training record is usable.
     """
 
