@@ -42,13 +42,13 @@ _WEIGHTS = "weights"
 
 @attrs.frozen(kw_only=True)
 class BuildConfig:
-    """What to build, and in which folder.
+    """The settings of a build of the embedded model.
 
     Attributes:
         output: The folder of the build; every stage has a folder in it.
-        seed: Decides weights, data, noise and order.
+        seed: Decides the weights, the data, the noise and the order of the examples.
         scale: Multiplies every number of steps, examples and samples; tests use a small one.
-        note: A remark for the model card.
+        note: A remark that is added to the model card; "" for none.
         vae_steps: Steps of the joint training of the VAE.
         refine_steps: Steps of the training of the decoder alone.
         denoiser_steps: Steps of the training of the denoiser.
@@ -73,11 +73,11 @@ class BuildConfig:
         return max(2, round(full * self.scale))
 
     def folder(self, stage: str) -> Path:
-        """The folder that holds the result of a stage."""
+        """Return the folder that holds the result of a stage."""
         return self.output / stage
 
     def snapshot(self, stage: str) -> Path:
-        """The file in which an unfinished stage saves its state."""
+        """Return the file in which an unfinished stage saves its state."""
         return self.output / f"{stage}.snapshot.safetensors"
 
 
@@ -88,7 +88,10 @@ def vae_stage(config: BuildConfig) -> None:
 
 
 def whiten_stage(config: BuildConfig) -> None:
-    """Whiten the latents by changing two 1 x 1 convolutions, and round the weights to bfloat16, in which they ship."""
+    """Change the VAE so that its latent channels have mean 0 and unit covariance, and round its weights to bfloat16.
+
+    Whitening changes only two 1 x 1 convolutions. The weights are rounded because the model is shipped in bfloat16.
+    """
     settings = VaeConfig(seed=config.seed)
     batches = config.steps(40)
     white = vae_training.whiten(_load_vae(config, "vae"), settings, batches)
@@ -269,7 +272,7 @@ def build(config: BuildConfig, stages: tuple[str, ...] = tuple(STAGES)) -> None:
 
 
 def measured(config: BuildConfig) -> dict[str, dict[str, Any]]:
-    """The measurements of the finished stages, by the name of the stage."""
+    """Return the measurements of the finished stages, by the name of the stage."""
     files = {name: config.folder(name) / MEASURED for name in STAGES}
     return {name: read_json(file) for name, file in files.items() if file.exists()}
 

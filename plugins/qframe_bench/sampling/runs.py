@@ -1,4 +1,4 @@
-"""Measures a sampling run beside its forward passes alone, and beside diffusers' pipeline on the same networks.
+"""Compares a sampling run with its forward passes alone, and with diffusers' pipeline on the same networks.
 
 The text encoder, the codec (the VAE) and the schedule are those of the embedded model. The transformer has random
 weights and is so wide that it takes most of the time, as the transformer of a published model does. All contestants run

@@ -1,4 +1,4 @@
-"""Measures a training step beside its forward pass, backward pass and optimizer alone, and how fast examples are read.
+"""Compares a training step with its forward pass, backward pass and optimizer alone, and measures reading of examples.
 
 In each turn every contestant takes one step over the same batch; `qframe_bench.measuring` says how the time is
 measured. Examples of the embedded model have only a few kilobytes, so reading is measured with random examples of the

@@ -1,1 +1,1 @@
-"""`qframe bench transformer`: measures a packed batch of mixed shapes beside the same samples in diffusers' network."""
+"""`qframe bench transformer`: compares a packed batch of mixed shapes with the same samples in diffusers' network."""

@@ -1,4 +1,4 @@
-"""Measures how fast the packed forward and backward pass is beside one large product of matrices on the same device.
+"""Compares the speed of the packed forward and backward pass with that of one large product of matrices.
 
 It also adds up how long each kind of operation takes.
 """
