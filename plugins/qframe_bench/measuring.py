@@ -42,10 +42,10 @@ class Seconds:
 
 @attrs.frozen(kw_only=True)
 class Measured:
-    """The time and the memory that one contestant took.
+    """The time and the memory that one contestant (a measured function) took.
 
     Attributes:
-        turns: The seconds that the contestant took in each turn.
+        turns: The seconds that the contestant took in each turn; in a turn, every contestant runs once.
         peak_bytes: The most bytes of tensors that the contestant had allocated at the same time.
     """
 
@@ -92,11 +92,12 @@ class Ratio:
 
 
 def measure(contestants: Mapping[str, Contestant], *, repeats: int, device: torch.device) -> dict[str, Measured]:
-    """Measure the time of every contestant, and after that the peak memory of every contestant in one more run.
+    """Measure the time of several functions (contestants), and after that the peak memory of each in one more call.
 
     Args:
         contestants: The functions by name.
-        repeats: How many turns are measured, after a first turn that only warms up.
+        repeats: How many turns are measured, after a first turn that only warms up; in a turn, every contestant runs
+            once.
         device: Where the contestants compute.
     """
     taken = turns(contestants, repeats=repeats, device=device)
@@ -107,9 +108,10 @@ def measure(contestants: Mapping[str, Contestant], *, repeats: int, device: torc
 
 
 def medians(contestants: Mapping[str, Contestant], *, repeats: int, device: torch.device) -> dict[str, float]:
-    """Return the median seconds of each contestant over `repeats` turns, which follow a turn that only warms up.
+    """Return the median seconds that each of several functions (contestants) takes.
 
-    The seconds are processor time if `device` is a CPU, else wall time.
+    In each of `repeats` turns, every function runs once; a turn that only warms up comes before. The seconds are
+    processor time if `device` is a CPU, else wall time.
     """
     found = turns(contestants, repeats=repeats, device=device)
     return {name: statistics.median(one.on(device) for one in seconds) for name, seconds in found.items()}

@@ -109,7 +109,11 @@ class _Seen:
     findings: list[Finding] = attrs.field(factory=list)
 
     def fitted(self, pixel: PixelInput) -> Size:
-        """The size of a picture after geometry. Raises DataError if a side would have no pixels."""
+        """Return the size that a picture is resized to for training.
+
+        Raises:
+            DataError: A side would have no pixels.
+        """
         return pixel.geometry.fit(*self.looks[id(pixel.picture)].size)
 
 

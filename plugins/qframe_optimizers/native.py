@@ -1,4 +1,4 @@
-"""Optimizers that torch itself has."""
+"""Builds the optimizers that torch itself has: AdamW and Muon."""
 
 from __future__ import annotations
 

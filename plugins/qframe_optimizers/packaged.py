@@ -41,7 +41,14 @@ class AdamW8bit(OptimizerFactory):
     def build(
         self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, weight_decay: float, blocks: str
     ) -> Sequence[torch.optim.Optimizer]:
-        """Build one optimizer for all trained weights. Same arguments as in `OptimizerFactory.build`."""
+        """Build one optimizer for all trained weights.
+
+        Args:
+            parameters: The trained weights by name.
+            learning_rate: The peak learning rate.
+            weight_decay: The weight decay.
+            blocks: Not used; the name of the repeated blocks.
+        """
         built: torch.optim.Optimizer = self._package.AdamW8bit(
             list(parameters.values()),
             lr=learning_rate,
@@ -79,7 +86,14 @@ class Prodigy(OptimizerFactory):
     def build(
         self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, weight_decay: float, blocks: str
     ) -> Sequence[torch.optim.Optimizer]:
-        """Build one optimizer for all trained weights. Same arguments as in `OptimizerFactory.build`."""
+        """Build one optimizer for all trained weights.
+
+        Args:
+            parameters: The trained weights by name.
+            learning_rate: The peak learning rate.
+            weight_decay: The weight decay.
+            blocks: Not used; the name of the repeated blocks.
+        """
         options = self.options
         built: torch.optim.Optimizer = self._package.Prodigy(
             list(parameters.values()),
@@ -119,7 +133,14 @@ class Lion(OptimizerFactory):
     def build(
         self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, weight_decay: float, blocks: str
     ) -> Sequence[torch.optim.Optimizer]:
-        """Build one optimizer for all trained weights. Same arguments as in `OptimizerFactory.build`."""
+        """Build one optimizer for all trained weights.
+
+        Args:
+            parameters: The trained weights by name.
+            learning_rate: The peak learning rate.
+            weight_decay: The weight decay.
+            blocks: Not used; the name of the repeated blocks.
+        """
         built: torch.optim.Optimizer = self._package.Lion(
             list(parameters.values()), lr=learning_rate, betas=self.options.betas, weight_decay=weight_decay
         )

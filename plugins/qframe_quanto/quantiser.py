@@ -1,4 +1,4 @@
-"""The quantiser `quanto`: optimum-quanto, wrapped as a `Quantiser`."""
+"""The quantiser `quanto`, which implements the interface `Quantiser` with the package optimum-quanto."""
 
 from __future__ import annotations
 

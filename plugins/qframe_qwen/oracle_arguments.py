@@ -76,7 +76,8 @@ def mask_arguments(request: Request) -> dict[str, Any]:
     """Return the arguments for inpainting: the opened masks, and the strength.
 
     Raises:
-        ConfigError: The request has `padding_mask_crop` or soft `mask_edges`, which diffusers' pipelines cannot do.
+        ConfigError: The request has `padding_mask_crop`, which diffusers can do for a single picture only, or soft
+            `mask_edges`, which diffusers does not have.
     """
     if getattr(request, "padding_mask_crop", None) is not None:
         raise ConfigError("padding_mask_crop is not compared: diffusers crops only a single picture", "Leave it out.")

@@ -61,7 +61,7 @@ class TextToImage(_Pipelines):
     """
 
     def pipeline(self, parts: Parts) -> Any:
-        """Build QwenImagePipeline around the loaded networks."""
+        """Build diffusers' QwenImagePipeline around the loaded networks of `parts`."""
         return build(QwenImagePipeline, parts)
 
     def trace(self, request: Request, parts: Parts, recipe: Recipe) -> Trace:
@@ -96,7 +96,7 @@ class Edit(_Pipelines):
     needs: ClassVar[tuple[str, ...]] = ("image",)
 
     def pipeline(self, parts: Parts) -> Any:
-        """Build QwenImageEditPipeline around the loaded networks."""
+        """Build diffusers' QwenImageEditPipeline around the loaded networks of `parts`."""
         return build(QwenImageEditPipeline, parts, picture_processor(parts))
 
     def trace(self, request: Request, parts: Parts, recipe: Recipe) -> Trace:

@@ -1,4 +1,4 @@
-"""Lays out one run, or several side by side, for the template of the page, and writes the page."""
+"""Prepares what the HTML page says about one run, or about several runs side by side, and writes the page."""
 
 from __future__ import annotations
 

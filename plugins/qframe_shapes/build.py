@@ -99,7 +99,7 @@ def whiten_stage(config: BuildConfig) -> None:
 
 
 def refine_stage(config: BuildConfig) -> None:
-    """Train the decoder alone; the encoder does not change, so latents that are already cached stay valid."""
+    """Train the VAE's decoder alone; its encoder does not change, so latents that are already cached stay valid."""
     settings = VaeConfig(
         seed=config.seed + 1,
         steps=config.steps(config.refine_steps),
@@ -142,7 +142,7 @@ def denoiser_stage(config: BuildConfig) -> None:
 
 
 def publish_denoiser(config: BuildConfig, weights: Path) -> None:
-    """Publish the result of the finished training run `DIR/denoiser.run`.
+    """Copy the weights of the finished training run `DIR/denoiser.run` into the stage's folder, with its measurements.
 
     Args:
         config: The build that the run belongs to.
@@ -206,7 +206,7 @@ def evaluate_stage(config: BuildConfig) -> None:
 
 
 def checkpoint_stage(config: BuildConfig) -> None:
-    """Publish the assembled model folder together with its model card."""
+    """Copy the assembled model folder into `DIR/checkpoint`, together with its model card."""
     model = _result(config, "assemble")
     table = (_result(config, "evaluate") / "table.md").read_text(encoding="utf-8")
     card = model_card(measured(config), table, size=folder_bytes(model), seed=config.seed, note=config.note)
@@ -260,7 +260,7 @@ STAGES: Mapping[str, Callable[[BuildConfig], None]] = {
 
 
 def build(config: BuildConfig, stages: tuple[str, ...] = tuple(STAGES)) -> None:
-    """Run those of the given stages that have no result yet, in the given order."""
+    """Run the given stages in the given order, except those that have a result already."""
     config.output.mkdir(parents=True, exist_ok=True)
     for name in stages:
         if storage.is_published(config.folder(name)):

@@ -1,7 +1,7 @@
 """Measure how often a model's pictures of the small world are right, by operation and by kind of unseen scene.
 
-The model is given as a function from requests to pictures. So the pipelines of qframe, of diffusers and of any other
-program can be measured in the same way.
+The model is given as a function from requests to pictures. Therefore the pipelines of qframe, of diffusers and of any
+other program can be measured in the same way.
 """
 
 import json
@@ -121,7 +121,7 @@ UNLEARNED_GROUPS = (Group(tasks.UNLEARNED_OPERATION, UNSEEN), Group(world.UNLEAR
 
 
 def episodes(group: Group, count: int, seed: int) -> list[Episode]:
-    """Draw `count` episodes of a group; the same arguments always give the same episodes."""
+    """Draw `count` episodes (tasks with their right results) of a group; the same arguments give the same episodes."""
     makers: dict[str, tasks.Maker] = {
         **tasks.EDIT_MAKERS,
         "text-to-image": tasks.text_to_image,
@@ -141,11 +141,11 @@ def episodes(group: Group, count: int, seed: int) -> list[Episode]:
 
 
 def run_group(sample: Sample, group: Group, *, count: int, seed: int, batch_size: int = 32) -> list[Result]:
-    """Sample and judge the pictures of one group.
+    """Let a model sample the pictures of one group, and judge whether each of them is right.
 
     Args:
         sample: The model under test.
-        group: What to ask for.
+        group: The group whose episodes the model is asked for.
         count: Number of pictures.
         seed: Decides the episodes and the noise.
         batch_size: The largest number of requests in one call of `sample`.

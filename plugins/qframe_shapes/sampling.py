@@ -1,4 +1,4 @@
-"""Sample pictures with qframe's pipelines, so that `evaluate` can measure them."""
+"""Sample pictures with qframe's pipelines, so that `evaluate` can measure how often the pictures are right."""
 
 import functools
 from collections.abc import Mapping, Sequence

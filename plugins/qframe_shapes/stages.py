@@ -39,8 +39,8 @@ class Snapshot:
 
     Attributes:
         tensors: Weights, averaged weights and optimizer state, by name.
-        step: The next step to make.
-        seconds: The training time so far.
+        step: The number of the next step.
+        seconds: The training time so far, in seconds.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -85,7 +85,7 @@ class Pace:
     """Counts the training time of a run across restarts, and says when to save the next snapshot.
 
     Args:
-        seconds_before: The training time before this start.
+        seconds_before: The training time in seconds before this start of the program.
         snapshot_every: Seconds between two snapshots.
     """
 
@@ -96,7 +96,7 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """The training time so far in seconds, including the time before the last restart."""
+        """The training time so far in seconds, including the time before this start of the program."""
         return time.monotonic() - self._start
 
     def snapshot_due(self) -> bool:

@@ -66,7 +66,7 @@ only figure lies in another cell.
 
 @attrs.frozen
 class Episode:
-    """One task, and the scene that is its right result.
+    """One task for a model (a caption, an edit or a painting), and the scene that is its right result.
 
     Attributes:
         operation: The kind of task.
@@ -158,8 +158,8 @@ def text_to_image(rng: np.random.Generator, canvas: Canvas) -> Episode:
 def described_figure(rng: np.random.Generator, canvas: Canvas) -> Episode:
     """Draw a text-to-image task whose target shows two figures and whose caption describes the first.
 
-    If the first figure leaves no room on a small canvas, it is the only one. From these tasks the model learns to paint
-    a figure beside one that is already there.
+    If a small canvas has no room for a second figure, the target shows only the first. From these tasks the model
+    learns to paint a figure next to one that is already there.
     """
     scene = world.random_scene(rng, canvas, 2)
     figure = scene.objects[0]

@@ -84,7 +84,7 @@ def vae_scene(rng: np.random.Generator, canvas: world.Canvas) -> world.Scene:
 
 
 def training_batch(config: VaeConfig, step: int, *, held_out: bool = False) -> Batch:
-    """Draw the pictures of one training step; they depend only on the settings and the step.
+    """Draw the pictures of one training step, which depend only on the arguments.
 
     Args:
         config: The settings.
@@ -98,10 +98,10 @@ def training_batch(config: VaeConfig, step: int, *, held_out: bool = False) -> B
 
 
 def scenes_batch(scenes: list[world.Scene], cell_weight: float = 1.0) -> Batch:
-    """Draw scenes of one canvas and convert them to tensors.
+    """Draw scenes of one canvas size, and convert the pictures to tensors.
 
     Args:
-        scenes: The scenes, all of one canvas.
+        scenes: The scenes, all of the same canvas size.
         cell_weight: How much a pixel in the cell of a figure counts, compared with other pixels.
     """
     pixels = torch.from_numpy(np.stack([world.render_array(scene) for scene in scenes]))

@@ -84,11 +84,11 @@ class Canvas:
     """The size of a picture in pixels.
 
     Attributes:
-        width: A multiple of 16 from 48 to 96.
-        height: A multiple of 16 from 48 to 96.
+        width: The width, a multiple of 16 from 48 to 96.
+        height: The height, a multiple of 16 from 48 to 96.
 
     Raises:
-        ValueError: A side has another value.
+        ValueError: The width or the height is no such number.
     """
 
     width: int
@@ -179,12 +179,12 @@ class Figure:
 
 @attrs.frozen
 class Scene:
-    """What a picture shows.
+    """A description of everything that one picture shows.
 
     Attributes:
         canvas: The size of the picture.
         background: The colour of the background; a name in `PALETTE`.
-        objects: The figures.
+        objects: The figures; their cells do not overlap.
 
     Raises:
         ValueError: The cells of two figures overlap, or the canvas does not have the place of a figure.
@@ -213,7 +213,7 @@ class Scene:
         return attrs.evolve(self, **changes)
 
     def with_figure(self, **changes: Any) -> "Scene":
-        """Return a copy of the scene, which must have exactly one figure, with these attributes of the figure replaced."""
+        """Return a copy of the scene, which must have exactly one figure, with attributes of that figure replaced."""
         (figure,) = self.objects
         return attrs.evolve(self, objects=(attrs.evolve(figure, **changes),))
 

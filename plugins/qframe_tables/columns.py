@@ -30,7 +30,7 @@ class Rows(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """The names of the columns."""
+        """The names of all columns of the table."""
 
     def tables(self, columns: Sequence[str]) -> Iterator[Any]:
         """Yield all rows of these columns in order, as one `pyarrow.Table` after another."""

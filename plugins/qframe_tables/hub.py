@@ -1,4 +1,4 @@
-"""Reads training records with Hugging Face's library `datasets`: from a folder on disk, or by a hub id."""
+"""Reads training records with Hugging Face's library `datasets`, from a folder or from the Hugging Face hub."""
 
 from __future__ import annotations
 

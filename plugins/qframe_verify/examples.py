@@ -18,7 +18,7 @@ def example_size(geometry: Geometry) -> Size:
 
 
 def example_picture(size: Size, seed: int = 0) -> Image.Image:
-    """Return a picture of random colours that change smoothly, so that resizing keeps them.
+    """Return a picture of random colours that change smoothly, so that resizing loses little of it.
 
     Args:
         size: Height and width in pixels.

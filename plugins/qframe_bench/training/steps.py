@@ -124,14 +124,15 @@ def compare(
 
 
 def step_ratios(found: Mapping[str, Sequence[Seconds]], device: torch.device) -> tuple[Ratio, ...]:
-    """Compare the contestants of the training step, each comparison with the limit that is promised for it.
+    """Divide the measured times by one another, and return the ratios with the limits that are promised for them.
 
-    A ratio is the median over all turns. On a CPU it is made of processor times, and a second ratio of wall times, for
-    which nothing is promised, follows it.
+    A ratio is the median over all turns; in a turn, everything is run once. On a CPU a ratio is made of processor
+    times, and a second ratio of wall times, for which nothing is promised, follows it.
 
     Args:
-        found: The times of each turn, by contestant: "cached step", "live step", "bare", "bare again" and "waiting for
-            data".
+        found: The times of each turn, by name: "cached step" and "live step" are steps of the training loop with cached
+            and with live examples; "bare" and "bare again" are the forward passes, the backward pass and the optimizer
+            of such a step alone; "waiting for data" is the time from a cached step's start to its first forward pass.
         device: Where the steps were computed.
     """
 

@@ -1,4 +1,7 @@
-"""The two networks that are compared, random batches for them, and the functions that are measured."""
+"""Builds the two networks that `qframe bench transformer` compares, random batches, and the measured functions.
+
+One network is diffusers' transformer, the other the packed network of the denoiser `qwen-per-sample-rope`.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ def random_batch(
 
     Args:
         settings: Says how wide the prompts' tokens are, and the dtype of all tensors.
-        grids: For each sample the grids of its pictures.
+        grids: For each sample the grids of its pictures, each (frames, rows, columns) in tokens.
         texts: The number of tokens of each sample's prompt.
         device: The device of the tensors; None stands for `settings.device`.
     """

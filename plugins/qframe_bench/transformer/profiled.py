@@ -69,7 +69,7 @@ def profiled(settings: Settings, network: Any, grids: Sequence[tuple[Grid, ...]]
     Args:
         settings: The sizes, device and dtype of the network.
         network: The packed network that `networks` builds.
-        grids: For each sample the grids of its pictures.
+        grids: For each sample the grids of its pictures, each (frames, rows, columns) in tokens.
         texts: The number of tokens of each sample's prompt.
     """
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
@@ -91,7 +91,7 @@ def operations(settings: Settings, grids: Sequence[tuple[Grid, ...]], texts: Seq
 
     Args:
         settings: The sizes of the network.
-        grids: For each sample the grids of its pictures.
+        grids: For each sample the grids of its pictures, each (frames, rows, columns) in tokens.
         texts: The number of tokens of each sample's prompt.
     """
     plain = attrs.evolve(settings, gradient_checkpointing=False)
