@@ -1,1 +1,1 @@
-"""Plugin: `qframe bench`, all benchmarks of qframe in one place, and the functions that measure for them."""
+"""Plugin: the command group `qframe bench` with all benchmarks of qframe, and the functions that measure for them."""

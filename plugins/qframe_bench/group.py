@@ -1,4 +1,4 @@
-"""The command group `qframe bench`: each benchmark that a plugin registers is one of its commands."""
+"""The command group `qframe bench`, which has one command for each benchmark that a plugin registers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Measures the time and the peak memory of several functions side by side in one run, and prints tables of both.
+"""Measures the time and the peak memory of several functions side by side in one process, and formats tables of both.
 
-The functions, called contestants, run in turns, so that other work on the machine slows all of them down alike. On a
-CPU the processor time of this process counts and not the time on the clock. Therefore ratios between contestants mean
-something even on a busy machine, and seconds do not.
+The measured functions are called contestants. In each turn, every contestant runs once, one after another, so that
+other work on the machine slows all of them down alike. On a CPU the benchmark compares the processor time of this
+process and not the time on the clock. Therefore the ratio of two contestants' times is reliable even on a busy machine;
+the seconds themselves are not.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 Contestant = Callable[[], object]
-"""A function that is measured each time it is called."""
+"""A function without arguments whose time and memory are measured; what it returns is ignored."""
 
 
 @attrs.frozen
 class Seconds:
-    """How long something took.
+    """The time that one piece of work took, read from two clocks.
 
     Attributes:
-        wall: Seconds on the clock.
+        wall: Seconds on the clock, between the start and the end of the work.
         processor: Seconds of processor time of this process, added up over its threads.
     """
 
@@ -32,17 +33,20 @@ class Seconds:
     processor: float
 
     def on(self, device: torch.device) -> float:
-        """The seconds that count: processor time on a CPU, which other programs do not lengthen, else wall time."""
+        """Return the seconds to compare for work on this device: the processor time on a CPU, else the wall time.
+
+        Other programs on the machine lengthen the wall time, but hardly the processor time.
+        """
         return self.processor if device.type == "cpu" else self.wall
 
 
 @attrs.frozen(kw_only=True)
 class Measured:
-    """What was measured of one contestant.
+    """The time and the memory that one contestant (a measured function) took.
 
     Attributes:
-        turns: The seconds that each of its turns took.
-        peak_bytes: The most bytes of tensors that it had allocated at once.
+        turns: The seconds that the contestant took in each turn; in a turn, every contestant runs once.
+        peak_bytes: The most bytes of tensors that the contestant had allocated at the same time.
     """
 
     turns: tuple[float, ...]
@@ -50,25 +54,26 @@ class Measured:
 
     @property
     def seconds(self) -> float:
-        """The median of the seconds of all turns."""
+        """The median of the seconds that the contestant took over all turns."""
         return statistics.median(self.turns)
 
     def times(self, other: Measured) -> float:
-        """How many times as long as another contestant this one took: the median of the ratios of single turns.
+        """Return how many times as long as `other` this contestant took.
 
-        The ratio is rounded to two decimal places, because even two runs of the same work differ in the third.
+        This is the median over all turns of (seconds of this contestant) / (seconds of `other` in the same turn). It is
+        rounded to two decimal places, because even two runs of the same work differ in the third.
         """
         return round(median_ratio(self.turns, other.turns), 2)
 
 
 @attrs.frozen(kw_only=True)
 class Ratio:
-    """A comparison of two measurements, and what is promised about it.
+    """One measurement divided by another, and the limit that qframe promises for the result.
 
     Attributes:
-        name: What is divided by what.
-        value: The ratio.
-        most: The largest ratio that keeps the promise; None if nothing is promised.
+        name: What is divided by what, as words for the table.
+        value: The result of the division.
+        most: The largest value that keeps the promise; None if nothing is promised.
     """
 
     name: str
@@ -77,7 +82,7 @@ class Ratio:
 
     @property
     def kept(self) -> bool:
-        """Whether the promise holds. A value that is not a number breaks it."""
+        """Whether `value` is at most `most`, or nothing is promised. A value that is NaN breaks a promise."""
         return self.most is None or self.value <= self.most
 
     def __str__(self) -> str:
@@ -87,7 +92,14 @@ class Ratio:
 
 
 def measure(contestants: Mapping[str, Contestant], *, repeats: int, device: torch.device) -> dict[str, Measured]:
-    """Measure the time of each contestant in `repeats` turns after a warm-up turn, and then the peak memory of each."""
+    """Measure the time of several functions (contestants), and after that the peak memory of each in one more call.
+
+    Args:
+        contestants: The functions by name.
+        repeats: How many turns are measured, after a first turn that only warms up; in a turn, every contestant runs
+            once.
+        device: Where the contestants compute.
+    """
     taken = turns(contestants, repeats=repeats, device=device)
     return {
         name: Measured(turns=tuple(one.on(device) for one in taken[name]), peak_bytes=peak_bytes(run, device))
@@ -96,18 +108,22 @@ def measure(contestants: Mapping[str, Contestant], *, repeats: int, device: torc
 
 
 def medians(contestants: Mapping[str, Contestant], *, repeats: int, device: torch.device) -> dict[str, float]:
-    """The seconds that each contestant takes: the median of `repeats` turns, after a warm-up turn."""
+    """Return the median seconds that each of several functions (contestants) takes.
+
+    In each of `repeats` turns, every function runs once; a turn that only warms up comes before. The seconds are
+    processor time if `device` is a CPU, else wall time.
+    """
     found = turns(contestants, repeats=repeats, device=device)
     return {name: statistics.median(one.on(device) for one in seconds) for name, seconds in found.items()}
 
 
 def turns(contestants: Mapping[str, Contestant], *, repeats: int, device: torch.device) -> dict[str, list[Seconds]]:
-    """Let the contestants run in turns, and return what each turn took.
+    """Run every contestant once per turn, and return for each contestant the time that each turn took.
 
     Args:
         contestants: The functions by name.
-        repeats: How many turns each contestant has, after a first one that is not counted.
-        device: Where the contestants compute; the clock is read when this device has finished.
+        repeats: How many turns are measured, after a first turn that only warms up.
+        device: Where the contestants compute; the clocks are read only when this device has finished its work.
     """
     found: dict[str, list[Seconds]] = {name: [] for name in contestants}
     for turn in range(repeats + 1):
@@ -121,18 +137,21 @@ def turns(contestants: Mapping[str, Contestant], *, repeats: int, device: torch.
 
 
 def median_ratio(ones: Sequence[float], others: Sequence[float]) -> float:
-    """Divide the seconds of each turn of one contestant by those of the same turn of another; return the median ratio.
+    """Divide the seconds of one contestant by those of another, turn by turn, and return the median of the ratios.
 
-    Other work on the machine slows both contestants of a turn down, so it hardly changes the ratio.
+    Both sequences have one item per turn. Other work on the machine slows both contestants of a turn down, so it hardly
+    changes the ratio.
     """
     return statistics.median(one / other for one, other in zip(ones, others, strict=True))
 
 
 def peak_bytes(run: Contestant, device: torch.device) -> int:
-    """The most bytes that `run` has allocated at once. Memory that the allocator only keeps for later does not count.
+    """Call `run` once, and return the most bytes of tensors that it had allocated at the same time.
+
+    Memory that the allocator has reserved but that no tensor uses does not count.
 
     On CUDA the allocator counts the bytes. On a CPU the profiler records every tensor that is allocated and freed, also
-    inside operations; it does not see what a library allocates without torch's allocator.
+    inside operations; the profiler does not see what a library allocates without torch's allocator.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -158,9 +177,16 @@ def peak_bytes(run: Contestant, device: torch.device) -> int:
 
 
 def matmul_ceiling(device: torch.device, dtype: torch.dtype, *, side: int, repeats: int = 5) -> float:
-    """The operations per second of one large product of two [side, side] matrices.
+    """Measure how many operations per second the device reaches in one product of two random [side, side] matrices.
 
-    Nothing else that a network computes is faster, so this is the upper bound that a pass is compared with.
+    A product has 2 * side**3 operations. Nothing that a network computes reaches more operations per second, so the
+    result is the upper bound that the speed of a forward or backward pass is compared with.
+
+    Args:
+        device: Where the product is computed.
+        dtype: The dtype of both matrices.
+        side: The number of rows and columns of both matrices.
+        repeats: How many products are timed; the median counts.
     """
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     seconds = medians({"product": lambda: a @ b}, repeats=repeats, device=device)["product"]

@@ -1,4 +1,4 @@
-"""What this plugin offers. Imports no torch."""
+"""Registers the command group `qframe bench` and its benchmarks with qframe. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from qframe.plugins.hookspecs import Component, hookimpl
 
 @hookimpl
 def qframe_components() -> list[Component]:
-    """The command group `bench`, and the benchmarks that it runs."""
+    """Return the command group `bench`, and the benchmarks that are its commands."""
     return [
         Component(
             "command",

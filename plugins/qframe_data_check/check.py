@@ -1,7 +1,7 @@
 """Reads a whole data set and finds every problem that training on it would meet.
 
 Several threads open pictures at once, because decoding releases Python's global lock. A thread works on one record at
-a time. Only the sizes and digests of a record's pictures stay in memory.
+a time. Of a record's pictures only the sizes and the sha256 digests stay in memory.
 """
 
 from __future__ import annotations
@@ -47,14 +47,15 @@ def check_data(
     decode: bool = True,
     progress: Progress = SILENT,
 ) -> Report:
-    """Find everything that is wrong with a data set for one family, and how large its examples are.
+    """Read every record of a data set, and report what would go wrong in training and how large the batches would be.
 
-    No weights are loaded, and nothing is written.
+    The check loads no weights and writes no files.
 
     Args:
         source: The data set.
-        composition: The family's parts; its recipe says which pictures and texts a record needs.
-        train: Says how batches are made, and whether prompts are dropped.
+        composition: The components of the family to train; the recipe says which pictures and texts a record needs.
+        train: Says how batches are made, and whether training sometimes drops a prompt (`caption_dropout`), for which
+            the negative prompt must be encoded, too.
         decode: False reads only the headers of pictures, which is faster, but does not notice a picture that is cut
             short or a mask that is black all over.
         progress: Is told how many records have been read.
@@ -108,7 +109,11 @@ class _Seen:
     findings: list[Finding] = attrs.field(factory=list)
 
     def fitted(self, pixel: PixelInput) -> Size:
-        """The size of a picture after geometry. Raises DataError if a side would have no pixels."""
+        """Return the size that a picture is resized to for training.
+
+        Raises:
+            DataError: A side would have no pixels.
+        """
         return pixel.geometry.fit(*self.looks[id(pixel.picture)].size)
 
 

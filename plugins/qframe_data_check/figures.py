@@ -22,14 +22,14 @@ def token_figures(
     *,
     exact: bool,
 ) -> TokenFigures | None:
-    """Make the batches of one epoch, at most 500 of them, and count their tokens.
+    """Make the batches of the first epoch, at most 500 of them, and count the tokens in them.
 
     Args:
-        sizes: The size of every usable training record.
-        composition: Its denoiser says how much padding a batch needs.
+        sizes: The token counts of every usable training record.
+        composition: The components of the family; the denoiser says how much padding a batch needs.
         train: Says how batches are made.
-        name: Turns a place in `sizes` into the name that a message gives to that record.
-        exact: Whether the text in `sizes` is counted in tokens and not in bytes.
+        name: Returns the name that a message gives to the record whose number in `sizes` it is called with.
+        exact: True if the text in `sizes` is counted in tokens, False if it is counted in bytes.
 
     Returns:
         The figures, or None if `sizes` is empty.

@@ -1,4 +1,4 @@
-"""What this plugin offers. Imports no torch."""
+"""Registers the command group `qframe data` with qframe. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from qframe.plugins.hookspecs import Component, hookimpl
 
 @hookimpl
 def qframe_components() -> list[Component]:
-    """The command group `data`."""
+    """Return the command group `data`, which has the command `check`."""
     return [
         Component(
             "command",

@@ -1,4 +1,4 @@
-"""Draws a contact sheet of records as the model will see them, that is after geometry."""
+"""Draws a contact sheet of records as the model will see them, that is, with pictures resized as for training."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ _LONGEST_PROMPT = 160
 def preview_sheet(report: Report, recipe: Recipe, *, count: int = 24) -> Image.Image | None:
     """Draw records that can be used, each with its references, its target, its mask and its prompt.
 
-    The pictures are resized as training resizes them; the sheet then shrinks those above 384 pixels a side.
+    The pictures are resized as training resizes them. On the sheet, pictures with a side above 384 pixels are reduced
+    once more.
 
     Args:
-        report: The check of the data set; it knows which records can be used.
-        recipe: Says which pictures of a record are encoded, and in which geometry.
+        report: The result of checking the data set, which says which records can be used.
+        recipe: Says which pictures of a record are encoded, and to which size each of them is resized.
         count: The most records that are drawn. They are spread evenly over the data set.
 
     Returns:

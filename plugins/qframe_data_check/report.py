@@ -1,4 +1,4 @@
-"""The values that a check of a data set returns."""
+"""The values that `check_data` returns: findings, token figures, and the report that holds them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qframe.interfaces import Record, Survey
 from qframe.pictures.geometry import Size
 
 Severity = Literal["error", "warning"]
-"""error: training would stop there. warning: training would go on, and perhaps learn something wrong."""
+"""With an error, training would stop; with a warning, training would go on, and perhaps learn something wrong."""
 
 Kind = Literal["data set", "record", "picture", "size", "mask", "prompt", "aspect ratio", "enlarged", "duplicate"]
 
@@ -21,8 +21,8 @@ class Finding:
     """One thing that is wrong with a data set: one row of the table that `qframe data check` prints.
 
     Attributes:
-        severity: Whether training would stop there.
-        kind: What the finding is about.
+        severity: "error" if training would stop at this record, "warning" if it would go on.
+        kind: What the finding is about, such as "picture" or "prompt".
         origin: The file or the row of a table that the finding is about.
         message: What is wrong.
     """
@@ -35,17 +35,19 @@ class Finding:
 
 @attrs.frozen(kw_only=True)
 class TokenFigures:
-    """How many tokens a forward pass of training has, taken over batches that the configuration makes.
+    """How many tokens the batches of training have, counted over batches made as the configuration says.
+
+    A batch here is what one forward pass of training computes.
 
     Attributes:
-        batches: How many batches the figures are taken from.
+        batches: How many batches were counted.
         samples: Mean number of samples in a batch.
-        valid: Mean number of tokens in a batch, padding left out.
-        smallest: The number of tokens in the smallest batch, padding left out.
-        largest: The number of tokens in the largest batch, padding left out.
-        padded: Mean number of tokens of padding that are computed beside the valid ones.
+        valid: Mean number of tokens in a batch, without padding.
+        smallest: The number of tokens in the smallest batch, without padding.
+        largest: The number of tokens in the largest batch, without padding.
+        padded: Mean number of padding tokens that the denoiser computes in a batch in addition.
         largest_sample: The number of tokens of the largest sample.
-        exact: False if the encoder cannot count tokens, so that text is counted in bytes.
+        exact: True if text is counted in tokens; False if in bytes, because the encoder cannot count tokens.
         problem: Why no batch can be made under this configuration; None if batches can be made.
     """
 
@@ -62,15 +64,16 @@ class TokenFigures:
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """Everything that a check found out about a data set.
+    """The result of checking a data set.
 
     Attributes:
         survey: The records that the data source listed, and the problems that it met while it listed them.
-        usable: The places of the records that can be trained on. Places count through the training records first and
-            then through those for validation; see `record`.
+        usable: The numbers of the records without an error. Numbers count from 0 through the training records first and
+            then through the validation records; `record` takes such a number.
         findings: What is wrong with the data set, errors first.
-        shapes: (height, width) of targets after geometry and how many targets have that size, most frequent first.
-        tokens: Figures over the usable training records; None if no training record is usable.
+        shapes: Each size (height, width) in pixels that targets have after they were resized for training, with the
+            number of targets of that size, most frequent first.
+        tokens: How many tokens batches of the usable training records have; None if no training record is usable.
     """
 
     survey: Survey
@@ -81,7 +84,7 @@ class Report:
 
     @property
     def total(self) -> int:
-        """The number of records, those for validation included."""
+        """The number of training records and validation records together."""
         return len(self.survey.records) + len(self.survey.validation)
 
     @property
@@ -90,11 +93,11 @@ class Report:
         return sum(finding.severity == "error" for finding in self.findings)
 
     def record(self, place: int) -> Record:
-        """The record at a place, which counts through the training records first and then those for validation."""
+        """Return the record with this number, counted from 0 through training records, then validation records."""
         return record_at(self.survey, place)
 
 
 def record_at(survey: Survey, place: int) -> Record:
-    """The record at a place, which counts through the training records first and then those for validation."""
+    """Return the record with this number, counted from 0 through training records, then validation records."""
     count = len(survey.records)
     return survey.records[place] if place < count else survey.validation[place - count]

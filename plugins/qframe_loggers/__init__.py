@@ -1,1 +1,1 @@
-"""Plugin: loggers that write the metrics and samples of a training run for other programs."""
+"""Plugin: loggers that pass the metrics and samples of a training run on to other programs."""

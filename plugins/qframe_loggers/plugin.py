@@ -1,4 +1,4 @@
-"""What this plugin offers. Imports no torch."""
+"""Registers the loggers `csv`, `tensorboard` and `wandb` with qframe. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from qframe.plugins.hookspecs import Component, hookimpl
 
 @hookimpl
 def qframe_components() -> list[Component]:
-    """Three loggers. A run writes metrics.jsonl without any of them."""
+    """Return the three loggers; `logging.use` chooses among them. A run writes metrics.jsonl even without a logger."""
     return [
         Component(
             "logger",

@@ -1,4 +1,4 @@
-"""The logger `csv`, which writes the metrics of a run as a table."""
+"""The logger `csv`, which writes the metrics of a training run as a table."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from qframe.train.run import Run
 
 
 class CsvLogger:
-    """Writes logs/metrics.csv when a run ends.
+    """The logger that writes logs/metrics.csv into the run's folder when a training run ends.
 
-    The table is made from metrics.jsonl, so that a step which a resumed run repeats has only one row.
+    The table is made from the run's metrics.jsonl, which has one line per step, also when a resumed run has repeated
+    steps.
     """
 
     @hookimpl
     def qframe_run_end(self, run: Run) -> None:
-        """Write one row per step; the cell of a metric that a step does not have is empty."""
+        """Write the table with one row per step; a cell is empty if the step has no such metric."""
         if not run.metrics_file.exists():
             return
         rows = [json.loads(line) for line in run.metrics_file.read_text(encoding="utf-8").splitlines()]

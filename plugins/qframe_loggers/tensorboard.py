@@ -18,9 +18,10 @@ from qframe.train.run import Run
 
 
 class TensorBoardLogger:
-    """Writes event files into logs/tensorboard.
+    """The logger that writes TensorBoard's event files into logs/tensorboard of the run's folder.
 
-    When a run resumes from a checkpoint, TensorBoard is told to drop what was logged after that checkpoint.
+    When a run resumes from a checkpoint, TensorBoard is told to drop what was logged after that checkpoint. Creating
+    the logger raises ConfigError if the package tensorboard is not installed.
     """
 
     def __init__(self) -> None:
@@ -36,14 +37,14 @@ class TensorBoardLogger:
 
     @hookimpl
     def qframe_run_start(self, run: Run) -> None:
-        """Open the event file, and write the configuration of the run as text."""
+        """Open the event file, and write the configuration of the run into it as text."""
         purge = None if run.resumed_from is None else run.step + 1
         self._writer = self._open(str(run.logs / "tensorboard"), purge_step=purge)
         self._writer.add_text("config", f"```\n{dump_config(run.config)}\n```", run.step)
 
     @hookimpl
     def qframe_step_end(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add a point to the curve of each metric; a value that is not finite is left out."""
+        """Write the metrics of a step, each as a point of its curve; a value that is not finite is left out."""
         for name, value in metrics.items():
             if math.isfinite(value):
                 group = "validation" if name.startswith("val_") else "train"
@@ -51,7 +52,10 @@ class TensorBoardLogger:
 
     @hookimpl
     def qframe_samples(self, step: int, files: Sequence[Path]) -> None:
-        """Write each sample under the name of its file, so that TensorBoard can page through the steps of a sample."""
+        """Write each sampled picture under the name of its file, which is the same at every step.
+
+        TensorBoard can therefore show how the picture of one record changes from step to step.
+        """
         for file in files:
             with Image.open(file) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
@@ -60,6 +64,6 @@ class TensorBoardLogger:
 
     @hookimpl
     def qframe_run_end(self) -> None:
-        """Write what is still in memory, and close the event file."""
+        """Write the events that are still in memory, and close the event file."""
         if self._writer is not None:
             self._writer.close()

@@ -17,9 +17,11 @@ from qframe.train.run import Run
 
 
 class WandbLogger:
-    """Logs to a run of the project `logging.project` that has the name of the training run's folder.
+    """The logger that sends the metrics and samples of a training run to a run on Weights & Biases.
 
-    When a training run resumes, it goes on logging to the same run.
+    The run there belongs to the project `logging.project` and has the name of the training run's folder. A training run
+    that resumes goes on with the same run there. Creating the logger raises ConfigError if the package wandb is not
+    installed.
     """
 
     def __init__(self) -> None:
@@ -34,7 +36,7 @@ class WandbLogger:
 
     @hookimpl
     def qframe_run_start(self, run: Run) -> None:
-        """Start the run, or go on with it: its id is stored in logs/wandb-id."""
+        """Start the run on Weights & Biases, or go on with the one whose id is stored in logs/wandb-id."""
         name = run.logs / "wandb-id"
         if not name.exists():
             write_file(name, secrets.token_hex(8).encode())
@@ -49,16 +51,16 @@ class WandbLogger:
 
     @hookimpl
     def qframe_step_end(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add a point to the curve of each metric."""
+        """Send the metrics of a step, each as a point of its curve."""
         self._run.log(dict(metrics), step=step)
 
     @hookimpl
     def qframe_samples(self, step: int, files: Sequence[Path]) -> None:
-        """Send each sample under the name of its file."""
+        """Send each sampled picture under the name of its file."""
         self._run.log({f"samples/{file.stem}": self._wandb.Image(str(file)) for file in files}, step=step)
 
     @hookimpl
     def qframe_run_end(self, error: BaseException | None) -> None:
-        """End the run; it is marked as failed if training raised an error."""
+        """End the run on Weights & Biases; it is marked as failed if training raised an error."""
         if self._run is not None:
             self._run.finish(exit_code=0 if error is None else 1)

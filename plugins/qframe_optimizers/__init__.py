@@ -1,1 +1,1 @@
-"""Plugin: optimizers for the trained weights."""
+"""Plugin: the optimizers that `train.optimizer` can name."""

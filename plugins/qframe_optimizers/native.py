@@ -1,4 +1,4 @@
-"""Optimizers that torch itself has."""
+"""Builds the optimizers that torch itself has: AdamW and Muon."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ from qframe_optimizers.options import AdamWOptions, MuonOptions
 
 
 class AdamW(OptimizerFactory):
-    """Builds torch.optim.AdamW for all trained weights."""
+    """Builds one `torch.optim.AdamW` for all trained weights. Registered as optimizer "adamw"."""
 
     options: AdamWOptions
 
     def build(
         self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, weight_decay: float, blocks: str
     ) -> Sequence[torch.optim.Optimizer]:
-        """See `OptimizerFactory.build`."""
+        """Build the optimizer; if the option `fused` is None, the fused kernel is used if all weights are on a GPU.
+
+        Args:
+            parameters: The trained weights by name.
+            learning_rate: The peak learning rate.
+            weight_decay: The decoupled weight decay.
+            blocks: Not used; the name of the repeated blocks.
+        """
         trained = list(parameters.values())
         fused = self.options.fused
         if fused is None:
@@ -37,9 +44,9 @@ class AdamW(OptimizerFactory):
 
 
 class Muon(OptimizerFactory):
-    """Builds torch.optim.Muon for the matrices of the repeated blocks, and AdamW for all other trained weights.
+    """Builds `torch.optim.Muon` for the matrices of the repeated blocks, and AdamW for all other trained weights.
 
-    Muon is defined for matrices only.
+    Muon is defined for matrices only. Registered as optimizer "muon".
     """
 
     options: MuonOptions
@@ -47,7 +54,14 @@ class Muon(OptimizerFactory):
     def build(
         self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, weight_decay: float, blocks: str
     ) -> Sequence[torch.optim.Optimizer]:
-        """See `OptimizerFactory.build`."""
+        """Build both optimizers; if one of them would have no weights, only the other is returned.
+
+        Args:
+            parameters: The trained weights by name.
+            learning_rate: The peak learning rate of AdamW; that of Muon is the option `matrix_learning_rate`.
+            weight_decay: The weight decay of both.
+            blocks: The name of the repeated blocks, which the names of their weights begin with.
+        """
         matrices = {
             name: parameter
             for name, parameter in parameters.items()
@@ -71,7 +85,10 @@ class Muon(OptimizerFactory):
         return parts
 
     def state_bytes(self, parameters: Mapping[str, nn.Parameter], *, blocks: str) -> int:
-        """See `OptimizerFactory.state_bytes`. Muon keeps one moment of each matrix, AdamW two of every other weight."""
+        """Return how many bytes the state of both optimizers will take.
+
+        Muon keeps one moment of each matrix, AdamW two moments of every other weight.
+        """
         return sum(
             parameter.nbytes * (1 if parameter.ndim == 2 and name.startswith(f"{blocks}.") else 2)
             for name, parameter in parameters.items()

@@ -1,4 +1,4 @@
-"""Settings of the optimizers of this plugin. Imports no torch."""
+"""The options (`train.optimizer_options`) of the optimizers of this plugin. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BETA = deep_iterable(and_(ge(0.0), lt(1.0)))
 
 @attrs.frozen(kw_only=True)
 class AdamWOptions:
-    """Settings of `adamw` (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+    """The options of optimizer `adamw` (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
 
     betas: tuple[float, float] = attrs.field(
         default=(0.9, 0.999), validator=_BETA, metadata={"help": "decay of the first and the second moment"}
@@ -23,7 +23,7 @@ class AdamWOptions:
 
 @attrs.frozen(kw_only=True)
 class MuonOptions:
-    """Settings of `muon` (Jordan et al. 2024): Muon on the matrices of the blocks, AdamW on the rest."""
+    """The options of optimizer `muon` (Jordan et al. 2024): Muon for the blocks' matrices, AdamW for the rest."""
 
     matrix_learning_rate: float = attrs.field(
         default=1e-3, validator=gt(0.0), metadata={"help": "peak learning rate of the matrices"}
@@ -41,7 +41,7 @@ class MuonOptions:
 
 @attrs.frozen(kw_only=True)
 class AdamW8bitOptions:
-    """Settings of `adamw8bit` (Dettmers et al. 2022, arXiv:2110.02861)."""
+    """The options of optimizer `adamw8bit` (Dettmers et al. 2022, arXiv:2110.02861)."""
 
     betas: tuple[float, float] = attrs.field(
         default=(0.9, 0.999), validator=_BETA, metadata={"help": "decay of the first and the second moment"}
@@ -54,7 +54,10 @@ class AdamW8bitOptions:
 
 @attrs.frozen(kw_only=True)
 class ProdigyOptions:
-    """Settings of `prodigy` (Mishchenko and Defazio 2024, arXiv:2306.06101), made for train.learning_rate = 1."""
+    """The options of optimizer `prodigy` (Mishchenko and Defazio 2024, arXiv:2306.06101).
+
+    Prodigy is made for `train.learning_rate` = 1, because it estimates the step size itself.
+    """
 
     betas: tuple[float, float] = attrs.field(
         default=(0.9, 0.999), validator=_BETA, metadata={"help": "decay of the first and the second moment"}
@@ -75,7 +78,7 @@ class ProdigyOptions:
 
 @attrs.frozen(kw_only=True)
 class LionOptions:
-    """Settings of `lion` (Chen et al. 2023, arXiv:2302.06675)."""
+    """The options of optimizer `lion` (Chen et al. 2023, arXiv:2302.06675)."""
 
     betas: tuple[float, float] = attrs.field(
         default=(0.9, 0.99), validator=_BETA, metadata={"help": "decay for the update, and for the moment that is kept"}

@@ -1,4 +1,4 @@
-"""Optimizers that other packages bring. Each of these packages is an extra of qframe."""
+"""Optimizers of other packages, each of which is an optional dependency (an extra) of qframe."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def _package(module: str, extra: str) -> Any:
 
 
 class AdamW8bit(OptimizerFactory):
-    """Builds AdamW8bit of bitsandbytes, which keeps the moments of large weights in 8 bits."""
+    """Builds AdamW8bit of the package bitsandbytes, which keeps the moments of large weights in 8 bits.
+
+    Registered as optimizer "adamw8bit". Creating the factory raises ConfigError if the package is not installed.
+    """
 
     options: AdamW8bitOptions
 
@@ -38,7 +41,14 @@ class AdamW8bit(OptimizerFactory):
     def build(
         self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, weight_decay: float, blocks: str
     ) -> Sequence[torch.optim.Optimizer]:
-        """See `OptimizerFactory.build`."""
+        """Build one optimizer for all trained weights.
+
+        Args:
+            parameters: The trained weights by name.
+            learning_rate: The peak learning rate.
+            weight_decay: The weight decay.
+            blocks: Not used; the name of the repeated blocks.
+        """
         built: torch.optim.Optimizer = self._package.AdamW8bit(
             list(parameters.values()),
             lr=learning_rate,
@@ -50,7 +60,7 @@ class AdamW8bit(OptimizerFactory):
         return [built]
 
     def state_bytes(self, parameters: Mapping[str, nn.Parameter], *, blocks: str) -> int:
-        """See `OptimizerFactory.state_bytes`.
+        """Return how many bytes the state of the optimizer will take.
 
         Both moments of a large weight have a byte per number and a float32 scale for every 256 numbers. The moments of
         a weight with fewer than `min_8bit_size` numbers are float32.
@@ -62,7 +72,10 @@ class AdamW8bit(OptimizerFactory):
 
 
 class Prodigy(OptimizerFactory):
-    """Builds Prodigy of prodigyopt, which estimates the step size itself."""
+    """Builds Prodigy of the package prodigyopt, which estimates the step size itself.
+
+    Registered as optimizer "prodigy". Creating the factory raises ConfigError if the package is not installed.
+    """
 
     options: ProdigyOptions
 
@@ -73,7 +86,14 @@ class Prodigy(OptimizerFactory):
     def build(
         self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, weight_decay: float, blocks: str
     ) -> Sequence[torch.optim.Optimizer]:
-        """See `OptimizerFactory.build`."""
+        """Build one optimizer for all trained weights.
+
+        Args:
+            parameters: The trained weights by name.
+            learning_rate: The peak learning rate.
+            weight_decay: The weight decay.
+            blocks: Not used; the name of the repeated blocks.
+        """
         options = self.options
         built: torch.optim.Optimizer = self._package.Prodigy(
             list(parameters.values()),
@@ -91,12 +111,18 @@ class Prodigy(OptimizerFactory):
         return [built]
 
     def state_bytes(self, parameters: Mapping[str, nn.Parameter], *, blocks: str) -> int:
-        """See `OptimizerFactory.state_bytes`. Prodigy keeps two moments, initial weights and an estimate."""
+        """Return how many bytes the state of the optimizer will take.
+
+        For each weight, Prodigy keeps two moments, the initial value and a number for estimating the step size.
+        """
         return 4 * sum(parameter.nbytes for parameter in parameters.values())
 
 
 class Lion(OptimizerFactory):
-    """Builds Lion of lion-pytorch, which steps by the sign of a single moment."""
+    """Builds Lion of the package lion-pytorch, whose steps follow the sign of a single moment.
+
+    Registered as optimizer "lion". Creating the factory raises ConfigError if the package is not installed.
+    """
 
     options: LionOptions
 
@@ -107,12 +133,19 @@ class Lion(OptimizerFactory):
     def build(
         self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, weight_decay: float, blocks: str
     ) -> Sequence[torch.optim.Optimizer]:
-        """See `OptimizerFactory.build`."""
+        """Build one optimizer for all trained weights.
+
+        Args:
+            parameters: The trained weights by name.
+            learning_rate: The peak learning rate.
+            weight_decay: The weight decay.
+            blocks: Not used; the name of the repeated blocks.
+        """
         built: torch.optim.Optimizer = self._package.Lion(
             list(parameters.values()), lr=learning_rate, betas=self.options.betas, weight_decay=weight_decay
         )
         return [built]
 
     def state_bytes(self, parameters: Mapping[str, nn.Parameter], *, blocks: str) -> int:
-        """See `OptimizerFactory.state_bytes`. Lion keeps one moment."""
+        """Return how many bytes the state of the optimizer will take: one moment of each weight."""
         return sum(parameter.nbytes for parameter in parameters.values())

@@ -1,4 +1,4 @@
-"""What this plugin offers. Imports no torch."""
+"""Registers the optimizers with qframe. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from qframe.plugins.hookspecs import Component, hookimpl
 
 @hookimpl
 def qframe_components() -> list[Component]:
-    """Two optimizers of torch, and three of other packages."""
+    """Return two optimizers that torch itself has, and three of other packages."""
     return [
         Component(
             "optimizer",

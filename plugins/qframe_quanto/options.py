@@ -1,4 +1,4 @@
-"""Settings of the quantiser `quanto`. Imports no torch."""
+"""The options of the quantiser `quanto`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class QuantoOptions:
-    """In which format weights are kept, and which layers are left out."""
+    """The options of the quantiser `quanto`.
+
+    Attributes:
+        weights: The format that weights are kept in: whole numbers of 8 or 4 bits, or floats of 8 bits.
+        exclude: Names of linear layers that are not quantised, or patterns of such names, as in `fnmatch`.
+    """
 
     weights: Literal["qint8", "qfloat8", "qint4"] = attrs.field(
         default="qint8", metadata={"help": "8-bit whole numbers or floats: half of bfloat16; qint4: a quarter"}

@@ -1,4 +1,4 @@
-"""What this plugin offers. Imports no torch."""
+"""Registers the quantiser `quanto` with qframe. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from qframe.plugins.hookspecs import Component, hookimpl
 
 @hookimpl
 def qframe_components() -> list[Component]:
-    """One quantiser."""
+    """Return the quantiser `quanto`."""
     return [
         Component(
             "quantiser",

@@ -1,4 +1,4 @@
-"""The quantiser `quanto`: optimum-quanto, wrapped as a `Quantiser`."""
+"""The quantiser `quanto`, which implements the interface `Quantiser` with the package optimum-quanto."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LARGEST_GROUP = 128  # from QModuleMixin.__init__ in quanto's nn/qmodule.py
 
 
 class FrozenLinear(quanto.QLinear):
-    """quanto's linear layer, made to compute in the dtype of its weights even inside autocast.
+    """The quantised linear layer of optimum-quanto, made to compute in the dtype of its weights even inside autocast.
 
     Autocast would convert the quantised weight to another dtype, which quanto refuses.
     """
@@ -31,7 +31,7 @@ class FrozenLinear(quanto.QLinear):
 
 
 class QuantoQuantiser(Quantiser):
-    """Keeps the weights of linear layers in 8 or 4 bits; activations and computation keep the dtype of the model."""
+    """A quantiser that keeps the weights of linear layers in 8 or 4 bits and computes in the dtype of the model."""
 
     options: QuantoOptions
 
@@ -39,7 +39,12 @@ class QuantoQuantiser(Quantiser):
         super().__init__(options or QuantoOptions())
 
     def quantise(self, network: nn.Module) -> None:
-        """See `Quantiser.quantise`. Raises ConfigError if a pattern of `exclude` matches no layer."""
+        """Replace all linear layers of `network` in place, except those that match `exclude`, by quantised ones.
+
+        Raises:
+            ConfigError: A pattern of `exclude` matches no linear layer.
+            NumericsError: A layer has weights that are not finite, which quantisation would hide.
+        """
         layers = {name: part for name, part in network.named_modules() if isinstance(part, nn.Linear)}
         idle = [pattern for pattern in self.options.exclude if not any(fnmatch(name, pattern) for name in layers)]
         if idle:

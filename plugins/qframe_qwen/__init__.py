@@ -1,1 +1,1 @@
-"""Qwen-Image: its codec, its text encoder, its transformer, its schedule, and the family `qwen-image`."""
+"""Plugin: the codec (VAE), text encoder, transformer and schedule of Qwen-Image, and the family `qwen-image`."""

@@ -1,4 +1,4 @@
-"""The codec of Qwen-Image: diffusers' autoencoder, used for still pictures."""
+"""The codec (VAE) of Qwen-Image: diffusers' autoencoder for video, used for still pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ _FOLDER = "vae"
 
 
 class QwenCodec(LatentCodec):
-    """diffusers' AutoencoderKLQwenImage. It encodes video; here every picture is a video of one frame."""
+    """The codec that wraps diffusers' AutoencoderKLQwenImage, a VAE for video: every picture is a video of one frame.
+
+    Attributes:
+        vae: Diffusers' network.
+    """
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL as the encoder: the last hidden states of a prompt in a template, with pictures for edits."""
+"""The encoder `qwen2.5-vl`, which turns prompts (for edits with pictures) into Qwen2.5-VL's last hidden states."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ class _Prompt:
 
 
 class QwenVLEncoder(Encoder):
-    """Qwen2_5_VLForConditionalGeneration without its head, with Qwen2's tokenizer and the PIL image processor.
+    """The encoder that wraps transformers' Qwen2_5_VLForConditionalGeneration without its output head.
 
-    Image tokens have three-dimensional positions, with which the model was trained; diffusers' edit pipelines lose
-    them (diffusers #14194). Torchvision is not needed.
+    By default image tokens have three-dimensional positions, with which the model was trained; diffusers' edit
+    pipelines lose them (diffusers #14194). Pictures are prepared with PIL, so torchvision is not needed.
 
     Attributes:
-        model: The network, without its head. None in an encoder that only counts tokens.
-        tokenizer: The tokenizer.
-        image_processor: Prepares pictures; None for an encoder that looks at no pictures.
-        options: The options.
+        model: The network without its output head; None in an encoder that only counts tokens.
+        tokenizer: Qwen2's tokenizer.
+        image_processor: Cuts pictures into the patches that the network sees; None if the encoder takes no pictures.
+        options: The template, the positions, and how special tokens and long prompts are treated.
     """
 
     entered_by_forward: ClassVar[bool] = True
@@ -126,7 +126,11 @@ class QwenVLEncoder(Encoder):
 
     @classmethod
     def token_counter(cls, model: ModelFolder, options: Any) -> TokenCounter:
-        """See `Encoder.token_counter`. It runs the same code as `encode`, with tokenizer and image processor alone."""
+        """Return a function that counts the tokens that `encode` returns for a prompt with pictures of given sizes.
+
+        The function runs the same code as `encode`, but with the tokenizer and the image processor alone, without
+        weights. It raises DataError for a prompt that `encode` would refuse.
+        """
         options = options or QwenVLOptions()
         spec = cls.describe(model, options)
         processor = _image_processor(model) if spec.pictures else None
@@ -142,7 +146,18 @@ class QwenVLEncoder(Encoder):
     def encode(
         self, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]], *, max_length: int | None = None
     ) -> Conditioning:
-        """See `Encoder.encode`. DataError if a prompt has special tokens, or the wrong number of pictures."""
+        """Encode prompts, each with its own pictures, in one pass of the network.
+
+        Args:
+            prompts: The prompts.
+            pictures: For each prompt its pictures, already resized; an empty sequence for a prompt without pictures.
+            max_length: How many tokens of a prompt are kept, not counting image tokens. If the options have a limit,
+                too, the smaller one counts; if there is neither, the limit of the template counts.
+
+        Raises:
+            DataError: A prompt contains a special token, unless the options allow it, or has another number of pictures
+                than the template shows, or the encoder takes no pictures.
+        """
         if len(prompts) != len(pictures):
             raise ValueError(f"{len(prompts)} prompts, {len(pictures)} lists of pictures")
         vision = self._look([picture for shown in pictures for picture in shown])

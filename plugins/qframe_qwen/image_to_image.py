@@ -1,4 +1,7 @@
-"""The transform `image-to-image`: a run starts from a picture, noised as far as `strength` says."""
+"""The transform `image-to-image`: a sampling run starts from a picture with added noise instead of from pure noise.
+
+How much noise is added depends on the strength of the request: a strength of 1 keeps nothing of the picture.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from qframe.sample.settling import settle_inner, split_by_size
 from qframe.sample.starts import first_step, source_tokens, start_from
 
 STRENGTH = 0.6
-"""The default of diffusers' QwenImageImg2ImgPipeline."""
+"""The strength if a request has a picture but names no strength, as in diffusers' QwenImageImg2ImgPipeline."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -24,8 +27,9 @@ class ImageToImageRequest(Request):
     """A request that may start from a picture.
 
     Attributes:
-        image: The picture to start from, or one per prompt; without it the run starts from noise.
-        strength: The fraction of the steps that runs, in (0, 1]; None is 0.6.
+        image: The picture to start from, or one picture per prompt; None starts from noise.
+        strength: The fraction of the sampling steps that runs, in (0, 1]; None means 0.6. It may be given only together
+            with `image`.
     """
 
     image: tuple[PictureLike, ...] | None = attrs.field(
@@ -38,11 +42,12 @@ class ImageToImageRequest(Request):
 
 @attrs.frozen(eq=False, kw_only=True)
 class SettledStart(SettledAround):
-    """A settled request, and the pictures that its run starts from.
+    """A settled request (sizes decided, pictures opened), with the pictures that the sampling run starts from.
 
     Attributes:
-        sources: One picture for all prompts or one per prompt, at the size of the result; empty for a run from noise.
-        first: How many of the first steps the strength leaves out.
+        sources: One picture for all prompts or one per prompt, at the size of the result; empty if the run starts from
+            noise.
+        first: How many sampling steps are left out at the beginning, as the strength demands.
     """
 
     sources: Sequence[Image.Image] = ()
@@ -50,7 +55,10 @@ class SettledStart(SettledAround):
 
 
 class ImageToImage(RecipeTransform):
-    """Does what diffusers' QwenImageImg2ImgPipeline does, on the plans of any recipe."""
+    """The transform that lets the sampling runs of any recipe start from a picture.
+
+    It does what diffusers' QwenImageImg2ImgPipeline does. A request without `image` runs as if there were no transform.
+    """
 
     request_type: ClassVar[type[Request]] = ImageToImageRequest
     optional: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Loading one component of a model folder: its class and its weights are checked, and no code in it is run."""
+"""Loads single components of a model folder, after checking their class and weights; no code of the folder is run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from qframe.plugins.distribution import install_hint
 
 
 def component_config(model: ModelFolder, subfolder: str, expected: str, *, file: str = "config.json") -> dict[str, Any]:
-    """Return the configuration of a component.
+    """Read the configuration of a component, and check the class that it names and that no file of weights is missing.
 
     Args:
         model: The model folder.
-        subfolder: The component's subfolder.
-        expected: The class that the configuration must name.
-        file: The configuration's file name.
+        subfolder: The component's subfolder, such as "vae".
+        expected: The name of the class that the configuration must name.
+        file: The file name of the configuration.
 
     Raises:
         WeightsError: The file is missing or names another class, or shards of weights are missing.
@@ -41,18 +41,19 @@ def component_config(model: ModelFolder, subfolder: str, expected: str, *, file:
 
 
 def load_weights(cls: Any, model: ModelFolder, subfolder: str, *, device: torch.device, dtype: torch.dtype) -> Any:
-    """Load a network of diffusers or transformers, frozen and in evaluation mode.
+    """Load a network of diffusers or transformers, and return it frozen and in evaluation mode.
 
     Args:
         cls: The network's class.
         model: The model folder.
         subfolder: The component's subfolder.
-        device: The device for the weights.
-        dtype: The dtype of the weights.
+        device: The device that the weights are moved to.
+        dtype: The dtype that the weights are converted to.
 
     Raises:
-        WeightsError: Weights are missing, damaged or of another shape (diffusers and transformers would fill in random
-            values), or this machine lacks the library or device that quantised weights need.
+        WeightsError: Weights are missing, damaged, unused or of another shape (for missing ones, diffusers and
+            transformers would fill in random values), or this machine lacks the library or the device that quantised
+            weights need.
     """
     model.weight_files(subfolder)
     try:
@@ -93,7 +94,13 @@ def load_weights(cls: Any, model: ModelFolder, subfolder: str, *, device: torch.
 
 
 def outline_of(cls: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """Make a network of diffusers' class `cls` on the meta device: names and shapes of weights, but no weights."""
+    """Make a network on torch's meta device, where weights have names and shapes, but take no memory.
+
+    Args:
+        cls: The network's class, of diffusers.
+        config: The configuration of the network.
+        dtype: The dtype that the weights would have.
+    """
     with torch.device("meta"):
         network = cls.from_config(dict(config))
     nn.Module.to(network, dtype)  # diffusers' own `to` would warn of modules to keep in float32; there are none

@@ -1,4 +1,4 @@
-"""Settings of this plugin's components and of its family's recipe. Imports no torch."""
+"""The options of this plugin's components, and the settings of the recipe of `qwen-image`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qframe.pictures.geometry import GeometrySettings
 
 @attrs.frozen(kw_only=True)
 class QwenVLOptions:
-    """Settings of the encoder `qwen2.5-vl`."""
+    """The options of the encoder `qwen2.5-vl`; the help text of each explains it."""
 
     template: Literal["auto", "text", "edit", "edit-plus"] = attrs.field(
         default="auto",
@@ -41,7 +41,7 @@ class QwenVLOptions:
 
 @attrs.frozen(kw_only=True)
 class QwenCodecOptions:
-    """Settings of the codec `qwen-vae`."""
+    """The options of the codec `qwen-vae`; the help text of each explains it."""
 
     tiling: bool = attrs.field(
         default=False,
@@ -54,7 +54,7 @@ class QwenCodecOptions:
 
 @attrs.frozen(kw_only=True)
 class QwenDenoiserOptions:
-    """Settings of the denoiser `qwen-image`."""
+    """The options of the denoiser `qwen-image`; the help text of each explains it."""
 
     attention_backend: str | None = attrs.field(
         default=None,
@@ -67,10 +67,14 @@ class QwenDenoiserOptions:
 
 @attrs.frozen(kw_only=True)
 class TextToImageSettings(GeometrySettings):
-    """Settings of the recipe of `qwen-image`.
+    """The settings (`recipe`) of the family `qwen-image`.
 
-    The published model has areas of 1048576 pixels, multiples of 32, side 1024. A value that is None is taken from the
-    model's qframe.json, {"recipe": {...}}, or else is the published one.
+    A setting that is None is taken from the table "recipe" in the model folder's qframe.json; if that table does not
+    have it either, it is that of the published model: areas of 1048576 pixels, sides that are multiples of 32, and a
+    side of 1024 pixels.
+
+    Attributes:
+        side: Height and width in pixels of a picture if the request names none.
     """
 
     side: int | None = attrs.field(

@@ -1,4 +1,4 @@
-"""What diffusers' Qwen-Image pipelines take for a request: prompts, pictures, masks and sizes."""
+"""Turns a request of qframe into the arguments of diffusers' Qwen-Image pipelines: prompts, pictures, masks, sizes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL_AREA, AREA = 384 * 384, 1024 * 1024
 
 
 def pipeline_arguments(request: Request) -> dict[str, Any]:
-    """Return the arguments that every pipeline takes under the name, and in the form, that requests have."""
+    """Return the arguments that every pipeline takes: prompts, guidance, steps, sigmas, generator and start latents."""
     prompts, negative, latents = list(request.prompt or ()), request.negative_prompt, request.latents
     if latents is not None and latents.ndim == 4:
         latents = pack_latents(latents, _PATCH)
@@ -42,28 +42,43 @@ def pipeline_arguments(request: Request) -> dict[str, Any]:
 
 
 def start_pictures(request: Request) -> list[Image.Image]:
-    """Open the pictures of a request; without any the list is empty."""
+    """Open the pictures in the field `image` of a request; the list is empty if the request has none."""
     return [load_picture(value) for value in getattr(request, "image", None) or ()]
 
 
 def edit_pictures(images: list[Image.Image], geometry: Geometry) -> Any:
     """Return pictures in the form that diffusers' edit pipelines take.
 
-    A pipeline resizes a single picture itself. It shows the pictures of a list to the encoder as they are, so that they
-    are resized to `geometry` here.
+    A pipeline resizes a single picture itself. But it shows the pictures of a list to the encoder as they are, and
+    therefore this function resizes them.
+
+    Args:
+        images: The opened pictures.
+        geometry: Decides the size that several pictures are resized to.
+
+    Returns:
+        The picture itself if there is only one, else the list of resized pictures.
     """
     return images[0] if len(images) == 1 else [fit(image, geometry) for image in images]
 
 
 def start_arguments(request: Request, recipe: Recipe) -> dict[str, Any]:
-    """Return the pictures that a run starts from, and their size, which diffusers would not take from them."""
+    """Return the arguments for a run that starts from pictures: the pictures, and height and width of the result.
+
+    The size must be an argument, because diffusers' pipelines would not derive it from the pictures.
+    """
     images = start_pictures(request)
     height, width = recipe.geometry.fit(images[0].height, images[0].width)
     return {"image": images, "height": request.height or height, "width": request.width or width}
 
 
 def mask_arguments(request: Request) -> dict[str, Any]:
-    """Return masks and strength. ConfigError if the request asks for something that diffusers cannot do here."""
+    """Return the arguments for inpainting: the opened masks, and the strength.
+
+    Raises:
+        ConfigError: The request has `padding_mask_crop`, which diffusers can do for a single picture only, or soft
+            `mask_edges`, which diffusers does not have.
+    """
     if getattr(request, "padding_mask_crop", None) is not None:
         raise ConfigError("padding_mask_crop is not compared: diffusers crops only a single picture", "Leave it out.")
     if getattr(request, "mask_edges", "hard") != "hard":
@@ -73,7 +88,7 @@ def mask_arguments(request: Request) -> dict[str, Any]:
 
 
 def encoder_geometry(recipe: Recipe) -> Geometry:
-    """Return the geometry of the pictures that the encoder sees."""
+    """Return the geometry that decides the size at which the encoder sees pictures."""
     found: Geometry = getattr(recipe, "encoder_geometry", recipe.geometry)
     return found
 
@@ -85,15 +100,15 @@ def _published(geometries: Mapping[int, Geometry]) -> bool:
 def replaced_sizes(
     kind: type[DiffusionPipeline], images: Sequence[Image.Image], geometries: Mapping[int, Geometry]
 ) -> AbstractContextManager[None]:
-    """Inside, a pipeline resizes pictures to the sizes that a recipe's geometries decide.
+    """Return a context in which a pipeline resizes pictures to the sizes that a recipe's geometries decide.
 
-    diffusers' edit pipelines have areas of their own. Where the recipe's geometries give the same sizes, nothing is
-    replaced.
+    Outside of it, diffusers' edit pipelines resize pictures to fixed areas. If the recipe's geometries are those fixed
+    areas, the context changes nothing.
 
     Args:
         kind: The pipeline's class.
         images: The pictures that the pipeline will resize.
-        geometries: The recipe's geometry in place of each of the pipeline's areas, in pixels.
+        geometries: For each fixed area of the pipeline, in pixels, the recipe's geometry that replaces it.
     """
     if _published(geometries):
         return nullcontext()
@@ -108,7 +123,7 @@ def replaced_sizes(
 
 
 def edit_notes(parts: Parts, recipe: Recipe) -> tuple[str, ...]:
-    """Return what a reader of a comparison with an edit pipeline must know of the settings."""
+    """Return the sentences about settings that a reader of a comparison with an edit pipeline must know."""
     positions = getattr(getattr(parts.encoder, "options", None), "positions", "")
     said = (f"positions of the encoder's image tokens: {positions}; diffusers' are 'upstream'",)
     if _published({AREA: recipe.geometry}):

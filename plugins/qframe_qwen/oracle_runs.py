@@ -1,6 +1,7 @@
 """Builds diffusers' Qwen-Image pipelines around loaded networks, runs them, and records what they compute.
 
-A pipeline returns pictures only, so the values in between are recorded by hooks on the networks and methods it calls.
+A pipeline returns pictures only. All other values are recorded by hooks on the networks and methods that the pipeline
+calls.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from qframe_qwen.schedule import FlowMatchSchedule
 
 
 class PictureProcessor(Qwen2VLProcessor):
-    """Qwen2VLProcessor without its video processor, which needs torchvision."""
+    """The processor Qwen2VLProcessor of transformers without its part for videos, which would need torchvision."""
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
@@ -40,11 +41,12 @@ def build(kind: Any, parts: Parts, processor: Any | None = None) -> Any:
 
     Args:
         kind: The pipeline's class.
-        parts: Loaded components.
-        processor: What edit pipelines need beside; see `picture_processor`.
+        parts: The loaded components.
+        processor: For edit pipelines, what `picture_processor` returns; None for pipelines whose encoder sees no
+            pictures.
 
     Raises:
-        ConfigError: Encoder, codec or schedule are not those of this plugin.
+        ConfigError: The encoder, codec or schedule is not the one of this plugin.
     """
     encoder, codec, schedule = parts.encoder, parts.codec, parts.schedule
     if not (
@@ -67,9 +69,10 @@ def build(kind: Any, parts: Parts, processor: Any | None = None) -> Any:
 
 
 def picture_processor(parts: Parts) -> Any:
-    """Return the processor with which diffusers' edit pipelines prepare prompts and pictures.
+    """Return the processor with which diffusers' edit pipelines prepare prompts and pictures for the encoder.
 
-    ConfigError if the encoder looks at no pictures.
+    Raises:
+        ConfigError: The encoder cannot look at pictures.
     """
     encoder = parts.encoder
     if not isinstance(encoder, QwenVLEncoder) or encoder.image_processor is None:
@@ -78,7 +81,7 @@ def picture_processor(parts: Parts) -> Any:
 
 
 def is_stock(parts: Parts) -> bool:
-    """Whether the denoiser is diffusers' own transformer."""
+    """Return whether the network of the denoiser is diffusers' own class of transformer."""
     return isinstance(parts.denoiser.module, QwenImageTransformer2DModel)
 
 
@@ -91,10 +94,13 @@ def _transformer(parts: Parts) -> Any:
 
 
 class ReferenceMode:
-    """Gives a pipeline the codec's mode as its reference, where the pipeline would take a sample of the posterior.
+    """Makes a pipeline of diffusers use the mode of the codec's posterior as its reference, as qframe does.
+
+    The pipeline itself would use a sample of the posterior, which differs from the mode. `hear` must be called after
+    each encoding, and the pipeline must run inside `shown`.
 
     Attributes:
-        encoded: The pictures that the pipeline encoded first, each with the mode of its latents.
+        encoded: The pictures of the pipeline's first encoding, each with the mode of its latents.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -103,6 +109,13 @@ class ReferenceMode:
         self._tokens: Tensor | None = None
 
     def hear(self, result: Tensor, image: Tensor, generator: Any = None) -> None:
+        """Compute the mode of the pictures that the pipeline has just encoded; all calls but the first do nothing.
+
+        Args:
+            result: Not used; the latents that the pipeline got.
+            image: The pictures that were encoded.
+            generator: The generator that the pipeline encoded with.
+        """
         if self._tokens is not None:
             return
         mode = QwenImageEditPipeline._encode_vae_image(self._pipeline, image=image, generator=generator)
@@ -111,7 +124,7 @@ class ReferenceMode:
         self._tokens = self._pipeline._pack_latents(mode, batch, channels, height, width)
 
     def shown(self) -> Any:
-        """Inside, the transformer gets the mode as the second half of its tokens, which is the reference."""
+        """Return a context in which the second half of the transformer's tokens, the reference, is the mode."""
 
         def show(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             assert self._tokens is not None
@@ -155,14 +168,15 @@ def run_traced(
     masked: bool = False,
     references: Sequence[Encoded] = (),
 ) -> Trace:
-    """Run a pipeline and record what it computes.
+    """Run a pipeline of diffusers, and return the values that it computes at each stage.
 
     Args:
         parts: The components that the pipeline was built around.
         pipeline: The pipeline.
-        arguments: What the pipeline is called with.
-        masked: Whether the pipeline encodes masked pictures too, the results of which it never uses.
-        references: Pictures that were encoded by other means; they come last in the trace.
+        arguments: The keyword arguments that the pipeline is called with.
+        masked: Whether the pipeline also encodes the masked pictures, whose latents it never uses; the trace leaves
+            them out.
+        references: Further encoded pictures, which come after those of the pipeline in the trace.
     """
     norms, steps = Norms(), Steps()
     encoded: list[Encoded] = []
@@ -225,7 +239,7 @@ def _laid_out(pipeline: Any) -> AbstractContextManager[None]:
 
 
 def one_by_one(arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the arguments of one call for each prompt."""
+    """Split the arguments of a call with several prompts into those of one call for each prompt."""
     each = ("prompt", "negative_prompt", "generator")
     return [
         arguments | {name: arguments[name][i : i + 1] for name in each if isinstance(arguments[name], list)}
@@ -234,7 +248,7 @@ def one_by_one(arguments: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def joined(traces: Sequence[Trace]) -> Trace:
-    """Join the traces of runs with one prompt each to the trace that a single run would have."""
+    """Join the traces of several runs with one prompt each into the trace that one run with all prompts would have."""
     unconds = [trace.uncond for trace in traces if trace.uncond is not None]
     joined: Trace = attrs.evolve(
         traces[0],

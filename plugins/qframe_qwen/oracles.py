@@ -1,6 +1,6 @@
-"""diffusers' Qwen-Image pipelines as oracles, against which `qframe verify` compares families.
+"""The oracles of the Qwen-Image families: implementations known to be right that `qframe verify` compares with.
 
-Each class is the `Oracle` of one family; it runs a pipeline of diffusers around the loaded networks.
+Each class is the oracle of one family. It runs a pipeline of diffusers on the same loaded networks that qframe runs.
 """
 
 from __future__ import annotations
@@ -55,10 +55,13 @@ class _Pipelines(Oracle):
 
 
 class TextToImage(_Pipelines):
-    """Runs QwenImagePipeline, or QwenImageImg2ImgPipeline if the request has a picture to start from."""
+    """The oracle of the family `qwen-image`.
+
+    It runs diffusers' QwenImagePipeline, or QwenImageImg2ImgPipeline if the request has a picture to start from.
+    """
 
     def pipeline(self, parts: Parts) -> Any:
-        """Build QwenImagePipeline around the loaded networks."""
+        """Build diffusers' QwenImagePipeline around the loaded networks of `parts`."""
         return build(QwenImagePipeline, parts)
 
     def trace(self, request: Request, parts: Parts, recipe: Recipe) -> Trace:
@@ -77,7 +80,7 @@ class TextToImage(_Pipelines):
 
 
 class Inpaint(_Pipelines):
-    """Runs QwenImageInpaintPipeline."""
+    """The oracle of the family `qwen-inpaint`; it runs diffusers' QwenImageInpaintPipeline."""
 
     needs: ClassVar[tuple[str, ...]] = ("image", "mask_image")
 
@@ -87,13 +90,13 @@ class Inpaint(_Pipelines):
 
 
 class Edit(_Pipelines):
-    """Runs QwenImageEditPipeline."""
+    """The oracle of the family `qwen-edit`; it runs diffusers' QwenImageEditPipeline."""
 
     overrides: ClassVar[tuple[str, ...]] = (_UPSTREAM_POSITIONS,)
     needs: ClassVar[tuple[str, ...]] = ("image",)
 
     def pipeline(self, parts: Parts) -> Any:
-        """Build QwenImageEditPipeline around the loaded networks."""
+        """Build diffusers' QwenImageEditPipeline around the loaded networks of `parts`."""
         return build(QwenImageEditPipeline, parts, picture_processor(parts))
 
     def trace(self, request: Request, parts: Parts, recipe: Recipe) -> Trace:
@@ -109,7 +112,10 @@ class Edit(_Pipelines):
 
 
 class EditPlus(_Pipelines):
-    """Runs QwenImageEditPlusPipeline, once for each prompt because it takes one prompt at a time."""
+    """The oracle of the family `qwen-edit-plus`.
+
+    It runs diffusers' QwenImageEditPlusPipeline once for each prompt, because that pipeline takes one prompt at a time.
+    """
 
     overrides: ClassVar[tuple[str, ...]] = (_UPSTREAM_POSITIONS,)
     needs: ClassVar[tuple[str, ...]] = ("image",)
@@ -135,7 +141,11 @@ class EditPlus(_Pipelines):
 
 
 class EditInpaint(_Pipelines):
-    """Runs QwenImageEditInpaintPipeline, with the codec's mode as its reference, as in the family `qwen-edit`."""
+    """The oracle of the family `qwen-edit-inpaint`.
+
+    It runs diffusers' QwenImageEditInpaintPipeline, but with the mode of the codec's posterior as the reference, as
+    qframe has it, instead of a sample of the posterior.
+    """
 
     overrides: ClassVar[tuple[str, ...]] = (_UPSTREAM_POSITIONS,)
     needs: ClassVar[tuple[str, ...]] = ("image", "mask_image")

@@ -1,4 +1,4 @@
-"""Declares the components and the families of Qwen-Image. Imports no torch."""
+"""Registers the components and the family of Qwen-Image with qframe. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from qframe.plugins.hookspecs import Component, Family, hookimpl
 
 @hookimpl
 def qframe_components() -> list[Component]:
-    """Declare the components of Qwen-Image."""
+    """Return the components of Qwen-Image, and the oracles that `qframe verify` compares families with."""
     return [
         Component(
             "encoder",
@@ -48,7 +48,7 @@ def qframe_components() -> list[Component]:
 
 @hookimpl
 def qframe_families() -> list[Family]:
-    """Declare the family for text to image and image to image."""
+    """Return the family `qwen-image`, which makes pictures from prompts, or from a prompt and a picture."""
     return [
         Family(
             "qwen-image",

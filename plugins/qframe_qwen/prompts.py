@@ -1,5 +1,6 @@
-"""Templates of Qwen-Image's prompts, and how prompts become tokens: what a user writes never becomes a special
-token.
+"""The texts (templates) that Qwen-Image's prompts are embedded in, and the conversion of prompts to tokens.
+
+Text that a user writes never becomes a special token.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ _ASSISTANT = "<|im_end|>\n<|im_start|>assistant\n"
 
 @attrs.frozen
 class Template:
-    """The text that surrounds a prompt.
+    """The text that a prompt is embedded in before the encoder reads it.
 
     Attributes:
         text: The text, with {} in the place of the prompt.
-        dropped: How many tokens at the start the pipelines cut from the conditioning.
-        pictures: How many pictures the template shows.
-        max_length: Tokens kept after those that are dropped, where the user sets no limit; None keeps all.
+        dropped: How many tokens at the beginning are encoded, but cut from the result.
+        pictures: How many pictures the text shows to the encoder.
+        max_length: How many of the tokens after the dropped ones are kept if the user sets no limit; None keeps all.
     """
 
     text: str
@@ -64,16 +65,21 @@ EDIT = Template(_EDIT_START + _PICTURE + "{}" + _ASSISTANT, dropped=64, pictures
 
 
 def edit_plus(pictures: int) -> Template:
-    """The template of the edit-plus models for so many pictures, each announced by its number."""
+    """Return the template of the edit-plus models for this number of pictures, announced as "Picture 1", ... ."""
     shown = "".join(f"Picture {number}: {_PICTURE}" for number in range(1, pictures + 1))
     return Template(_EDIT_START + shown + "{}" + _ASSISTANT, dropped=64, pictures=pictures, max_length=None)
 
 
 def check_tokenizer(tokenizer: Any, template: Template, name: str) -> None:
-    """Check that a tokenizer cuts the start of a template into as many tokens as are dropped.
+    """Check that a tokenizer cuts the beginning of a template into exactly `template.dropped` tokens.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        template: The template to check with.
+        name: The model's name, for the message.
 
     Raises:
-        WeightsError: It does not; the message names the model `name`.
+        WeightsError: The number of tokens is another one.
     """
     start = template.text.partition("<|vision_start|>" if template.pictures else "{}")[0]
     length = len(_ids(tokenizer, start))
@@ -86,15 +92,15 @@ def check_tokenizer(tokenizer: Any, template: Template, name: str) -> None:
 
 
 def special_tokens(tokenizer: Any) -> frozenset[str]:
-    """The special tokens of a tokenizer, as they are written in a text."""
+    """Return the special tokens of a tokenizer as they are written in a text, such as "<|im_end|>"."""
     return frozenset(str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
 def refuse_special_tokens(prompt: str, specials: frozenset[str]) -> None:
-    """Refuse a prompt that holds a special token.
+    """Raise an error if a prompt contains a special token, such as "<|im_end|>".
 
     Raises:
-        DataError: It holds one; the message names it.
+        DataError: The prompt contains one or more of `specials`; the message names them.
     """
     found = sorted(token for token in specials if token in prompt)
     if found:
@@ -107,17 +113,17 @@ def refuse_special_tokens(prompt: str, specials: frozenset[str]) -> None:
 def tokenize(
     tokenizer: Any, template: Template, prompt: str, slots: Sequence[int], max_length: int | None
 ) -> list[int]:
-    """Token ids of a prompt in its template.
+    """Return the token ids of a template with the prompt filled in, and with image tokens for each picture.
 
-    Without pictures they are those of the template with the prompt filled in. A prompt that is too long loses its end,
-    as in diffusers.
+    If there are more tokens than the limit allows, the last ones are cut off, as in diffusers, and a warning is logged.
 
     Args:
         tokenizer: The tokenizer.
         template: The template.
         prompt: The prompt.
-        slots: How many image tokens each picture takes.
-        max_length: Tokens kept after those that are dropped, pictures not counted; None takes the template's limit.
+        slots: For each picture the number of its image tokens.
+        max_length: How many of the tokens after the dropped ones are kept, not counting image tokens; None stands for
+            the template's limit.
     """
     image = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
     remaining = iter(slots)

@@ -1,4 +1,4 @@
-"""Text to image: the recipe of the family `qwen-image`, and what Qwen-Image samples with by default."""
+"""The recipe of the family `qwen-image` (text to image), and the default settings that Qwen-Image samples with."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SAMPLING = SamplingDefaults(
 
 
 class TextToImageRecipe(Recipe):
-    """Makes a picture from a prompt, as diffusers' QwenImagePipeline does."""
+    """The recipe that makes a picture from a prompt, as diffusers' QwenImagePipeline does."""
 
     request_type: ClassVar[type[Request]] = Request
     sampling: ClassVar[SamplingDefaults] = SAMPLING

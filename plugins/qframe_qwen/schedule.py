@@ -1,4 +1,4 @@
-"""Noise levels from diffusers' flow-matching scheduler, with the configuration in the model folder."""
+"""The schedule `flow-match`: noise levels by diffusers' flow-matching scheduler, configured by the model folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FILE = "scheduler_config.json"
 
 
 class FlowMatchSchedule(Schedule):
-    """Gives sigmas that are equal, to the bit, to those of diffusers' Qwen pipelines.
+    """The schedule whose sigmas (noise levels) are equal, to the bit, to those of diffusers' Qwen pipelines.
 
     Attributes:
         scheduler: diffusers' FlowMatchEulerDiscreteScheduler.
@@ -32,7 +32,11 @@ class FlowMatchSchedule(Schedule):
 
     @classmethod
     def describe(cls, model: ModelFolder, options: Any) -> None:
-        """Check the configuration; WeightsError if it asks for something that this class does not do."""
+        """Check the scheduler's configuration in the model folder.
+
+        Raises:
+            WeightsError: The configuration is missing, or asks for something that this class does not do.
+        """
         config = component_config(model, _FOLDER, _CLASS, file=_FILE)
         for key, wanted in (("num_train_timesteps", 1000), ("invert_sigmas", False), ("stochastic_sampling", False)):
             if config.get(key, wanted) != wanted:
@@ -54,9 +58,10 @@ class FlowMatchSchedule(Schedule):
         return {"fingerprint": model.digest(_FOLDER)}  # checkpoints of training runs hold it under this name
 
     def mu(self, tokens: int) -> float:
-        """Return the logarithm of the shift for a target of `tokens` image tokens.
+        """Return the logarithm of the factor that shifts sigmas for a target of `tokens` image tokens.
 
-        It lies on a straight line through the two points in the configuration, as in `calculate_shift` of diffusers'
+        It grows linearly with the number of tokens, along the line through the points (base_image_seq_len, base_shift)
+        and (max_image_seq_len, max_shift) of the configuration, as in `calculate_shift` of diffusers'
         pipeline_qwenimage.py.
         """
         config = self.scheduler.config
@@ -64,7 +69,16 @@ class FlowMatchSchedule(Schedule):
         return float(tokens * slope + (config.base_shift - slope * config.base_image_seq_len))
 
     def sigmas(self, steps: int, tokens: int, custom: Sequence[float] | None = None) -> Tensor:
-        """See `Schedule.sigmas`. ConfigError if `custom` does not fall strictly, from at most 1 to above 0."""
+        """Return the noise levels of a sampling run, [steps + 1], descending and ending in 0.
+
+        Args:
+            steps: The number of sampling steps.
+            tokens: The number of image tokens of the target.
+            custom: The user's own sigmas, which are shifted and used instead; `steps` is then not used.
+
+        Raises:
+            ConfigError: `custom` does not fall strictly from at most 1 to above 0.
+        """
         unshifted = np.linspace(1.0, 1 / steps, steps) if custom is None else np.asarray(custom, dtype=np.float64)
         if custom is not None and not _falls(unshifted):
             raise ConfigError(
@@ -78,7 +92,11 @@ class FlowMatchSchedule(Schedule):
         return sigmas
 
     def shift(self, sigma: Tensor, tokens: int) -> Tensor:
-        """See `Schedule.shift`. Sigmas are not stretched to shift_terminal, which only a number of steps defines."""
+        """Shift sigmas in (0, 1), drawn by training, as `sigmas` does for a target of `tokens` image tokens.
+
+        `sigmas` also stretches its result so that the sigma of the last step is `shift_terminal`. This method does not,
+        because sigmas drawn by training belong to no sequence of steps.
+        """
         config = self.scheduler.config
         if not config.use_dynamic_shifting:
             static: Tensor = config.shift * sigma / (1 + (config.shift - 1) * sigma)

@@ -1,4 +1,8 @@
-"""Names of the latent and text spaces of Qwen-Image, by which parts are checked to fit. Imports no torch."""
+"""Names of the latent space and the text space of Qwen-Image. Imports no torch.
+
+Before components are loaded together, qframe checks by these names whether they fit: whether, for example, the denoiser
+was trained on the latents of this codec.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 TEXT_SPACE = "qwen2.5-vl"
-"""The name of the space of Qwen2.5-VL's last hidden states."""
+"""The name of the text space whose vectors are the last hidden states of Qwen2.5-VL."""
 
 # Defaults of diffusers' AutoencoderKLQwenImage, equal to vae/config.json of Qwen/Qwen-Image.
 PUBLISHED_MEAN = (
@@ -24,8 +28,11 @@ PUBLISHED_STD = (
 def latent_space(vae_config: Mapping[str, Any]) -> str:
     """Return the name of the latent space that a vae/config.json describes.
 
-    It is "qwen-image" if mean and standard deviation of the latents are the published ones, and
-    "qwen-image:<8 hexadecimal digits>", a digest of them, if they are not.
+    The name is "qwen-image" if the mean and standard deviation of the latents are the published ones. Otherwise it is
+    "qwen-image:" and eight hexadecimal digits of a digest of both.
+
+    Args:
+        vae_config: The content of the file vae/config.json.
     """
     mean = tuple(float(value) for value in vae_config.get("latents_mean", PUBLISHED_MEAN))
     std = tuple(float(value) for value in vae_config.get("latents_std", PUBLISHED_STD))

@@ -1,1 +1,1 @@
-"""Qwen-Image-Edit: a picture and an instruction; encoder and codec both see the picture. Family `qwen-edit`."""
+"""Plugin: the families `qwen-edit` and `qwen-edit-plus`, which change one or several pictures by an instruction."""

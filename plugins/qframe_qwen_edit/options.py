@@ -1,6 +1,7 @@
-"""Settings of the recipes of `qwen-edit` and `qwen-edit-plus`. Imports no torch.
+"""The settings (`recipe`) of the families `qwen-edit` and `qwen-edit-plus`. Imports no torch.
 
-A value that is None is taken from the model's qframe.json, {"recipe": {...}}, or else is the published one.
+A setting that is None is taken from the table "recipe" in the model folder's qframe.json; if that table does not have
+it either, it is that of the published model.
 """
 
 from __future__ import annotations
@@ -15,9 +16,15 @@ from qframe.pictures.geometry import GeometrySettings
 
 @attrs.frozen(kw_only=True)
 class EditSettings(GeometrySettings):
-    """Settings of `qwen-edit`.
+    """The settings (`recipe`) of the family `qwen-edit`.
 
-    The published model has areas of 1048576 pixels, multiples of 32, side 1024, and needs references.
+    The published model has areas of 1048576 pixels, sides that are multiples of 32, and a side of 1024 pixels, and it
+    requires references.
+
+    Attributes:
+        side: Height and width in pixels of a result if there is no reference and the request names no size.
+        references: Whether every record and request must have a picture to change. If "optional", those without a
+            picture are text to image.
     """
 
     side: int | None = attrs.field(
@@ -34,10 +41,16 @@ class EditSettings(GeometrySettings):
 
 @attrs.frozen(kw_only=True)
 class EditPlusSettings(GeometrySettings):
-    """Settings of `qwen-edit-plus`.
+    """The settings (`recipe`) of the family `qwen-edit-plus`.
 
-    The published model has areas of 1048576 pixels for the codec, of 147456 for the encoder, and multiples of 32. The
-    settings of `GeometrySettings` are for targets, and for references on their way through the codec.
+    The settings inherited from `GeometrySettings` decide the size of targets, and of references for the codec (the
+    VAE). The published model has areas of 1048576 pixels for the codec and of 147456 pixels for the encoder, and sides
+    that are multiples of 32.
+
+    Attributes:
+        encoder_min_area: References with fewer pixels are enlarged to this area for the encoder.
+        encoder_max_area: References with more pixels are reduced to this area for the encoder.
+        max_references: The largest number of references that a record, or a prompt of a request, may have.
     """
 
     encoder_min_area: int | None = attrs.field(

@@ -1,4 +1,4 @@
-"""What this plugin offers. Imports no torch."""
+"""Registers the families `qwen-edit` and `qwen-edit-plus` with qframe. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from qframe.plugins.hookspecs import Family, hookimpl
 
 @hookimpl
 def qframe_families() -> list[Family]:
-    """Editing by instruction, of one picture or from several. The components are those of plugin `qwen`, by name."""
+    """Return the families `qwen-edit` (changes one picture) and `qwen-edit-plus` (makes a picture from several).
+
+    Their components are those of the plugin `qframe_qwen`, named by their registered names.
+    """
     return [
         Family(
             "qwen-edit",

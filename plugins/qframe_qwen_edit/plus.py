@@ -1,8 +1,8 @@
 """Editing with several references: the recipe of the family `qwen-edit-plus`.
 
-It does what diffusers' QwenImageEditPlusPipeline does, for any number of prompts. The encoder sees each reference
-small, announced by its number; the codec encodes it large, into tokens that the denoiser gets after those of the
-target. Training uses the same two geometries.
+The recipe does what diffusers' QwenImageEditPlusPipeline does, for any number of prompts. Each reference is used
+twice. The encoder sees a small copy of the reference, announced by a number ("Picture 1"). The codec encodes a large
+copy into tokens, which the denoiser gets after the tokens of the target. Sampling and training use the same two sizes.
 """
 
 from __future__ import annotations
@@ -46,10 +46,13 @@ ReferenceSets = tuple[tuple[PictureLike, ...], ...]
 
 
 def as_sets(value: Any) -> ReferenceSets | None:
-    """A request's references as sets, from one picture, a list of pictures, or a list of such lists.
+    """Convert the references of a request to one set for all prompts, or to one set per prompt.
+
+    Args:
+        value: One picture, a list of pictures for all prompts, a list with one such list per prompt, or None.
 
     Raises:
-        ConfigError: They are nested in another way.
+        ConfigError: The lists are nested in another way.
     """
     given = as_pictures(value)
     if given is None:
@@ -76,11 +79,12 @@ def _is_set(value: Any) -> bool:
 
 @attrs.frozen(eq=False, kw_only=True)
 class EditPlusRequest(Request):
-    """A request to make a picture from references.
+    """A request to make pictures from references by instructions.
 
     Attributes:
-        image: The references of all prompts in order, one picture or a list; or a list of lists, one list per prompt.
-            See `qframe.sample.request_pictures` for the forms of a picture; an array or tensor [n, ...] is a list.
+        image: The references. One picture or a list of pictures is used for all prompts; a list of lists has one list
+            per prompt. `qframe.sample.request_pictures` lists what a picture may be; an array or tensor with four
+            dimensions counts as a list of pictures.
     """
 
     image: tuple[tuple[PictureLike, ...], ...] | None = attrs.field(
@@ -89,7 +93,7 @@ class EditPlusRequest(Request):
 
 
 class EditPlusRecipe(Recipe):
-    """Makes a picture from one or more references by an instruction, which calls them Picture 1, Picture 2, ..."""
+    """The recipe that makes a picture from references by an instruction, which calls them Picture 1, Picture 2, ..."""
 
     request_type: ClassVar[type[Request]] = EditPlusRequest
     sampling: ClassVar[SamplingDefaults] = SAMPLING
@@ -114,7 +118,14 @@ class EditPlusRecipe(Recipe):
         )
 
     def request_for(self, record: Record) -> EditPlusRequest:
-        """The request names the size of the target, because the last reference may have another size."""
+        """Return the request whose right result is the target of this record.
+
+        The request names the size of the target, because the last reference, which decides the size otherwise, may have
+        another one.
+
+        Raises:
+            DataError: The record has no reference or too many.
+        """
         self._check_references(record)
         height, width = self.geometry.fit(*picture_size(record.target))
         return EditPlusRequest(prompt=record.prompt, image=record.references, height=height, width=width)
@@ -124,8 +135,21 @@ class EditPlusRecipe(Recipe):
         return list(broadcast(_fitted(self._opened(given), self.encoder_geometry), given.prompt_count, "image"))
 
     def settle(self, request: Request, parts: Parts) -> tuple[Settled, ...]:
-        """See `Recipe.settle`. The result has the size of its last reference in the geometry, unless the request names
-        one.
+        """Open the references of a request, and decide the size of each result.
+
+        Unless the request names a size, a result has the size of the prompt's last reference once that is resized for
+        the codec.
+
+        Args:
+            request: An `EditPlusRequest` whose open values are filled in.
+            parts: The components, which need not be loaded.
+
+        Returns:
+            One value for each size that results have.
+
+        Raises:
+            ConfigError: The request has no reference or too many.
+            DataError: A picture cannot be used.
         """
         given = _plus(request)
         sets = self._opened(given)

@@ -1,8 +1,8 @@
 """Editing by instruction: the recipe of the family `qwen-edit`.
 
-The picture takes two ways, as in Qwen-Image-Edit. The encoder looks at it while it reads the instruction, and the codec
-encodes it into tokens that the denoiser gets after those of the target. One geometry gives it one size for both ways;
-in training the target has that geometry too.
+The picture to change (the reference) is used twice, as in Qwen-Image-Edit. The encoder sees it together with the
+instruction, and the codec encodes it into tokens, which the denoiser gets after the tokens of the target. The same
+resized copy serves both; in training, targets are resized by the same rule.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ PUBLISHED = {
 
 @attrs.frozen(eq=False, kw_only=True)
 class EditRequest(Request):
-    """A request to edit.
+    """A request to change pictures by instructions, which are its prompts.
 
     Attributes:
-        image: The picture to change, or one per prompt; see `qframe.sample.request_pictures` for its forms.
+        image: The picture to change, one for all prompts or one per prompt; None where the settings allow text to
+            image. `qframe.sample.request_pictures` lists what a picture may be.
     """
 
     image: tuple[PictureLike, ...] | None = attrs.field(
@@ -51,7 +52,7 @@ class EditRequest(Request):
 
 
 class EditRecipe(Recipe):
-    """Changes a picture by an instruction, as diffusers' QwenImageEditPipeline does."""
+    """The recipe that changes a picture by an instruction, as diffusers' QwenImageEditPipeline does."""
 
     request_type: ClassVar[type[Request]] = EditRequest
     sampling: ClassVar[SamplingDefaults] = SAMPLING
@@ -83,7 +84,22 @@ class EditRecipe(Recipe):
         return list(broadcast(self._fitted(self._images(given)) or [()], given.prompt_count, "image"))
 
     def settle(self, request: Request, parts: Parts) -> tuple[Settled, ...]:
-        """See `Recipe.settle`. The result has the size of the picture in the geometry, unless the request names one."""
+        """Open the pictures of a request, and decide the size of each result.
+
+        Unless the request names a size, a result has the size of its picture once that is resized, or without a picture
+        the setting `side`.
+
+        Args:
+            request: An `EditRequest` whose open values are filled in.
+            parts: The components, which need not be loaded.
+
+        Returns:
+            One value for each size that results have.
+
+        Raises:
+            ConfigError: The request has no picture, and the settings require one.
+            DataError: A picture cannot be used.
+        """
         given = _edit(request)
         images, side = self._images(given), self.settings.side
         sizes = output_sizes(given, images, self.geometry) or [(given.height or side, given.width or side)]

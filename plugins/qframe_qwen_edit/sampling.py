@@ -1,4 +1,4 @@
-"""What Qwen-Image-Edit samples with where a request leaves a value open."""
+"""The values that Qwen-Image-Edit samples with where a request names none, such as the number of steps."""
 
 from __future__ import annotations
 

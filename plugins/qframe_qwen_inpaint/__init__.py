@@ -1,1 +1,1 @@
-"""Inpainting: what a mask leaves out stays as it was. Families `qwen-inpaint` and `qwen-edit-inpaint`."""
+"""Plugin: the families `qwen-inpaint` and `qwen-edit-inpaint`, which repaint a picture only where a mask is white."""

@@ -1,6 +1,8 @@
-"""Inpainting on plans: after every step, what the mask leaves out becomes the source again, noised to the step's sigma.
+"""Makes an inpainting run of any sampling plan.
 
-Lugmayr et al. 2022 (RePaint, arXiv:2201.09865), eq. 8, without resampling; diffusers: QwenImageInpaintPipeline.
+After every sampling step, the places that the mask does not repaint are replaced by the original picture, with as much
+noise as the sigma of that step demands. This is eq. 8 of Lugmayr et al. 2022 (RePaint, arXiv:2201.09865) without
+resampling, and it is what diffusers' QwenImageInpaintPipeline does.
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ from qframe.sample.starts import start_from
 
 
 def keep_unmasked(plan: Plan, original: Tensor, mask: Tensor, first: int) -> Plan:
-    """The plan that repaints where the mask is 1 and ends in the original where it is 0; between, in a mixture of both.
+    """Return a plan that repaints the picture where the mask is 1, and ends in the original where the mask is 0.
+
+    Where the mask has a value m in between, the plan ends in m * repainted + (1 - m) * original.
 
     Args:
-        plan: A plan of all steps, which starts from pure noise, of any recipe.
-        original: Clean tokens [N, C] of the picture.
-        mask: [N, C] or [N, 1] in [0, 1].
-        first: How many of the first steps are left out, see `qframe.sample.starts.first_step`.
+        plan: A plan of any recipe, with all steps and with pure noise as its start.
+        original: The tokens [N, C] of the picture, without noise.
+        mask: The mask of the tokens, [N, C] or [N, 1], from 0 to 1.
+        first: How many steps at the beginning are left out, as `qframe.sample.starts.first_step` returns it.
     """
     begun, noise = start_from(plan, original, first), plan.start.tokens
     original, mask = original.to(noise), mask.to(noise)

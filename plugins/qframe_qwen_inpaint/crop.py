@@ -1,6 +1,6 @@
-"""Inpainting of a part of a picture at full size: cut out the part around the mask, and put the result back.
+"""Cuts out the part of a picture around a mask, so that this part is repainted at full size, and puts the result back.
 
-Pixel for pixel what diffusers' VaeImageProcessor does (image_processor.py: get_crop_region, _resize_and_fill,
+The pixels are equal to those of diffusers' VaeImageProcessor (image_processor.py: get_crop_region, _resize_and_fill,
 _resize_and_crop, apply_overlay).
 """
 
@@ -16,17 +16,17 @@ from qframe.pictures.geometry import Size
 from qframe.pictures.pixels import resize
 
 Box = tuple[int, int, int, int]
-"""Left, upper, right, lower, in pixels; the last two lie outside."""
+"""A rectangle (left, upper, right, lower) in pixels; column `right` and row `lower` do not belong to it any more."""
 
 
 @attrs.frozen(eq=False)
 class Crop:
-    """The part of a picture that is worked on, and what is needed to put the result back into the picture.
+    """The part of a picture that is repainted, and what is needed to put the result back into the whole picture.
 
     Attributes:
-        image: The part of the picture, at the size of the result.
-        mask: The same part of the mask, at the same size.
-        box: Where the part lies in the whole picture.
+        image: The part of the picture, enlarged or reduced to the size of the result.
+        mask: The same part of the mask, at the same size as `image`.
+        box: The rectangle of the part in the whole picture.
         whole_image: The whole picture.
         whole_mask: The whole mask, at the size of the whole picture.
     """
@@ -39,13 +39,13 @@ class Crop:
 
     @classmethod
     def around(cls, image: Image.Image, mask: Image.Image, size: Size, padding: int) -> Self:
-        """Cut out the part around a mask.
+        """Cut out the part of a picture around its mask.
 
         Args:
             image: The whole picture.
-            mask: Its mask, of any size.
-            size: Height and width of the result in pixels.
-            padding: Pixels around the mask that belong to the part.
+            mask: The mask of the picture, grey, of any size; it is resized to the picture.
+            size: Height and width in pixels that the cut-out part is resized to.
+            padding: How many pixels around the parts of the mask that are not black are cut out, too.
 
         Raises:
             ConfigError: The mask is black everywhere.
@@ -59,15 +59,20 @@ class Crop:
         return cls(fit_inside(image.crop(box), size), fit_inside(mask.crop(box), size), box, image, mask)
 
     def put_back(self, made: Image.Image) -> Image.Image:
-        """The whole picture, with what was made of the part laid over it where the mask is white."""
+        """Return the whole picture in which the part is replaced by `made` where the mask is white."""
         return put_back(made, self.whole_image, self.whole_mask, self.box)
 
 
 def crop_box(mask: Image.Image, size: Size, padding: int) -> Box:
-    """The box around the part of a grey mask that is not black, in the proportions of `size` (height, width).
+    """Return the rectangle around everything in a grey mask that is not black.
 
-    The box is `padding` pixels wider than that part on each side. It stays within the mask: at the borders of the mask
-    it may lose its proportions.
+    The rectangle is `padding` pixels larger on each side, and then extended to the aspect ratio of `size`. It does not
+    reach beyond the mask, so near the mask's borders it may have another aspect ratio.
+
+    Args:
+        mask: The grey mask, at the size of the picture.
+        size: Height and width, of which only the aspect ratio is used.
+        padding: Pixels to add on each side.
 
     Raises:
         ValueError: The mask is black everywhere.
@@ -98,9 +103,9 @@ def _grown(start: int, end: int, length: float, limit: int) -> tuple[int, int]:
 
 
 def fit_inside(image: Image.Image, size: Size) -> Image.Image:
-    """Fit the whole picture into the middle of `size` (height, width), in its own proportions.
+    """Resize a picture so that all of it fits into the middle of `size` (height, width), with its aspect ratio kept.
 
-    What stays free on two sides is filled by repeating the picture's edges.
+    The stripes that stay free on two sides are filled by repeating the picture's edges.
     """
     height, width = size
     wider = width / height < image.width / image.height
@@ -123,13 +128,13 @@ def fit_inside(image: Image.Image, size: Size) -> Image.Image:
 
 
 def put_back(made: Image.Image, original: Image.Image, mask: Image.Image, box: Box) -> Image.Image:
-    """The original (RGB) with a result laid over it where the grey mask is white.
+    """Return the original picture (RGB) in which the rectangle `box` is replaced by `made` where the mask is white.
 
     Args:
-        made: What was made of the part of the original in `box`, at any size.
+        made: The repainted version of the rectangle, at any size; it is resized.
         original: The whole picture.
-        mask: The mask, of the size of the original; where it is grey, both are mixed.
-        box: The part.
+        mask: The grey mask, at the size of the original; where it is grey, both pictures are mixed.
+        box: The rectangle in the original.
     """
     left, upper, right, lower = box
     over = Image.new("RGBA", original.size)

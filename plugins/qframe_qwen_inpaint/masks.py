@@ -1,4 +1,7 @@
-"""Masks: from what a user paints, in pixels, to the factors by which latents are mixed. White is 1 and is repainted."""
+"""Converts the masks that a user paints, in pixels, into the factors that latents are mixed by.
+
+White is 1 and is repainted; black is 0 and is kept.
+"""
 
 from __future__ import annotations
 
@@ -25,24 +28,24 @@ def open_masks(values: Sequence[PictureLike], prompts: int) -> list[Image.Image]
     """Open the masks of a request as grey pictures.
 
     Raises:
-        ConfigError: There is neither one for all prompts nor one per prompt.
-        DataError: A mask cannot be used; the message names it.
+        ConfigError: There is neither one mask for all prompts nor one mask per prompt.
+        DataError: A mask cannot be opened; the message names it.
     """
     broadcast(values, prompts, "mask_image")
     return [load_grey(value, "mask_image" if len(values) == 1 else f"mask_image {i}") for i, value in enumerate(values)]
 
 
 def latent_mask(mask: Image.Image, edges: Edges, compression: int) -> Tensor:
-    """The mask [h, w] of the latents in [0, 1], from a grey picture of the size of the result.
+    """Convert a grey picture to a mask [h, w] of the latents, from 0 to 1.
 
     Args:
-        mask: The grey picture.
-        edges: "hard" makes each place 0 or 1, by its pixel at the upper left as in diffusers. "soft" gives each place
-            the average of its pixels.
-        compression: Pixels per side of a place.
+        mask: The grey picture, at the size of the result.
+        edges: "hard" makes each latent position 0 or 1, depending on the upper left one of its pixels, as in diffusers.
+            "soft" gives each latent position the average of its pixels.
+        compression: How many pixels per side belong to a latent position.
 
     Raises:
-        ConfigError: Nothing is to be repainted.
+        ConfigError: The mask is 0 everywhere, so nothing would be repainted.
     """
     weight = grey_values(mask)  # [H, W]
     if edges == "hard":
@@ -66,6 +69,6 @@ def latent_mask(mask: Image.Image, edges: Edges, compression: int) -> Tensor:
 
 
 def mask_tokens(masks: Sequence[Tensor], parts: Parts) -> Tensor:
-    """Masks [h, w], one per result, as tokens [N, C]: the factor by which each channel of each token is mixed."""
+    """Convert the masks of the latents, [h, w] for each result, into factors [N, C] for the channels of all tokens."""
     dense = torch.stack(list(masks))[:, None].expand(-1, parts.codec_spec.channels, -1, -1)  # [B, Z, h, w]
     return pack_latents(dense, parts.denoiser_spec.patch).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""What this plugin offers. Imports no torch."""
+"""Registers the transform `keep-unmasked` and the two inpainting families with qframe. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from qframe.plugins.hookspecs import Component, Family, hookimpl
 
 @hookimpl
 def qframe_components() -> list[Component]:
-    """The transform that makes an inpainting task of any other."""
+    """Return the transform `keep-unmasked`, which makes an inpainting task of the task of any other recipe."""
     return [
         Component(
             "transform",
@@ -20,7 +20,10 @@ def qframe_components() -> list[Component]:
 
 @hookimpl
 def qframe_families() -> list[Family]:
-    """Inpainting by prompt and by instruction: recipes of other plugins, passed through `keep-unmasked`."""
+    """Return the families `qwen-inpaint` (by a prompt) and `qwen-edit-inpaint` (by an instruction).
+
+    Each consists of the recipe of another plugin and the transform `keep-unmasked` around that recipe.
+    """
     return [
         Family(
             "qwen-inpaint",

@@ -1,4 +1,4 @@
-"""Random masks, for training on pictures that come without a mask."""
+"""Draws random masks, for training an inpainting family on pictures that have no mask."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _ANGLE_RANGE = 2 * math.pi / 15
 
 
 def random_mask(height: int, width: int, generator: torch.Generator) -> Tensor:
-    """A random mask [height, width] of 0 and 1; 1 is repainted. It is a box or some strokes of a brush, equally often.
+    """Draw a random mask [height, width] of 0 and 1, where 1 is repainted.
 
-    It depends on the size and on the state of the generator alone, and is never black everywhere.
+    The mask shows a box or some strokes of a brush, both with probability 1/2. It is never 0 everywhere, and depends
+    only on the arguments and the state of the generator.
     """
     drawn = Image.new("L", (width, height))
     painted = _box if _uniform(generator) < 0.5 else _strokes

@@ -1,4 +1,4 @@
-"""The transform `keep-unmasked`: the task of any recipe, confined to what a mask paints white."""
+"""The transform `keep-unmasked`, which confines the task of any recipe to the white part of a mask (inpainting)."""
 
 from __future__ import annotations
 
@@ -46,10 +46,12 @@ class InpaintRequest(Request):
         image: The picture to repaint, one for all prompts or one per prompt.
         mask_image: A grey picture that is white where to repaint, one for all prompts or one per prompt.
         masked_image_latents: Accepted and not used, as in diffusers.
-        padding_mask_crop: Work only on the part around the mask, enlarged to the size of the result. The part is so
-            many pixels wider than the mask on each side. None works on the whole picture.
-        strength: The fraction of the steps that runs, in (0, 1].
-        mask_edges: "hard" repaints each place of the latents wholly or not at all; "soft" mixes it in proportion.
+        padding_mask_crop: If given, only the part of the picture around the mask is worked on, enlarged to the size of
+            the result; the number says how many pixels the part is larger than the mask on each side. None works on
+            the whole picture.
+        strength: The fraction of the sampling steps that runs, in (0, 1].
+        mask_edges: "hard" repaints each latent position completely or not at all; "soft" mixes the new and the old
+            picture in proportion to the grey of the mask.
     """
 
     image: tuple[PictureLike, ...] | None = attrs.field(
@@ -72,13 +74,15 @@ class InpaintRequest(Request):
 
 @attrs.frozen(eq=False, kw_only=True)
 class SettledInpaint(SettledAround):
-    """A settled request, and what its run repaints. Each sequence has one entry for all prompts or one per prompt.
+    """A settled request (sizes decided, pictures opened), with the pictures and masks of the inpainting run.
+
+    Each sequence has one entry for all prompts or one entry per prompt.
 
     Attributes:
         sources: The pictures whose unmasked parts are kept, at the size of the result.
-        masks: Masks [h, w] of the latents in [0, 1]; 1 is repainted.
-        crops: The parts of the pictures that are worked on; empty where the whole pictures are.
-        first: How many of the first steps the strength leaves out.
+        masks: The masks [h, w] of the latents, from 0 to 1; 1 is repainted.
+        crops: The parts of the pictures that are worked on; empty if the whole pictures are worked on.
+        first: How many sampling steps are left out at the beginning, as the strength demands.
     """
 
     sources: Sequence[Image.Image]
@@ -88,16 +92,25 @@ class SettledInpaint(SettledAround):
 
 
 class KeepUnmasked(RecipeTransform):
-    """Inpainting by any recipe, see `qframe_qwen_inpaint.blending.keep_unmasked`."""
+    """The transform that makes an inpainting recipe of any recipe: only the white part of a mask is repainted.
+
+    `qframe_qwen_inpaint.blending.keep_unmasked` says how the rest of the picture is kept. Registered as transform
+    "keep-unmasked".
+    """
 
     request_type: ClassVar[type[Request]] = InpaintRequest
     optional: ClassVar[bool] = False
     trains: ClassVar[bool] = True
 
     def loss_map(self, example: Example, generator: torch.Generator) -> Tensor | None:
-        """What is to be repainted: the white of the example's mask, or a random mask that is another in every step.
+        """Return where the loss counts in one step of training: 1 where the picture is to be repainted, else 0.
 
-        Nothing is to be learned elsewhere, because sampling puts the picture's own latents back there after every step.
+        This is the white part of the example's own mask, or without one a random mask, drawn anew in every step. The
+        rest need not be learned, because sampling puts the picture's own latents back there after every step.
+
+        Args:
+            example: An encoded example.
+            generator: Draws the random mask.
         """
         given = self.inner.loss_map(example, generator)
         if given is not None:
@@ -106,7 +119,11 @@ class KeepUnmasked(RecipeTransform):
         return random_mask(height, width, generator)
 
     def request_for(self, record: Record) -> Request:
-        """Repaint all of a mask, in the picture that the inner recipe asks for, or else in the target itself."""
+        """Return the request that repaints the mask of a record with strength 1.
+
+        The picture to repaint is the one that the request of the inner recipe has, or else the target. A record without
+        a mask gets a random one, which is always the same for this record.
+        """
         request = super().request_for(record)
         image = as_request(InpaintRequest, request).image or (record.target,)
         mask = record.loss_map or _mask_of(record)

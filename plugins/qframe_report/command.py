@@ -1,4 +1,4 @@
-"""The command `qframe report`."""
+"""The command `qframe report`, which writes an HTML page about training runs."""
 
 from __future__ import annotations
 

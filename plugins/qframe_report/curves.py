@@ -1,4 +1,4 @@
-"""Turns metrics into curves: thins and smooths them, and computes their places in an SVG picture."""
+"""Turns the metrics of a run into curves of an SVG picture: thins and smooths them, and computes the coordinates."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 @attrs.frozen(kw_only=True)
 class Frame:
-    """The size of a picture of curves and the rectangle that the axes enclose, in units of the SVG's view box.
+    """The size of a picture of curves, and where in it the rectangle of the axes lies.
+
+    All values are in units of the SVG's view box; x grows to the right, y grows downwards.
 
     Attributes:
         width: Width of the picture.
         height: Height of the picture.
-        left: Left side of the rectangle, where the vertical axis is.
-        right: Right side of the rectangle.
-        top: Upper side of the rectangle.
-        bottom: Lower side of the rectangle, where the horizontal axis is.
+        left: x of the rectangle's left side, which is the vertical axis.
+        right: x of the rectangle's right side.
+        top: y of the rectangle's upper side.
+        bottom: y of the rectangle's lower side, which is the horizontal axis.
     """
 
     width: int = 400
@@ -43,13 +45,14 @@ FRAME = Frame()
 
 @attrs.frozen(kw_only=True)
 class Line:
-    """A curve as it is drawn.
+    """A curve as the page draws it.
 
     Attributes:
-        label: Its name in the legend.
-        style: Number of its combination of colour and dash, from 0 to 7.
+        label: The name of the curve in the legend.
+        style: Which of the page's eight combinations of colour and dash the curve has, from 0 to 7.
         path: SVG path of the curve.
-        band: SVG path of the area between the smallest and the largest values; "" if the curve was not smoothed.
+        band: SVG path of the area between the smallest and the largest values around a smoothed curve; "" if the curve
+            was not smoothed.
         last: The last value of the curve, as text.
     """
 
@@ -65,8 +68,8 @@ class Tick:
     """A mark on an axis.
 
     Attributes:
-        place: Where it is along the axis, in units of the view box.
-        text: The number beside it.
+        place: The coordinate of the mark along its axis (x or y), in units of the SVG's view box.
+        text: The number that is written beside the mark.
     """
 
     place: float
@@ -75,16 +78,16 @@ class Tick:
 
 @attrs.frozen(kw_only=True)
 class Panel:
-    """A picture with one or more curves.
+    """A picture with one or more curves, and the words around the picture.
 
     Attributes:
         title: The heading above the picture.
-        unit: The unit of the values, or another remark beside the heading; may be empty.
+        unit: The unit of the values, or another remark beside the heading; "" for none.
         summary: What the picture shows, in words, for readers who cannot see it.
-        note: How the curves were smoothed, and how many values lie above the frame; may be empty.
+        note: How the curves were smoothed, and how many values lie above the frame; "" if there is nothing to say.
         lines: The curves.
-        across: The marks on the horizontal axis, which are steps.
-        up: The marks on the vertical axis, which are values.
+        across: The marks on the horizontal axis, whose numbers are training steps.
+        up: The marks on the vertical axis, whose numbers are values of the metric.
     """
 
     title: str
@@ -121,19 +124,19 @@ class _Thinned:
     span: int
 
 
-# Of each curve the style, the label and the values.
+# For each curve: the number of its style, its label in the legend, and its values.
 Curves = Sequence[tuple[int, str, Series]]
 
 
 def make_panel(title: str, unit: str, curves: Curves, *, smooth: bool, from_zero: bool = False) -> Panel | None:
-    """Draw several series of values in one frame; return None if all of them are empty.
+    """Draw several series of values in one picture; return None if no series has a value.
 
     Args:
         title: The heading above the picture.
         unit: The unit of the values, or another remark beside the heading.
-        curves: Style, label and values of each series.
-        smooth: Whether to draw a moving average of the values, with their range as a band behind it.
-        from_zero: Whether the vertical axis begins at 0 if no value is negative.
+        curves: For each series the number of its style, its label in the legend, and its values.
+        smooth: Whether to draw a moving average of the values, and behind it a band that shows their range.
+        from_zero: Whether the vertical axis begins at 0, unless a value is negative.
     """
     thinned = [_thin(style, label, series, smooth) for style, label, series in curves if len(series)]
     if not thinned:
@@ -272,7 +275,9 @@ def number(value: float) -> str:
 
 
 def run_panels(runs: Mapping[str, Mapping[str, Series]]) -> list[Panel]:
-    """Return the panels of one run, or of several runs drawn in the same frames; panels without values are left out.
+    """Return the pictures of curves of one run, or of several runs drawn into the same pictures.
+
+    There is a picture for each group of metrics, such as "Loss"; a picture without values is left out.
 
     Args:
         runs: The metrics of each run, by the name of the run.

@@ -1,4 +1,4 @@
-"""Describes one run in words: facts, tables of two columns, and the functions that format values."""
+"""Describes one run in words: collects its facts as rows of tables, and formats values."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _MOST_TEXT = 240
 
 @attrs.frozen(kw_only=True)
 class Rate:
-    """How many samples of a group were judged right at one moment.
+    """The fraction of sampled pictures that were judged right, of those that were judged.
 
     Attributes:
         text: The rate as text, for example "50% (2 of 4)".
-        fraction: The rate in [0, 1], for the length of a bar.
+        fraction: The rate from 0 to 1, which decides the length of the bar on the page.
     """
 
     text: str
@@ -36,10 +36,10 @@ class RunView:
         name: The name of the run's folder.
         facts: Label and value of each fact at the top.
         data: Label and value of each fact about the data set.
-        shapes: Sizes of pictures, and how many records have them.
-        groups: Names of groups, and how many records they have.
-        machine: Label and value of each fact about device and versions.
-        history: Of each start of the run: when, from which step, and what had changed.
+        shapes: Sizes of a record's pictures, such as "512 × 512 with 256 × 256", and how many records have them.
+        groups: The name of each group of records, and how many records the group has.
+        machine: Label and value of each fact about the device and the versions of packages.
+        history: For each start of the run: when it was, from which step, and which settings had changed before it.
         gaps: Sentences about what is missing or damaged in the run's folder.
     """
 
@@ -54,19 +54,23 @@ class RunView:
 
 
 def value_text(value: Any) -> str:
-    """Format a value of a configuration; an empty or blank string is shown in quotes."""
+    """Format a value of a configuration for a table; an empty or blank string is shown in quotes."""
     if isinstance(value, str):
         return short(value) if value.strip() else json.dumps(value)
     return short(json.dumps(value, default=str))
 
 
 def short(text: str) -> str:
-    """Cut a text that is too long for a table or a heading."""
+    """Return the text; one of more than 240 characters is cut there, and " ..." is added."""
     return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]} ..."
 
 
 def rate_of(counts: Sequence[tuple[int, int] | None]) -> Rate | None:
-    """Add up pairs (right, judged), and return the rate; None if nothing was judged."""
+    """Return the rate of success over several groups of samples; None if no sample was judged.
+
+    Args:
+        counts: For each group how many samples were right and how many were judged; None for a group without samples.
+    """
     known = [count for count in counts if count is not None]
     right, judged = sum(count[0] for count in known), sum(count[1] for count in known)
     if not judged:
@@ -75,7 +79,7 @@ def rate_of(counts: Sequence[tuple[int, int] | None]) -> Rate | None:
 
 
 def view_run(run: RunFiles) -> RunView:
-    """Collect what the page says about one run."""
+    """Collect the facts and tables that the page shows about one run."""
     data, machine = run.about("data"), run.about("machine")
     return RunView(
         name=run.name,

@@ -1,4 +1,4 @@
-"""Lays out one run, or several side by side, for the template of the page, and writes the page."""
+"""Prepares what the HTML page says about one run, or about several runs side by side, and writes the page."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _OWN_SOURCES = ("default", "family ", "model ")
 
 @attrs.frozen(kw_only=True)
 class Figure:
-    """A picture in a strip.
+    """A picture of a strip, with the words that belong to it.
 
     Attributes:
-        thumbnail: The picture itself.
-        alt: A description for readers who cannot see it.
-        label: The words below it.
-        given: Whether it is an input of the record; False means that it was sampled.
-        run: Name of the run that sampled it; "" if the page shows only one run.
+        thumbnail: The picture as the page embeds it.
+        alt: A description for readers who cannot see the picture.
+        label: The words below the picture.
+        given: True for a picture of the validation record (reference or target), False for a sampled picture.
+        run: Name of the run that sampled the picture; "" if the page shows only one run.
     """
 
     thumbnail: Thumbnail
@@ -45,12 +45,12 @@ class Figure:
 
 @attrs.frozen(kw_only=True)
 class Strip:
-    """The pictures of one validation record.
+    """The pictures of one validation record, which the page shows side by side.
 
     Attributes:
         prompt: The record's prompt.
-        group: The record's group; may be empty.
-        figures: The inputs, then the samples in the order in which they were made.
+        group: The record's group; "" if it has none.
+        figures: The pictures of the record, then the samples in the order in which they were made.
     """
 
     prompt: str
@@ -60,12 +60,12 @@ class Strip:
 
 @attrs.frozen(kw_only=True)
 class Setting:
-    """A row of the table of the configuration.
+    """A row of the page's table of configurations.
 
     Attributes:
-        key: The key, for example "train.max_steps".
-        cells: The value and its source, for each run.
-        chosen: Whether a user set it in at least one run; False means that all values are defaults.
+        key: The dotted configuration key, for example "train.max_steps".
+        cells: For each run the value, and where the value comes from.
+        chosen: Whether a user set the key in at least one run; False means that all values are defaults.
         differs: Whether the runs have different values.
     """
 
@@ -76,9 +76,9 @@ class Setting:
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
-    """Write the page about a run, or about several runs side by side, and return `output`.
+    """Write the HTML page about a run, or about several runs side by side, and return `output`.
 
-    The size of the page is limited: curves are thinned, and the pictures take at most `LARGEST_PICTURES` bytes.
+    The page stays small: curves are thinned, and all pictures together take at most `LARGEST_PICTURES` bytes.
 
     Args:
         folders: The folder of each run.
@@ -102,7 +102,10 @@ def _named(runs: Sequence[RunFiles]) -> list[RunFiles]:
 
 
 def render(runs: Sequence[RunFiles]) -> str:
-    """Return the page as HTML. All text that comes from a run is escaped, and the page forbids scripts."""
+    """Return the page about these runs as HTML.
+
+    All text that comes from a run is escaped, and the page forbids scripts, because a run's folder is not trusted.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("qframe_report"),
         autoescape=True,
@@ -132,7 +135,7 @@ def render(runs: Sequence[RunFiles]) -> str:
 
 
 def chosen_moments(moments: Sequence[Moment], most: int) -> list[Moment]:
-    """Choose at most `most` of the moments: the first, the last, and others evenly spaced between them."""
+    """Choose at most `most` times at which the run sampled: the first, the last, and others evenly between them."""
     if len(moments) <= most:
         return list(moments)
     return [moments[round(place * (len(moments) - 1) / (most - 1))] for place in range(most)]

@@ -1,4 +1,4 @@
-"""Embeds small copies of pictures into the page as data URIs, up to a number of bytes for the whole page."""
+"""Makes small copies of pictures that the page embeds as data URIs, up to a number of bytes for the whole page."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _QUALITY = 82
 
 @attrs.frozen(kw_only=True)
 class Thumbnail:
-    """A picture as the page embeds it.
+    """A small copy of a picture, as the page embeds it.
 
     Attributes:
         uri: The encoded picture, as a data URI.
         width: Width in pixels.
         height: Height in pixels.
-        enlarged: Whether the page enlarges it without smoothing, because it is small.
+        enlarged: Whether the page enlarges the picture without smoothing, because it has at most 160 pixels a side.
     """
 
     uri: str
@@ -37,10 +37,10 @@ class Thumbnail:
 
 @attrs.define
 class Album:
-    """Makes thumbnails until the bytes for pictures are used up.
+    """Makes the thumbnails of one page until the bytes that its pictures may take are used up.
 
     Attributes:
-        left: How many bytes are still free.
+        left: How many bytes further pictures may take.
         dropped: How many pictures were left out because they did not fit.
         damaged: A message for each picture that could not be opened.
     """
@@ -50,7 +50,12 @@ class Album:
     damaged: list[str] = attrs.field(factory=list)
 
     def add(self, file: Path) -> Thumbnail | None:
-        """Return the thumbnail of a file; None if it does not fit or cannot be opened, which is then counted."""
+        """Make the thumbnail of a picture file.
+
+        Returns:
+            The thumbnail; None if its bytes do not fit any more, which `dropped` counts, or if the file cannot be
+            opened, which adds a message to `damaged`.
+        """
         try:
             picture = open_picture(Picture(f"{file.parent.name}/{file.name}", file))
         except (DataError, OSError) as error:

@@ -1,4 +1,6 @@
-"""Reads what a run wrote into its folder. What is missing or damaged is left out, and named in `RunFiles.gaps`.
+"""Reads the files that a training run wrote into its folder.
+
+A file that is missing or damaged is left out, and `RunFiles.gaps` has a sentence about it.
 
 The folder is not trusted: the run may be unfinished or of an earlier version, and the folder may come from a stranger.
 """
@@ -29,10 +31,10 @@ _MOST_PLAIN_ROWS = 20  # records shown of a run without records.json
 
 @attrs.frozen(eq=False)
 class Series:
-    """The values of a metric, in the order in which they were written; values that are not finite are left out.
+    """The finite values of one metric, in the order in which the run wrote them.
 
     Attributes:
-        steps: The step of each value, [S].
+        steps: The training step of each value, [S].
         values: The values, [S].
     """
 
@@ -48,12 +50,12 @@ class SampleRow:
     """A validation record and the pictures that were sampled for it.
 
     Attributes:
-        name: Name of its files, without the suffix.
-        prompt: The record's prompt.
-        group: The record's group; may be empty.
-        references: Files of its reference pictures.
-        target: File of the picture that is wanted; None if the run did not store it.
-        samples: Files of its samples, by the key of the moment.
+        name: Name of the record's picture files, without the suffix.
+        prompt: The record's prompt; the name of the files if the run did not store the prompt.
+        group: The record's group; "" if it has none.
+        references: Files of the record's reference pictures.
+        target: File of the record's target picture; None if the run did not store it.
+        samples: Files of the sampled pictures, by the `key` of the `Moment` at which they were sampled.
     """
 
     name: str
@@ -69,9 +71,9 @@ class Moment:
     """A time of the run at which pictures were sampled.
 
     Attributes:
-        key: Name of its folder: "before", "after", or for example "step-000100".
-        step: How many steps were done; None before and after training.
-        results: How many samples were right and how many were judged, by group.
+        key: Name of the folder of the samples: "before" or "after" (training), or for example "step-000100".
+        step: How many training steps were done; None if `key` is "before" or "after".
+        results: How many samples were right and how many were judged, by the records' group.
     """
 
     key: str
@@ -80,21 +82,22 @@ class Moment:
 
     @property
     def label(self) -> str:
+        """The name that the page shows: "before", "after", or for example "step 100"."""
         return self.key if self.step is None else f"step {self.step}"
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class RunFiles:
-    """What was read from a run's folder.
+    """Everything that was read from the folder of one run.
 
     Attributes:
-        name: Name of the folder.
+        name: Name of the run's folder.
         config: The values of the configuration, by dotted key.
         series: The metrics, by name.
-        sessions: What each start of the run stored about itself.
+        sessions: For each start of the run, what that start wrote into the file of sessions, the first start first.
         moments: The times at which pictures were sampled, in order.
-        rows: The validation records.
-        has_result: Whether there are trained weights that are as new as the last step.
+        rows: The validation records with their sampled pictures.
+        has_result: Whether the folder has trained weights that are at least as new as the metrics.
         gaps: A sentence for each file that is missing or damaged.
     """
 
@@ -109,25 +112,27 @@ class RunFiles:
 
     @property
     def last_step(self) -> int:
+        """The last training step that a metric was written for; 0 if there is none."""
         return max((int(series.steps[-1]) for series in self.series.values() if len(series)), default=0)
 
     @property
     def wanted_steps(self) -> int | None:
-        """The number of steps that the run is configured for; None if it is not known or counted in epochs."""
+        """The number of steps that the run is configured for; None if it is unknown or the run counts epochs."""
         wanted = None if "train.epochs" in self.config else self.config.get("train.max_steps")
         return wanted if isinstance(wanted, int) else None
 
     @property
     def finished(self) -> bool:
-        """Whether the run made all its steps and wrote its weights."""
+        """Whether the run wrote its trained weights after the last of its configured steps."""
         return self.has_result and self.wanted_steps in (None, self.last_step)
 
     @property
     def sources(self) -> Mapping[str, str]:
-        """The source of each value of the configuration, from the last session that knew it.
+        """Where each value of the configuration came from (such as a file or "default"), by dotted key.
 
-        A session that was started from the run's own config.toml names that file, which does not say who chose the
-        value. Such a source counts only if no earlier session named another.
+        The source that the last session (start of the run) stored for a key counts, with one exception. A session that
+        was started from the run's own config.toml names that file, which does not say who chose the value. Such a
+        source counts only if no earlier session named another.
         """
         found: dict[str, str] = {}
         for session in self.sessions:
@@ -138,15 +143,15 @@ class RunFiles:
         return found
 
     def about(self, key: str) -> Any:
-        """What the last session stored under this key; None if it stored nothing."""
+        """Return what the last start of the run stored under this key, such as "data" or "machine"; None if nothing."""
         return self.sessions[-1].get(key) if self.sessions else None
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read the folder of a run.
+    """Read the folder of a run as far as its files can be read.
 
     Raises:
-        WeightsError: There is no run in `folder`.
+        WeightsError: `folder` has neither a config.toml nor a metrics.jsonl, so no run wrote it.
     """
     if not folder.is_dir() or not any((folder / name).is_file() for name in ("config.toml", "metrics.jsonl")):
         raise WeightsError(

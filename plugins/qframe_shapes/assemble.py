@@ -115,5 +115,5 @@ def _save_bfloat16(model: AutoencoderKLQwenImage | QwenImageTransformer2DModel, 
 
 
 def folder_bytes(folder: Path) -> int:
-    """The total size in bytes of all files in a folder and its subfolders."""
+    """Return the total size in bytes of all files in a folder and its subfolders."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

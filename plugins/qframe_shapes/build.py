@@ -42,13 +42,13 @@ _WEIGHTS = "weights"
 
 @attrs.frozen(kw_only=True)
 class BuildConfig:
-    """What to build, and in which folder.
+    """The settings of a build of the embedded model.
 
     Attributes:
         output: The folder of the build; every stage has a folder in it.
-        seed: Decides weights, data, noise and order.
+        seed: Decides the weights, the data, the noise and the order of the examples.
         scale: Multiplies every number of steps, examples and samples; tests use a small one.
-        note: A remark for the model card.
+        note: A remark that is added to the model card; "" for none.
         vae_steps: Steps of the joint training of the VAE.
         refine_steps: Steps of the training of the decoder alone.
         denoiser_steps: Steps of the training of the denoiser.
@@ -73,11 +73,11 @@ class BuildConfig:
         return max(2, round(full * self.scale))
 
     def folder(self, stage: str) -> Path:
-        """The folder that holds the result of a stage."""
+        """Return the folder that holds the result of a stage."""
         return self.output / stage
 
     def snapshot(self, stage: str) -> Path:
-        """The file in which an unfinished stage saves its state."""
+        """Return the file in which an unfinished stage saves its state."""
         return self.output / f"{stage}.snapshot.safetensors"
 
 
@@ -88,7 +88,10 @@ def vae_stage(config: BuildConfig) -> None:
 
 
 def whiten_stage(config: BuildConfig) -> None:
-    """Whiten the latents by changing two 1 x 1 convolutions, and round the weights to bfloat16, in which they ship."""
+    """Change the VAE so that its latent channels have mean 0 and unit covariance, and round its weights to bfloat16.
+
+    Whitening changes only two 1 x 1 convolutions. The weights are rounded because the model is shipped in bfloat16.
+    """
     settings = VaeConfig(seed=config.seed)
     batches = config.steps(40)
     white = vae_training.whiten(_load_vae(config, "vae"), settings, batches)
@@ -96,7 +99,7 @@ def whiten_stage(config: BuildConfig) -> None:
 
 
 def refine_stage(config: BuildConfig) -> None:
-    """Train the decoder alone; the encoder does not change, so latents that are already cached stay valid."""
+    """Train the VAE's decoder alone; its encoder does not change, so latents that are already cached stay valid."""
     settings = VaeConfig(
         seed=config.seed + 1,
         steps=config.steps(config.refine_steps),
@@ -139,7 +142,7 @@ def denoiser_stage(config: BuildConfig) -> None:
 
 
 def publish_denoiser(config: BuildConfig, weights: Path) -> None:
-    """Publish the result of the finished training run `DIR/denoiser.run`.
+    """Copy the weights of the finished training run `DIR/denoiser.run` into the stage's folder, with its measurements.
 
     Args:
         config: The build that the run belongs to.
@@ -203,7 +206,7 @@ def evaluate_stage(config: BuildConfig) -> None:
 
 
 def checkpoint_stage(config: BuildConfig) -> None:
-    """Publish the assembled model folder together with its model card."""
+    """Copy the assembled model folder into `DIR/checkpoint`, together with its model card."""
     model = _result(config, "assemble")
     table = (_result(config, "evaluate") / "table.md").read_text(encoding="utf-8")
     card = model_card(measured(config), table, size=folder_bytes(model), seed=config.seed, note=config.note)
@@ -257,7 +260,7 @@ STAGES: Mapping[str, Callable[[BuildConfig], None]] = {
 
 
 def build(config: BuildConfig, stages: tuple[str, ...] = tuple(STAGES)) -> None:
-    """Run those of the given stages that have no result yet, in the given order."""
+    """Run the given stages in the given order, except those that have a result already."""
     config.output.mkdir(parents=True, exist_ok=True)
     for name in stages:
         if storage.is_published(config.folder(name)):
@@ -269,7 +272,7 @@ def build(config: BuildConfig, stages: tuple[str, ...] = tuple(STAGES)) -> None:
 
 
 def measured(config: BuildConfig) -> dict[str, dict[str, Any]]:
-    """The measurements of the finished stages, by the name of the stage."""
+    """Return the measurements of the finished stages, by the name of the stage."""
     files = {name: config.folder(name) / MEASURED for name in STAGES}
     return {name: read_json(file) for name, file in files.items() if file.exists()}
 

@@ -108,7 +108,7 @@ def model_card(measured: Mapping[str, Mapping[str, Any]], table: str, *, size: i
         table: The success rates as a Markdown table.
         size: The size of the model folder in bytes.
         seed: The seed of the build.
-        note: A remark to add after the versions.
+        note: A remark to add after the versions of packages; "" for none.
     """
     evaluation = measured["evaluate"]
     stages = [

@@ -50,9 +50,10 @@ def demo(output: str | None, overrides: tuple[str, ...]) -> None:
 
 
 def with_and_without(config: Config, result: FitResult) -> list[tuple[str, Path]]:
-    """Sample one validation record without the LoRA and with it, and write the pictures.
+    """Sample one validation record without the LoRA and with it, and write the pictures into the run's folder.
 
-    If the data set has no validation records, its first record is used.
+    The record is of the group whose rate of success rose most. If the data set has no validation records, its first
+    record is used.
 
     Args:
         config: The configuration of the run.

@@ -12,12 +12,12 @@ EXAMPLES = 30_000
 
 
 def training_config(start: Path, output: Path, *, seed: int, steps: int, examples: int = EXAMPLES) -> Config:
-    """The configuration of the training run; `qframe train --config` starts the same run when it gets this as a file.
+    """Return the configuration of the training run; written to a file, `qframe train --config` starts the same run.
 
     Args:
         start: The model folder whose transformer is not trained yet.
         output: The folder of the run.
-        seed: Decides the data, the noise and the order.
+        seed: Decides the data, the noise and the order of the examples.
         steps: Number of optimizer steps.
         examples: Number of different training examples.
     """
@@ -60,5 +60,11 @@ def training_config(start: Path, output: Path, *, seed: int, steps: int, example
 
 
 def train(config: Config, *, resume: bool, progress: Progress = SILENT) -> Path:
-    """Train the denoiser and return the folder of its weights; with `resume`, continue from the newest checkpoint."""
+    """Train the denoiser, and return the folder of its weights.
+
+    Args:
+        config: The configuration of the training run.
+        resume: Whether to continue from the newest checkpoint of the run.
+        progress: Is told about the progress of training.
+    """
     return Trainer(config, progress=progress).fit("latest" if resume else None).weights

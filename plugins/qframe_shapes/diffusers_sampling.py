@@ -1,8 +1,8 @@
 """Sample pictures with diffusers' pipelines, so that `evaluate` can test whether the model also works outside qframe.
 
-Only text to image and painting into a mask are supported; their conditioning needs no picture. Editing is not, for two
-reasons: diffusers can build the processor for pictures only if torchvision is installed, and it fixes the area at a
-million pixels.
+Only text to image and painting into a mask are supported, for which the text encoder needs no picture. Editing is not
+supported, for two reasons: diffusers can build the processor for pictures only if torchvision is installed, and it
+resizes every picture to an area of a million pixels.
 """
 
 import functools
@@ -40,7 +40,12 @@ def diffusers_components(model: Path) -> dict[str, Any]:
 
 
 def shared_arguments(requests: Sequence[SampleRequest], steps: int) -> dict[str, Any]:
-    """The arguments, without guidance, that both qframe's and diffusers' pipelines take for requests of one size."""
+    """Return the keyword arguments, without guidance, that both qframe's and diffusers' pipelines take.
+
+    Args:
+        requests: The requests of one call, all of one size.
+        steps: Sampling steps per picture.
+    """
     return {
         "prompt": [request.prompt for request in requests],
         "height": requests[0].height,
@@ -52,7 +57,9 @@ def shared_arguments(requests: Sequence[SampleRequest], steps: int) -> dict[str,
 
 
 def diffusers_sampler(model: Path, *, steps: int = 16) -> Sample:
-    """Make a function that `evaluate.evaluate` can test; it supports the operations `text-to-image` and `paint`.
+    """Make a function that samples with diffusers, for `evaluate.evaluate` to measure.
+
+    The function supports the operations `text-to-image` and `paint`.
 
     Args:
         model: The model folder.

@@ -28,8 +28,9 @@ _SEED_OFFSET = 2_000_003
 class Effects:
     """The measured effects of guidance and of negative prompts, on the main canvas.
 
-    A distance lies between the median colour of the figure and the colour that was drawn for the caption. It is the
-    mean over channels and samples, from 0 to 255.
+    Each caption is made for a figure with a drawn colour, but does not name this colour. A distance is the absolute
+    difference between the median colour of the sampled figure and the drawn colour, from 0 to 255, averaged over
+    channels and samples.
 
     Attributes:
         count: Number of samples for each measurement.

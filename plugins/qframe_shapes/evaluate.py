@@ -1,7 +1,7 @@
 """Measure how often a model's pictures of the small world are right, by operation and by kind of unseen scene.
 
-The model is given as a function from requests to pictures. So the pipelines of qframe, of diffusers and of any other
-program can be measured in the same way.
+The model is given as a function from requests to pictures. Therefore the pipelines of qframe, of diffusers and of any
+other program can be measured in the same way.
 """
 
 import json
@@ -30,8 +30,8 @@ class Group:
 
     Attributes:
         operation: What is asked for, such as `recolour`.
-        kind: What the model has never seen of the scenes; one of `KINDS`.
-        situation: For painting only: what the masked cell holds; one of `tasks.PAINT_SITUATIONS`.
+        kind: In which respect training never showed the scenes; one of `KINDS`.
+        situation: For painting only: where figures are before painting; one of `tasks.PAINT_SITUATIONS`. Else "".
         strength: For painting only: the strength of the sampling run, in (0, 1].
     """
 
@@ -60,7 +60,7 @@ class SampleRequest:
         height: Height of the wanted picture in pixels.
         seed: Seed of the initial noise.
         image: The picture to edit or to paint into, RGB, of the wanted size; None for text to image.
-        mask: For painting only: a grey picture of the wanted size; white is repainted.
+        mask: For painting only: a grey picture of the wanted size, white where to repaint; else None.
         strength: For painting only: the strength of the sampling run, in (0, 1].
         negative_prompt: What to steer away from; it has an effect only if the model uses guidance.
     """
@@ -77,7 +77,7 @@ class SampleRequest:
 
 
 Sample = Callable[[Sequence[SampleRequest]], Sequence[Image.Image]]
-"""A model under test: takes requests of one operation and one canvas, returns their pictures in the same order."""
+"""A model under test: a function from requests of one operation and one size to their pictures, in the same order."""
 
 
 @attrs.frozen(eq=False)
@@ -98,7 +98,7 @@ class Result:
 
 
 def standard_groups(operations: Sequence[str] = ("text-to-image", *tasks.EDITS, "paint")) -> tuple[Group, ...]:
-    """The groups of the model card: every operation with every kind of unseen scene.
+    """Return the groups of the model card: every operation with every kind of scene that training never showed.
 
     Painting has six groups per kind: three situations with two strengths.
     """
@@ -121,7 +121,7 @@ UNLEARNED_GROUPS = (Group(tasks.UNLEARNED_OPERATION, UNSEEN), Group(world.UNLEAR
 
 
 def episodes(group: Group, count: int, seed: int) -> list[Episode]:
-    """Draw `count` episodes of a group; the same arguments always give the same episodes."""
+    """Draw `count` episodes (tasks with their right results) of a group; the same arguments give the same episodes."""
     makers: dict[str, tasks.Maker] = {
         **tasks.EDIT_MAKERS,
         "text-to-image": tasks.text_to_image,
@@ -141,11 +141,11 @@ def episodes(group: Group, count: int, seed: int) -> list[Episode]:
 
 
 def run_group(sample: Sample, group: Group, *, count: int, seed: int, batch_size: int = 32) -> list[Result]:
-    """Sample and judge the pictures of one group.
+    """Let a model sample the pictures of one group, and judge whether each of them is right.
 
     Args:
         sample: The model under test.
-        group: What to ask for.
+        group: The group whose episodes the model is asked for.
         count: Number of pictures.
         seed: Decides the episodes and the noise.
         batch_size: The largest number of requests in one call of `sample`.
@@ -179,12 +179,20 @@ def _request(episode: Episode, group: Group, seed: int) -> SampleRequest:
 
 @attrs.frozen(eq=False)
 class Report:
-    """All results of an evaluation, with the table and the contact sheets made from them."""
+    """All results of an evaluation, with the methods that make the table and the contact sheets from them.
+
+    Attributes:
+        results: One result for each sampled picture.
+    """
 
     results: tuple[Result, ...]
 
     def rate(self, group: Group) -> float:
-        """The success rate of one group, from 0 to 1. ValueError if the evaluation did not include the group."""
+        """Return the success rate of one group, from 0 to 1.
+
+        Raises:
+            ValueError: The evaluation did not include the group.
+        """
         verdicts = [result.verdict.success for result in self.results if result.group == group]
         if not verdicts:
             raise ValueError(f"no results of {group}")
@@ -196,7 +204,11 @@ class Report:
         return tuple(dict.fromkeys(result.group for result in self.results))
 
     def to_json(self) -> list[dict[str, object]]:
-        """One object per group: its names, its numbers of samples and successes, and the failures per criterion."""
+        """Return one object per group, which JSON can hold.
+
+        Each object has the group's operation and kind, how many samples and how many successes there were, and how many
+        samples failed each criterion.
+        """
         rows: list[dict[str, object]] = []
         for group in self.groups:
             results = [result for result in self.results if result.group == group]
@@ -213,7 +225,7 @@ class Report:
         return rows
 
     def table(self) -> str:
-        """The success rates in percent as a Markdown table with a row per operation and a column per kind."""
+        """Return the success rates in percent as a Markdown table with a row per operation and a column per kind."""
         lines = [f"| operation | {' | '.join(KINDS)} |", f"|---|{'---|' * len(KINDS)}"]
         for row in dict.fromkeys(group.row for group in self.groups):
             by_kind = {group.kind: group for group in self.groups if group.row == row}
@@ -269,7 +281,7 @@ def evaluate(
         sample: The model under test.
         count: Number of pictures per group.
         seed: Decides the episodes and the noise.
-        groups: What to ask for; by default `standard_groups()`.
+        groups: The groups to measure; None stands for `standard_groups()`.
         batch_size: The largest number of requests in one call of `sample`.
     """
     results: list[Result] = []

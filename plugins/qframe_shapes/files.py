@@ -4,5 +4,5 @@ from pathlib import Path
 
 
 def model_folder() -> Path:
-    """The folder of the embedded model that is shipped with qframe, in the diffusers layout."""
+    """Return the folder of the embedded model that is shipped with qframe; it has the layout of diffusers' models."""
     return Path(__file__).parent / "checkpoint"

@@ -20,7 +20,13 @@ _INITIAL_LOG_VARIANCE = -5.0
 
 
 def new_vae(generator: torch.Generator) -> AutoencoderKLQwenImage:
-    """Make an untrained VAE of the embedded model's size; temporal taps that do not affect one picture are zero."""
+    """Make an untrained VAE of the embedded model's size.
+
+    The weights of its 3-D convolutions that do not affect a single picture are zero.
+
+    Args:
+        generator: Draws the other weights.
+    """
     vae = AutoencoderKLQwenImage(
         base_dim=16, z_dim=Z_DIM, dim_mult=[1, 2, 3, 3], num_res_blocks=1,
         latents_mean=[0.0] * Z_DIM, latents_std=[1.0] * Z_DIM,

@@ -1,6 +1,6 @@
 """Decide strictly whether a picture shows the scene that it should show.
 
-A picture passes if all of the following holds:
+A picture passes if it has the size of the wanted scene and all of the following holds:
 
 - Background: its median colour is within 40/255 of the wanted colour in every channel. Of the pixels that should be
   background, more than 95 % are within 40/255 of the wanted colour. In each single cell it is more than 85 %, so that
@@ -211,7 +211,7 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def psnr(picture: Image.Image, reference: Image.Image) -> float:
-    """The peak signal-to-noise ratio in dB between two pictures, converted to RGB; infinite if they are equal.
+    """Return the peak signal-to-noise ratio in dB between two pictures, compared in RGB; infinite if they are equal.
 
     Raises:
         ValueError: The pictures have different sizes.

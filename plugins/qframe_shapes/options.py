@@ -1,4 +1,4 @@
-"""The settings of the embedded data set. This module imports no torch."""
+"""The options of the embedded data set. This module imports no torch."""
 
 from typing import Literal
 
@@ -8,7 +8,17 @@ from attrs.validators import and_, ge, le
 
 @attrs.frozen(kw_only=True)
 class ShapesOptions:
-    """The settings that decide which records the embedded data set has; the help texts explain each of them."""
+    """The options of the data source "shapes", which decide the records of the embedded data set.
+
+    Attributes:
+        mixture: What the records teach. "dot", "purple" and "purple-captions" (text to image) teach something that the
+            base model never saw; "base" is the mixture that the base model was trained on.
+        count: Number of training records.
+        replay: Fraction of the records, from 0 to 1, that repeat operations which the base model knows already; not
+            used by the mixture "base".
+        validation: Number of records that are held out from training.
+        seed: Seed of the records.
+    """
 
     mixture: Literal["dot", "purple", "purple-captions", "base"] = attrs.field(
         default="dot",

@@ -1,4 +1,4 @@
-"""Declare the embedded model and its data set. This module imports no torch."""
+"""Register the embedded model, its data set and the command `qframe demo` with qframe. This module imports no torch."""
 
 from qframe import Component, hookimpl
 
@@ -29,7 +29,7 @@ _DEFAULTS = {
 
 @hookimpl
 def qframe_components() -> list[Component]:
-    """The embedded model, its data set, and the command that trains on both."""
+    """Return the embedded model, its data set, and the command that trains a LoRA with both."""
     return [
         Component(
             "model",

@@ -1,4 +1,4 @@
-"""Sample pictures with qframe's pipelines, so that `evaluate` can measure them."""
+"""Sample pictures with qframe's pipelines, so that `evaluate` can measure how often the pictures are right."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,15 @@ def qframe_sampler(
     lora: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Sample:
-    """Make a function that `evaluate.evaluate` can test; it loads a family when the first request needs it.
+    """Make a function that samples with qframe, for `evaluate.evaluate` to measure.
+
+    The function loads a family when the first request needs that family.
 
     Args:
         model: The model folder.
         steps: Sampling steps per picture.
         true_cfg_scale: The guidance scale for requests that have a negative prompt.
-        lora: A LoRA file to load, if any.
+        lora: A LoRA file to load into the denoiser; None for none.
         overrides: Configuration keys with their values, as for `qframe.load`.
     """
 
@@ -54,7 +56,14 @@ def qframe_sampler(
 
 
 def card_sampler(model: Path, *, steps: int = 16) -> Sample:
-    """Make the function that the model card is measured with: diffusers' pipeline for painting, else qframe's."""
+    """Make the function that the numbers of the model card are measured with.
+
+    It samples with diffusers' pipeline for painting, and with qframe's pipelines for all other operations.
+
+    Args:
+        model: The model folder.
+        steps: Sampling steps per picture.
+    """
     own, upstream = qframe_sampler(model, steps=steps), diffusers_sampler(model, steps=steps)
 
     def sample(requests: Sequence[SampleRequest]) -> Sequence[Image.Image]:

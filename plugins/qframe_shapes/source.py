@@ -1,4 +1,7 @@
-"""The small world as a data set of qframe: it draws its records when they are needed, and judges sampled pictures."""
+"""The data source "shapes": the made-up world of coloured shapes as a data set of qframe.
+
+The source draws a record when the record is accessed, and judges whether sampled pictures are right.
+"""
 
 import functools
 import io
@@ -63,10 +66,10 @@ class EpisodeRecords(Sequence[Record]):
 
 
 class ShapesSource(RecordSource):
-    """The data set of coloured shapes; the validation records show combinations that no training record shows.
+    """The data source of coloured shapes, whose validation records show combinations that no training record shows.
 
     Args:
-        options: The settings; None stands for the defaults.
+        options: The options; None stands for the defaults.
         path: Must be None, because the pictures are drawn and not read.
 
     Raises:
@@ -83,22 +86,25 @@ class ShapesSource(RecordSource):
         self._options = options if options is not None else ShapesOptions()
 
     def records(self) -> EpisodeRecords:
-        """The training records of the chosen mixture; each is drawn when it is accessed."""
+        """Return the training records of the mixture in the options; each record is drawn when it is accessed."""
         options = self._options
         name = f"shapes-{options.mixture}-seed{options.seed}"
         return EpisodeRecords(name, options.count, functools.partial(_training_episode, options))
 
     def validation(self) -> EpisodeRecords:
-        """The validation records: held-out combinations on the main canvas.
+        """Return the validation records, which show combinations that training never shows, on the main canvas.
 
-        One half asks for what the mixture teaches, the other half for operations that the base model knows.
+        Every other record asks for what the mixture teaches, the rest for operations that the base model knows.
         """
         options = self._options
         name = f"shapes-{options.mixture}-validation-seed{options.seed}"
         return EpisodeRecords(name, options.validation, functools.partial(_validation_episode, options))
 
     def success(self, record: Record, picture: Image.Image) -> bool | None:
-        """Whether `metrics.judge` accepts the picture; None if the record is not from this data set."""
+        """Return whether a picture sampled for this record is right, as `metrics.judge` decides.
+
+        Returns None if the record belongs to another data set.
+        """
         for records in (self.records(), self.validation()):
             name, _, index = record.id.rpartition("/")
             if name == records.name:

@@ -1,4 +1,7 @@
-"""What the stages of the build share: saved states, from which a killed stage continues, and progress in the log."""
+"""Code that several stages of the embedded model's build use: JSON files, saved states, and progress in the log.
+
+A stage that was killed continues from its last saved state (`Snapshot`).
+"""
 
 import json
 import logging
@@ -36,8 +39,8 @@ class Snapshot:
 
     Attributes:
         tensors: Weights, averaged weights and optimizer state, by name.
-        step: The next step to make.
-        seconds: The training time so far.
+        step: The number of the next step.
+        seconds: The training time so far, in seconds.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -60,7 +63,7 @@ class Snapshot:
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The state of an optimizer as tensors with the names `opt.<index of the parameter>.<name of the state>`."""
+    """Return the state of an optimizer as tensors, named `opt.<index of the parameter>.<name of the state>`."""
     return {
         f"opt.{index}.{name}": value
         for index, state in optimiser.state_dict()["state"].items()
@@ -82,7 +85,7 @@ class Pace:
     """Counts the training time of a run across restarts, and says when to save the next snapshot.
 
     Args:
-        seconds_before: The training time before this start.
+        seconds_before: The training time in seconds before this start of the program.
         snapshot_every: Seconds between two snapshots.
     """
 
@@ -93,11 +96,11 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """The training time so far in seconds, including the time before the last restart."""
+        """The training time so far in seconds, including the time before this start of the program."""
         return time.monotonic() - self._start
 
     def snapshot_due(self) -> bool:
-        """Whether a snapshot is due; returns True at most once per interval."""
+        """Return True if `snapshot_every` seconds have passed since the start, or since this last returned True."""
         due = time.monotonic() - self._last >= self._snapshot_every
         if due:
             self._last = time.monotonic()
@@ -105,7 +108,10 @@ class Pace:
 
 
 class LogProgress:
-    """Writes progress to the log every `every_seconds`: steps, speed, remaining minutes and the latest metrics."""
+    """Writes the progress of a stage to the log at most every `every_seconds` seconds.
+
+    A line has the number of steps, the steps per second, the remaining minutes and the latest metrics.
+    """
 
     def __init__(self, every_seconds: float = 30.0) -> None:
         self._every = every_seconds
@@ -116,7 +122,13 @@ class LogProgress:
 
     @contextmanager
     def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Stage]:
-        """Report the progress of a task of `total` steps, of which `done` were made before this start."""
+        """Return a context whose value reports the progress of a task to the log.
+
+        Args:
+            name: The name of the task in the log.
+            total: The number of steps of the task.
+            done: How many of these steps were made before this start of the program.
+        """
         started = time.monotonic()
         yield _LoggedStage(name, total, done, self._every)
         logger.info("%s: %d, %.0f s", name, total, time.monotonic() - started)

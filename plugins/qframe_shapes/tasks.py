@@ -1,8 +1,8 @@
 """Make the tasks of the small world: captions, edit instructions and masks, each with its right result.
 
 An `Episode` is one such task with the scene that is its only right result. The episodes that the base model is trained
-on contain no held-out pair, no held-out combination, no purple and no dot; the evaluation uses exactly these. An
-episode depends only on a seed, its index and its settings.
+on contain no held-out pair, no held-out combination, no purple and no dot; the episodes of the evaluation each contain
+one of them. An episode depends only on a seed, its index and its settings.
 """
 
 from collections.abc import Callable, Mapping
@@ -57,12 +57,16 @@ PLACE_WORDS = {
 INSIDE_WEIGHT, OUTSIDE_WEIGHT = 255, 85
 
 PAINT_SITUATIONS = ("empty", "over", "elsewhere")
-"""For painting: the masked cell is empty; it holds a figure; or another figure is elsewhere on the canvas."""
+"""What the picture shows before painting.
+
+With "empty", the picture shows no figure; with "over", a figure lies in the cell that is painted; with "elsewhere", the
+only figure lies in another cell.
+"""
 
 
 @attrs.frozen
 class Episode:
-    """One task, and the scene that is its right result.
+    """One task for a model (a caption, an edit or a painting), and the scene that is its right result.
 
     Attributes:
         operation: The kind of task.
@@ -83,7 +87,11 @@ class Episode:
 
     @property
     def split(self) -> str:
-        """The split of the episode: `pair` if one of its scenes is in it, else `unseen` if one is, else `train`."""
+        """The split that the episode belongs to.
+
+        It is `pair` if the source or the target belongs to `pair`, else `unseen` if one of them belongs to `unseen`,
+        else `train`.
+        """
         splits = {world.split(scene) for scene in (self.source, self.target) if scene is not None}
         return next(name for name in ("pair", "unseen", "train") if name in splits)
 
@@ -142,7 +150,7 @@ def instruction(rng: np.random.Generator, operation: str, scene: Scene, new: str
 
 
 def text_to_image(rng: np.random.Generator, canvas: Canvas) -> Episode:
-    """Draw a text-to-image task whose caption names everything; one in fifty asks for an empty canvas."""
+    """Draw a text-to-image task whose caption names everything in the scene; one in fifty asks for an empty canvas."""
     scene = world.random_scene(rng, canvas, 0 if rng.random() < 0.02 else 1)
     return Episode("text-to-image", caption(rng, scene, scene.objects[0] if scene.objects else None), scene)
 
@@ -150,8 +158,8 @@ def text_to_image(rng: np.random.Generator, canvas: Canvas) -> Episode:
 def described_figure(rng: np.random.Generator, canvas: Canvas) -> Episode:
     """Draw a text-to-image task whose target shows two figures and whose caption describes the first.
 
-    If the first figure leaves no room on a small canvas, it is the only one. From these tasks the model learns to paint
-    a figure beside one that is already there.
+    If a small canvas has no room for a second figure, the target shows only the first. From these tasks the model
+    learns to paint a figure next to one that is already there.
     """
     scene = world.random_scene(rng, canvas, 2)
     figure = scene.objects[0]
@@ -279,10 +287,10 @@ UNNAMED_COLOUR_FRACTION = 0.5
 
 
 def training_episode(seed: int, index: int) -> Episode:
-    """Draw one training episode of the base model.
+    """Draw the training episode of the base model with this seed and index.
 
-    60 % are edits, 30 % are captions, and 10 % are captions that describe one of two figures. 60 % are on the main
-    canvas.
+    Of all episodes, 60 % are edits, 30 % are text to image, and 10 % are text to image with a caption that describes
+    one of two figures. 60 % of the episodes are on the main canvas.
     """
     rng = world.sample_rng(seed, index)
     draw = rng.random()
@@ -307,7 +315,13 @@ TWO_CELL_CANVASES = tuple(
 
 
 def lora_episode(seed: int, index: int, *, replay: float = 0.4) -> Episode:
-    """Draw one episode that teaches the dot, on the main canvas; a fraction `replay` are edits of the base mixture."""
+    """Draw one episode on the main canvas, for a LoRA that learns to put a dot on a figure.
+
+    Args:
+        seed: The seed of the data.
+        index: The number of the episode.
+        replay: The probability, from 0 to 1, that the episode is an edit that the base model knows already.
+    """
     rng = world.sample_rng(seed, index)
     if rng.random() >= replay:
         return accepted(dot, rng, world.MAIN_CANVAS, "train")
@@ -316,14 +330,26 @@ def lora_episode(seed: int, index: int, *, replay: float = 0.4) -> Episode:
 
 
 def colour_lora_episode(seed: int, index: int, *, replay: float = 0.4) -> Episode:
-    """Draw one episode that teaches purple by edits; a fraction `replay` are edits that the base model knows."""
+    """Draw one episode on the main canvas, for a LoRA that learns to make figures purple.
+
+    Args:
+        seed: The seed of the data.
+        index: The number of the episode.
+        replay: The probability, from 0 to 1, that the episode is an edit that the base model knows already.
+    """
     rng = world.sample_rng(seed, index)
     make = EDIT_MAKERS[world.choose(rng, EDITS)] if rng.random() < replay else recolour_purple
     return accepted(make, rng, world.MAIN_CANVAS, "train")
 
 
 def caption_lora_episode(seed: int, index: int, *, replay: float = 0.4) -> Episode:
-    """Draw one episode that teaches purple by captions; a fraction `replay` are captions of other colours."""
+    """Draw one text-to-image episode on the main canvas, for a LoRA that learns purple figures.
+
+    Args:
+        seed: The seed of the data.
+        index: The number of the episode.
+        replay: The probability, from 0 to 1, that the figure has a colour that the base model knows already.
+    """
     rng = world.sample_rng(seed, index)
     make = text_to_image if rng.random() < replay else caption_purple
     return accepted(make, rng, world.MAIN_CANVAS, "train")

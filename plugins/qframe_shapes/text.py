@@ -91,9 +91,9 @@ def _training_texts() -> list[str]:
 
 
 def new_image_processor() -> Qwen2VLImageProcessorPil:
-    """Make the image processor: it gives one vision token per 16 x 16 pixels.
+    """Make the image processor, which cuts a picture so that the encoder has one image token per 16 x 16 pixels.
 
-    It does not resize a picture whose area lies between 48 x 48 and 96 x 96 pixels.
+    The image processor does not resize a picture whose area lies between 48 x 48 and 96 x 96 pixels.
     """
     return Qwen2VLImageProcessorPil(
         patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2,
@@ -104,8 +104,13 @@ def new_image_processor() -> Qwen2VLImageProcessorPil:
 def new_text_encoder(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
     """Make a frozen Qwen2.5-VL with random weights, width 64 and two layers, in evaluation mode.
 
-    The scale of the random weights keeps the variance of the activations. So the layers change the embeddings
-    noticeably, and the output depends on the words of the prompt, on their order, and on the picture.
+    The random weights are scaled so that the variance of the activations stays the same from layer to layer. Therefore
+    the layers change the embeddings noticeably, and the output depends on the words of the prompt, on their order, and
+    on the picture.
+
+    Args:
+        tokenizer: The tokenizer that the encoder reads the tokens of.
+        seed: The seed of the weights.
     """
     token = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
     config = Qwen2_5_VLConfig(

@@ -28,7 +28,7 @@ _HELD_OUT_SEED_OFFSET = 1_000_003
 
 @attrs.frozen
 class VaeConfig:
-    """The settings of the joint training and of the training of the decoder alone, which does not use `kl_weight`.
+    """The settings of the joint training of encoder and decoder, or of the training of the decoder alone.
 
     Attributes:
         seed: Decides weights, pictures and noise.
@@ -36,12 +36,12 @@ class VaeConfig:
         batch_size: Pictures per step.
         learning_rate: The highest learning rate.
         warmup: Number of steps in which the learning rate rises.
-        kl_weight: Factor of the KL divergence in the loss.
-        cell_weight: Factor of a squared error inside the cell of a figure; outside it is 1.
+        kl_weight: Factor of the KL divergence in the loss of the joint training; the decoder alone does not use it.
+        cell_weight: How much the squared error of a pixel in the cell of a figure counts, compared with other pixels.
         latent_noise: For the decoder alone: standard deviation of the noise that is added to the whitened latents. It
             makes the decoder tolerate small errors of a denoiser.
         ema_decay: Decay of the moving average of the weights.
-        clip_norm: The largest norm of the gradient.
+        clip_norm: The norm that larger gradients are scaled down to.
         snapshot_every: Seconds between two saved states.
     """
 
@@ -60,11 +60,11 @@ class VaeConfig:
 
 @attrs.frozen(eq=False)
 class Batch:
-    """Pictures of one canvas, and how much each of their pixels counts in the loss.
+    """Pictures of one canvas size, and how much each of their pixels counts in the loss.
 
     Attributes:
-        pixels: The pictures.
-        weights: The factor of the squared error at each pixel.
+        pixels: The pictures, [B, 3, H, W] from -1 to 1.
+        weights: The factor of the squared error at each pixel, [B, 1, H, W]; the mean is 1.
     """
 
     pixels: Tensor  # [B, 3, H, W] in [-1, 1]
@@ -84,7 +84,7 @@ def vae_scene(rng: np.random.Generator, canvas: world.Canvas) -> world.Scene:
 
 
 def training_batch(config: VaeConfig, step: int, *, held_out: bool = False) -> Batch:
-    """Draw the pictures of one training step; they depend only on the settings and the step.
+    """Draw the pictures of one training step, which depend only on the arguments.
 
     Args:
         config: The settings.
@@ -98,10 +98,10 @@ def training_batch(config: VaeConfig, step: int, *, held_out: bool = False) -> B
 
 
 def scenes_batch(scenes: list[world.Scene], cell_weight: float = 1.0) -> Batch:
-    """Draw scenes of one canvas and convert them to tensors.
+    """Draw scenes of one canvas size, and convert the pictures to tensors.
 
     Args:
-        scenes: The scenes, all of one canvas.
+        scenes: The scenes, all of the same canvas size.
         cell_weight: How much a pixel in the cell of a figure counts, compared with other pixels.
     """
     pixels = torch.from_numpy(np.stack([world.render_array(scene) for scene in scenes]))
@@ -171,7 +171,12 @@ def _parameters(vae: AutoencoderKLQwenImage) -> dict[str, torch.nn.Parameter]:
 
 
 def weighted_mse(decoded: Tensor, batch: Batch) -> Tensor:
-    """The mean over all pixels of squared error times weight; pixels are in [-1, 1]."""
+    """Return the mean of squared error times weight, over all pixels and channels.
+
+    Args:
+        decoded: The decoded pictures, [B, 3, H, W], as `batch.pixels` from -1 to 1.
+        batch: The right pictures and the weights.
+    """
     return (batch.weights * (decoded - batch.pixels).square()).mean()
 
 
@@ -213,7 +218,7 @@ def _run(
 
 
 def schedule(step: int, config: VaeConfig) -> float:
-    """The factor of the learning rate at a step: a linear warm-up, times a cosine that falls from 1 to 0.02."""
+    """Return the factor of the learning rate at a step: a linear warm-up, times a cosine that falls from 1 to 0.02."""
     warmup = min(1.0, (step + 1) / config.warmup)
     return warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
 
@@ -297,7 +302,7 @@ def rounded(vae: AutoencoderKLQwenImage, config: VaeConfig, batches: int = 40) -
 
 @torch.no_grad()
 def latent_statistics(vae: AutoencoderKLQwenImage, config: VaeConfig, batches: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Measure the latents of held-out pictures, in float64.
+    """Measure the latents of pictures that training does not use, in float64.
 
     Returns:
         The mean of the posterior means [Z], their covariance [Z, Z], and the average posterior variance [Z].
@@ -313,7 +318,10 @@ def latent_statistics(vae: AutoencoderKLQwenImage, config: VaeConfig, batches: i
 
 @torch.no_grad()
 def held_out_psnr(vae: AutoencoderKLQwenImage, seed: int = 7, batches: int = 20) -> float:
-    """The PSNR in dB of the reconstruction of held-out pictures of all canvases, from their mean squared error."""
+    """Return the PSNR in dB of the VAE's reconstructions of pictures that training does not use.
+
+    The PSNR is computed from the mean squared error over all pictures, which have all canvas sizes.
+    """
     config = VaeConfig(seed=seed)
     errors = []
     for step in range(batches):

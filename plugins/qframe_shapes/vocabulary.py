@@ -25,7 +25,7 @@ PUNCTUATION = ". , ; : ! ? - ' \" ( ) / & + * #"
 
 
 def world_phrases() -> Iterator[str]:
-    """All templates of captions and instructions without their placeholders, then all words that can replace these."""
+    """Yield all templates of captions and instructions without placeholders, then all words that can fill those."""
     templates = [*tasks.CAPTIONS, *tasks.EMPTY_CAPTIONS, *tasks.PLACE_WORDS.values()]
     templates += [template for group in tasks.INSTRUCTIONS.values() for template in group]
     for template in templates:
@@ -34,7 +34,7 @@ def world_phrases() -> Iterator[str]:
 
 
 def training_words() -> list[str]:
-    """All words in sorted order, each once in lower case and once with a capital first letter."""
+    """Return all words of this module and of the data set, sorted, in lower case and with a capital first letter."""
     words: set[str] = set(EVERYDAY.split())
     for phrase in world_phrases():
         words.update(re.findall(r"[a-z]+", phrase.lower()))

@@ -84,11 +84,11 @@ class Canvas:
     """The size of a picture in pixels.
 
     Attributes:
-        width: A multiple of 16 from 48 to 96.
-        height: A multiple of 16 from 48 to 96.
+        width: The width, a multiple of 16 from 48 to 96.
+        height: The height, a multiple of 16 from 48 to 96.
 
     Raises:
-        ValueError: A side has another value.
+        ValueError: The width or the height is no such number.
     """
 
     width: int
@@ -110,7 +110,11 @@ class Canvas:
         return tuple(name for name, (row, column) in PLACES.items() if row in rows and column in columns)
 
     def corner(self, place: str) -> tuple[int, int]:
-        """The top left pixel (x, y) of the cell at a place. ValueError if this canvas has no such place."""
+        """Return the top left pixel (x, y) of the cell at a place.
+
+        Raises:
+            ValueError: This canvas has no such place.
+        """
         if place not in self.places:
             raise ValueError(f"canvas {self} has no place {place!r}; it has {', '.join(self.places)}")
         row, column = PLACES[place]
@@ -130,7 +134,7 @@ CANVASES = (MAIN_CANVAS, *OTHER_CANVASES)
 
 
 def rgb(colour: str) -> tuple[int, int, int]:
-    """The red, green and blue values, 0 to 255, of a colour.
+    """Return the red, green and blue values, each from 0 to 255, of a colour.
 
     Args:
         colour: A name in `PALETTE`, or `#rrggbb` for a colour without a name.
@@ -175,12 +179,12 @@ class Figure:
 
 @attrs.frozen
 class Scene:
-    """What a picture shows.
+    """A description of everything that one picture shows.
 
     Attributes:
         canvas: The size of the picture.
         background: The colour of the background; a name in `PALETTE`.
-        objects: The figures.
+        objects: The figures; their cells do not overlap.
 
     Raises:
         ValueError: The cells of two figures overlap, or the canvas does not have the place of a figure.
@@ -205,17 +209,17 @@ class Scene:
         return f"{self.canvas}|{self.background}|" + "|".join(figures)
 
     def evolve(self, **changes: Any) -> "Scene":
-        """A copy of the scene with some attributes replaced."""
+        """Return a copy of the scene with these attributes of the scene replaced."""
         return attrs.evolve(self, **changes)
 
     def with_figure(self, **changes: Any) -> "Scene":
-        """A copy of a scene with exactly one figure, with attributes of that figure replaced."""
+        """Return a copy of the scene, which must have exactly one figure, with attributes of that figure replaced."""
         (figure,) = self.objects
         return attrs.evolve(self, objects=(attrs.evolve(figure, **changes),))
 
 
 def cells_overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    """Whether two cells, given by their top left pixels (x, y), have a pixel in common."""
+    """Return whether two cells, given by their top left pixels (x, y), have a pixel in common."""
     return abs(a[0] - b[0]) < CELL and abs(a[1] - b[1]) < CELL
 
 
@@ -224,7 +228,7 @@ def cells_overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
 
 @functools.cache
 def shape_coverage(shape: str, size: str) -> np.ndarray:
-    """The fraction of each pixel of a cell that a shape covers: [32, 32], float32 in [0, 1], read-only."""
+    """Return the fraction of each pixel of a cell that a shape covers, [32, 32] float32 from 0 to 1, read-only."""
     x, y = _fine_grid(RADII[size])
     inside = {
         "circle": np.hypot(x, y) <= 1,
@@ -237,7 +241,10 @@ def shape_coverage(shape: str, size: str) -> np.ndarray:
 
 @functools.cache
 def dot_coverage(size: str) -> np.ndarray:
-    """The fraction of each pixel of a cell that the dot of this size covers: [32, 32], float32 in [0, 1], read-only."""
+    """Return the fraction of each pixel of a cell that the dot on a figure of this size covers.
+
+    The array has shape [32, 32], float32 values from 0 to 1, and is read-only.
+    """
     x, y = _fine_grid(RADII[size])
     return _coverage(np.hypot(x, y) <= _DOT_RADIUS)
 
@@ -258,7 +265,7 @@ def _coverage(inside: np.ndarray) -> np.ndarray:
 
 
 def render_array(scene: Scene) -> np.ndarray:
-    """Draw a scene with antialiasing: [H, W, 3], uint8, the same on every machine."""
+    """Draw a scene with antialiasing as an array [H, W, 3] of uint8, which is the same on every machine."""
     pixels = np.empty((scene.canvas.height, scene.canvas.width, 3), dtype=np.float32)
     pixels[:] = PALETTE[scene.background]
     for figure in scene.objects:
@@ -297,12 +304,12 @@ def unit_hash(text: str) -> float:
 
 
 def has_held_out_pair(scene: Scene) -> bool:
-    """Whether some figure of the scene has one of the `HELD_OUT_PAIRS` of shape and colour."""
+    """Return whether some figure of the scene has one of the `HELD_OUT_PAIRS` of shape and colour."""
     return any((figure.shape, figure.colour) in HELD_OUT_PAIRS for figure in scene.objects)
 
 
 def split(scene: Scene) -> str:
-    """The split that a scene belongs to.
+    """Return the split that a scene belongs to, which decides whether training may show the scene.
 
     Two kinds of scenes always belong to `train`: scenes without figures, because there are too few of them to hold some
     out, and scenes with colours that have no name, because no evaluation uses them.
@@ -375,7 +382,7 @@ def random_scene(
 
 
 def free_places(canvas: Canvas, figures: Sequence[Figure]) -> tuple[str, ...]:
-    """The places of a canvas whose cells do not overlap the cell of any of the figures."""
+    """Return the places of a canvas whose cells do not overlap the cell of any of the figures."""
     taken = [canvas.corner(figure.place) for figure in figures]
     return tuple(
         place for place in canvas.places if not any(cells_overlap(canvas.corner(place), corner) for corner in taken)

@@ -1,6 +1,6 @@
 """Makes training records out of the columns of Arrow tables, without reading a picture before somebody opens it.
 
-Rows are counted from 0. pyarrow is an optional extra, so only functions that a source of this kind calls import it.
+Rows are counted from 0. pyarrow is an optional extra, so it is imported only inside functions that read a table.
 """
 
 from __future__ import annotations
@@ -26,23 +26,29 @@ _NUMBERED = re.compile(r"(?:reference|control)[1-9]\d*|reference")
 
 
 class Rows(Protocol):
-    """A table whose rows are read piece by piece, so that it may be larger than memory."""
+    """A table whose rows are read piece by piece, so that the table may be larger than memory."""
 
     @property
     def names(self) -> Sequence[str]:
-        """The names of the columns."""
+        """The names of all columns of the table."""
 
     def tables(self, columns: Sequence[str]) -> Iterator[Any]:
         """Yield all rows of these columns in order, as one `pyarrow.Table` after another."""
 
     def cell(self, row: int, column: str) -> Any:
-        """Read one cell, and return its value as a Python object."""
+        """Read one cell, and return its value as a Python object.
+
+        Args:
+            row: The number of the row, counted from 0.
+            column: The name of the column.
+        """
 
 
 class ColumnSource(FileSource):
     """A source that makes one record out of each row of an Arrow table; a subclass opens the table.
 
-    A column serves what its name says ("target", "prompt", ...), unless `data.options.columns` names another column.
+    Each part of a record ("target", "prompt", "reference1", ...) is read from the column of that name, unless
+    `data.options.columns` names another column for that part.
     """
 
     settings: ColumnOptions
@@ -53,15 +59,30 @@ class ColumnSource(FileSource):
 
     @abstractmethod
     def open_rows(self) -> Rows:
-        """Open the table. Raises DataError if it cannot be opened."""
+        """Open the table.
+
+        Raises:
+            ConfigError: A library that the table is read with is not installed.
+            DataError: The table cannot be opened.
+        """
 
     @property
     @abstractmethod
     def root(self) -> Path:
-        """The folder that the paths in cells are relative to, and that they must not lead out of."""
+        """The folder that paths in cells are relative to.
+
+        Paths may lead out of this folder only if `data.options.allow_outside` is set.
+        """
 
     def read(self, problems: Problems) -> list[Record]:
-        """See `FileSource.read`. The records are in the order of the rows."""
+        """Read the table, and return its records in the order of the rows.
+
+        Args:
+            problems: Collects every fault of a row, so that one faulty row does not stop the reading.
+
+        Raises:
+            DataError: The table cannot be opened, has no rows, or has a column that cannot be used.
+        """
         rows = self.open_rows()
         columns = self._columns(rows.names)
         root = Root(self.root, allow_outside=self.settings.allow_outside)
@@ -84,7 +105,7 @@ class ColumnSource(FileSource):
         return list(records.values())
 
     def where(self, row: int) -> str:
-        """The name that messages give to the row of this number."""
+        """Return the name that messages give to a row, such as "train.parquet, row 7"; `row` is counted from 0."""
         return f"{self.path.name}, row {row}"
 
     def _columns(self, names: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Reads training records with Hugging Face's library `datasets`: from a folder on disk, or by a hub id."""
+"""Reads training records with Hugging Face's library `datasets`, from a folder or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROWS_AT_ONCE = 256
 class DatasetsSource(ColumnSource):
     """Reads a data set that `datasets.load_from_disk` or `datasets.load_dataset` opens.
 
-    The library hands over pictures as bytes; it never decodes them.
+    Pictures are taken out of the data set's Arrow tables as bytes, so the library `datasets` never decodes them.
     """
 
     name = "datasets"
@@ -37,11 +37,16 @@ class DatasetsSource(ColumnSource):
 
     @property
     def root(self) -> Path:
-        """See `ColumnSource.root`."""
+        """The folder of the data set, which paths in cells are relative to."""
         return self.path
 
     def open_rows(self) -> Rows:
-        """See `ColumnSource.open_rows`."""
+        """Open the data set that `data.path` or `data.options.repo` names, and choose its split `data.options.split`.
+
+        Raises:
+            ConfigError: The library `datasets` is not installed.
+            DataError: The data set cannot be opened, or has no such split.
+        """
         try:
             import datasets
         except ImportError as error:
@@ -72,7 +77,7 @@ class DatasetsSource(ColumnSource):
 
 
 class DatasetRows:
-    """The rows of a `datasets.Dataset`, taken from its Arrow tables."""
+    """The rows of a `datasets.Dataset`, read from its Arrow tables. Implements the protocol `Rows`."""
 
     def __init__(self, found: Any) -> None:
         self._data = found.with_format("arrow")
@@ -80,15 +85,15 @@ class DatasetRows:
 
     @property
     def names(self) -> Sequence[str]:
-        """See `Rows.names`."""
+        """The names of the data set's columns."""
         return tuple(self._data.column_names)
 
     def tables(self, columns: Sequence[str]) -> Iterator[Any]:
-        """See `Rows.tables`."""
+        """Yield all rows of these columns in order, as `pyarrow.Table`s of at most 256 rows."""
         yield from self._data.select_columns(list(columns)).iter(batch_size=_ROWS_AT_ONCE)
 
     def cell(self, row: int, column: str) -> Any:
-        """See `Rows.cell`."""
+        """Read one cell, and return its value as a Python object; `row` is counted from 0."""
         if column not in self._columns:
             self._columns[column] = self._data.select_columns([column])
         return self._columns[column][row].column(column)[0].as_py()

@@ -1,4 +1,4 @@
-"""Settings of the data sources that read tables. Imports no torch."""
+"""The options (`data.options`) of the data sources that read tables. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from qframe.data.options import SourceOptions
 
 @attrs.frozen(kw_only=True)
 class TableOptions(SourceOptions):
-    """Settings of the sources "jsonl" and "csv"."""
+    """The options of the data sources "jsonl" and "csv"."""
 
 
 @attrs.frozen(kw_only=True)
 class ColumnOptions(SourceOptions):
-    """Settings of the source "parquet"."""
+    """The options of the data source "parquet".
+
+    Attributes:
+        columns: For each part of a record ("target", "prompt", ...) the name of the column that it is read from; None,
+            or a part that is left out, means the column of the same name.
+    """
 
     columns: Mapping[str, str] | None = attrs.field(
         default=None, metadata={"help": "which column is what, e.g. { target = 'image', prompt = 'text' }"}
@@ -25,7 +30,13 @@ class ColumnOptions(SourceOptions):
 
 @attrs.frozen(kw_only=True)
 class DatasetsOptions(ColumnOptions):
-    """Settings of the source "datasets"."""
+    """The options of the data source "datasets".
+
+    Attributes:
+        repo: The id of a data set on the Hugging Face hub; None means that `data.path` names a folder.
+        split: Which split of the data set is read.
+        name: Which configuration is read, for a data set that has several; None means the default one.
+    """
 
     repo: str | None = attrs.field(default=None, metadata={"help": "hub id, in place of data.path"})
     split: str = attrs.field(default="train", metadata={"help": "which part of the data set"})

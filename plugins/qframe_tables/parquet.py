@@ -17,12 +17,17 @@ _GROUPS_KEPT = 4
 
 
 class ParquetSource(ColumnSource):
-    """Reads one `.parquet` file, or all those of a folder in the order of their names."""
+    """A data source that reads one `.parquet` file, or all `.parquet` files of a folder in the order of their names."""
 
     name = "parquet"
 
     def open_rows(self) -> Rows:
-        """See `ColumnSource.open_rows`."""
+        """Read the metadata of the file, or of every `.parquet` file in the folder.
+
+        Raises:
+            ConfigError: pyarrow is not installed.
+            DataError: The folder has no `.parquet` file, or a file is damaged or has other columns than the first.
+        """
         files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
         if not files:
             raise DataError(f"{self.path}: holds no .parquet file", "Give the folder that they lie in, or one of them.")
@@ -30,15 +35,18 @@ class ParquetSource(ColumnSource):
 
     @property
     def root(self) -> Path:
-        """See `ColumnSource.root`."""
+        """The folder of the Parquet files, which paths in cells are relative to."""
         return self.path if self.path.is_dir() else self.path.parent
 
 
 class ParquetRows:
-    """The rows of several Parquet files with the same columns, read one row group at a time."""
+    """The rows of several Parquet files with the same columns, read one row group at a time.
+
+    Implements the protocol `Rows`.
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        """Read the metadata of every file.
+        """Read the metadata of every file; rows are counted through the files in the given order.
 
         Raises:
             ConfigError: pyarrow is not installed.
@@ -73,16 +81,19 @@ class ParquetRows:
 
     @property
     def names(self) -> Sequence[str]:
-        """See `Rows.names`."""
+        """The names of the columns, which are the same in every file."""
         return self._names
 
     def tables(self, columns: Sequence[str]) -> Iterator[Any]:
-        """See `Rows.tables`. Each table is one row group."""
+        """Yield all rows of these columns in order; each `pyarrow.Table` is one row group of a file."""
         for place in range(len(self._groups)):
             yield self._read(place, tuple(columns))
 
     def cell(self, row: int, column: str) -> Any:
-        """See `Rows.cell`. The row group stays in memory, because the cells beside this one are often read next."""
+        """Read one cell, and return its value as a Python object; `row` is counted from 0 through all files.
+
+        The column's row group stays in memory for a while, because cells of the same row group are often read next.
+        """
         place = bisect_right(self._starts, row) - 1
         return self._group(place, (column,)).column(column)[row - self._starts[place]].as_py()
 

@@ -1,4 +1,4 @@
-"""Declares the data sources that read tables. Imports no torch."""
+"""Registers the data sources that read tables with qframe. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _TABLE = "qframe_tables.options:TableOptions"
 
 @hookimpl
 def qframe_components() -> list[Component]:
-    """One source per format."""
+    """Return the data sources "jsonl", "csv", "parquet" and "datasets"."""
     return [
         Component(
             "source",

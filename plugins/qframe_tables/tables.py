@@ -45,7 +45,7 @@ class _Row:
 
 
 class TableSource(FileSource):
-    """A source that makes one record out of each row of a file; a subclass knows the format of the file."""
+    """A data source that makes one record out of each row of a text file; a subclass knows the format of the file."""
 
     settings: TableOptions
 
@@ -55,10 +55,17 @@ class TableSource(FileSource):
 
     @abstractmethod
     def rows(self, problems: Problems) -> Iterator[_Row]:
-        """Yield the rows that can be read, and add a problem to `problems` for each row that cannot."""
+        """Yield the rows that can be read, and add a problem to `problems` for each row that cannot be read."""
 
     def read(self, problems: Problems) -> list[Record]:
-        """See `FileSource.read`. The records are in the order of the rows."""
+        """Read the file, and return its records in the order of the rows.
+
+        Args:
+            problems: Collects every fault of a row, so that one faulty row does not stop the reading.
+
+        Raises:
+            DataError: `data.path` is no file, or the file has no rows.
+        """
         if not self.path.is_file():
             raise DataError(f"data.path: {self.path} is not a file", f"Source {self.name!r} reads one file.")
         root = Root(self.path.parent, allow_outside=self.settings.allow_outside)
@@ -75,7 +82,7 @@ class TableSource(FileSource):
         return list(records.values())
 
     def where(self, number: int) -> str:
-        """The name that messages give to the row of this number."""
+        """Return the name that messages give to the row of this number, such as "train.csv, row 7"."""
         return f"{self.path.name}, row {number}"
 
     def _id(self, row: _Row) -> str:
@@ -120,12 +127,12 @@ class TableSource(FileSource):
 
 
 class JsonlSource(TableSource):
-    """Reads a file with one JSON object per line."""
+    """A data source that reads a file with one JSON object per line; each object is one record."""
 
     name = "jsonl"
 
     def rows(self, problems: Problems) -> Iterator[_Row]:
-        """See `TableSource.rows`."""
+        """Yield a row for each JSON object; a line that is no valid object becomes a problem instead."""
         for number, row in json_lines(self.path, problems, self.where):
             try:
                 yield _Row(number, _checked(row))
@@ -134,12 +141,18 @@ class JsonlSource(TableSource):
 
 
 class CsvSource(TableSource):
-    """Reads a CSV file whose first row names the columns; references are in columns reference1, reference2, ..."""
+    """A data source that reads a CSV file whose first row names the columns.
+
+    References are in a column "reference", or in several columns "reference1", "reference2", ...
+    """
 
     name = "csv"
 
     def rows(self, problems: Problems) -> Iterator[_Row]:
-        """See `TableSource.rows`. The header is line 1."""
+        """Yield each row of cells below the header; a row with too many or too few cells becomes a problem instead.
+
+        A row's number is the line that it ends on; the header begins on line 1.
+        """
         try:
             if self.path.stat().st_size > _LARGEST_CSV:
                 raise ValueError(f"larger than {_LARGEST_CSV} bytes")

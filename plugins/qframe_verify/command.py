@@ -1,4 +1,4 @@
-"""The command `qframe verify`."""
+"""The command `qframe verify`, which compares a family with diffusers' pipeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Compares two traces stage by stage, and prints the table. The stages have the ids of docs/features.md."""
+"""Compares the trace of qframe's sampling run with that of an oracle, stage by stage, and formats a table.
+
+An oracle is another implementation that is known to be right. A trace is what a run computed at each stage (sigmas,
+encoded pictures, latents after each step, ...). The stages have the ids of docs/features.md, such as "A26".
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,12 @@ from qframe.interfaces import Conditioning, Trace
 
 @attrs.frozen
 class Tolerance:
-    """The largest difference that is accepted: |ours - theirs| <= atol + rtol |theirs|, element by element.
+    """The largest accepted difference between a number of qframe and the number of the oracle.
+
+    Every pair of numbers must satisfy |ours - theirs| <= atol + rtol * |theirs|.
 
     Attributes:
-        rtol: Relative tolerance.
+        rtol: Relative tolerance, a factor of the oracle's number.
         atol: Absolute tolerance.
     """
 
@@ -45,12 +51,13 @@ class Row:
     Attributes:
         feature: The id of the stage in docs/features.md.
         stage: The name of the stage.
-        absolute: The largest difference of two numbers; None if the values could not be subtracted (see `note`).
-        relative: The largest difference, divided by the largest number of the oracle; None as `absolute`.
-        tolerance: What was accepted.
+        absolute: The largest absolute difference between a number of qframe and that of the oracle; None if the values
+            could not be subtracted (see `note`).
+        relative: `absolute`, divided by the largest absolute number of the oracle; None if `absolute` is None.
+        tolerance: The differences that were accepted.
         equal: Whether all differences are within the tolerance.
-        note: Why the values could not be subtracted (other shapes, other counts, not finite), or that this stage is not
-            part of the run; else empty.
+        note: Why the values could not be subtracted (different shapes, different counts, not finite), or that the run
+            does not have this stage; else "".
     """
 
     feature: str
@@ -63,17 +70,18 @@ class Row:
 
 
 def compare(ours: Trace, theirs: Trace, *, tolerance: Tolerance | None = FLOAT32, amplified: float = 1.0) -> list[Row]:
-    """Compare two traces, and return one row for each stage.
+    """Compare the traces of qframe and of the oracle, and return one row for each stage.
 
     In bfloat16, networks may round differently if tensors have another layout in memory. The tolerance is then one unit
-    in the last place of the largest value; from the first step on it is multiplied by the number of steps and by
-    `amplified`. In float32, if `theirs` is marked as `reordered`, the tolerance is at least 1e-5 of the largest value
-    times the number of steps. Pixels of the final picture are rounded, so they may also differ by one of 255 levels.
+    in the last place of the largest value; for stages from the first sampling step on, it is multiplied by the number
+    of steps so far and by `amplified`. In float32, if `theirs` is marked as `reordered`, the tolerance is at least 1e-5
+    times the largest value times the number of steps so far. Pixels of the final picture are rounded, so they may
+    differ by one of 255 levels in addition.
 
     Args:
         ours: The trace of qframe's run.
         theirs: The trace of the oracle.
-        tolerance: The tolerance of float32 values; None means that the run was in bfloat16.
+        tolerance: The tolerance for float32 values; None means that the run was in bfloat16.
         amplified: By how much guidance can multiply a difference: 2 s - 1 for a guidance scale s, 1 without guidance.
     """
 
@@ -125,7 +133,12 @@ def compare(ours: Trace, theirs: Trace, *, tolerance: Tolerance | None = FLOAT32
 
 
 def batch_rows(rows: Sequence[Row], count: int) -> list[Row]:
-    """Return the worst row of each feature, for a comparison of `count` samples in one batch."""
+    """Return, for each feature, the row with the largest difference, as rows of feature "A32" (a batch).
+
+    Args:
+        rows: The rows of a comparison of several samples in one batch.
+        count: The number of samples in the batch, which the rows' names mention.
+    """
     worst: dict[str, Row] = {}
     for row in rows:
         known = worst.get(row.feature)
@@ -213,10 +226,10 @@ def _levels(trace: Trace) -> list[Tensor]:
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """The result of a whole comparison.
+    """The result of comparing a family with its oracle, on one request and if asked for on a batch.
 
     Attributes:
-        title: What was compared.
+        title: What was compared, as a line above the table.
         notes: A sentence for each setting that was made equal on both sides.
         rows: One row for each stage.
     """
@@ -227,7 +240,7 @@ class Report:
 
     @property
     def misses(self) -> int:
-        """The number of rows outside their tolerance."""
+        """The number of rows with a difference outside the tolerance."""
         return sum(not row.equal for row in self.rows)
 
     def as_text(self) -> str:
@@ -247,7 +260,7 @@ class Report:
         return "\n".join([*lines, f"{right} of {len(self.rows)} within tolerance"])
 
     def as_json(self) -> dict[str, Any]:
-        """Return the table as values that JSON can hold."""
+        """Return the report as values that JSON can hold, with the number of misses under "misses"."""
         return {**attrs.asdict(self), "misses": self.misses}
 
 

@@ -12,13 +12,13 @@ _PROPORTIONS = (3, 4)
 
 
 def example_size(geometry: Geometry) -> Size:
-    """Return a height and a width that `geometry` must resize, so that resizing is compared too."""
+    """Return a height and a width in pixels that `geometry` does not keep, so that resizing is compared, too."""
     unit = max(geometry.max_area // (_PROPORTIONS[0] * _PROPORTIONS[1]), 1) ** 0.5
     return round(_PROPORTIONS[0] * unit) + 5, round(_PROPORTIONS[1] * unit) + 3
 
 
 def example_picture(size: Size, seed: int = 0) -> Image.Image:
-    """Return a picture of random colours that change smoothly, so that resizing keeps them.
+    """Return a picture of random colours that change smoothly, so that resizing loses little of it.
 
     Args:
         size: Height and width in pixels.
@@ -30,11 +30,11 @@ def example_picture(size: Size, seed: int = 0) -> Image.Image:
 
 
 def example_part(size: Size, seed: int = 0) -> Image.Image:
-    """Return a mask: a grey picture that is white inside an ellipse, and black outside.
+    """Return a mask for inpainting: a grey picture that is white inside an ellipse, and black outside.
 
     Args:
         size: Height and width in pixels.
-        seed: Decides which of three places the ellipse has.
+        seed: Decides at which of three places the ellipse lies.
     """
     height, width = size
     left, upper = (0.1 + 0.15 * (seed % 3)) * width, (0.3 - 0.1 * (seed % 3)) * height

@@ -1,4 +1,4 @@
-"""Compares a family with its oracle: on one request, and on a batch of variations of that request."""
+"""Compares a family with its oracle (an implementation known to be right), on one request and on a batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TURNS = (None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Ima
 
 
 def oracle_of(family: Family, registry: Registry) -> Oracle:
-    """Make the oracle that a family names.
+    """Make the oracle that a family names: the implementation that the family is compared with.
 
     Raises:
         ConfigError: The family names no oracle, or one that is not installed.
@@ -55,12 +55,12 @@ def verify(
     Pictures that the oracle needs and `asked` does not have are made up.
 
     Args:
-        composition: The components to compare.
-        oracle: What to compare them with.
-        asked: Values of fields of the recipe's request, by name.
-        seed: Seed of the noise; the samples of a batch have this seed and the following ones.
-        batch: How many variations of the request are also run in one batch; 1 means that no batch is run.
-        examples: Whether to make up the pictures that the oracle can do without, too.
+        composition: The family's components, which are compared with the oracle.
+        oracle: The implementation that is known to be right.
+        asked: Values of fields of the recipe's request, by the field's name.
+        seed: Seed of the noise; the samples of the batch have the seeds `seed`, `seed` + 1, ...
+        batch: How many variations of the request are run in one batch as a second comparison; 1 means no batch.
+        examples: Whether to make up also those pictures that the oracle can do without.
 
     Raises:
         ConfigError: The request cannot be compared, for example because it has only one step.

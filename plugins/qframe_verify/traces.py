@@ -1,4 +1,4 @@
-"""The two traces that are compared: that of qframe's own sampling run, and the oracle's."""
+"""Records the two traces that are compared: what qframe's sampling run and the oracle computed at each stage."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class _Heard(Sampler):
 
 @torch.no_grad()
 def our_trace(request: Request, parts: Parts, recipe: Recipe, oracle: Oracle) -> Trace:
-    """Run qframe's own sampling on a request whose pictures have one size, and record every stage.
+    """Run qframe's sampling on a request whose results all have one size, and record what it computes at each stage.
 
     Args:
-        request: What to sample; its generator is used up.
+        request: What to sample; the run draws from the request's generator and so changes it.
         parts: The loaded components.
         recipe: The recipe of the family.
-        oracle: Only computes `mu`, which the interface Schedule does not have.
+        oracle: Is only asked for `mu` of the schedule, which the interface Schedule does not have.
     """
     encoded: list[Encoded] = []
     decoded: list[Tensor] = []
@@ -87,9 +87,9 @@ def our_trace(request: Request, parts: Parts, recipe: Recipe, oracle: Oracle) ->
 
 
 def traces(request: Request, parts: Parts, recipe: Recipe, oracle: Oracle) -> tuple[Trace, Trace]:
-    """Run qframe and the oracle on the same request, and return both traces.
+    """Run qframe and the oracle on the same request, and return qframe's trace and the oracle's.
 
-    Both sides start from copies of the request's generators, which are left unchanged.
+    Both sides draw from copies of the request's generators; the generators themselves are not changed.
 
     Raises:
         ConfigError: The request has no generator.

@@ -1,7 +1,8 @@
-"""Measures a sampling run beside its forward passes alone, and beside diffusers' pipeline on the same networks.
+"""Compares a sampling run with its forward passes alone, and with diffusers' pipeline on the same networks.
 
-Encoder, codec and schedule are those of the embedded model. The transformer is random and so wide that it takes most
-of the time, as a published one does. The contestants run in turns in one process; see `qframe_bench.measuring`.
+The text encoder, the codec (the VAE) and the schedule are those of the embedded model. The transformer has random
+weights and is so wide that it takes most of the time, as the transformer of a published model does. All contestants run
+once per turn in one process; `qframe_bench.measuring` says how they are measured.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ _ROTARY = (16, 24, 24)
 
 @attrs.frozen(kw_only=True)
 class Found:
-    """What one run of the benchmark has measured.
+    """The result of one run of `qframe bench sample`.
 
     Attributes:
-        measured: Time and memory of each contestant.
-        ratios: The comparisons, with what is promised about them.
+        measured: Time and memory of each contestant, by its name; `contestants` explains the names.
+        ratios: The contestants compared with one another, each comparison with the limit that is promised for it.
     """
 
     measured: Mapping[str, Measured]
@@ -49,7 +50,7 @@ class Found:
 
 
 def compare(settings: Settings) -> Found:
-    """Measure all contestants, and compare them."""
+    """Measure all contestants that `contestants` returns, and divide their times and memory by one another."""
     measured = measure(contestants(settings), repeats=settings.repeats, device=torch.device(settings.device))
     loop, call, theirs = measured["loop"], measured["call"], measured["diffusers"]
     ratios = [
@@ -67,14 +68,13 @@ def compare(settings: Settings) -> Found:
 
 
 def contestants(settings: Settings) -> dict[str, Contestant]:
-    """The functions that are measured, by name.
+    """Return the functions that are measured, by name.
 
-    Returns:
-        passes: The forward passes of a run alone, with the inputs that they have in the run.
-        loop: The sampling steps of a run whose plan is already made.
-        joined: The same steps with both prompts in one forward pass. Left out without guidance.
-        call: A call of qframe's pipeline, from prompt to pixels.
-        diffusers: A call of diffusers' pipeline for the same request.
+    - "passes": the forward passes of a sampling run alone, with the inputs that they have in that run;
+    - "loop": the sampling steps of a run whose plan (encoded prompts and pictures, noise, sigmas) is already made;
+    - "joined": as "loop", but with the prompt and the negative prompt in one forward pass; only with guidance;
+    - "call": a call of qframe's pipeline, from prompt to pixels;
+    - "diffusers": a call of diffusers' pipeline with the same arguments and the same networks.
     """
     pipe = pipeline(settings)
     module, arguments = pipe.parts.denoiser.module, request(settings)
@@ -108,7 +108,7 @@ def contestants(settings: Settings) -> dict[str, Contestant]:
 
 
 def pipeline(settings: Settings) -> Pipeline:
-    """The pipeline of a family on the embedded model, with a random transformer in place of the embedded one."""
+    """Build qframe's pipeline on the embedded model, with the transformer of `transformer` in place of its own."""
     area = settings.size**2
     overrides = [
         f"device={settings.device}",
@@ -127,7 +127,12 @@ def pipeline(settings: Settings) -> Pipeline:
 
 
 def transformer(settings: Settings, parts: Parts) -> nn.Module:
-    """Diffusers' transformer with random weights of seed 0, whose inputs and outputs fit the embedded model."""
+    """Build diffusers' Qwen-Image transformer with random, frozen weights from seed 0.
+
+    Args:
+        settings: Says how many layers and how many channels the transformer has.
+        parts: The embedded model's parts, whose inputs and outputs the transformer fits.
+    """
     torch.manual_seed(0)
     spec = parts.denoiser_spec
     network: nn.Module = QwenImageTransformer2DModel(
@@ -143,7 +148,10 @@ def transformer(settings: Settings, parts: Parts) -> nn.Module:
 
 
 def request(settings: Settings) -> dict[str, Any]:
-    """The arguments that both pipelines are called with, without the generator."""
+    """Return the keyword arguments that qframe's and diffusers' pipelines are both called with.
+
+    The caller adds the generator, because a call uses it up.
+    """
     asked: dict[str, Any] = {
         "prompt": "a large red circle at the left of a small blue square",
         "negative_prompt": "blurry" if settings.guidance else None,

@@ -1,4 +1,4 @@
-"""What `qframe bench sample` measures. Imports no torch."""
+"""The options of `qframe bench sample` as a value. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ HEAD = 64
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """What is sampled, and how often.
+    """The options of `qframe bench sample`: what is sampled, and how often.
 
     Attributes:
-        family: The registered family.
-        size: The side of the picture in pixels.
+        family: The registered family that samples.
+        size: Height and width of the picture in pixels.
         steps: The number of sampling steps.
         guidance: Whether each step has two forward passes, one with the prompt and one with the negative prompt.
-        width: Channels of the transformer.
-        layers: Layers of the transformer.
-        repeats: How many turns each contestant has.
-        device: Where everything is computed.
+        width: The number of channels of a token inside the transformer, a multiple of `HEAD`.
+        layers: The number of layers of the transformer.
+        repeats: How many turns are measured; in each turn every contestant runs once.
+        device: Where everything is computed, such as "cpu" or "cuda".
         dtype: The dtype of all networks.
     """
 

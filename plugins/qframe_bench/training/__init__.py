@@ -1,1 +1,1 @@
-"""`qframe bench train`: a training step, and the cache that feeds it."""
+"""`qframe bench train`: measures a training step, and the cache of encoded examples that the step reads from."""

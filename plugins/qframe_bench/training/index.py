@@ -22,12 +22,12 @@ _SHARD = 500
 
 @attrs.frozen
 class Opened:
-    """What opening an index took.
+    """The time and the memory that it took to open the index of a cache.
 
     Attributes:
-        wall: Seconds on the clock for opening alone.
-        processor: Seconds of processor time for opening and 1,000 look-ups.
-        bytes: Memory that the process needed in addition for opening and 1,000 look-ups.
+        wall: Seconds on the clock for opening the index, without any look-up.
+        processor: Seconds of processor time for opening the index and looking 1,000 entries up.
+        bytes: By how many bytes the peak memory of the process grew while it did both.
     """
 
     wall: float
@@ -36,7 +36,12 @@ class Opened:
 
 
 def open_index(folder: Path, entries: int) -> Opened:
-    """Write an index of this many entries into an empty folder, and open it in a new process, which measures itself."""
+    """Write an index with this many entries, and measure in a new process what it takes to open that index.
+
+    Args:
+        folder: An empty or missing folder for the cache whose index is written.
+        entries: The number of entries in the index.
+    """
     fill_index(folder, entries)
     command = [sys.executable, "-m", __name__, str(folder), str(entries)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -44,7 +49,10 @@ def open_index(folder: Path, entries: int) -> Opened:
 
 
 def fill_index(folder: Path, entries: int) -> None:
-    """Write an index with this many entries of two tensors each. The shards are empty files, because none is opened."""
+    """Write the index of a cache with this many made-up entries of two tensors each into `folder`.
+
+    The files of tensors (shards) that the index names are empty, because the benchmark opens none of them.
+    """
     (folder / "shards").mkdir(parents=True)
     index = Index(folder / "index.sqlite")
     for first in range(0, entries, _SHARD):

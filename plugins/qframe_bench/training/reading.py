@@ -1,4 +1,4 @@
-"""Measures how fast cached examples are read, compared with reading the same bytes of the same files."""
+"""Measures how fast examples are read from a cache, compared with reading the same bytes of the same files directly."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from qframe.cache.store import Cache
 from qframe_bench.measuring import Seconds
 
 PUBLISHED_SIZES = {"1024 x 1024": (128, 1400, 16), "512 x 512": (64, 400, 48), "256 x 256": (32, 150, 96)}
-"""The sizes that examples of a published edit model have, by the size of their pictures in pixels.
+"""The sizes that encoded examples of a published edit model have, by the size of their pictures in pixels.
 
-Each value is: the side of the latents, the number of tokens of the prompt with its picture, and how many examples are
-read.
+Each value has three numbers: the height and width of the latents, the number of tokens that the text encoder makes of
+the prompt together with its picture, and how many examples the benchmark reads.
 """
 
 
 def published_size_examples(folder: Path, side: int, tokens: int, count: int) -> CachedExamples:
-    """Fill a cache with random examples in bfloat16, each with a target, a reference and a caption.
+    """Fill a cache with random examples in bfloat16, and return these examples, which are read from the cache.
+
+    Each example has a target, a reference and an encoded caption.
 
     Args:
-        folder: Where the cache is made.
-        side: The side of the latents of target and reference.
+        folder: The folder that the cache is created in.
+        side: The height and width of the latents of target and reference, which have 16 channels.
         tokens: The number of tokens of a caption.
         count: The number of examples.
     """
@@ -47,14 +49,14 @@ def published_size_examples(folder: Path, side: int, tokens: int, count: int) ->
 
 @attrs.frozen
 class ReadPace:
-    """How long it takes to read one example, on average over all examples.
+    """The time that reading one example takes, averaged over all examples, in the fastest of several rounds.
 
     Attributes:
         examples: How many examples were read.
-        bytes: The size of one example.
-        first: Seconds of the first reading, which verifies checksums, as in the first epoch of a run.
-        later: Seconds of each later reading.
-        raw: Seconds of reading the same bytes into memory without the cache.
+        bytes: The mean number of bytes of an example.
+        first: Time of the first reading of an example, which verifies its checksums, as in the first epoch of a run.
+        later: Time of a later reading of the same example, which verifies no checksum.
+        raw: Time of reading the same bytes from the same files without the cache.
     """
 
     examples: int
@@ -65,10 +67,15 @@ class ReadPace:
 
 
 def read_pace(examples: CachedExamples, *, repeats: int = 5) -> ReadPace:
-    """Read all examples raw, for the first time and once more, in `repeats` rounds; return the best time of each.
+    """Read all examples in three ways, in several rounds, and return the fastest round of each way.
 
-    A round that is not counted fetches the files into the system's page cache beforehand. Each round opens the cache
-    anew, so that no checksum has been verified yet when the first reading begins.
+    In each round the bytes of all examples are read without the cache, then all examples are read from the cache for
+    the first time, and then once more. Each round opens the cache anew, so that no checksum has been verified yet when
+    the first reading begins.
+
+    Args:
+        examples: The examples to read.
+        repeats: How many rounds count. A round before them fetches the files into the system's page cache.
     """
     found: list[tuple[Seconds, Seconds, Seconds]] = []
     for turn in range(repeats + 1):

@@ -1,7 +1,8 @@
-"""Measures what a training step takes beside its forward pass, backward pass and optimizer, and what reading takes.
+"""Compares a training step with its forward pass, backward pass and optimizer alone, and measures reading of examples.
 
-The contestants run in turns over one batch; see `qframe_bench.measuring`. Examples of the embedded model have only a
-few kilobytes, so reading is measured with examples of the size that a published model has.
+In each turn every contestant takes one step over the same batch; `qframe_bench.measuring` says how the time is
+measured. Examples of the embedded model have only a few kilobytes, so reading is measured with random examples of the
+size that a published model has.
 """
 
 from __future__ import annotations
@@ -40,18 +41,18 @@ _INDEX_SECONDS, _INDEX_BYTES = 1.0, 200_000_000
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """What one run of the benchmark has measured.
+    """The result of one run of `qframe bench train`.
 
     Attributes:
         family: The name of the family that was trained.
         device: The type of the device, such as "cpu".
         batch: The number of samples in the batch.
-        repeats: How many turns each contestant had.
-        measured: The median of the seconds of each contestant.
-        read: What reading an example took; None if reading was left out.
+        repeats: How many turns were measured.
+        measured: The median wall time and processor time of a step of each contestant, by the contestant's name.
+        read: The time that reading an example took; None if reading was not measured.
         entries: The number of entries in the index that was opened.
-        index: What opening that index took; None if it was left out.
-        ratios: The comparisons, with what is promised about them.
+        index: The time and memory that opening this index took; None if no index was opened.
+        ratios: Measurements divided by one another, each with the limit that is promised for it.
     """
 
     family: str
@@ -66,7 +67,7 @@ class Report:
 
     @property
     def kept(self) -> bool:
-        """Whether every promise is kept."""
+        """Whether every ratio is within the limit that is promised for it."""
         return all(ratio.kept for ratio in self.ratios)
 
     def __str__(self) -> str:
@@ -87,15 +88,15 @@ class Report:
 def compare(
     config: Config, *, repeats: int, examples: int, read: bool, entries: int, progress: Progress = SILENT
 ) -> Report:
-    """Measure everything.
+    """Measure training steps, and if asked for also reading examples and opening an index; return all results.
 
     Args:
-        config: What is trained.
-        repeats: How many turns each contestant has.
-        examples: How many records of the data set are encoded.
-        read: Whether reading of examples is measured, too.
-        entries: The number of entries in the index that is opened; 0 leaves the index out.
-        progress: Is told about encoding.
+        config: The configuration of the training run that the steps belong to.
+        repeats: How many turns are measured.
+        examples: How many records of the data set are encoded, from its beginning.
+        read: Whether to measure how fast examples are read from a cache, too.
+        entries: The number of entries in the index that is opened; 0 means that no index is opened.
+        progress: Is told about the encoding of the records.
     """
     config = attrs.evolve(config, train=attrs.evolve(config.train, gradient_accumulation=1))
     with tempfile.TemporaryDirectory() as scratch:
@@ -123,7 +124,17 @@ def compare(
 
 
 def step_ratios(found: Mapping[str, Sequence[Seconds]], device: torch.device) -> tuple[Ratio, ...]:
-    """What is promised about a step, as median ratios of turns. On a CPU each ratio of wall times stands beside."""
+    """Divide the measured times by one another, and return the ratios with the limits that are promised for them.
+
+    A ratio is the median over all turns; in a turn, everything is run once. On a CPU a ratio is made of processor
+    times, and a second ratio of wall times, for which nothing is promised, follows it.
+
+    Args:
+        found: The times of each turn, by name: "cached step" and "live step" are steps of the training loop with cached
+            and with live examples; "bare" and "bare again" are the forward passes, the backward pass and the optimizer
+            of such a step alone; "waiting for data" is the time from a cached step's start to its first forward pass.
+        device: Where the steps were computed.
+    """
 
     def ratio(name: str, one: str, other: str, most: float | None) -> list[Ratio]:
         counted = [[turn.on(device) for turn in found[who]] for who in (one, other)]

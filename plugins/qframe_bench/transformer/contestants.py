@@ -1,4 +1,7 @@
-"""The two networks that are compared, random batches for them, and the functions that are measured."""
+"""Builds the two networks that `qframe bench transformer` compares, random batches, and the measured functions.
+
+One network is diffusers' transformer, the other the packed network of the denoiser `qwen-per-sample-rope`.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,18 @@ from qframe.plugins.registry import load_registry
 from qframe_bench.transformer.settings import Settings
 
 CHANNELS = 64
-"""Channels of a token of a picture, as in the published model."""
+"""The number of channels of a picture's token before the first layer, as in the published model."""
 _LORA = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 
 
 @attrs.frozen(eq=False)
 class Batch:
-    """Several samples, packed one after another without padding.
+    """Several samples whose tokens lie one after another in one tensor, without padding (a packed batch).
 
     Attributes:
-        tokens: The tokens of all pictures, [N, C].
+        tokens: The tokens of all pictures of all samples, [N, C].
         text: The tokens of all prompts, [M, D].
-        grids: The grids of each sample's pictures.
+        grids: For each sample the grids of its pictures, each (frames, rows, columns) in tokens.
         text_lengths: The number of tokens of each sample's prompt.
     """
 
@@ -39,11 +42,11 @@ class Batch:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """The number of tokens of each sample's pictures."""
+        """For each sample, the number of tokens of all its pictures together."""
         return tuple(sum(map(grid_length, own)) for own in self.grids)
 
     def take(self, samples: Sequence[int]) -> Batch:
-        """A batch of some of the samples, given by their places."""
+        """Return a batch with only these samples, given by their numbers in this batch; a number may occur twice."""
         tokens, text = self.tokens.split(list(self.lengths)), self.text.split(list(self.text_lengths))
         return Batch(
             torch.cat([tokens[i] for i in samples]),
@@ -53,7 +56,10 @@ class Batch:
         )
 
     def by_shape(self) -> list[Batch]:
-        """Sort the samples into batches whose samples have equal grids, because diffusers can run only such batches."""
+        """Split the batch into batches whose samples all have the same grids.
+
+        Diffusers' transformer computes the right result only for such batches.
+        """
         alike: dict[tuple[Grid, ...], list[int]] = {}
         for sample, own in enumerate(self.grids):
             alike.setdefault(own, []).append(sample)
@@ -63,13 +69,13 @@ class Batch:
 def random_batch(
     settings: Settings, grids: Sequence[tuple[Grid, ...]], texts: Sequence[int], device: torch.device | None = None
 ) -> Batch:
-    """Draw a batch at random.
+    """Return a packed batch of normally distributed random numbers.
 
     Args:
-        settings: Width and dtype of the tensors.
-        grids: The grids of each sample's pictures.
+        settings: Says how wide the prompts' tokens are, and the dtype of all tensors.
+        grids: For each sample the grids of its pictures, each (frames, rows, columns) in tokens.
         texts: The number of tokens of each sample's prompt.
-        device: Where the tensors are made; by default on the device of the settings.
+        device: The device of the tensors; None stands for `settings.device`.
     """
     where = {"device": device or torch.device(settings.device), "dtype": getattr(torch, settings.dtype)}
     rows = sum(grid_length(grid) for own in grids for grid in own)
@@ -78,9 +84,17 @@ def random_batch(
 
 
 def networks(settings: Settings, device: torch.device | None = None) -> tuple[nn.Module, Any]:
-    """Build diffusers' transformer, and the network of denoiser `qwen-per-sample-rope` around the very same layers.
+    """Build diffusers' transformer, and around the same layers the network of the denoiser `qwen-per-sample-rope`.
 
-    The layers are random and frozen, with a LoRA on the attention that both networks share.
+    The layers have random weights and are frozen. Both networks share a LoRA of rank 16 on the attention, which is what
+    the backward pass computes gradients for.
+
+    Args:
+        settings: The sizes of the networks.
+        device: Where the weights lie; None stands for `settings.device`.
+
+    Returns:
+        Diffusers' transformer, and the other network.
     """
     torch.manual_seed(0)
     frame = settings.head // 8 // 2 * 2  # as 16 of 128 channels in the published model
@@ -111,31 +125,42 @@ def networks(settings: Settings, device: torch.device | None = None) -> tuple[nn
 
 
 def run_packed(network: Any, batch: Batch) -> None:
-    """Run one forward and backward pass over the packed batch."""
+    """Run one forward and one backward pass of the packed network over the whole batch."""
     time = torch.full((len(batch.grids),), 0.5, device=batch.tokens.device)
     out = network.packed(batch.tokens, batch.text, time, grids=batch.grids, text_lengths=batch.text_lengths)
     _loss(out).backward()
 
 
 def run_groups(network: nn.Module, groups: Sequence[Batch]) -> None:
-    """Run a mixed batch as `qwen-image` does: a forward pass per shape, then one backward pass of their sum."""
+    """Run one forward pass per group, and then one backward pass over the sum of their losses.
+
+    The denoiser `qwen-image` runs a batch of mixed shapes in this way.
+
+    Args:
+        network: Diffusers' transformer.
+        groups: The batch, split into batches whose samples have the same grids.
+    """
     torch.stack([_loss(_call(network, group)) for group in groups]).sum().backward()
 
 
 def run_groups_apart(network: nn.Module, groups: Sequence[Batch]) -> None:
-    """Run the same step with gradient accumulation: each group's backward pass runs before the next forward pass.
+    """Run the forward pass and the backward pass of one group after another, so that gradients accumulate.
 
-    So only one group's activations are in memory at a time.
+    Only one group's activations are in memory at a time.
+
+    Args:
+        network: Diffusers' transformer.
+        groups: The batch, split into batches whose samples have the same grids.
     """
     for group in groups:
         _loss(_call(network, group)).backward()
 
 
 def run_padded(network: nn.Module, batch: Batch) -> None:
-    """Run the batch padded to its longest sample, with a mask even if all prompts have the same length.
+    """Run one forward and one backward pass of diffusers' transformer over a batch padded to its longest sample.
 
-    The result is wrong, because diffusers takes the positions of one sample for all of them. The time and memory are
-    those of a padded pass.
+    The prompts have a mask even if all of them have the same length. The numbers that the pass computes are wrong for
+    mixed shapes, because the positions of the longest sample are used for all samples; only the time and memory matter.
     """
     _loss(_call(network, batch, masked=True)).backward()
 

@@ -1,4 +1,7 @@
-"""Measures how close the packed pass comes to the speed of the machine, and how long each kind of operation takes."""
+"""Compares the speed of the packed forward and backward pass with that of one large product of matrices.
+
+It also adds up how long each kind of operation takes.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,13 @@ _REST = "norms, modulation, rotation"
 
 @attrs.frozen(kw_only=True)
 class Profile:
-    """What was measured of one forward and backward pass.
+    """The speed of one forward and backward pass, and the time of its components.
 
     Attributes:
-        operations: The number of multiplications and additions in all products of matrices.
+        operations: The number of multiplications and additions in all products of matrices of the pass.
         seconds: How long the pass took.
-        ceiling: The operations per second of one large product of matrices.
-        components: The seconds that each kind of operation took.
+        ceiling: The operations per second that one large product of matrices reaches on the same device.
+        components: The seconds that each kind of operation took, such as "attention" or "copies".
     """
 
     operations: int
@@ -46,11 +49,11 @@ class Profile:
 
     @property
     def utilisation(self) -> float:
-        """The operations per second as a fraction of the ceiling."""
+        """The operations per second of the pass, divided by `ceiling`."""
         return self.operations / self.seconds / self.ceiling
 
     def as_text(self) -> str:
-        """The rates, and below them a table with a row per component."""
+        """Return a line with the operations per second, and below it a table with a row per component."""
         total = sum(self.components.values())
         rows = [[name, f"{seconds:.3f} s", f"{seconds / total:.0%}"] for name, seconds in self.components.items()]
         return (
@@ -61,7 +64,14 @@ class Profile:
 
 
 def profiled(settings: Settings, network: Any, grids: Sequence[tuple[Grid, ...]], texts: Sequence[int]) -> Profile:
-    """Profile the packed forward and backward pass over random samples of these grids and prompt lengths."""
+    """Measure one packed forward and backward pass over a batch of random samples.
+
+    Args:
+        settings: The sizes, device and dtype of the network.
+        network: The packed network that `networks` builds.
+        grids: For each sample the grids of its pictures, each (frames, rows, columns) in tokens.
+        texts: The number of tokens of each sample's prompt.
+    """
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     run = partial(run_packed, network, random_batch(settings, grids, texts))
     seconds = measure({"packed": run}, repeats=settings.repeats, device=device)["packed"].seconds
@@ -74,9 +84,15 @@ def profiled(settings: Settings, network: Any, grids: Sequence[tuple[Grid, ...]]
 
 
 def operations(settings: Settings, grids: Sequence[tuple[Grid, ...]], texts: Sequence[int]) -> int:
-    """Count the operations of one forward and backward pass, which runs on the meta device and so computes no numbers.
+    """Count the multiplications and additions in all products of matrices of one packed forward and backward pass.
 
-    What a kernel or gradient checkpointing recomputes is not counted.
+    The pass runs on torch's meta device, which computes no numbers. What a kernel or gradient checkpointing recomputes
+    is not counted.
+
+    Args:
+        settings: The sizes of the network.
+        grids: For each sample the grids of its pictures, each (frames, rows, columns) in tokens.
+        texts: The number of tokens of each sample's prompt.
     """
     plain = attrs.evolve(settings, gradient_checkpointing=False)
     _, network = networks(plain, _META)
@@ -88,7 +104,10 @@ def operations(settings: Settings, grids: Sequence[tuple[Grid, ...]], texts: Seq
 
 
 def components(run: partial[None], device: torch.device) -> dict[str, float]:
-    """The seconds of each component in one pass, added up over kernels on CUDA and over operations on a CPU."""
+    """Call `run` once under torch's profiler, and return the seconds that each kind of operation took.
+
+    On CUDA the times of kernels are added up, on a CPU those of operations.
+    """
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiler:
         run()
@@ -104,6 +123,6 @@ def components(run: partial[None], device: torch.device) -> dict[str, float]:
 
 
 def component_of(operation: str) -> str:
-    """The component that an operation or a kernel of this name belongs to."""
+    """Return the component, such as "attention" or "copies", that an operation or kernel of this name belongs to."""
     name = operation.lower()
     return next((part for part, words in _COMPONENTS.items() if any(word in name for word in words)), _REST)

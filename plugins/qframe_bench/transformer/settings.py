@@ -1,4 +1,4 @@
-"""What `qframe bench transformer` measures. Imports no torch."""
+"""The options of `qframe bench transformer` as a value. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ class Settings:
     """The sizes of the networks and batches, and how often each contestant is measured.
 
     Attributes:
-        s: Sides of the small pictures in tokens; every one of them is measured.
-        width: Channels of the stream of tokens.
-        head: Channels of one attention head.
+        s: Heights (and widths) of the small pictures, in tokens; one batch is measured for each of them.
+        width: The number of channels of a token inside the networks.
+        head: The number of channels of one attention head.
         layers: The number of layers.
-        text_width: Channels of the prompts.
-        repeats: How many turns each contestant has.
-        device: Where everything is computed.
-        dtype: The name of torch's dtype of all tensors.
+        text_width: The number of channels of a prompt's token, as the text encoder would return it.
+        repeats: How many turns are measured; in each turn every contestant runs once.
+        device: Where everything is computed, such as "cpu" or "cuda".
+        dtype: The name of the torch dtype of all tensors, such as "bfloat16".
         gradient_checkpointing: Whether every contestant recomputes activations in its backward pass.
-        profile: Whether operations per second and time by component are measured, too.
+        profile: Whether to measure operations per second and the time of each kind of operation, too.
     """
 
     s: tuple[int, ...]

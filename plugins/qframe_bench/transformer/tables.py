@@ -1,4 +1,4 @@
-"""Measures all batches one after another, and prints what was measured as tables."""
+"""Measures all batches of `qframe bench transformer` one after another, and formats the results as tables."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _SAMPLES = 16
 
 @attrs.frozen(kw_only=True)
 class Comparison:
-    """What was measured of a batch of four samples.
+    """The results for a batch of four samples: two with small pictures, and two with pictures of twice the side.
 
     Attributes:
-        s: The side of the small pictures in tokens.
-        text: Which prompts the samples have: "77" tokens each, or "mixed" lengths.
-        contestants: Time and memory of each contestant.
-        ratios: The comparisons, with what is promised about them.
+        s: The height and width of the small pictures, in tokens.
+        text: The lengths of the prompts: "77" (each has 77 tokens), or "mixed".
+        contestants: Time and memory of each way to run the batch, by its name.
+        ratios: The ways compared with one another, each comparison with the limit that is promised for it.
     """
 
     s: int
@@ -47,14 +47,14 @@ class Comparison:
 
 @attrs.frozen(kw_only=True)
 class Flatness:
-    """What was measured of a batch of 16 samples that have several shapes.
+    """The results for a batch of 16 samples, which show whether time and memory depend on the number of shapes.
 
     Attributes:
-        shapes: The number of different shapes.
-        packed: Time and memory of the packed pass.
-        grouped: Time and memory of diffusers' transformer, with one call per shape.
-        time: The time of the packed pass, divided by its time for samples of a single shape.
-        memory: The same for its memory.
+        shapes: How many different shapes the samples have.
+        packed: Time and memory of the packed forward and backward pass.
+        grouped: Time and memory of diffusers' transformer, with one forward pass per shape.
+        time: The time of the packed pass, divided by its time for 16 samples of a single shape.
+        memory: The memory of the packed pass, divided by its memory for 16 samples of a single shape.
     """
 
     shapes: int
@@ -66,13 +66,13 @@ class Flatness:
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """Everything that one run of the benchmark has measured.
+    """The result of one run of `qframe bench transformer`.
 
     Attributes:
-        settings: What was asked for.
-        comparisons: One for each size and each kind of prompts.
-        flatness: One for each number of shapes.
-        profile: Operations per second and time by component; None if they were not asked for.
+        settings: The options of the command.
+        comparisons: The results for batches of four samples, one for each size and each kind of prompts.
+        flatness: The results for batches of 16 samples, one for each number of shapes.
+        profile: The operations per second and the time of each kind of operation; None if they were not asked for.
     """
 
     settings: Settings
@@ -82,7 +82,12 @@ class Report:
 
 
 def run(settings: Settings, tell: Callable[[str], None]) -> Report:
-    """Measure everything. `tell` hears what is measured next, because a CPU needs minutes for all of it at s = 16."""
+    """Build the networks, measure all batches, and return the results.
+
+    Args:
+        settings: What to measure.
+        tell: Is called with a line about what is measured next, because a CPU needs minutes for all of it at s = 16.
+    """
     device = torch.device(settings.device)
     tell(f"networks: {settings.layers} layers of width {settings.width}")
     stock, own = networks(settings)
@@ -112,12 +117,17 @@ def run(settings: Settings, tell: Callable[[str], None]) -> Report:
 
 
 def seeds(s: int) -> tuple[tuple[Grid, ...], ...]:
-    """The grids of four samples: two with two pictures of s x s tokens, and two with two pictures of 2s x 2s."""
+    """Return the grids of four samples: two with two pictures of s x s tokens, two with two of 2s x 2s tokens."""
     return (((1, s, s),) * 2,) * 2 + (((1, 2 * s, 2 * s),) * 2,) * 2
 
 
 def ratios(found: dict[str, Measured]) -> tuple[Ratio, ...]:
-    """The comparisons of a packed batch with the others, and what is promised about them."""
+    """Compare the packed pass with the other ways to run the batch, and say which limit is promised for each ratio.
+
+    Args:
+        found: Time and memory of each way, by its name: "packed", "groups", "groups, accumulated" and "padded", and if
+            all prompts have the same length also "uniform" and "uniform, diffusers".
+    """
     packed, groups, padded = found["packed"], found["groups"], found["padded"]
     apart = found["groups, accumulated"]
     promised = [
@@ -137,9 +147,13 @@ def ratios(found: dict[str, Measured]) -> tuple[Ratio, ...]:
 
 
 def shapes_of(s: int, count: int) -> list[tuple[Grid, ...]]:
-    """The grids of 16 samples that have `count` different shapes, no two of which have the same number of tokens.
+    """Return the grids of 16 samples, one picture each, that have `count` different shapes.
 
-    All samples together have the same number of tokens for every `count`.
+    No two shapes have the same number of tokens, but all 16 samples together have the same number for every `count`.
+
+    Args:
+        s: Pictures have s // 2 rows and around 2 * s columns, in tokens.
+        count: The number of shapes: 1, 2, 4, 8 or 16.
     """
     around = range(1, count // 2 + 1)
     widths = [0] if count == 1 else [sign * step for step in around for sign in (-1, 1)]
@@ -176,7 +190,7 @@ def _flatness(
 
 
 def as_text(report: Report) -> str:
-    """Format a report as tables."""
+    """Format the report as tables for a terminal."""
     s = report.settings
     checkpointing = ", gradient checkpointing" if s.gradient_checkpointing else ""
     parts = [f"width {s.width}, {s.layers} layers, {s.device}, {s.dtype}{checkpointing}; medians of {s.repeats}"]
