@@ -109,7 +109,7 @@ class Family:
         settings: "module:Class" of the attrs class of the recipe's settings, which imports no torch.
         transforms: Registered names of the transforms that are put around the recipe, the innermost first.
         options: Defaults of the family, as nested tables with the keys of a configuration; what the user gives
-            overrides them. For example {"encoder": {"options": {"template": "edit"}}}.
+            overrides them. An example is {"encoder": {"options": {"template": "edit"}}}.
         model: Registered name of the model that is used when the user names none.
         data: Registered name of the source that is used when the user names no data set.
         oracle: Registered name of the oracle that `qframe verify` compares the family with.
