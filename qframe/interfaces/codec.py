@@ -34,7 +34,7 @@ class LatentCodec(Loadable):
 
     @property
     def decoder(self) -> nn.Module | None:
-        """The part of the network that only `decode` runs, and that training need not load; None if there is none."""
+        """The part of the network that only `decode` runs, not `encode`; None if the network has no such part."""
         return None
 
     @abstractmethod

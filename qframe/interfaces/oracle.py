@@ -101,7 +101,7 @@ class Oracle(ABC):
 
     @abstractmethod
     def mu(self, parts: Parts, tokens: int) -> float | None:
-        """Return the mu of qframe's own schedule for pictures of so many tokens; the interface Schedule has no mu."""
+        """Return mu, the logarithm of the time shift that qframe's own schedule has for a target of `tokens` tokens."""
 
     @abstractmethod
     def notes(self, parts: Parts, recipe: Recipe) -> tuple[str, ...]:

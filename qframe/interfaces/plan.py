@@ -31,7 +31,7 @@ class ForwardOptions:
 
 
 PLAIN = ForwardOptions()
-"""No options: what training and most requests use."""
+"""The options of a forward pass that needs none, as in training and for most requests."""
 
 Guide = Callable[[Tensor, Tensor], Tensor]
 """`(positive velocity [N, C], negative velocity [N, C]) -> guided velocity [N, C]`."""

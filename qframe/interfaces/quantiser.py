@@ -43,7 +43,7 @@ class Quantiser(ABC):
 
     @abstractmethod
     def ingredient(self) -> str:
-        """What the quantised values depend on: the back end, its version and the options.
+        """Return text that names everything the quantised values depend on: the back end, its version and the options.
 
-        It joins the ingredients of the component whose weights are quantised, under the name "quantised".
+        The text is added, under the name "quantised", to the ingredients of the component whose weights are quantised.
         """

@@ -106,7 +106,7 @@ class SamplingDefaults:
     partial_step: Literal["runs", "skipped"] = attrs.field(default="runs", validator=in_(("runs", "skipped")))
 
     def fill(self, request: R) -> R:
-        """The request with the family's value in every field that the user left open."""
+        """Return a copy of a request in which the family's defaults replace None in the fields that have a default."""
         own: dict[str, Any] = {
             "num_inference_steps": self.steps,
             "true_cfg_scale": self.guidance,
