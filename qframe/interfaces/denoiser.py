@@ -40,7 +40,9 @@ class DenoiserSpec:
 
 
 class Denoiser(Loadable):
-    """Predicts the velocity of noisy tokens.
+    """A denoiser that predicts the velocity of noisy tokens.
+
+    A plugin registers a subclass as a component of kind "denoiser".
 
     Attributes:
         module: The network. LoRA, compilation and quantisation change it.

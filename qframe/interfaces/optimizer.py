@@ -11,11 +11,14 @@ from torch import nn
 
 
 class OptimizerFactory(ABC):
-    """Builds the torch optimizers of a training run. A plugin registers a subclass as a component of kind "optimizer".
+    """A factory of the torch optimizers of a training run.
 
-    It is constructed with the component's options: an instance of the class that the plugin declares for them, or None.
-    `__init__` raises ConfigError if a package that the optimizers need is not installed, so that a user learns of it
+    A plugin registers a subclass as a component of kind "optimizer".
+    `__init__` raises ConfigError if a package that the optimizers need is not installed, so that the user learns of it
     before anything is encoded.
+
+    Attributes:
+        options: An instance of the class that the plugin declares for the component's options, or None.
     """
 
     def __init__(self, options: Any) -> None:
@@ -27,8 +30,8 @@ class OptimizerFactory(ABC):
     ) -> Sequence[torch.optim.Optimizer]:
         """Build one or more optimizers, such that each parameter belongs to exactly one of them.
 
-        In a training step they are stepped one after the other. So that checkpoints can store it, their state and their
-        parameter groups may hold only tensors, numbers, text, None, and lists, tuples and dicts of these.
+        In a training step the optimizers are stepped one after the other. Their state and their parameter groups are
+        stored in checkpoints, and may hold only tensors, numbers, text, None, and lists, tuples and dicts of these.
 
         Args:
             parameters: The parameters to train, by name.

@@ -20,7 +20,10 @@ from qframe.pictures.geometry import Geometry
 
 
 class Recipe(ABC):
-    """Joins the components of a family for one task: what is encoded for training, and how a request is sampled.
+    """A recipe that joins the components of a family for one task.
+
+    It says what is encoded of a record for training, and how a request is sampled. A plugin names a subclass in the
+    declaration of a `Family`.
 
     A request becomes pictures in two steps. `settle` opens, sizes and checks it without weights; `plan` runs the
     encoder and the codec. `qframe.sample.settling` calls both, and does the checks that are the same for every recipe.

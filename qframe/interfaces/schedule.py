@@ -11,9 +11,10 @@ from qframe.interfaces.loadable import Loadable
 
 
 class Schedule(Loadable):
-    """Computes the noise levels (sigmas) of a sampling run, as the model was made for them.
+    """A schedule that computes the noise levels (sigmas) of a sampling run, as the model was made for them.
 
-    It is separate from the sampler, because each published model has its own schedule, and any sampler can follow it.
+    A plugin registers a subclass as a component of kind "schedule". A schedule is separate from the
+    sampler, because each published model has its own schedule, and any sampler can follow it.
     """
 
     @abstractmethod

@@ -45,6 +45,7 @@ class PackedSequence:
 
     @property
     def batch_size(self) -> int:
+        """B, the number of samples."""
         return len(self.grids)
 
     @property
@@ -91,6 +92,7 @@ class Conditioning:
 
     @property
     def batch_size(self) -> int:
+        """B, the number of samples."""
         return len(self.lengths)
 
     def split(self) -> tuple[Conditioning, ...]:

@@ -41,7 +41,7 @@ class _Watch:
 
 
 class Pipeline:
-    """Samples one family with loaded components.
+    """A pipeline that samples one family with loaded components.
 
         pipe = qframe.load("qwen-edit", model="...")
         pipe(prompt="make the circle blue", image="a.png", negative_prompt=" ", seed=0).images[0]

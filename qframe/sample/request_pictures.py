@@ -40,7 +40,7 @@ def open_pictures(values: Sequence[PictureLike], prompts: int, name: str = "imag
 def output_sizes(request: Request, images: Sequence[Image.Image], geometry: Geometry) -> list[Size]:
     """Return the size of the result for each picture.
 
-    Height and width are the request's; each that the request leaves open is the one that the geometry gives the picture.
+    Height and width are the request's. One that the request leaves open is what the geometry gives the picture.
     """
     fitted = [geometry.fit(image.height, image.width) for image in images]
     return [(request.height or height, request.width or width) for height, width in fitted]

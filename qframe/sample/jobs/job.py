@@ -41,7 +41,7 @@ class Job:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Desk:
-    """Turns requests in plain values into jobs.
+    """A desk, which turns requests in plain values into jobs.
 
     Attributes:
         composition: The components that will run the jobs.
