@@ -35,7 +35,7 @@ class Stage(Protocol):
 
 
 class Progress(Protocol):
-    """Receives the reports of long work: stages with steps, and single lines of text."""
+    """A receiver of reports from long work: of stages with steps, and of single lines of text."""
 
     def stage(self, name: str, total: int, *, done: int = 0) -> AbstractContextManager[Stage]:
         """Return a context in which a stage of work is reported; it yields the stage, which ends with the context.

@@ -18,7 +18,9 @@ from qframe.interfaces.sequences import Conditioning, Grid, PackedSequence
 
 @attrs.frozen(kw_only=True)
 class DenoiserSpec:
-    """The inputs that a denoiser was made for. `compose` compares them with what encoder and codec give.
+    """The properties of a denoiser that are known before its weights are loaded.
+
+    `compose` checks that encoder, codec and recipe fit them.
 
     Attributes:
         latent_space: The name of the latent space that it was trained in.

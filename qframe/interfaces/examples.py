@@ -43,7 +43,7 @@ class TextInput:
 
 @attrs.frozen(eq=False, kw_only=True)
 class ExampleInputs:
-    """What a recipe wants encoded for one record. Each part becomes a cache entry of its own.
+    """The pictures and prompts that a recipe wants encoded for one record. Each becomes a cache entry of its own.
 
     Attributes:
         target: The picture to learn.

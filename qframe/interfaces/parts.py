@@ -1,4 +1,4 @@
-"""The components of a family, as far as a stage of the work has loaded them."""
+"""The components of a family, of which a stage of the work (encoding, training, sampling) loads those that it needs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _T = TypeVar("_T")
 
 @attrs.frozen(eq=False, kw_only=True)
 class Parts:
-    """The components of one family: what is known of all of them, and those that this stage has loaded.
+    """The components of one family: the Specs of all, and those components that this stage of the work has loaded.
 
     Attributes:
-        encoder_spec: What is known of the encoder without loading it.
-        codec_spec: What is known of the codec without loading it.
-        denoiser_spec: What is known of the denoiser without loading it.
-        schedule: The noise levels; it has no weights and is always there.
-        sampler: The integrator; it has no weights and is always there.
+        encoder_spec: The Spec of the encoder, known without loading it.
+        codec_spec: The Spec of the codec, known without loading it.
+        denoiser_spec: The Spec of the denoiser, known without loading it.
+        schedule: The schedule. It has no weights, and is always there.
+        sampler: The sampler. It has no weights, and is always there.
         model: The model folder of the whole configuration.
         loaded_encoder: The encoder; None if this stage of the work has not loaded it.
         loaded_codec: The codec; None if this stage has not loaded it.

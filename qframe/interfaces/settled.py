@@ -21,10 +21,11 @@ PictureSets = tuple[tuple[Image.Image, ...], ...]
 
 @attrs.frozen(eq=False, kw_only=True)
 class Settled:
-    """All that is known of a request, or of those of its prompts whose results have one size, without any weights.
+    """A settled request: all that is known, before weights are loaded, of a request whose results have one size.
 
-    `Recipe.settle` makes it once per request; `Recipe.plan` turns it into a plan. A recipe that must keep
-    more subclasses it.
+    If the results of a request have several sizes, there is one `Settled` for the prompts of each size.
+    `Recipe.settle` makes these values once per request, and `Recipe.plan` turns each into a plan. A recipe that must
+    keep more subclasses this class.
 
     Attributes:
         places: Where the pictures belong in the result of the whole request, counted from 0.

@@ -1,4 +1,4 @@
-"""What a caller may do between two steps, in the form of diffusers' `callback_on_step_end`."""
+"""Callbacks that a caller runs between two sampling steps, in the form of diffusers' `callback_on_step_end`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TENSORS = (
 
 @attrs.frozen(eq=False)
 class StepState:
-    """What a run holds between two steps.
+    """The state of a sampling run between two steps.
 
     Attributes:
         tokens: The tokens [N, C] of all samples, one sample after the other.

@@ -1,4 +1,4 @@
-"""`qframe.load`: the pipeline of a family, its weights loaded."""
+"""Implements `qframe.load`, which loads the pipeline of a family with its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forms in which a call returns its pictures."""
+"""Converts pictures to the form in which a call of a `Pipeline` returns them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How values are laid out over the prompts of a request and over the pictures made of them."""
+"""Assigns values to the prompts of a request, and to the pictures that are made of each prompt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ R = TypeVar("R", bound=Request)
 
 
 def picture_count(request: Request) -> int:
-    """How many pictures a request makes."""
+    """Return the number of pictures that a request makes."""
     return request.prompt_count * request.num_images_per_prompt
 
 

@@ -1,4 +1,4 @@
-"""The plan of a settled request, as most families make it."""
+"""Makes the plan of a settled request in the way that serves most families."""
 
 from __future__ import annotations
 

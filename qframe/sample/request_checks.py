@@ -1,4 +1,4 @@
-"""The checks that are the same for requests of every family. They run once per request, before any network does."""
+"""The checks that are the same for requests of every family, made once per request before any network runs."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def plan_request(recipe: Recipe, request: Request, parts: Parts) -> Plan:
 
 @attrs.frozen(eq=False)
 class SizedPart:
-    """Those prompts of a request whose results have one size.
+    """A part of a request: those of its prompts whose results have one size.
 
     Attributes:
         prompts: The places of these prompts among all prompts.

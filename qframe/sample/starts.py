@@ -1,4 +1,4 @@
-"""Runs that start from pictures instead of noise: the pictures' latents, and the steps that a strength leaves out."""
+"""Makes plans that start from pictures instead of noise, and that leave out the first steps by a strength."""
 
 from __future__ import annotations
 
