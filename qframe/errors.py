@@ -1,4 +1,4 @@
-"""The errors that qframe raises on purpose, and helpers that word their messages.
+"""The errors that qframe raises on purpose, and functions that word parts of their messages.
 
 Each error says what happened and, where that is known, what to do next. The command line prints it as one message and
 ends with the error's exit code; see docs/reference/exit-codes.md.
@@ -15,7 +15,7 @@ class QframeError(Exception):
     """An error that a user can do something about.
 
     Attributes:
-        exit_code: The exit code of the command that the error ends.
+        exit_code: The exit code with which a command ends that raises the error.
         message: What is wrong, and where.
         hint: What to do next; None where there is no advice.
     """
@@ -32,17 +32,17 @@ class QframeError(Exception):
 
 
 class ConfigError(QframeError):
-    """A command or a configuration is wrong: an unknown key, a value of a wrong type or out of range."""
+    """The user's command or configuration is wrong: an unknown key, or a value of a wrong type or out of range."""
 
     exit_code = 2
 
 
 class CompositionError(ConfigError):
-    """Components do not fit each other; the message holds the table of all checks."""
+    """The components of a configuration do not fit each other; the message shows the result of every check."""
 
 
 class DataError(QframeError):
-    """A data set, a row of it or a picture cannot be used."""
+    """A data set, a row of a data set, or a picture cannot be used."""
 
     exit_code = 3
 
@@ -72,21 +72,23 @@ class ResourceError(QframeError):
 
 
 class PluginError(QframeError):
-    """A plugin cannot be loaded, or does not do what its interface says."""
+    """A plugin cannot be loaded, or a class of it does not do what its interface in `qframe.interfaces` demands."""
 
     exit_code = 7
 
 
 class UntrustedError(QframeError):
-    """An input could run code or exhaust the machine; it is refused before it is used."""
+    """A file is refused before it is used, because reading it could run code or exhaust the machine."""
 
     exit_code = 7
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3, *, cutoff: float = 0.6) -> list[str]:
-    """The known names that `name` may be a misspelling of, the most similar first.
+    """Return the known names that `name` may be a misspelling of, the most similar first.
 
     Args:
+        name: The name that may be misspelt.
+        known: The names that exist.
         count: The most names that are returned.
         cutoff: How similar a name must be, from 0 to 1 (equal).
     """
@@ -94,11 +96,11 @@ def nearest(name: str, known: Iterable[str], count: int = 3, *, cutoff: float = 
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message that has just named `name`, with similar known names; "" where no known name is similar."""
+    """Return "; did you mean ...?" with the known names that are similar to `name`, or "" if none is similar."""
     close = nearest(name, known)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def bullet_list(lines: Iterable[str]) -> str:
-    """Lines below one another and indented, for messages with several problems."""
+    """Indent lines by two spaces and join them by newlines, for messages that list several problems."""
     return "\n".join(f"  {line}" for line in lines)

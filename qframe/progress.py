@@ -1,6 +1,6 @@
-"""How the core reports the progress of long work, and a reporter that ignores it.
+"""The interface by which long work reports its progress, and an implementation that ignores every report.
 
-The command line brings a reporter that draws progress bars (`qframe.cli.progress`). Imports no torch.
+The command line has an implementation that draws progress bars (`qframe.cli.progress`). Imports no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 def duration(seconds: float) -> str:
-    """A duration in words, for example "0.4 s", "12 s", "3 min 05 s" or "2 h 07 min"."""
+    """Write a number of seconds for people, for example "0.4 s", "12 s", "3 min 05 s" or "2 h 07 min"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -23,27 +23,27 @@ def duration(seconds: float) -> str:
 
 
 class Stage(Protocol):
-    """A stage of work, with a number of steps that is known when it begins."""
+    """A stage of long work (such as encoding or training), whose number of steps is known when it begins."""
 
     def advance(self, count: int = 1, **metrics: float) -> None:
-        """Report that more steps are done.
+        """Report that more steps of the stage are done.
 
         Args:
-            count: How many steps.
-            metrics: Numbers such as the loss, which are shown beside rate and remaining time.
+            count: How many steps were done since the last report.
+            metrics: Numbers such as the loss, which are shown beside the speed and the remaining time.
         """
 
 
 class Progress(Protocol):
-    """Receives the progress of work: stages, and single lines of text."""
+    """A receiver of reports from long work: of stages with steps, and of single lines of text."""
 
     def stage(self, name: str, total: int, *, done: int = 0) -> AbstractContextManager[Stage]:
-        """Begin a stage, which lasts as long as the returned context.
+        """Return a context in which a stage of work is reported; it yields the stage, which ends with the context.
 
         Args:
-            name: What is done in the stage.
+            name: What is done in the stage, as people read it.
             total: The number of steps.
-            done: How many of these steps were made before, for example by the run that is resumed.
+            done: How many of these steps were done earlier, for example before a run was interrupted.
         """
 
     def note(self, text: str) -> None:
@@ -51,11 +51,11 @@ class Progress(Protocol):
 
 
 class SilentProgress:
-    """Ignores all progress. Python callers get this one unless they bring their own."""
+    """A `Progress` that ignores every report. Functions use it unless the caller passes another one."""
 
     @contextmanager
     def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Stage]:
-        """A stage whose steps are ignored."""
+        """Return a context with a stage whose steps are ignored."""
         yield self
 
     def advance(self, count: int = 1, **metrics: float) -> None:

@@ -1,4 +1,4 @@
-"""A configuration's names become parts: components are composed, checked against one another, placed and loaded."""
+"""Turns the names in a configuration into components: looks them up, checks that they fit, places and loads them."""
 
 from __future__ import annotations
 

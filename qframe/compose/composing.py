@@ -1,7 +1,7 @@
 """Composes a configuration: looks up its components, opens their model folders and checks that they fit.
 
-`compose` reads configuration files only. Components that do not fit are refused, with the whole table of checks, before
-a weight is read.
+`compose` reads the configuration files of the model folders, and no weights. It refuses components that do not fit, in
+an error that shows the result of every check.
 """
 
 from __future__ import annotations
@@ -47,16 +47,17 @@ _SPECS: Mapping[str, type] = {"encoder": EncoderSpec, "denoiser": DenoiserSpec, 
 
 
 def compose(config: Config, registry: Registry | None = None) -> Composition:
-    """Compose the components of a configuration and check that they fit. No weight is read.
+    """Look up the components that a configuration names, and check that they fit each other. No weights are read.
 
     Args:
         config: The configuration.
         registry: The plugins to choose from; by default those that are installed.
 
     Raises:
-        CompositionError: A joint does not fit, and `compose.allow` does not name it; the message is the whole table.
+        CompositionError: Two components differ in a property on which they must agree, and `compose.allow` does not
+            name this property. The message shows the result of every check.
         ConfigError: The configuration names an unknown component or no model, or settings that exclude each other.
-        WeightsError: A model folder lacks a component, or holds one of another kind.
+        WeightsError: A model folder lacks a component, or holds a component of another class.
         PluginError: A plugin's class cannot be imported, or does not implement its interface.
     """
     registry = load_registry() if registry is None else registry
@@ -87,7 +88,7 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
 
 
 def recipe_class(chosen: ChosenFamily) -> type[Recipe]:
-    """The recipe of a family, with the transforms of the family around it.
+    """Return the class of a family's recipe, with the transforms of the family put around it.
 
     Raises:
         PluginError: A class cannot be imported, or is no recipe or no transform.
@@ -99,7 +100,7 @@ def recipe_class(chosen: ChosenFamily) -> type[Recipe]:
 
 
 def _spec(config: Config, chosen: ChosenFamily, role: str, kind: Any, model: ModelFolder) -> Any:
-    """The Spec that a component gives of itself. PluginError if it is of another type."""
+    """Return the Spec by which a component describes itself. Raises PluginError if it returns another type."""
     spec, wanted = kind.describe(model, getattr(config, role).options), _SPECS[role]
     if not isinstance(spec, wanted):
         offer = chosen.component(role, "use")
@@ -111,7 +112,7 @@ def _spec(config: Config, chosen: ChosenFamily, role: str, kind: Any, model: Mod
 
 
 def _quantisers(config: Config, chosen: ChosenFamily) -> dict[str, Quantiser]:
-    """What quantises the weights of each role. ConfigError if other settings exclude quantised weights."""
+    """Return the configured quantiser of each role. Raises ConfigError if other settings exclude quantised weights."""
     found = {}
     for role in QUANTISABLE:
         settings = getattr(config, role).quantise

@@ -1,4 +1,4 @@
-"""The value that `compose` returns: components that fit each other, and what can be asked of them before loading."""
+"""The value that `compose` returns: components that fit each other, and questions that they answer before loading."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from qframe.progress import SILENT, Progress
 
 @attrs.frozen(eq=False, kw_only=True)
 class Composition:
-    """Components that fit each other and are not loaded yet.
+    """The components of a configuration, which fit each other and are not loaded yet.
 
     Attributes:
         config: The configuration that the composition was made from.
         family: The family that the configuration chooses.
-        joints: The checks that the composition passed.
+        joints: The properties on which two components must agree, with the result of each check.
         models: The model folder of each component by role, and under "model" the one of the whole configuration.
         classes: The class of each component, by role.
         specs: The Specs of encoder, denoiser and codec, by role.
-        quantisers: By role, what quantises the weights of encoder or denoiser; a role without one is left out.
+        quantisers: The quantiser of the encoder's or the denoiser's weights, by role. A role whose weights are not
+            quantised is left out.
         recipe: The recipe of the family, made with the settings of the configuration.
-        title: The first line of the table: names and plugins of denoiser, codec and encoder.
+        title: The first line of what `table` returns: names and plugins of denoiser, codec and encoder.
     """
 
     config: Config
@@ -47,7 +48,7 @@ class Composition:
     title: str
 
     def table(self) -> str:
-        """The checks as `qframe compose` prints them, one line for each joint."""
+        """Return the results of the checks as `qframe compose` prints them: the title, and one line for each joint."""
         return joint_table(self.title, self.joints)
 
     @property
@@ -61,27 +62,33 @@ class Composition:
         return self.models["model"].name
 
     def options(self, role: str) -> Any:
-        """The settings of a component: an instance of the class that it declares, None if it declares none."""
+        """Return the settings of the component in a role.
+
+        They are an instance of the class that the component's plugin declares for them; None if it declares no class.
+        """
         return getattr(self.config, role).options
 
     def model(self, role: str) -> ModelFolder:
-        """The model folder that a component is loaded from."""
+        """Return the model folder that the component in a role is loaded from."""
         return self.models[role]
 
     def token_counter(self) -> TokenCounter | None:
-        """What counts the text tokens of a prompt as the encoder would produce them; see `Encoder.token_counter`."""
+        """Return a function that counts the text tokens which the encoder would give for a prompt and its pictures.
+
+        Returns None if the encoder cannot count without its weights; see `Encoder.token_counter`.
+        """
         encoder: type[Encoder] = self.classes["encoder"]
         return encoder.token_counter(self.model("encoder"), self.options("encoder"))
 
     def ingredients(self, role: str, progress: Progress = SILENT, digests: FileDigests | None = None) -> dict[str, str]:
-        """Everything that a component's output depends on, by name, as the keys of the cache hold it.
+        """Return, by name, everything that a component's output depends on. The cache's keys are made of it.
 
-        These are the ingredients that the component names, the quantisation of its weights and its dtype. Files of
-        weights are read for it, unless `digests` remembers them.
+        This is what the component's own `ingredients` returns, the quantisation of its weights, and their dtype. The
+        files of weights are read to compute their digests, except for files whose digests `digests` holds.
 
         Args:
             role: The role of the component.
-            progress: Is told how far the reading of large files is.
+            progress: Receives how far the reading of large files is.
             digests: Digests of files that were read before.
         """
         model = attrs.evolve(self.model(role), progress=progress, digests=digests)
@@ -91,7 +98,9 @@ class Composition:
         return {**named, **quantised, "dtype": str(self.dtype(role)).removeprefix("torch.")}
 
     def device(self, role: str) -> torch.device:
-        """The device that a component computes on: its own one, else one of `devices`, else `device`.
+        """Return the device that the component in a role computes on.
+
+        It is the device in the configuration's section of that role, else one of those in `devices`, else `device`.
 
         Raises:
             ConfigError: This machine has no such device.
@@ -99,14 +108,15 @@ class Composition:
         return self._spread[role] if role in self._spread else devices.configured_device(self.config, role)
 
     def dtype(self, role: str) -> torch.dtype:
-        """The dtype of a component's weights."""
+        """Return the dtype that the weights of the component in a role have."""
         return devices.dtype_on(self.config, role, self.device(role))
 
     @functools.cached_property
     def outlines(self) -> Mapping[str, Any]:
-        """Encoder, denoiser and codec with their networks on the meta device: shapes without weights.
+        """Encoder, denoiser and codec by role, with their networks on the meta device: shapes without weights.
 
-        A component whose shapes cannot be told without its weights is left out.
+        A component whose shapes are known only from its weights is left out. The components are shared by all callers;
+        a caller that changes one asks `outline` for its own.
         """
         listed = devices.listed_devices(self.config)
         found = {}
@@ -119,16 +129,16 @@ class Composition:
         return found
 
     def outline(self, role: str, dtype: torch.dtype) -> Any:
-        """A new component with its network on the meta device, which the caller may change.
+        """Return a new component with its network on the meta device; the caller may change it.
 
-        None where the shapes of the component cannot be told without its weights.
+        Returns None if the shapes of the component are known only from its weights.
         """
         return self.classes[role].outline(self.model(role), self.options(role), dtype=dtype)
 
     def weights(self, role: str) -> int | None:
-        """Bytes of a component's weights once they are loaded and, where configured, quantised.
+        """Return how many bytes a component's weights take once they are loaded and, where configured, quantised.
 
-        None where the shapes of the component cannot be told without its weights.
+        Returns None if the shapes of the component are known only from its weights.
         """
         outline = self.outlines.get(role)
         return None if outline is None else placement.network_bytes(outline.network, self.quantisers.get(role))
@@ -143,11 +153,12 @@ class Composition:
     def load(self, *roles: str, offloaded: bool = False) -> Parts:
         """Load the named components; schedule and sampler are always among the parts.
 
-        It also sets the number of torch's CPU threads, where the configuration does.
+        If the configuration names a number of CPU threads (`threads`), torch is set to it as well.
 
         Args:
             roles: Those of "encoder", "codec" and "denoiser" that are needed.
-            offloaded: Leave the weights on the CPU; `qframe.compose.placement.place` decides what moves when.
+            offloaded: Whether the weights stay on the CPU. The caller then calls `qframe.compose.placement.place`,
+                which installs the hooks that move them.
         """
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)

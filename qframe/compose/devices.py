@@ -1,4 +1,4 @@
-"""Which device each component computes on, and in which dtype."""
+"""Decides which device each component computes on, and which dtype its weights have."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from qframe.errors import ConfigError
 
 
 def find_device(key: str, name: str) -> torch.device:
-    """The device that a configuration key names.
+    """Return the device of a name that a configuration gives.
 
-    "auto" is CUDA if this machine has it (under torchrun each process gets a GPU of its own), else MPS, else the CPU.
+    The name "auto" is a CUDA device if this machine has one, else MPS, else the CPU. Under torchrun, each process of
+    the machine takes another GPU.
+
+    Args:
+        key: The configuration key that the name belongs to, for the error.
+        name: The name as torch writes it, for example "cuda:1", or "auto".
 
     Raises:
-        ConfigError: The name is no device, or this machine has no such device; the hint lists those it has.
+        ConfigError: The name is no device, or this machine has no such device. The hint lists the devices it has.
     """
     available = ["cpu"]
     if torch.backends.mps.is_available():
@@ -42,22 +47,28 @@ def find_device(key: str, name: str) -> torch.device:
 
 
 def configured_device(config: Config, role: str) -> torch.device:
-    """The device that the configuration names for a role: the one of its own section, else `device`."""
+    """Return the device that the configuration names for a role: the one in the role's section, else `device`."""
     own = getattr(config, role).device
     return find_device("device", config.device) if own is None else find_device(f"{role}.device", own)
 
 
 def listed_devices(config: Config) -> tuple[torch.device, ...]:
-    """The devices of the key `devices`, over which the components are spread."""
+    """Return the devices that the key `devices` lists, over which components are spread."""
     return tuple(find_device("devices", name) for name in config.devices)
 
 
 def spread(config: Config, sizes: Mapping[str, int]) -> dict[str, torch.device]:
-    """A device of the key `devices` for each component that has no device of its own.
+    """Choose one of the devices in the key `devices` for each component that has no device in its own section.
+
+    The largest component is placed first, and each on the device with most free memory left. A component that has a
+    device in its own section is not placed, but its bytes are taken off that device's free memory.
 
     Args:
-        sizes: Bytes of the weights of every component, by role. Components with a device of their own count where
-            they lie.
+        config: The configuration.
+        sizes: Bytes of the weights of every component, by role.
+
+    Returns:
+        The chosen devices, by role.
     """
     free = {device: placement.room_on(device).free for device in listed_devices(config)}
     unplaced = {}
@@ -71,7 +82,7 @@ def spread(config: Config, sizes: Mapping[str, int]) -> dict[str, torch.device]:
 
 
 def dtype_on(config: Config, role: str, device: torch.device) -> torch.dtype:
-    """The dtype that a component's weights have on a device; "auto" is float32 on the CPU, else bfloat16."""
+    """Return the dtype that the weights of a role have on a device; "auto" is float32 on a CPU, else bfloat16."""
     name = getattr(config, role).dtype or config.dtype
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16

@@ -1,4 +1,4 @@
-"""The joints of a composition: what one component gives, and what its neighbour wants."""
+"""Checks the joints of a composition: the properties that one component gives and another component wants."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAMES_ONLY = {"latent_space", "text_space"}  # a user may know that two names m
 
 @attrs.frozen
 class Joint:
-    """A property that two neighbours must agree on.
+    """A property on which two components (or a component and the recipe) must agree, and whether they do.
 
     Attributes:
         name: What the two must agree on, for example "latent space".
@@ -41,9 +41,13 @@ class Joint:
 def check_joints(
     encoder: EncoderSpec, codec: CodecSpec, denoiser: DenoiserSpec, recipe: Recipe, allow: Sequence[str]
 ) -> tuple[Joint, ...]:
-    """Compare what every component gives with what its neighbour wants.
+    """Compare the properties of the components with those that the denoiser and the recipe want.
 
     Args:
+        encoder: The Spec of the encoder.
+        codec: The Spec of the codec.
+        denoiser: The Spec of the denoiser.
+        recipe: The recipe of the family.
         allow: Names of joints that may differ, as `compose.allow` writes them (with "_" for a space).
     """
     joints: list[Joint] = []
@@ -65,7 +69,7 @@ def check_joints(
 
 
 def joint_table(title: str, joints: Sequence[Joint]) -> str:
-    """The table that `qframe compose` prints: the title, and one line for each joint."""
+    """Return the table that `qframe compose` prints: the title, and one line for each joint."""
     names = max(len(joint.name) for joint in joints)
     gives = max(len(f"{joint.giver} gives {joint.gives}") for joint in joints)
     lines = [
@@ -77,7 +81,7 @@ def joint_table(title: str, joints: Sequence[Joint]) -> str:
 
 
 def refuse_mismatches(title: str, joints: Sequence[Joint]) -> None:
-    """Raise a CompositionError with the whole table if a joint does not fit and is not allowed to differ."""
+    """Raise a CompositionError that shows every joint if any of them has the state "mismatch"."""
     mismatches = [joint.name.replace(" ", "_") for joint in joints if joint.state == "mismatch"]
     if not mismatches:
         return

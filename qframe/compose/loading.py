@@ -1,4 +1,4 @@
-"""Loads one component, and quantises its weights where that is configured."""
+"""Loads one component, and quantises its weights if the configuration names a quantiser for them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,21 @@ def load_component(
 ) -> Any:
     """Load a component from its model folder onto a device.
 
-    Weights that are to be quantised are loaded and quantised on the CPU, and moved to the device afterwards: before
-    that they may not fit on it.
+    Weights that are to be quantised are loaded and quantised on the CPU, and moved to the device afterwards, because
+    unquantised they might not fit on it.
 
     Args:
         kind: The class of the component.
-        quantiser: What quantises the weights; None leaves them as they are.
+        model: The model folder.
+        options: The settings of the component, an instance of the class that its plugin declares; None if it has none.
+        quantiser: Quantises the weights; None leaves them as they are.
+        device: The device for the weights.
+        dtype: The dtype of the weights before they are quantised.
         role: The role of the component, for the error.
         name: The registered name of the component, for the error.
 
     Raises:
-        ConfigError: The weights are to be quantised, and the component shows no network.
+        ConfigError: The weights are to be quantised, and the component's `network` is None.
     """
     if quantiser is None:
         return kind.load(model, options, device=device, dtype=dtype)

@@ -1,4 +1,4 @@
-"""How tasks mix: a transform around a recipe is a recipe again, whose requests have the fields of both."""
+"""Puts a transform around a recipe, which makes a new recipe whose requests have the fields of both."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ _OF_THE_INNER = ("__module__", "__qualname__", "version", "references", "picture
 
 
 def transformed(recipe: type[Recipe], transform: type[RecipeTransform]) -> type[RecipeTransform]:
-    """The class of `transform` around `recipe`. Its requests have the fields of both.
+    """Return a subclass of `transform` whose inner recipe is `recipe`, and whose requests have the fields of both.
 
-    It has the name and the version of `recipe`, so that both are trained on the same cache entries.
+    The subclass has the name and the version of `recipe`, because a cache entry is looked up by them: what was encoded
+    for `recipe` serves the subclass too.
     """
     declared = {name: getattr(recipe, name) for name in _OF_THE_INNER}
     if hasattr(recipe, "sampling"):

@@ -13,13 +13,14 @@ from qframe.plugins.offers import ChosenFamily, Offer
 
 
 def open_model(name: str, bundled: Mapping[str, Offer[Component]]) -> ModelFolder:
-    """Open the model folder of a name: one that ships with a plugin, a local folder, or a hub id.
+    """Open the model folder that a name stands for.
 
     Args:
+        name: The registered name of a model that ships with a plugin, the path of a local folder, or a hub id.
         bundled: The models that ship with plugins, by their registered name.
 
     Raises:
-        WeightsError: There is no such folder, or the hub cannot give it.
+        WeightsError: There is no such folder, or it cannot be downloaded from the hub.
     """
     if name in bundled:
         locate: Callable[[], str | Path] = bundled[name].resolve()
@@ -38,10 +39,15 @@ def open_model(name: str, bundled: Mapping[str, Offer[Component]]) -> ModelFolde
 
 
 def open_models(config: Config, chosen: ChosenFamily, roles: Iterable[str]) -> dict[str, ModelFolder]:
-    """Open each model folder that the configuration names, once.
+    """Open the model folders that a configuration names for some roles; a folder that several name is opened once.
+
+    Args:
+        config: The configuration.
+        chosen: The family of the configuration, which may name a model of its own.
+        roles: The roles whose components are loaded from a model folder.
 
     Returns:
-        The folder of each role, and under "model" the one of the whole configuration.
+        The folder of each role, and under "model" the folder of the whole configuration.
 
     Raises:
         ConfigError: Neither the configuration nor the family names a model.

@@ -1,6 +1,6 @@
-"""Decides where the weights of components are: spread over several devices, or on the CPU until they are needed.
+"""Spreads components over several devices, and offloads their weights to the CPU until their network computes.
 
-The weights are moved by hooks of accelerate (one network at a time) and of diffusers (one group of layers at a time).
+Offloaded weights are moved by hooks of accelerate (one network at a time) or diffusers (one group of layers at a time).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from qframe.interfaces import LatentCodec, Loadable, Quantiser
 Offload = Literal["none", "model", "group"]
 
 ORDER = ("encoder", "denoiser", "codec")
-"""The roles with large networks, in the order in which a sampling run needs them for the last time.
+"""The roles with large networks, sorted by when a sampling run uses each of them for the last time.
 
-With offload "model", each network leaves the device when the next one moves to it.
+With offload "model", a network is moved back to the CPU when the next network in this order moves to the device.
 """
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ class Room:
 
 
 def room_on(device: torch.device) -> Room:
-    """The memory of a device; for the CPU, that of the machine."""
+    """Return the memory of a device; for the CPU, the memory of the machine."""
     if device.type == "cuda":
         return Room(*torch.cuda.mem_get_info(device))
     if device.type == "mps":
@@ -53,11 +53,12 @@ def room_on(device: torch.device) -> Room:
 
 
 def network_bytes(network: nn.Module, quantiser: Quantiser | None = None) -> int:
-    """Bytes of the parameters and buffers of a network.
+    """Count the bytes of the parameters and buffers of a network.
 
     Args:
         network: The network; it may be on the meta device.
-        quantiser: What will quantise the network, so that the bytes after that are counted; None if nothing will.
+        quantiser: The quantiser that will quantise the network; the bytes are those after quantisation. None counts
+            the network as it is.
     """
     plain = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
     if quantiser is None:
@@ -86,15 +87,23 @@ def assign(sizes: Mapping[str, int], rooms: Mapping[torch.device, int]) -> dict[
 
 
 class Placement:
-    """Networks that are offloaded: their weights are on the CPU between uses."""
+    """The networks that `place` offloaded, which can be moved back to the CPU together."""
 
     def __init__(self, hooks: Sequence[Any] = (), *, offloaded: bool = False) -> None:
-        """`hooks` are those of accelerate that move networks; `offloaded` tells whether anything is offloaded."""
+        """Remember the hooks that move the networks.
+
+        Args:
+            hooks: The hooks of accelerate, one per network; empty if groups of layers or nothing is offloaded.
+            offloaded: Whether anything is offloaded.
+        """
         self.hooks = tuple(hooks)
         self._offloaded = offloaded
 
     def free(self) -> None:
-        """Move the weights of offloaded networks back to the CPU, and free the memory of the devices."""
+        """Move the networks that have hooks back to the CPU, and empty the devices' memory caches.
+
+        If nothing is offloaded, nothing happens.
+        """
         from accelerate.utils.memory import clear_device_cache
 
         for hook in self.hooks:
@@ -104,7 +113,7 @@ class Placement:
 
     @contextmanager
     def freed(self) -> Iterator[None]:
-        """A context that frees the memory of the devices when it ends, also by an error."""
+        """Return a context that calls `free` when the context ends, also when it ends by an error."""
         try:
             yield
         finally:
@@ -118,11 +127,11 @@ def place(
     *,
     quantised: Sequence[str] = (),
 ) -> Placement:
-    """Install the hooks that move the weights of loaded parts between the CPU and their devices.
+    """Install the hooks that move the weights of loaded components between the CPU and their devices.
 
     Args:
-        parts: The loaded parts by role, with their weights on the CPU unless `offload` is "none".
-        devices: The device on which each part computes, by role.
+        parts: The loaded components by role, with their weights on the CPU unless `offload` is "none".
+        devices: The device on which each component computes, by role.
         offload: "none" leaves all weights where they are, "model" moves one network at a time, "group" one group of
             layers at a time.
         quantised: The roles whose weights are quantised.
@@ -148,12 +157,13 @@ def place(
 
 
 def rest_codec(codec: LatentCodec, device: torch.device, *, live: bool) -> Placement:
-    """Offload the codec of a training run to the CPU between uses.
+    """Keep the codec of a training run on the CPU while it does not compute.
 
     Args:
         codec: The loaded codec.
-        device: The device on which it computes.
-        live: Whether every step encodes pictures; then only the decoder is offloaded.
+        device: The device on which the codec computes.
+        live: Whether every training step encodes pictures (training without a cache). Then only the codec's decoder is
+            offloaded.
     """
     from accelerate import cpu_offload_with_hook
 

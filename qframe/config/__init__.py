@@ -1,4 +1,4 @@
-"""The configuration: every key of it, its layers, and how it is read without any conversion. Imports no torch."""
+"""The configuration: its keys, the layers that it is merged from, and a strict reader. Imports no torch."""
 
 from __future__ import annotations
 

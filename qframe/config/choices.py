@@ -1,4 +1,4 @@
-"""Which keys of a configuration name a component, and what the registry knows of those that are named."""
+"""Lists the configuration keys that name a component, and looks the named components up in the registry."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Choice:
     """A key of the configuration that names a component.
 
     Attributes:
-        kind: The kind of component that it names.
+        kind: The kind of component that the key names, such as "encoder".
         key: The path of the key.
         settings: The path of the table that holds the settings of the component.
-        unnamed: Subject of the message that refuses settings while the key names no component; None for a key that
-            must name one, whose absence is an error of its own.
-        default: The name that holds where the key is not given; None for a key without a default.
+        unnamed: The subject of the error message for settings of a component that the key does not name. None for a
+            key that must be given; then the error is that the key is missing.
+        default: The name of the component that is used if the key is not given; None for a key without a default.
     """
 
     kind: str
@@ -33,7 +33,10 @@ class Choice:
     default: str | None = None
 
     def name(self, tables: Mapping[str, Any]) -> object:
-        """What nested tables give for the key, else its default; None also where the table around it is none."""
+        """Return the value of the key in nested tables, else its default.
+
+        Returns None if another value stands where the table around the key is expected.
+        """
         table = table_at(tables, self.key[:-1])
         if table is None:
             return self.default if self.key[0] not in tables else None
@@ -67,7 +70,7 @@ CHOICES: tuple[Choice, ...] = (
 
 
 def table_at(tables: Mapping[str, Any], key: Key) -> Mapping[str, Any] | None:
-    """The table at a path in nested tables; None where there is none."""
+    """Return the table at a path in nested tables; None if there is none at this path."""
     found: Any = tables
     for name in key:
         found = found.get(name) if isinstance(found, Mapping) else None
@@ -82,9 +85,9 @@ def choose(tables: Mapping[str, Any], registry: Registry) -> ChosenFamily:
         registry: The plugins to choose from.
 
     Raises:
-        ConfigError: No plugin offers the family or one of its transforms. Unknown components are no error yet: see
-            `ChosenFamily.unknown`.
-        PluginError: The family takes the recipe of a family that has none.
+        ConfigError: No plugin offers the family or one of its transforms. A component that no plugin offers raises
+            no error here; it is listed in `ChosenFamily.unknown`.
+        PluginError: The family takes the recipe of another family, which does not exist or has no recipe of its own.
     """
     named = {choice.key: (choice.kind, choice.name(tables)) for choice in CHOICES}
     components = {key: (kind, name) for key, (kind, name) in named.items() if isinstance(name, str)}

@@ -1,4 +1,4 @@
-"""Fills a `Config` from plain tables, with the settings that plugins declare, and reports every problem at once."""
+"""Makes a `Config` of nested tables, including the settings that plugins declare, and reports all problems together."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ MOST_SHOWN = 40
 
 @attrs.frozen
 class Declared:
-    """The class that is declared for a table of settings.
+    """The class that a plugin declares for a table of settings in a configuration.
 
     Attributes:
-        owner: Who declares it, as the subject of a message.
-        cls: The attrs class; None if the owner takes no settings.
+        owner: The recipe or component that has these settings, as the subject of a message.
+        cls: The attrs class of the settings; None if the owner takes no settings.
     """
 
     owner: str
@@ -31,10 +31,14 @@ class Declared:
 
 
 def declared_settings(plain: Mapping[str, Any], chosen: ChosenFamily) -> tuple[dict[Key, Declared], list[Problem]]:
-    """The settings that the recipe and each chosen component declare, by the path of their table.
+    """Look up the classes that the recipe and each chosen component declare for their settings.
+
+    Args:
+        plain: The configuration as nested tables.
+        chosen: The family of the configuration, with its components.
 
     Returns:
-        The declared settings, and a problem for each key that names an unknown component.
+        The declared classes by the path of their table, and a problem for each key that names an unknown component.
     """
     classes = chosen.settings()
     owner = f"the recipe of family {chosen.family.name!r} (plugin {chosen.recipe.plugin})"
@@ -54,11 +58,13 @@ def declared_settings(plain: Mapping[str, Any], chosen: ChosenFamily) -> tuple[d
 
 
 def fill(plain: dict[str, Any], declared: Mapping[Key, Declared], problems: list[Problem]) -> Config | None:
-    """The configuration that plain tables hold; None if they have problems.
+    """Make a `Config` of nested tables; return None if `Config` itself cannot be made of them.
+
+    A configuration may be returned although problems were found in the settings of components: look at `problems`.
 
     Args:
-        plain: The configuration as nested tables. Settings are taken out of it, so that it cannot be used again.
-        declared: The settings that plugins declare, by the path of their table.
+        plain: The configuration as nested tables. They are changed, and cannot be used again.
+        declared: The classes that plugins declare for settings, by the path of their table.
         problems: Every problem that is found is appended here.
     """
     for key, declaration in declared.items():
@@ -84,7 +90,7 @@ def fill(plain: dict[str, Any], declared: Mapping[Key, Declared], problems: list
 
 
 def known_keys(declared: Mapping[Key, Declared]) -> list[str]:
-    """Every dotted key that a configuration with these declared settings could have."""
+    """List every dotted key that a configuration can have when its components declare these settings."""
 
     def keys(cls: type, prefix: Key) -> Iterator[str]:
         for name, attribute in fields_of(cls).items():
@@ -100,11 +106,12 @@ def known_keys(declared: Mapping[Key, Declared]) -> list[str]:
 
 
 def describe_problems(problems: Iterable[Problem], tree: Tree, known: Iterable[str]) -> str:
-    """The message of an error: a line for each problem, with its key, where the value comes from, and what is wrong.
+    """Word the message of an error: one line per problem with the key, the value's source, and what is wrong.
 
     Args:
+        problems: The problems; the first 40, sorted by key, get a line.
         tree: The configuration with the source of each value.
-        known: Every dotted key, from which the nearest is named for an unknown key.
+        known: Every dotted key that the configuration can have. For an unknown key the most similar one is suggested.
     """
     ordered = sorted(problems, key=lambda problem: problem.path)
     lines = []
@@ -118,7 +125,7 @@ def describe_problems(problems: Iterable[Problem], tree: Tree, known: Iterable[s
 
 
 def _advice(problem: Problem, known: Iterable[str]) -> str:
-    """What to write in place of an unknown key: a similar key of its table, else any similar key, else the table's."""
+    """Suggest, for an unknown key, a similar key of its table, else of any table, else all keys of its table."""
     if problem.known is None:
         return ""
     *table, name = problem.path

@@ -1,4 +1,4 @@
-"""Lays the layers of a configuration over one another, in nested tables whose values know where they come from."""
+"""Merges the layers of a configuration into nested tables, in which each value carries the name of its source."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Key = tuple[str, ...]
 
 @attrs.frozen(eq=False)
 class Leaf:
-    """A value of one layer.
+    """A value in the merged tables, and where it comes from.
 
     Attributes:
         value: The value, as TOML or Python gives it.
-        source: Where it comes from, as messages and `qframe config show` name it.
+        source: Where the value comes from, as messages and `qframe config show` name it, such as "--set".
     """
 
     value: Any
@@ -36,13 +36,17 @@ Tree = dict[str, Union["Tree", Leaf]]
 
 
 def put(tree: Tree, value: Mapping[str, Any], source: Callable[[Key], str], at: Key = ()) -> None:
-    """Lay nested tables over the tree: a table is merged with the table below it, any other value replaces it.
+    """Merge nested tables into a tree: tables are merged with each other, any other value replaces what was there.
 
     Args:
         tree: The tree, which is changed.
         value: The tables; a value of None counts as not given.
-        source: Tells for the path of a key where its value comes from.
-        at: The path of the tables in the tree.
+        source: Called with the path of a key; returns the name of the source of its value. A value that is a `Leaf`
+            keeps its own source.
+        at: The path that `tree` has in the whole configuration.
+
+    Raises:
+        ConfigError: The tables are nested too deeply.
     """
     if len(at) > DEEPEST:
         raise ConfigError(f"{'.'.join(at[:3])}...: tables nested more than {DEEPEST} deep")
@@ -60,17 +64,17 @@ def put(tree: Tree, value: Mapping[str, Any], source: Callable[[Key], str], at: 
 
 
 def own_source(key: Key) -> str:
-    """The `source` of `put` for a tree that is laid over another: it is never called, as leaves bring their source."""
+    """Serve as the `source` of `put` when a tree is merged, whose leaves have sources; `put` then never calls it."""
     raise AssertionError(f"{key} has no source")
 
 
 def plain_tables(tree: Tree) -> dict[str, Any]:
-    """The tree as plain tables, without the sources of its values."""
+    """Return the tree as nested tables of plain values, without their sources."""
     return {name: plain_tables(node) if isinstance(node, dict) else node.value for name, node in tree.items()}
 
 
 def value_at(tree: Tree, *key: str) -> Any:
-    """The value at the path `key`; None where there is no value, or a table."""
+    """Return the value at the path `key`; None if there is no value, or a table."""
     node: Tree | Leaf | None = tree
     for name in key:
         node = node.get(name) if isinstance(node, dict) else None
@@ -78,10 +82,11 @@ def value_at(tree: Tree, *key: str) -> Any:
 
 
 def leaves(node: Tree | Leaf, key: Key) -> Iterator[tuple[Key, Leaf]]:
-    """Every leaf of `node` with its path.
+    """Yield every leaf of a tree with its path.
 
     Args:
-        key: The path of `node` itself.
+        node: The tree, or a single leaf.
+        key: The path of `node` itself, with which the yielded paths begin.
     """
     if isinstance(node, Leaf):
         yield key, node
@@ -91,7 +96,10 @@ def leaves(node: Tree | Leaf, key: Key) -> Iterator[tuple[Key, Leaf]]:
 
 
 def source_at(tree: Tree, key: Key) -> str:
-    """Where the value at the path `key` comes from; for a table, where its first value does."""
+    """Return the source of the value at the path `key`; for a table, the source of its first value.
+
+    Returns "default" if the tree has no value there.
+    """
     node: Tree | Leaf = tree
     for name in key:
         if isinstance(node, Leaf):
@@ -103,7 +111,15 @@ def source_at(tree: Tree, key: Key) -> str:
 
 
 def choose_family(user: Tree, registry: Registry) -> ChosenFamily:
-    """The family that the user names. ConfigError if the user names none, or one that no plugin offers."""
+    """Look up the family that the user names.
+
+    Args:
+        user: What the user gives.
+        registry: The plugins to choose from.
+
+    Raises:
+        ConfigError: The user names no family, or one that no plugin offers.
+    """
     name = value_at(user, "family")
     if isinstance(name, str):
         return registry.choose(name)
@@ -114,7 +130,7 @@ def choose_family(user: Tree, registry: Registry) -> ChosenFamily:
 
 
 def family_layer(family: Family) -> Tree:
-    """The lowest layer: the components that a family chooses, and its defaults."""
+    """Return the layer of a family: the components that the family chooses, and its defaults."""
     tree: Tree = {}
     defaults: dict[str, Any] = {role: {"use": getattr(family, role)} for role in ROLES}
     defaults |= {"model": family.model, "data": {"use": family.data}}
@@ -124,11 +140,11 @@ def family_layer(family: Family) -> Tree:
 
 
 def put_model_defaults(tree: Tree, user: Tree, models: Mapping[str, Offer[Component]]) -> None:
-    """Lay the defaults that a model brings over those of the family, if it ships with a plugin.
+    """Merge the defaults of the chosen model into the layer of the family, if that model ships with a plugin.
 
     Args:
         tree: The layer of the family, which is changed.
-        user: What the user gives, which may name another model than the family.
+        user: What the user gives; it may name another model than the family does.
         models: The models that ship with plugins, by name.
     """
     name = value_at(user, "model") or value_at(tree, "model")
@@ -137,15 +153,16 @@ def put_model_defaults(tree: Tree, user: Tree, models: Mapping[str, Offer[Compon
 
 
 def drop_foreign(tree: Tree, user: Tree, registry: Registry) -> tuple[str, ...]:
-    """Take out the settings that the family gives to components which the user replaces by others.
+    """Remove the settings that the family gives to a component if the user chooses another component in its place.
 
     Args:
         tree: The layer of the family and the model, which is changed.
-        user: What the user gives. If it has `data.path` without `data.use`, the source that reads this path is added.
-        registry: Knows which source reads which files.
+        user: What the user gives. If it has `data.path` without `data.use`, the name of the data source that reads
+            this path is put in as `data.use`.
+        registry: The plugins, which declare what files their data sources read.
 
     Returns:
-        The dotted keys of the settings that were taken out.
+        The dotted keys of the removed settings.
     """
     path = value_at(user, "data", "path")
     if isinstance(path, str) and value_at(user, "data", "use") is None:

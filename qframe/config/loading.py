@@ -1,9 +1,9 @@
-"""Makes a `Config` of names and values: layers are merged, read strictly, and every error is reported at once.
+"""Loads a configuration: merges its layers, reads them strictly, and reports all problems in one error.
 
-The layers, each laid over the one before: the defaults of the schema, those of the family, those of a model that ships
-with a plugin, a TOML file, values given in Python or by options of a command, and `--set key=value`. No value is
-converted: "false" is not a bool and 3.7 is not a whole number; only a whole number is accepted where a number is
-expected. Environment variables are not expanded, and no key takes an import path. Imports no torch.
+The layers are, each overriding the one before: the defaults of the schema, those of the family, those of a model that
+ships with a plugin, a TOML file, values given in Python or by options of a command, and `--set key=value`. No value is
+converted: "false" is not a bool and 3.7 is not a whole number. The one exception is that a whole number is accepted
+where a float is expected. Environment variables are not expanded, and no key takes an import path. Imports no torch.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ from qframe.plugins.registry import Registry, load_registry
 
 @attrs.frozen(eq=False, kw_only=True)
 class Resolved:
-    """A configuration, and where its values come from.
+    """A configuration, and the source of each of its values.
 
     Attributes:
         config: The configuration.
         sources: Where the value of each dotted key comes from: "default", "family NAME", "model NAME", "FILE:line",
             "argument" or "--set".
-        dropped: Dotted keys of settings that the family gives to a component which is not in use.
+        dropped: Dotted keys of settings that the family gives to a component in whose place the user chose another.
+            They were left out.
     """
 
     config: Config
@@ -58,17 +59,18 @@ def load_config(
     values: Mapping[str, Any] | None = None,
     registry: Registry | None = None,
 ) -> Config:
-    """The configuration of a family, with a TOML file, then values, then overrides laid over its defaults.
+    """Load the configuration of a family: its defaults, overridden by a TOML file, then `values`, then `overrides`.
 
     Args:
         path: A TOML file.
-        family: The name of the family, where neither the file nor a value names it.
-        overrides: Texts "key=value" with a dotted key.
+        family: The name of the family. It overrides the key `family` of every layer.
+        overrides: Texts "key=value" with a dotted key, as for `--set`.
         values: Nested tables with the keys of `qframe.config.schema`; a value of None counts as not given.
         registry: The plugins to choose from; by default those that are installed.
 
     Raises:
-        ConfigError: It lists every problem with its key, what was expected and what was found.
+        ConfigError: The file cannot be read, or the configuration has problems. The message lists every problem with
+            its key, what was expected and what was found.
     """
     return resolve_config(path, family=family, overrides=overrides, values=values, registry=registry).config
 
@@ -81,7 +83,10 @@ def resolve_config(
     values: Mapping[str, Any] | None = None,
     registry: Registry | None = None,
 ) -> Resolved:
-    """The configuration as `load_config` makes it, with the source of every value."""
+    """Load a configuration as `load_config` does, and tell the source of every value.
+
+    The arguments and errors are those of `load_config`.
+    """
     registry = load_registry() if registry is None else registry
     user, problems = read_user(path, family, overrides, values or {})
     chosen = choose_family(user, registry)
@@ -105,7 +110,13 @@ def resolve_config(
 def chosen_family(
     path: str | Path | None, *, family: str | None, overrides: Iterable[str], registry: Registry
 ) -> ChosenFamily:
-    """The family that a configuration chooses, whatever else the configuration holds.
+    """Look up the family that a configuration names. Its other keys are not checked.
+
+    Args:
+        path: A TOML file.
+        family: The name of the family. It overrides the key `family` of the file and of `overrides`.
+        overrides: Texts "key=value" with a dotted key.
+        registry: The plugins to choose from.
 
     Raises:
         ConfigError: The configuration names no family, or one that no plugin offers.

@@ -1,4 +1,4 @@
-"""Reads what a user gives, a TOML file and `key=value` overrides, and limits its size."""
+"""Reads the layers that a user gives (a TOML file, values, `key=value` overrides), and refuses very large ones."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def read_user(
 
     Args:
         path: A TOML file.
-        family: The name of the family, laid over everything else.
-        overrides: Texts "key=value" with a dotted key, laid over the values.
-        values: Nested tables, laid over the file.
+        family: The name of the family, which overrides everything else.
+        overrides: Texts "key=value" with a dotted key, which override `values`.
+        values: Nested tables, which override the file.
 
     Returns:
         The tree, and a problem for each override that cannot be read.
@@ -80,7 +80,7 @@ def _check_dots(toml: str, where: str) -> None:
 
 
 def _line_numbers(toml: str) -> dict[Key, int]:
-    """The lines in which keys and tables begin, for messages; keys of inline tables are not found."""
+    """Return the number of the line in which each key and table begins. Keys of inline tables are missing."""
     lines: dict[Key, int] = {}
     table: Key = ()
     inside = False
@@ -124,7 +124,7 @@ def _read_override(override: str, tree: Tree) -> list[Problem]:
 
 
 def _value_of(text: str) -> Any:
-    """The value that the text after "=" means: what TOML reads it as, or the text itself if it is not TOML."""
+    """Return the value of the text after "=": what TOML reads it as, or the text itself if it is not TOML."""
     if any(line.count(".") > MOST_DOTS for line in text.split("\n")):
         return text
     try:

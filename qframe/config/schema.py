@@ -1,7 +1,8 @@
-"""The sections of a configuration that choose components and data, and the whole `Config`. Imports no torch.
+"""The class of a whole configuration, `Config`, and its sections that choose components and data. Imports no torch.
 
-Every field is a key: its name, type, default, range and, as `help` in its metadata, its meaning, which
-`qframe config show` prints. The sections of a training run are in `qframe.config.training`.
+Every field of these classes is a key of the configuration, with its type, default and range. The text `help` in the
+field's metadata is the meaning of the key, which `qframe config show` prints. The sections of a training run are in
+`qframe.config.training`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ __all__ = [
 
 @attrs.frozen(kw_only=True)
 class ComponentConfig:
-    """The component that plays a role, and the model folder that it is loaded from."""
+    """The section of a role: the component that plays it, and the model folder that the component is loaded from."""
 
     use: str = attrs.field(metadata={"help": "registered name of the component that plays this role"})
     model: str | None = attrs.field(
@@ -67,7 +68,7 @@ class ComponentConfig:
 
 @attrs.frozen(kw_only=True)
 class QuantiseConfig:
-    """Whether weights that are not trained are stored in fewer bits."""
+    """The key `quantise` of a role: the quantiser that stores the role's frozen weights in fewer bits."""
 
     use: str | None = attrs.field(
         default=None,
@@ -83,14 +84,14 @@ class QuantiseConfig:
 
 @attrs.frozen(kw_only=True)
 class NetworkConfig(ComponentConfig):
-    """A component whose network is large enough to be quantised."""
+    """The section of a role whose network is large enough to be quantised (encoder and denoiser)."""
 
     quantise: QuantiseConfig = attrs.field(factory=QuantiseConfig)
 
 
 @attrs.frozen(kw_only=True)
 class DataConfig:
-    """The data set: a registered source, a path, or both."""
+    """The section `data`, which chooses the data set by a registered source, a path, or both."""
 
     use: str | None = attrs.field(
         default=None,
@@ -114,7 +115,7 @@ class DataConfig:
 
 @attrs.frozen(kw_only=True)
 class CacheConfig:
-    """The cache, which stores encoded examples."""
+    """The section `cache`: settings of the cache, which stores encoded examples on disk."""
 
     dir: str | None = attrs.field(
         default=None, metadata={"help": "folder of the cache; by default 'cache' beside the folder of the run"}
@@ -130,7 +131,7 @@ class CacheConfig:
 
 @attrs.frozen(kw_only=True)
 class ComposeConfig:
-    """What the check of a composition lets pass."""
+    """The section `compose`: settings of the check that components fit each other."""
 
     allow: tuple[Literal["latent_space", "text_space"], ...] = attrs.field(
         default=(),
@@ -143,7 +144,7 @@ class ComposeConfig:
 
 @attrs.frozen(kw_only=True)
 class Config:
-    """A whole configuration: one family, its components, the data, and the settings of training and sampling."""
+    """A whole configuration: a family, its components, the data set, and the settings of training and sampling."""
 
     family: str = attrs.field(metadata={"help": "registered name of the family"})
     model: str | None = attrs.field(
@@ -193,7 +194,7 @@ class Config:
 
 
 ROLES: tuple[str, ...] = ("encoder", "denoiser", "codec", "schedule", "sampler")
-"""The sections of a configuration that choose a component."""
+"""The roles that components play in a family. Each has a section of the configuration, which chooses the component."""
 
 QUANTISABLE: tuple[str, ...] = ("encoder", "denoiser")
 """The roles whose weights can be quantised."""

@@ -1,4 +1,4 @@
-"""A finished configuration as a list of keys and as TOML, and how two configurations differ."""
+"""Writes a loaded configuration as a list of keys or as TOML, and compares two configurations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qframe.config.strict import fields_of, unstructure
 
 
 def config_items(config: Config) -> dict[str, Any]:
-    """Every value of a configuration by its dotted key, the settings of components and recipe included."""
+    """Return every value of a configuration by its dotted key, including the settings of components and recipe."""
 
     def leaves(value: Any, key: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         if not attrs.has(type(value)):
@@ -25,14 +25,14 @@ def config_items(config: Config) -> dict[str, Any]:
 
 
 def dump_config(config: Config) -> str:
-    """The configuration as TOML, which `load_config` reads as an equal one. Keys whose value is None are left out."""
+    """Write a configuration as TOML, from which `load_config` reads an equal one. Keys that are None are left out."""
     import tomli_w
 
     return tomli_w.dumps(unstructure(config))
 
 
 def diff_config(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
-    """The keys whose values differ: (key, old value, new value), with None where one side lacks the key."""
+    """List the keys whose values differ as (key, old value, new value); a side that lacks the key has None."""
     before, after = config_items(old), config_items(new)
     keys = [*before, *(key for key in after if key not in before)]
     return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]

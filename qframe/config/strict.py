@@ -1,7 +1,7 @@
 """Turns nested tables into attrs classes without converting values, and reports every problem at once.
 
 cattrs by itself turns "false" into True and 3.7 into 3, and takes a string apart where a list is expected. Therefore
-this module registers how every type that a configuration can hold is read. Imports no torch.
+this module registers a reader of its own for every type that a configuration can hold. Imports no torch.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _WHOLE = 2**63  # whole numbers in TOML have 64 bits and a sign
 
 @attrs.frozen
 class Problem:
-    """An error in the value at a path.
+    """A problem with one value or key of a configuration.
 
     Attributes:
         path: The path of the key.
         message: What is wrong, without the path.
-        known: For an unknown key, the keys that its table has; else None.
+        known: For a key that does not exist, the keys that its table can have; else None.
     """
 
     path: tuple[str, ...]
@@ -38,12 +38,12 @@ class Problem:
     known: tuple[str, ...] | None = None
 
     def under(self, name: str) -> Problem:
-        """The same problem, with the path as it is seen from the table around it."""
+        """Return the same problem for the table one level up: its path has `name` put in front."""
         return attrs.evolve(self, path=(name, *self.path))
 
 
 class InvalidError(QframeError):
-    """A value that cannot be read.
+    """The error of a value that cannot be read as the type that is expected.
 
     Attributes:
         problems: The problems of the value, with paths that begin at the value itself.
@@ -55,13 +55,13 @@ class InvalidError(QframeError):
 
 
 def structure(value: Any, cls: type[_T]) -> _T:
-    """Read nested tables as an instance of the attrs class `cls`. InvalidError holds every problem of them."""
+    """Read nested tables as an instance of the attrs class `cls`. Raises InvalidError, which holds every problem."""
     result: _T = _CONVERTER.structure(value, cls)
     return result
 
 
 def unstructure(value: Any) -> Any:
-    """The nested tables that `structure` reads as `value`, in types that TOML has; keys that are None are left out."""
+    """Turn an attrs instance into nested tables of TOML's types, which `structure` reads. None values are left out."""
     if attrs.has(type(value)):
         pairs = [(a.name, getattr(value, a.name)) for a in attrs.fields(type(value)) if a.init]
         return {name: unstructure(item) for name, item in pairs if item is not None}
@@ -75,18 +75,18 @@ def unstructure(value: Any) -> Any:
 
 
 def fields_of(cls: type) -> dict[str, attrs.Attribute[Any]]:
-    """The fields of an attrs class that its constructor takes, by name, with resolved types."""
+    """Return, by name, the fields that the constructor of an attrs class takes, with string annotations resolved."""
     return {a.name: a for a in attrs.fields(attrs.resolve_types(cls)) if a.init}
 
 
 def nested(attribute: attrs.Attribute[Any]) -> type | None:
-    """The attrs class that a field holds; None where it holds a plain value."""
+    """Return the attrs class of the values that a field holds; None if the field holds plain values."""
     kinds = [attribute.type, *get_args(attribute.type)]
     return next((kind for kind in kinds if isinstance(kind, type) and attrs.has(kind)), None)
 
 
 def show(value: Any) -> str:
-    """A value as messages show it: written as in TOML, and cut if it is long."""
+    """Return a value as messages show it: as TOML writes it, and shortened if it is long."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
@@ -100,7 +100,7 @@ def show(value: Any) -> str:
 
 
 def expected(kind: Any) -> str:
-    """What a type accepts, in words, for a message."""
+    """Say in words what values a type accepts, for the message "expected ..."."""
     plain = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", Path: "a path"}
     if kind in plain:
         return plain[kind]
@@ -256,7 +256,7 @@ def _check_range(attribute: attrs.Attribute[Any], value: Any) -> None:
 
 
 def _range(validator: Any) -> str | None:
-    """The range that numeric validators of attrs accept, in words; None for other validators."""
+    """Say in words what range the numeric validators of attrs accept; None for other validators."""
     if hasattr(validator, "_validators"):
         parts = [_range(inner) for inner in validator._validators]
         return None if None in parts else " and ".join(part for part in parts if part)

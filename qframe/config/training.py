@@ -1,4 +1,4 @@
-"""The sections of a configuration that are about a training run and its samples. Imports no torch."""
+"""The sections of a configuration with the settings of training, samples, validation and logging. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from attrs.validators import and_, ge, gt, le, lt, optional
 Precision = Literal["float32", "bfloat16"]
 
 LoraLayout = Literal["diffusers", "comfyui", "kohya"]
-"""Layouts of LoRA files.
+"""The layouts in which a LoRA file can be written.
 
-"diffusers" stores alpha in the metadata of the file; "comfyui" and "kohya" store it beside each layer, and "kohya"
-writes "_" for "." in the names of layers.
+"diffusers" stores alpha in the metadata of the file; "comfyui" and "kohya" store it as a tensor beside each layer's
+weights, and "kohya" writes "_" for "." in the names of layers.
 """
 
 
 @attrs.frozen(kw_only=True)
 class LoraConfig:
-    """The LoRA that is trained where `train.mode` is "lora"."""
+    """The section `lora`: the LoRA that is trained if `train.mode` is "lora"."""
 
     rank: int = attrs.field(
         default=16, validator=and_(ge(1), le(1024)), metadata={"help": "rank of the low-rank update"}
@@ -58,7 +58,7 @@ class LoraConfig:
 
 @attrs.frozen(kw_only=True)
 class TrainConfig:
-    """The training loop."""
+    """The section `train`: settings of the training loop."""
 
     mode: Literal["lora", "full"] = attrs.field(
         default="lora", metadata={"help": "what is trained: a LoRA (lora), or all weights of the denoiser (full)"}
@@ -225,7 +225,10 @@ class TrainConfig:
 
 @attrs.frozen(kw_only=True)
 class SampleConfig:
-    """How samples are made before, during and after training; `guidance_batching` holds for `qframe sample` too."""
+    """The section `sample`: the samples that are made before, during and after training.
+
+    The key `guidance_batching` also applies to `qframe sample`.
+    """
 
     every: int | None = attrs.field(
         default=None,
@@ -277,7 +280,10 @@ class SampleConfig:
 
 @attrs.frozen(kw_only=True)
 class ValidationConfig:
-    """The loss on records that are not trained on: those that the data set keeps for validation, and `data.holdout`."""
+    """The section `validation`: settings of the loss on records that are not trained on.
+
+    These are the records that the data set keeps for validation, and those that `data.holdout` keeps.
+    """
 
     every: int | None = attrs.field(
         default=None,
@@ -294,7 +300,10 @@ class ValidationConfig:
 
 @attrs.frozen(kw_only=True)
 class LoggingConfig:
-    """The loggers, which metrics and samples are sent to; metrics.jsonl and the samples folder are always written."""
+    """The section `logging`: the loggers that receive a run's metrics and samples.
+
+    The file metrics.jsonl and the folder of samples are written in any case.
+    """
 
     use: tuple[str, ...] = attrs.field(
         default=(), metadata={"help": "registered names of loggers: csv, tensorboard, wandb, or those of other plugins"}

@@ -1,6 +1,7 @@
-"""Rectified flow: noising, the training target, densities and loss factors of sigma.
+"""Rectified flow: adding noise, the training target, drawing sigmas, and factors of the loss that depend on sigma.
 
-x_sigma = (1 - sigma) x_0 + sigma eps, and the velocity v = eps - x_0 (Liu et al. 2022, "Flow Straight and
+Sigma is the noise level, from 0 (clean data) to 1 (pure noise). For data x_0 and noise eps,
+x_sigma = (1 - sigma) x_0 + sigma eps, and the velocity is v = eps - x_0 (Liu et al. 2022, "Flow Straight and
 Fast", eq. 1, with time running from data at 0 to noise at 1; Esser et al. 2024, arXiv:2403.03206, eq. 13).
 """
 
@@ -14,13 +15,20 @@ from torch import Tensor
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """x_sigma of `clean` and `noise`, both [N, ...]; sigma [] or [N], broadcast over the other axes."""
+    """Mix clean data and noise at a noise level: (1 - sigma) clean + sigma noise.
+
+    Args:
+        clean: The clean data, [N, ...].
+        noise: The noise, of the same shape.
+        sigma: The noise level, from 0 (clean) to 1 (noise): a scalar for all, or [N], one for each item of the first
+            axis.
+    """
     sigma = sigma.reshape(sigma.shape + (1,) * (clean.ndim - sigma.ndim)) if sigma.ndim else sigma
     return (1 - sigma) * clean + sigma * noise
 
 
 def velocity_target(clean: Tensor, noise: Tensor) -> Tensor:
-    """What the denoiser learns to predict: eps - x_0."""
+    """Return the velocity noise - clean, which the denoiser learns to predict."""
     return noise - clean
 
 
@@ -31,13 +39,13 @@ def draw_noise(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Draw standard normal noise [B, ...] as diffusers' `randn_tensor` does, so that a seed gives the same noise.
+    """Draw standard normal noise as diffusers' `randn_tensor` does, so that a seed gives the same noise in both.
 
     Args:
-        shape: The shape of the noise.
-        generator: One generator draws the batch at once; a sequence has one generator for each sample. The noise is
-            drawn on the generator's device.
-        device: Where the noise goes.
+        shape: The shape of the noise, [B, ...].
+        generator: One generator draws the noise of the whole batch at once; a sequence has one generator per sample.
+            The noise is drawn on the generator's device. None uses torch's default generator on `device`.
+        device: The device that the noise is moved to.
         dtype: The dtype that the noise is drawn in.
 
     Raises:
@@ -53,36 +61,56 @@ def draw_noise(
 
 
 def shift_sigma(sigma: Tensor, mu: float) -> Tensor:
-    """The exponential time shift: e^mu / (e^mu + 1/sigma - 1) (Esser et al. 2024, eq. 23, with e^mu for the ratio)."""
+    """Shift noise levels towards 1 by the exponential time shift: e^mu / (e^mu + 1/sigma - 1).
+
+    This is eq. 23 of Esser et al. 2024, with e^mu in place of the ratio of resolutions. With mu = 0 nothing
+    changes, and a negative mu shifts towards 0.
+    """
     scale = torch.exp(torch.tensor(mu, dtype=sigma.dtype, device=sigma.device))
     return scale * sigma / (1 + (scale - 1) * sigma)
 
 
 def uniform_density(count: int, generator: torch.Generator) -> Tensor:
-    """Sigmas [count] drawn evenly from (0, 1)."""
+    """Draw sigmas [count] from the uniform distribution on (0, 1)."""
     return torch.rand(count, generator=generator).clamp(1e-5, 1 - 1e-5)
 
 
 def logit_normal_density(count: int, generator: torch.Generator, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """Sigmas [count] whose logit is normal (Esser et al. 2024, section 3.1)."""
+    """Draw sigmas [count] whose logit is normally distributed (Esser et al. 2024, section 3.1).
+
+    Args:
+        count: How many are drawn.
+        generator: The source of random numbers.
+        mean: The mean of the logit.
+        std: The standard deviation of the logit.
+    """
     return torch.sigmoid(mean + std * torch.randn(count, generator=generator)).clamp(1e-5, 1 - 1e-5)
 
 
 def logit_normal_quantile(fraction: Tensor, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """The sigma below which this fraction in (0, 1) of `logit_normal_density` lies."""
+    """Return the sigma below which a sigma of `logit_normal_density` lies with probability `fraction`, in (0, 1)."""
     return torch.sigmoid(mean + std * torch.special.ndtri(fraction)).clamp(1e-5, 1 - 1e-5)
 
 
 def inverse_square_factor(sigma: Tensor) -> Tensor:
-    """The sigma factor 1 / sigma^2, "sigma_sqrt" of diffusers' training_utils: 1e10 at the smallest sigma drawn."""
+    """Return 1 / sigma^2, by which the loss at noise level sigma is multiplied ("sigma_sqrt" in diffusers).
+
+    At the smallest sigma that is drawn, 1e-5, it is 1e10.
+    """
     return sigma**-2.0
 
 
 def cosmap_factor(sigma: Tensor) -> Tensor:
-    """The sigma factor 2 / (pi (1 - 2 sigma + 2 sigma^2)): CosMap (Esser et al. 2024, section 3.1)."""
+    """Return the CosMap factor 2 / (pi (1 - 2 sigma + 2 sigma^2)), by which the loss at sigma is multiplied.
+
+    It is described in Esser et al. 2024, section 3.1.
+    """
     return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
 
 
 def low_sigma_ramp(sigma: Tensor, floor: float) -> Tensor:
-    """The sigma factor min(1, sigma / floor)^2: errors near the data count less; it is 1 at `floor` and above."""
+    """Return min(1, sigma / floor)^2, by which the loss at sigma is multiplied.
+
+    Errors at noise levels below `floor`, where the input is nearly clean, count less.
+    """
     return (sigma / floor).clamp(max=1.0) ** 2

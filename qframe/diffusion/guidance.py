@@ -1,4 +1,8 @@
-"""Classifier-free guidance, written once (Ho & Salimans 2022, arXiv:2207.12598)."""
+"""Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598), for every family.
+
+"Positive" is the velocity that is predicted for the prompt, "negative" the one predicted for the negative prompt. A
+guide is a function that combines the two.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from qframe.interfaces import Guide, Velocity
 
 
 def plain_guidance(scale: float) -> Guide:
-    """`negative + scale (positive - negative)`."""
+    """Return a guide that combines two velocities as `negative + scale (positive - negative)`."""
 
     def guide(positive: Tensor, negative: Tensor) -> Tensor:
         return negative + scale * (positive - negative)
@@ -18,9 +22,10 @@ def plain_guidance(scale: float) -> Guide:
 
 
 def norm_rescaled_guidance(scale: float) -> Guide:
-    """Plain guidance, after which each token is rescaled to the norm of its positive prediction.
+    """Return a guide that applies plain guidance, and then rescales each token to the norm of its positive velocity.
 
-    As in diffusers' Qwen pipelines: |positive| / |guided| over the channels, without an epsilon.
+    The token is multiplied by |positive| / |guided|, norms over the channels, without an epsilon: the same as in
+    diffusers' Qwen pipelines.
     """
     plain = plain_guidance(scale)
 
@@ -33,7 +38,13 @@ def norm_rescaled_guidance(scale: float) -> Guide:
 
 
 def guided_velocity(positive: Velocity, negative: Velocity, guide: Guide) -> Velocity:
-    """The guided velocity of a positive and a negative one, which are both asked with the same tokens and sigma."""
+    """Return a velocity function that calls both functions with the same tokens and sigma, and combines the results.
+
+    Args:
+        positive: The velocity for the prompt.
+        negative: The velocity for the negative prompt.
+        guide: Combines the two results.
+    """
 
     def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
         return guide(positive(tokens, sigma), negative(tokens, sigma))
@@ -42,7 +53,13 @@ def guided_velocity(positive: Velocity, negative: Velocity, guide: Guide) -> Vel
 
 
 def joined_velocity(both: Velocity, guide: Guide) -> Velocity:
-    """As `guided_velocity`, in one forward pass of twice the batch: all positive samples, then all negative ones."""
+    """Return a velocity function that does in one forward pass what `guided_velocity` does in two.
+
+    Args:
+        both: The velocity of the doubled batch: first all samples with their prompts, then the same samples with their
+            negative prompts.
+        guide: Combines the two halves of the result.
+    """
 
     def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
         positive, negative = both(torch.cat([tokens, tokens]), sigma).chunk(2)

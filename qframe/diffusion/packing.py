@@ -1,4 +1,8 @@
-"""Latents to tokens and back, packed to padded and back. Nothing else in the core changes the layout."""
+"""Converts latents to tokens and back, and packed sequences to padded ones and back.
+
+A packed sequence [N, C] holds the tokens of all samples one after another; a padded one [B, L, C] has a row for each
+sample, filled up to the longest. Nothing else in the core changes these layouts.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,11 @@ from qframe.interfaces import Grid, PackedSequence
 def pack_latents(latents: Tensor, patch: int) -> Tensor:
     """Cut latents [B, Z, h, w] into tokens [B, (h/p)(w/p), Z p p], where p is `patch`.
 
-    For p = 2 equal to diffusers' `QwenImagePipeline._pack_latents`: rows first, and within a token the
-    channel before the place in the patch. ValueError if a side is no multiple of p.
+    Tokens are ordered by row, then column. Within a token the channel is the slowest index, then the row and the
+    column in the patch. For p = 2 this equals `QwenImagePipeline._pack_latents` of diffusers.
+
+    Raises:
+        ValueError: A side of the latents is no multiple of p.
     """
     batch, channels, height, width = latents.shape
     if height % patch or width % patch:
@@ -24,7 +31,16 @@ def pack_latents(latents: Tensor, patch: int) -> Tensor:
 
 
 def unpack_latents(tokens: Tensor, grid: Grid, patch: int) -> Tensor:
-    """Tokens [B, L, Z p p] of one grid back to latents [B, Z, h, w]: the inverse of `pack_latents`."""
+    """Put tokens [B, L, Z p p], where p is `patch`, together to latents [B, Z, h, w]: the inverse of `pack_latents`.
+
+    Args:
+        tokens: The tokens of pictures that all have the same grid.
+        grid: Frames (must be 1), rows and columns of tokens.
+        patch: The side of a patch in latent pixels.
+
+    Raises:
+        ValueError: The grid has several frames, or another number of tokens.
+    """
     frames, rows, columns = grid
     batch, length, width = tokens.shape
     if frames != 1:
@@ -37,19 +53,24 @@ def unpack_latents(tokens: Tensor, grid: Grid, patch: int) -> Tensor:
 
 
 def latent_grid(latents: Tensor, patch: int) -> Grid:
-    """The token grid of latents [..., h, w]."""
+    """Return the grid (1 frame, rows, columns) of the tokens that latents [..., h, w] are cut into."""
     return (1, latents.shape[-2] // patch, latents.shape[-1] // patch)
 
 
 def pack_pictures(samples: Sequence[Sequence[Tensor]], patch: int) -> PackedSequence:
-    """Pack the latents [Z, h, w] of every sample's pictures, which may have any sizes, into one sequence."""
+    """Pack the pictures of several samples into one sequence.
+
+    Args:
+        samples: For each sample the latents [Z, h, w] of its pictures, which may have different sizes.
+        patch: The side of a patch in latent pixels.
+    """
     rows = [pack_latents(latents[None], patch)[0] for latents_of in samples for latents in latents_of]
     grids = tuple(tuple(latent_grid(latents, patch) for latents in latents_of) for latents_of in samples)
     return PackedSequence(torch.cat(rows), grids)
 
 
 def unpack_pictures(sequence: PackedSequence, patch: int) -> list[list[Tensor]]:
-    """The inverse of `pack_pictures`: for each sample the latents [Z, h, w] of its pictures."""
+    """Return, for each sample of a sequence, the latents [Z, h, w] of its pictures: the inverse of `pack_pictures`."""
     parts = iter(sequence.tokens.split([rows * columns for grids in sequence.grids for _, rows, columns in grids]))
     return [[unpack_latents(next(parts)[None], grid, patch)[0] for grid in grids] for grids in sequence.grids]
 
@@ -57,8 +78,12 @@ def unpack_pictures(sequence: PackedSequence, patch: int) -> list[list[Tensor]]:
 def pad(tokens: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """Pad packed tokens [N, C] with zeros to [B, L, C], and make the mask [B, L] that is True where tokens are.
 
-    If all samples have the same length, the mask is None, since attention kernels are faster without one, and the
-    padded tokens are a view of the packed ones. `lengths` has the tokens of each sample.
+    If all samples have the same length, the mask is None, because attention kernels are faster without one, and the
+    padded tokens are a view of the packed ones.
+
+    Args:
+        tokens: The tokens of all samples, one sample after another.
+        lengths: The number of tokens of each sample.
     """
     longest = max(lengths)
     if all(length == longest for length in lengths):
@@ -70,14 +95,14 @@ def pad(tokens: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
 
 
 def unpad(padded: Tensor, lengths: Sequence[int]) -> Tensor:
-    """The inverse of `pad`: [B, L, C] back to packed [N, C]; what lies in the padding is dropped."""
+    """Pack padded tokens [B, L, C] to [N, C], where sample i has `lengths[i]` tokens. The padding is dropped."""
     if all(length == padded.shape[1] for length in lengths):
         return padded.reshape(-1, padded.shape[-1])
     return torch.cat([row[:length] for row, length in zip(padded, lengths, strict=True)])
 
 
 def interleave(first: PackedSequence, second: PackedSequence) -> PackedSequence:
-    """Join two sequences of the same samples: of each sample the tokens of `first`, then those of `second`."""
+    """Join two sequences that have the same samples: each sample gets its tokens in `first`, then those in `second`."""
     a = first.tokens.split(list(first.lengths))
     b = second.tokens.split(list(second.lengths))
     tokens = torch.cat([part for pair in zip(a, b, strict=True) for part in pair])
@@ -85,5 +110,5 @@ def interleave(first: PackedSequence, second: PackedSequence) -> PackedSequence:
 
 
 def per_token(values: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Repeat the value of each sample, [B, ...], for each of its tokens: [N, ...]. `lengths` counts the tokens."""
+    """Repeat values [B, ...], one per sample, to [N, ...], one per token; sample i has `lengths[i]` tokens."""
     return values.repeat_interleave(torch.tensor(lengths, device=values.device), dim=0, output_size=sum(lengths))

@@ -1,4 +1,4 @@
-"""What a component must implement, and the values that components exchange.
+"""The interfaces that components implement, and the values that components exchange.
 
 Authors of components import from here; one file holds each contract, and one each group of values. (What a plugin needs
 to declare its components comes from `qframe`, which imports no torch.) An abstract class names every method that must

@@ -13,12 +13,12 @@ from qframe.interfaces.loadable import Loadable
 
 @attrs.frozen(kw_only=True)
 class CodecSpec:
-    """What is known of a codec before its weights are loaded.
+    """The properties of a codec that are known before its weights are loaded.
 
     Attributes:
         latent_space: The name of the latent space. Codec and denoiser fit if they have the same name here; their
             shapes would not tell.
-        channels: Z, the channels of latents.
+        channels: Z, the number of channels of latents.
         compression: H / h and W / w, the pixels along each side of one latent place.
         pixel_channels: The channels of the pixels, 3 for RGB or 4 for RGBA.
     """
@@ -30,11 +30,14 @@ class CodecSpec:
 
 
 class LatentCodec(Loadable):
-    """Encodes pixels into normalised latents, and decodes them again. Registered as kind "codec"."""
+    """A codec (VAE) that encodes pixels into normalised latents, and decodes latents into pixels.
+
+    A plugin registers a subclass as a component of kind "codec".
+    """
 
     @property
     def decoder(self) -> nn.Module | None:
-        """The part of the network that only `decode` runs, and that training need not load; None if there is none."""
+        """The part of the network that only `decode` runs, not `encode`; None if the network has no such part."""
         return None
 
     @abstractmethod

@@ -18,7 +18,9 @@ from qframe.interfaces.sequences import Conditioning, Grid, PackedSequence
 
 @attrs.frozen(kw_only=True)
 class DenoiserSpec:
-    """What a denoiser takes. `compose` compares it with what the other components give.
+    """The properties of a denoiser that are known before its weights are loaded.
+
+    `compose` checks that encoder, codec and recipe fit them.
 
     Attributes:
         latent_space: The name of the latent space that it was trained in.
@@ -40,7 +42,9 @@ class DenoiserSpec:
 
 
 class Denoiser(Loadable):
-    """Predicts the velocity of noisy tokens.
+    """A denoiser that predicts the velocity of noisy tokens.
+
+    A plugin registers a subclass as a component of kind "denoiser".
 
     Attributes:
         module: The network. LoRA, compilation and quantisation change it.
@@ -57,7 +61,7 @@ class Denoiser(Loadable):
         return self.module
 
     def like(self) -> Tensor:
-        """An empty tensor of the device and dtype that the network computes in; inputs are brought to both."""
+        """Return an empty tensor that has the device and dtype which the inputs of the network must be converted to."""
         weight = next(p for p in self.module.parameters() if p.is_floating_point())
         return torch.empty(0, dtype=weight.dtype, device=self.execution_device)
 
@@ -71,7 +75,7 @@ class Denoiser(Loadable):
         *,
         forward: ForwardOptions = PLAIN,
     ) -> Tensor:
-        """Predict the velocity [N, C] of a batch. Training calls this method; it keeps no state.
+        """Predict the velocity [N, C] of a batch. Training calls this method; it must keep no state between calls.
 
         Samples may differ in shape and in prompt length. The result of a sample does not depend on its neighbours.
 
@@ -80,7 +84,7 @@ class Denoiser(Loadable):
             sigma: The noise level of each sample, [B].
             cond: The conditioning of each sample.
             references: The tokens of the reference pictures of each sample; None where no sample has any.
-            forward: What a forward pass takes beside its batch.
+            forward: The options of the forward pass, such as the scale of a guidance-distilled network.
         """
 
     def bind(
@@ -91,10 +95,16 @@ class Denoiser(Loadable):
         *,
         forward: ForwardOptions = PLAIN,
     ) -> Velocity:
-        """The function from tokens [N, C] and a scalar sigma to the velocity that a sampler integrates in one run.
+        """Return a function from tokens [N, C] and a scalar sigma to the velocity, which a sampler calls in one run.
 
-        The arguments are those of `velocity`; `grids` has the grids of each sample's target. Override this method to
-        compute only once what does not change between steps, and keep nothing on the module.
+        By default the function calls `velocity`. Override this method to compute once what does not change between the
+        steps of a run; keep the results in the returned function, not on the module.
+
+        Args:
+            cond: The conditioning of each sample.
+            references: The tokens of the reference pictures of each sample; None where no sample has any.
+            grids: The grid of each sample's target, as a tuple of one.
+            forward: The options of every forward pass.
         """
 
         def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
@@ -105,13 +115,15 @@ class Denoiser(Loadable):
         return velocity
 
     def end_run(self) -> None:
-        """Called when a sampling run is over, however it ended. A cache on the network must then forget the run."""
+        """Clear what caches on the network hold of a sampling run. Called after every run, even one that failed."""
 
     @classmethod
     def padding(cls, grids: Sequence[tuple[Grid, ...]], text: Sequence[int]) -> int:
-        """How many tokens of padding `velocity` computes for a batch. By default none.
+        """Return how many tokens of padding `velocity` computes for a batch. The default returns 0.
 
-        `grids` has the grids of each sample (its target, then its references), and `text` its prompt length in tokens.
+        Args:
+            grids: The grids of each sample's pictures: its target, then its references.
+            text: The number of text tokens of each sample.
         """
         return 0
 

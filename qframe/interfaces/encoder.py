@@ -20,7 +20,7 @@ TokenCounter = Callable[[str, Sequence[Size]], int]
 
 @attrs.frozen(kw_only=True)
 class EncoderSpec:
-    """What is known of an encoder before its weights are loaded.
+    """The properties of an encoder that are known before its weights are loaded.
 
     Attributes:
         text_space: The name of the space of its vectors. Encoder and denoiser fit if they have the same name here.
@@ -34,7 +34,10 @@ class EncoderSpec:
 
 
 class Encoder(Loadable):
-    """Encodes prompts, and pictures where the model looks at them, into conditioning. Registered as kind "encoder"."""
+    """An encoder that turns prompts, and pictures where the model looks at them, into conditioning.
+
+    A plugin registers a subclass as a component of kind "encoder".
+    """
 
     @abstractmethod
     def encode(
@@ -51,7 +54,7 @@ class Encoder(Loadable):
         """
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Raise DataError for a prompt that `encode` would refuse with any pictures. Runs no network."""
+        """Raise DataError if `encode` would refuse one of the prompts, whatever its pictures are. Runs no network."""
 
     @classmethod
     def token_counter(cls, model: ModelFolder, options: Any) -> TokenCounter | None:

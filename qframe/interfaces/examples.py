@@ -15,12 +15,12 @@ class Record:
 
     Attributes:
         id: Names the record, and no other record of the data set.
-        origin: What messages call the record, e.g. its file and row.
+        origin: The words by which messages name the record, for example its file and row.
         prompt: The caption, or the instruction of an edit.
         target: The picture that the model should learn to make.
         references: The pictures that the model is given.
-        loss_map: An 8-bit grey picture of the target's size: the brighter a place is, the more its loss counts. The
-            values of a picture are compared with each other only. None counts every place alike.
+        loss_map: An 8-bit grey picture of the target's size: the brighter a place is, the more its loss counts. Only
+            the ratios of its values matter, not how bright it is overall. None counts every place alike.
         group: The name of the group whose results reports count together.
     """
 
@@ -43,7 +43,7 @@ class TextInput:
 
 @attrs.frozen(eq=False, kw_only=True)
 class ExampleInputs:
-    """What a recipe wants encoded for one record. Each part becomes a cache entry of its own.
+    """The pictures and prompts that a recipe wants encoded for one record. Each becomes a cache entry of its own.
 
     Attributes:
         target: The picture to learn.

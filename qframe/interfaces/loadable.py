@@ -64,7 +64,9 @@ class Loadable(ABC):
     def describe(cls, model: ModelFolder, options: Any) -> Any:
         """Return the component's spec (such as `CodecSpec`), read from configuration files alone.
 
-        WeightsError if the model folder lacks something that the component needs, or holds another class.
+        Raises:
+            WeightsError: The model folder lacks something that the component needs, or its configuration names another
+                class of component.
         """
 
     @classmethod

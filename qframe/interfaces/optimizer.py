@@ -1,4 +1,4 @@
-"""The contract of an optimizer: it builds what steps the trained weights."""
+"""The contract of an optimizer: a factory that builds the torch optimizers of a training run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from torch import nn
 
 
 class OptimizerFactory(ABC):
-    """Builds the optimizers of a run. Registered as kind "optimizer", and made with its options.
+    """A factory of the torch optimizers of a training run.
 
-    `__init__` raises ConfigError if a package that the optimizers need is not installed, so that a user learns of it
+    A plugin registers a subclass as a component of kind "optimizer".
+    `__init__` raises ConfigError if a package that the optimizers need is not installed, so that the user learns of it
     before anything is encoded.
+
+    Attributes:
+        options: An instance of the class that the plugin declares for the component's options, or None.
     """
 
     def __init__(self, options: Any) -> None:
@@ -24,13 +28,25 @@ class OptimizerFactory(ABC):
     def build(
         self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, weight_decay: float, blocks: str
     ) -> Sequence[torch.optim.Optimizer]:
-        """Optimizers that share the parameters out among themselves; they are stepped one after the other.
+        """Build one or more optimizers, such that each parameter belongs to exactly one of them.
 
-        The rate that a group is built with is its peak: the schedule scales it in every step. blocks: the name of the
-        repeated blocks, which the names of their parameters begin with. State may be tensors, numbers, text, None, and
-        lists, tuples and dicts of them, on parameters and in groups.
+        In a training step the optimizers are stepped one after the other. Their state and their parameter groups are
+        stored in checkpoints, and may hold only tensors, numbers, text, None, and lists, tuples and dicts of these.
+
+        Args:
+            parameters: The parameters to train, by name.
+            learning_rate: The peak learning rate. The rate that a parameter group is built with is taken as its peak,
+                and multiplied by the factor of the learning-rate schedule in every step.
+            weight_decay: The weight decay.
+            blocks: The name of the denoiser's list of repeated blocks (`Denoiser.blocks`), with which the names of
+                their parameters begin.
         """
 
     def state_bytes(self, parameters: Mapping[str, nn.Parameter], *, blocks: str) -> int:
-        """Bytes that its state will take; shapes alone are read. By default two moments of each parameter."""
+        """Return how many bytes the optimizers' state will take. The default counts two moments of each parameter.
+
+        Args:
+            parameters: The parameters to train, by name; they may be on the meta device.
+            blocks: Same as in `build`.
+        """
         return 2 * sum(parameter.nbytes for parameter in parameters.values())

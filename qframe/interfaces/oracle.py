@@ -30,7 +30,7 @@ class Encoded:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Step:
-    """What a sampling run computes in one step.
+    """The tensors that a sampling run computes in one step, for comparison with another run.
 
     Attributes:
         timestep: The noise level, in [0, 1000].
@@ -49,7 +49,7 @@ class Step:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Trace:
-    """What a sampling run has at each stage that is compared.
+    """The values of a sampling run at each stage, from encoding to the pictures, for comparison with another run.
 
     Attributes:
         sigmas: The noise levels and a final 0, [S + 1] float32.
@@ -78,7 +78,7 @@ class Trace:
 
 
 class Oracle(ABC):
-    """Another implementation of a family's task, known to be right, that `qframe verify` compares the family with.
+    """An oracle: another implementation of a family's task, known to be right, which `qframe verify` compares it with.
 
     A plugin registers a subclass as a component of kind "oracle", and a `Family` names it. The class is instantiated
     without arguments.
@@ -101,7 +101,7 @@ class Oracle(ABC):
 
     @abstractmethod
     def mu(self, parts: Parts, tokens: int) -> float | None:
-        """Return the mu of qframe's own schedule for pictures of so many tokens; the interface Schedule has no mu."""
+        """Return mu, the logarithm of the time shift that qframe's own schedule has for a target of `tokens` tokens."""
 
     @abstractmethod
     def notes(self, parts: Parts, recipe: Recipe) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The components of a family, as far as a stage of the work has loaded them."""
+"""The components of a family, of which a stage of the work (encoding, training, sampling) loads those that it needs."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _T = TypeVar("_T")
 
 @attrs.frozen(eq=False, kw_only=True)
 class Parts:
-    """The components of one family: what is known of all of them, and those that this stage has loaded.
+    """The components of one family: the Specs of all, and those components that this stage of the work has loaded.
 
     Attributes:
-        encoder_spec: What is known of the encoder without loading it.
-        codec_spec: What is known of the codec without loading it.
-        denoiser_spec: What is known of the denoiser without loading it.
-        schedule: The noise levels; it has no weights and is always there.
-        sampler: The integrator; it has no weights and is always there.
+        encoder_spec: The Spec of the encoder, known without loading it.
+        codec_spec: The Spec of the codec, known without loading it.
+        denoiser_spec: The Spec of the denoiser, known without loading it.
+        schedule: The schedule. It has no weights, and is always there.
+        sampler: The sampler. It has no weights, and is always there.
         model: The model folder of the whole configuration.
-        loaded_encoder: The encoder, or None where this stage has not loaded it. Likewise the next two.
-        loaded_codec: The codec, or None.
-        loaded_denoiser: The denoiser, or None.
+        loaded_encoder: The encoder; None if this stage of the work has not loaded it.
+        loaded_codec: The codec; None if this stage has not loaded it.
+        loaded_denoiser: The denoiser; None if this stage has not loaded it.
     """
 
     encoder_spec: EncoderSpec
@@ -45,22 +45,22 @@ class Parts:
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder. QframeError if this stage has not loaded it, and likewise the next two."""
+        """The loaded encoder. Raises QframeError if this stage of the work has not loaded it."""
         return _needed(self.loaded_encoder, "encoder")
 
     @property
     def codec(self) -> LatentCodec:
-        """The codec."""
+        """The loaded codec. Raises QframeError if this stage of the work has not loaded it."""
         return _needed(self.loaded_codec, "codec")
 
     @property
     def denoiser(self) -> Denoiser:
-        """The denoiser."""
+        """The loaded denoiser. Raises QframeError if this stage of the work has not loaded it."""
         return _needed(self.loaded_denoiser, "denoiser")
 
     @property
     def multiple(self) -> int:
-        """The sides of a picture must be multiples of this many pixels."""
+        """The number of pixels that the height and the width of a picture must be multiples of."""
         return self.codec_spec.compression * self.denoiser_spec.patch
 
 

@@ -16,7 +16,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 @attrs.frozen(kw_only=True)
 class ForwardOptions:
-    """What a request sets for every forward pass of the denoiser, beside the inputs of the pass.
+    """Options that a request sets for every forward pass of the denoiser, in addition to tokens and conditioning.
 
     Attributes:
         guidance: Scale that a guidance-distilled network takes as an input; None for every other network.
@@ -31,7 +31,7 @@ class ForwardOptions:
 
 
 PLAIN = ForwardOptions()
-"""No options: what training and most requests use."""
+"""The options of a forward pass that needs none, as in training and for most requests."""
 
 Guide = Callable[[Tensor, Tensor], Tensor]
 """`(positive velocity [N, C], negative velocity [N, C]) -> guided velocity [N, C]`."""

@@ -9,7 +9,9 @@ from torch import nn
 
 
 class Quantiser(ABC):
-    """Stores the frozen weights of a network in fewer bits. Registered as kind "quantiser".
+    """A quantiser that stores the frozen weights of a network in fewer bits.
+
+    A plugin registers a subclass as a component of kind "quantiser".
 
     A quantised layer must still be an instance of torch.nn.Linear, so that a LoRA can be put on it. Gradients flow
     through it to its inputs; its weight gets none.
@@ -43,7 +45,7 @@ class Quantiser(ABC):
 
     @abstractmethod
     def ingredient(self) -> str:
-        """What the quantised values depend on: the back end, its version and the options.
+        """Return text that names everything the quantised values depend on: the back end, its version and the options.
 
-        It joins the ingredients of the component whose weights are quantised, under the name "quantised".
+        The text is added, under the name "quantised", to the ingredients of the component whose weights are quantised.
         """

@@ -20,13 +20,17 @@ from qframe.pictures.geometry import Geometry
 
 
 class Recipe(ABC):
-    """Joins the components of a family for one task: what is encoded for training, and how a request is sampled.
+    """A recipe that joins the components of a family for one task.
+
+    It says what is encoded of a record for training, and how a request is sampled. A plugin names a subclass in the
+    declaration of a `Family`.
 
     A request becomes pictures in two steps. `settle` opens, sizes and checks it without weights; `plan` runs the
     encoder and the codec. `qframe.sample.settling` calls both, and does the checks that are the same for every recipe.
 
     Attributes:
-        version: Raise it when `inputs` means something else than before. It is part of every cache key.
+        version: A number that is part of every cache key. Increase it when a change of `inputs` makes cached examples
+            invalid.
         request_type: The class of requests whose fields the task takes: `Request` or a subclass.
         sampling: What the family samples with where a request leaves a value open.
         references: Whether the denoiser gets references in the plans of this recipe.
@@ -35,8 +39,8 @@ class Recipe(ABC):
         settings: The settings that the family declares, filled in from the configuration.
         model: The model folder. It is there for what belongs to no component (areas, default sigmas); a recipe reads no
             weights from it.
-        geometry: What pictures of the task are brought into, and so the size of a result for which a request names
-            none. `__init__` sets it; a recipe without one cannot be used with transforms.
+        geometry: Decides the size that pictures of the task are resized to, and the size of a result if the request
+            names none. `__init__` sets it; a recipe without a geometry cannot be used with transforms.
     """
 
     version: ClassVar[int] = 1
@@ -53,32 +57,33 @@ class Recipe(ABC):
 
     @abstractmethod
     def inputs(self, record: Record) -> ExampleInputs:
-        """What must be encoded to train on this record. It opens no picture, so that cached training never does.
+        """Return what must be encoded to train on a record. No picture is opened, because cached training opens none.
 
         Raises:
-            DataError: The record lacks something; the message names both.
+            DataError: The record lacks something that the task needs; the message names the record and what it lacks.
         """
 
     def loss_map(self, example: Example, generator: torch.Generator) -> Tensor | None:
-        """Where the loss counts in one step of training, and how much: [h, w] in [0, 1]; None is everywhere alike.
+        """Return how much the loss of each place counts in one training step, [h, w] in [0, 1]; None counts all alike.
 
-        By default the map that the example brings.
+        The default returns the example's own `loss_map`.
 
         Args:
             example: An encoded example.
-            generator: For what is drawn anew in every step. It is seeded by (seed, step, place in the batch), so that a
-                resumed run draws the same.
+            generator: The source of random numbers for a map that is drawn anew in every step. It is seeded by the
+                run's seed, the step and the example's place in the batch, so that a resumed run draws the same map.
         """
         return example.loss_map
 
     @abstractmethod
     def request_for(self, record: Record) -> Request:
-        """The request that asks for the target of this record. Validation samples with it."""
+        """Return the request for the target picture of a record. The samples of a training run are made with it."""
 
     def shown(self, request: Request) -> list[tuple[Image.Image, ...]]:
-        """The pictures that the encoder sees with each prompt of a request, at the size at which it sees them.
+        """Return the pictures that the encoder sees with each prompt of a request, resized as the encoder sees them.
 
-        `Pipeline.encode_prompt` uses it. By default there are none; a recipe whose `pictures` is True overrides it.
+        `Pipeline.encode_prompt` calls this method. The default returns no pictures; a recipe
+        whose `pictures` is True overrides it.
         """
         if self.pictures:
             raise PluginError(
@@ -89,10 +94,10 @@ class Recipe(ABC):
 
     @abstractmethod
     def settle(self, request: Request, parts: Parts) -> tuple[Settled, ...]:
-        """Open the pictures of a request, decide sizes, and check what this recipe alone can check. Runs no network.
+        """Open the pictures of a request, decide the sizes of its results, and check what only this recipe can check.
 
-        One `Settled` is returned for each size that the results have; together their places cover the result once.
-        `qframe.sample.settling.split_by_size` and `settle_part` do most of it.
+        No network runs. One `Settled` is returned for each size that the results have; each picture of the result
+        belongs to exactly one of them. `qframe.sample.settling.split_by_size` and `settle_part` do most of it.
 
         Args:
             request: A request of `request_type`, filled in from `sampling`, that has passed the common checks.
@@ -105,7 +110,7 @@ class Recipe(ABC):
 
     @abstractmethod
     def plan(self, settled: Settled, parts: Parts) -> Plan:
-        """Everything that the sampling loop needs. This is where encoder and codec run.
+        """Return everything that the sampling loop needs. This method runs the encoder, and the codec on pictures.
 
         Args:
             settled: One of the values that `settle` of this recipe returned.

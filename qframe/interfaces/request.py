@@ -1,4 +1,4 @@
-"""What a user asks of a sampling run, and what a family fills in where the user leaves a value open."""
+"""Requests, by which a user asks for pictures, and the defaults that a family fills into a request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _texts(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Request:
-    """What a user asks of a sampling run. Its fields have the names of the arguments of diffusers' pipelines.
+    """A request: all that a user asks of a sampling run. The fields are named as the arguments of diffusers' pipelines.
 
     A recipe that takes more (a picture, a mask, a strength) subclasses this class and names the subclass in
     `Recipe.request_type`. The command line and `pipe(...)` read the fields from there.
@@ -86,7 +86,7 @@ def as_request(kind: type[R], request: Request, **changes: Any) -> R:
 
 @attrs.frozen(kw_only=True)
 class SamplingDefaults:
-    """What a family samples with where a request leaves a value open. A recipe declares it as `Recipe.sampling`.
+    """A family's values for what a request leaves open. A recipe declares them as `Recipe.sampling`.
 
     Attributes:
         steps: Number of sampling steps.
@@ -106,7 +106,7 @@ class SamplingDefaults:
     partial_step: Literal["runs", "skipped"] = attrs.field(default="runs", validator=in_(("runs", "skipped")))
 
     def fill(self, request: R) -> R:
-        """The request with the family's value in every field that the user left open."""
+        """Return a copy of a request in which the family's defaults replace None in the fields that have a default."""
         own: dict[str, Any] = {
             "num_inference_steps": self.steps,
             "true_cfg_scale": self.guidance,

@@ -14,7 +14,10 @@ OnStep = Callable[[int], bool]
 
 
 class Sampler(ABC):
-    """Integrates a velocity from the first sigma to the last."""
+    """A sampler that integrates a velocity from the first noise level (sigma) to the last.
+
+    A plugin registers a subclass as a component of kind "sampler".
+    """
 
     @abstractmethod
     def sample(

@@ -14,7 +14,7 @@ Grid = tuple[int, int, int]
 
 
 def grid_length(grid: Grid) -> int:
-    """How many tokens a picture of this grid has."""
+    """Return how many tokens a picture of this grid has."""
     return grid[0] * grid[1] * grid[2]
 
 
@@ -45,6 +45,7 @@ class PackedSequence:
 
     @property
     def batch_size(self) -> int:
+        """B, the number of samples."""
         return len(self.grids)
 
     @property
@@ -53,7 +54,7 @@ class PackedSequence:
         return tuple(sum(grid_length(g) for g in grids) for grids in self.grids)
 
     def with_tokens(self, tokens: Tensor) -> PackedSequence:
-        """A sequence of other tokens [N, C] with the same grids."""
+        """Return a sequence with other tokens [N, C] and the same grids."""
         return attrs.evolve(self, tokens=tokens)
 
 
@@ -91,10 +92,11 @@ class Conditioning:
 
     @property
     def batch_size(self) -> int:
+        """B, the number of samples."""
         return len(self.lengths)
 
     def split(self) -> tuple[Conditioning, ...]:
-        """One Conditioning per sample. Their tensors are views: nothing is copied."""
+        """Return one Conditioning per sample. Their tensors are views of this one's: nothing is copied."""
         embeds = self.embeds.split(list(self.lengths))
         extras = {name: extra.split(list(self.lengths)) for name, extra in self.extras.items()}
         return tuple(
@@ -109,7 +111,7 @@ class Conditioning:
 
     @staticmethod
     def join(parts: Sequence[Conditioning]) -> Conditioning:
-        """All samples of `parts` in one batch. ValueError if they do not all have extras of the same names."""
+        """Join the samples of `parts` into one batch. Raises ValueError if the names of their extras differ."""
         names = {frozenset(part.extras) for part in parts}
         if len(names) != 1:
             raise ValueError(f"cannot join conditionings with different extras: {sorted(map(sorted, names))}")

@@ -21,10 +21,11 @@ PictureSets = tuple[tuple[Image.Image, ...], ...]
 
 @attrs.frozen(eq=False, kw_only=True)
 class Settled:
-    """All that is known of a request, or of those of its prompts whose results have one size, without any weights.
+    """A settled request: all that is known, before weights are loaded, of a request whose results have one size.
 
-    `Recipe.settle` makes it once per request; `Recipe.plan` turns it into a plan. A recipe that must keep
-    more subclasses it.
+    If the results of a request have several sizes, there is one `Settled` for the prompts of each size.
+    `Recipe.settle` makes these values once per request, and `Recipe.plan` turns each into a plan. A recipe that must
+    keep more subclasses this class.
 
     Attributes:
         places: Where the pictures belong in the result of the whole request, counted from 0.
@@ -56,27 +57,32 @@ class Settled:
         return self.sigmas.shape[0] - 1
 
     def with_generator(self, generator: torch.Generator | Sequence[torch.Generator] | None) -> Self:
-        """The same, drawn from another source of random numbers."""
+        """Return a copy whose request has another source of random numbers."""
         return attrs.evolve(self, request=attrs.evolve(self.request, generator=generator))
 
     def seeded(self, seed: int) -> Self:
-        """The same with one generator per picture: the picture at place i of the result is drawn from seed + i."""
+        """Return a copy with a generator for each picture; the one at place i of the result is seeded with seed + i."""
         return self.with_generator([torch.Generator().manual_seed(seed + place) for place in self.places])
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class SettledAround(Settled):
-    """What a transform settles: all of the inner recipe's `Settled`, and whatever a subclass adds.
+    """What a transform settled of a request: the inner recipe's `Settled`, and the fields that a subclass adds.
 
     Attributes:
-        inner: What the inner recipe settled, to be given to its `plan`.
+        inner: The `Settled` that the inner recipe returned. The transform passes it to the inner recipe's `plan`.
     """
 
     inner: Settled
 
     @classmethod
     def of(cls, inner: Settled, **own: Any) -> Self:
-        """Wrap what the inner recipe settled. `own`: values of the fields that the subclass adds."""
+        """Make an instance around the inner recipe's `Settled`, whose fields are copied.
+
+        Args:
+            inner: What the inner recipe settled.
+            own: Values of the fields that the subclass adds.
+        """
         common = {field.name: getattr(inner, field.name) for field in attrs.fields(Settled)}
         return cls(**common, inner=inner, **own)
 

@@ -16,7 +16,7 @@ from qframe.pictures.picture import Picture
 
 @attrs.frozen(eq=False)
 class Problem:
-    """Something in a data set that cannot be used.
+    """A problem in a data set: a file, row or picture that cannot be used.
 
     Attributes:
         origin: The file or row.
@@ -31,12 +31,12 @@ class Problem:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Survey:
-    """Everything that is in a data set, and everything that is wrong with it.
+    """The records of a data set, and the problems that were found when they were listed.
 
     Attributes:
         records: The records to train on, also those with problems as far as they can be told apart.
         validation: The records that are kept from training.
-        problems: What is wrong.
+        problems: The problems that were found.
         unusable: The ids of records that have problems.
     """
 
@@ -47,7 +47,9 @@ class Survey:
 
 
 class RecordSource(ABC):
-    """Lists the records of a data set without opening a picture. Registered as kind "source".
+    """A data source that lists the records of a data set without opening a picture.
+
+    A plugin registers a subclass as a component of kind "source".
 
     Attributes:
         options: An instance of the class that the plugin declares for the source's options, or None.
@@ -60,7 +62,11 @@ class RecordSource(ABC):
 
     @abstractmethod
     def records(self) -> Sequence[Record]:
-        """Return all records to train on, always in the same order. DataError if the data set cannot be used."""
+        """Return all records to train on, in the same order in every call.
+
+        Raises:
+            DataError: The data set cannot be used.
+        """
 
     def validation(self) -> Sequence[Record]:
         """Return the records that are kept from training and sampled before and after it. The default has none."""
@@ -76,6 +82,6 @@ class RecordSource(ABC):
     def success(self, record: Record, picture: Image.Image) -> bool | None:
         """Judge whether a sampled picture does what a record asks for. Reports count successes by `record.group`.
 
-        The default returns None: only a person can tell.
+        The default returns None, which means that only a person can judge.
         """
         return None

@@ -19,12 +19,11 @@ from qframe.interfaces.settled import Settled
 
 
 class RecipeTransform(Recipe):
-    """A recipe around an inner recipe. Every method asks the inner one; override those in which the task differs.
+    """A recipe around an inner recipe. Each method calls the inner recipe's; override those in which the task differs.
 
-    It is registered as a component of kind "transform", and a `Family` names it in `transforms`. The class itself is
-    not
-    instantiated: `qframe.compose.mixing.transformed` makes a subclass of it for each recipe that it is put around. Its
-    examples are those of the inner recipe, in the same cache.
+    A plugin registers a subclass as a component of kind "transform", and a `Family` names it in `transforms`. The
+    subclass is not instantiated: for each recipe that it is put around, `qframe.compose.mixing.transformed` derives a
+    class from it. Training examples are those of the inner recipe, from the same cache entries.
 
     Attributes:
         request_type: While you write the transform, the class with the fields that the transform needs. On an instance,

@@ -1,1 +1,1 @@
-"""What a plugin declares, and how qframe finds the plugins that are installed."""
+"""Plugins: the declarations that they return, and the registry that finds and loads the installed ones."""

@@ -28,8 +28,8 @@ class Candidate:
     """A plugin that is installed and not loaded yet.
 
     Attributes:
-        name: The name of its entry point.
-        distribution: "name version" of the package that brings it.
+        name: The name of the plugin, which is the name of its entry point.
+        distribution: Name and version of the installed package that has the entry point, as "name version".
         target: The module that the entry point names.
         load: Imports this module and returns it.
     """
@@ -41,7 +41,7 @@ class Candidate:
 
 
 def installed_plugins() -> Iterator[Candidate]:
-    """The plugins that are installed; those of qframe come first, so that no other package can take their names."""
+    """Yield the installed plugins: first those of qframe itself, so that no other package can take their names."""
 
     def order(entry_point: importlib.metadata.EntryPoint) -> tuple[bool, str, str]:
         distribution = entry_point.dist.name if entry_point.dist else ""
@@ -53,15 +53,18 @@ def installed_plugins() -> Iterator[Candidate]:
 
 
 def disabled_plugins() -> list[str]:
-    """The names of the plugins that the environment variable QFRAME_DISABLE_PLUGINS leaves out."""
+    """Return the names of the plugins that the environment variable QFRAME_DISABLE_PLUGINS says not to load."""
     return [name for part in os.environ.get(DISABLE, "").split(",") if (name := part.strip())]
 
 
 def check_hooks(plugin: object) -> None:
-    """Check the hooks of a plugin, because pluggy ignores one whose name is misspelt.
+    """Check that the hooks of a plugin have known names, because pluggy silently ignores a misspelt one.
+
+    Args:
+        plugin: The module of a plugin, or a logger.
 
     Raises:
-        PluginError: A hook is misspelt or lacks @hookimpl, or the plugin has none.
+        PluginError: A hook is misspelt or lacks @hookimpl, or the plugin has no hook at all.
     """
     found = 0
     for name in dir(plugin):

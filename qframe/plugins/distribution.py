@@ -1,4 +1,4 @@
-"""The package that pip installs as `qframe-diffusion` and Python imports as `qframe`: its version, and its extras.
+"""Facts about the installed package (`qframe-diffusion` for pip, `qframe` in Python): its version and its extras.
 
 The name `qframe` on the package index belongs to another project, so no hint may ever ask pip for `qframe`.
 """
@@ -18,15 +18,15 @@ _STAMP = "qframe.stamp"
 
 
 def version() -> str:
-    """The version of qframe that is installed in this environment."""
+    """Return the version of qframe that is installed in this environment."""
     return importlib.metadata.version(DISTRIBUTION)
 
 
 def install_hint(extra: str) -> str:
-    """The command that adds an extra, such as "prodigy", to the environment that this process runs in.
+    """Return the command that installs an extra, such as "prodigy", into the environment that this process runs in.
 
-    In an environment that `./run` built, the command is `./run --with EXTRA`, with the path of `run` where it is not in
-    the working directory. Elsewhere the command asks the pip of the running interpreter, or uv where there is no pip.
+    In an environment that `./run` built, the command is `./run --with EXTRA`, with the full path of `run` if it is not
+    in the working directory. Otherwise it is a command for the running interpreter's pip, or for uv if there is no pip.
     """
     prefix = Path(sys.prefix).resolve()
     if (prefix / _STAMP).is_file() and (_CLONE / "run").is_file():

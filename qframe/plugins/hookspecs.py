@@ -1,7 +1,7 @@
-"""Everything that a plugin can implement: six hooks, and the two declarations that the first two hooks return.
+"""The six hooks that a plugin can implement, and the two declarations that the first two of these hooks return.
 
-This module imports no torch, so that plugins can be listed at once. A declaration names its classes as strings
-"module:Class", which are imported when the component is used.
+This module imports no torch, so that listing plugins is fast. A declaration names its classes by strings
+"module:Class"; each class is imported when its component is used.
 
     # my_plugin.py, named in the entry-point group "qframe"
     from qframe import Component, Family, hookimpl
@@ -63,18 +63,18 @@ class Component:
     Attributes:
         kind: What the component is.
         name: The name that users write in `use = "..."`.
-        target: "module:Name" of what implements it. For most kinds it is a class that implements the interface of the
-            kind in `qframe.interfaces`. For kind "model" it is a function that returns the model folder that ships with
-            the plugin; for kind "logger" a class, constructed without arguments, whose methods are observing hooks and
-            which observes the runs that name it in `logging.use`; for kind "benchmark" a click command that
-            `qframe bench NAME` runs; for kind "command" a `click.Command` or `click.Group` that `qframe NAME` runs, and
-            whose short help is the summary.
+        target: "module:Name" of the object that implements the component. For most kinds the object is a class that
+            implements the interface of the kind in `qframe.interfaces`. For kind "model" it is a function without
+            arguments that returns the path of the model folder that ships with the plugin. For kind "logger" it is a
+            class, constructed without arguments, whose methods are the observing hooks; it observes the runs that name
+            it in `logging.use`. For kind "benchmark" it is a click command that `qframe bench NAME` runs. For kind
+            "command" it is a `click.Command` or `click.Group` that `qframe NAME` runs, whose short help is `summary`.
         options: "module:Class" of an attrs class with the settings of the component, which imports no torch; None if it
             takes no settings.
-        defaults: For kind "model" only: configuration that suits the model, as nested tables. Wherever this model is
-            used, it is laid over the defaults of the family and under what the user gives.
-        suffixes: For kind "source" only: the lower-case endings of the files that it reads, such as ".csv". The source
-            reads a path with one of these endings where the user names no source.
+        defaults: For kind "model" only: configuration that suits the model, as nested tables. When the model is used,
+            these values override the defaults of the family, and what the user gives overrides them.
+        suffixes: For kind "source" only: the endings of the files that the source reads, in lower case, such as ".csv".
+            The source is chosen for a data set with one of these endings if the user names no source.
         summary: One line for `qframe plugins list`.
     """
 
@@ -95,7 +95,7 @@ class Component:
 
 @attrs.frozen(kw_only=True)
 class Family:
-    """A task as data: the components that solve it, the recipe that joins them, and defaults.
+    """A family: the declaration of a task by the components that solve it, the recipe that joins them, and defaults.
 
     Attributes:
         name: The name that users write in `family = "..."`.
@@ -107,9 +107,9 @@ class Family:
         recipe: "module:Class" of a `qframe.interfaces.Recipe`, or the name of another family, whose recipe and settings
             this family takes.
         settings: "module:Class" of the attrs class of the recipe's settings, which imports no torch.
-        transforms: Registered names of the transforms that the recipe's plans pass through, the first one first.
-        options: Defaults that are laid under what the user gives, as nested tables with the keys of a configuration,
-            for example {"encoder": {"options": {"template": "edit"}}}.
+        transforms: Registered names of the transforms that are put around the recipe, the innermost first.
+        options: Defaults of the family, as nested tables with the keys of a configuration; what the user gives
+            overrides them. An example is {"encoder": {"options": {"template": "edit"}}}.
         model: Registered name of the model that is used when the user names none.
         data: Registered name of the source that is used when the user names no data set.
         oracle: Registered name of the oracle that `qframe verify` compares the family with.
@@ -146,12 +146,12 @@ def qframe_families() -> list[Family]:
 
 @hookspec
 def qframe_run_start(run: Run) -> None:
-    """Observe that a training run begins, or continues from a checkpoint."""
+    """Observe that a training run begins, or continues from a checkpoint. Called before the first step."""
 
 
 @hookspec
 def qframe_step_end(run: Run, step: int, metrics: Mapping[str, float]) -> None:
-    """Observe the metrics of a finished optimizer step."""
+    """Observe the metrics (such as the loss) of a finished optimizer step, by name."""
 
 
 @hookspec

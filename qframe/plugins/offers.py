@@ -1,4 +1,4 @@
-"""What a plugin offers, under the plugin's name: its classes are imported here, and checked when they are."""
+"""Declarations of components and families together with their plugin's name; imports and checks their classes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ D = TypeVar("D", Component, Family)
 
 
 class UnknownNameError(ConfigError):
-    """A name that no plugin offers.
+    """The error of a name of a component or family that no plugin offers.
 
     Attributes:
-        known: The names that could be given in its place, sorted.
+        known: The names of this kind that plugins offer, sorted.
     """
 
     def __init__(self, message: str, hint: str, known: tuple[str, ...]) -> None:
@@ -28,15 +28,19 @@ class UnknownNameError(ConfigError):
 
 
 def reason(error: BaseException) -> str:
-    """The class and the message of an error in one line."""
+    """Return the class and the message of an error as "Class: message"."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def resolve(target: str, plugin: str | None = None) -> Any:
-    """Import the object that "module:Name" names.
+    """Import the object that a string "module:Name" names.
+
+    Args:
+        target: The string.
+        plugin: The name of the plugin that the object belongs to, for the error.
 
     Raises:
-        PluginError: It cannot be imported; the message names the target and, if it is given, the plugin.
+        PluginError: The object cannot be imported.
     """
     module, _, attribute = target.partition(":")
     try:
@@ -64,15 +68,19 @@ class Offer(Generic[D]):
     plugin: str
 
     def resolve(self, field: str = "target") -> Any:
-        """Import the object that a "module:Name" field of the declaration names; None where the field is None."""
+        """Import the object that a field of the declaration names as "module:Name"; None if the field is None."""
         target = getattr(self.declared, field)
         return None if target is None else resolve(target, self.plugin)
 
     def implementation(self, interface: type, field: str = "target") -> Any:
-        """Import the class that a field of the declaration names, and check that it implements the interface.
+        """Import the class that a field of the declaration names, and check that it implements an interface.
+
+        Args:
+            interface: The class that it must be a subclass of.
+            field: The name of the field.
 
         Raises:
-            PluginError: It cannot be imported, is no subclass of the interface, or lacks methods of it.
+            PluginError: The class cannot be imported, is no subclass of the interface, or lacks an abstract method.
         """
         found, target = self.resolve(field), getattr(self.declared, field)
         if not (isinstance(found, type) and issubclass(found, interface)):
@@ -84,10 +92,10 @@ class Offer(Generic[D]):
         return found
 
     def settings(self, field: str = "options") -> type | None:
-        """Import the attrs class of the settings that a field of the declaration names; None where it names none.
+        """Import the attrs class of settings that a field of the declaration names; return None if the field is None.
 
         Raises:
-            PluginError: It cannot be imported, or is not an attrs class.
+            PluginError: The class cannot be imported, or is not an attrs class.
         """
         found = self.resolve(field)
         if found is not None and not (isinstance(found, type) and attrs.has(found)):
@@ -100,13 +108,13 @@ class Offer(Generic[D]):
 
 @attrs.frozen(eq=False, kw_only=True)
 class ChosenFamily:
-    """Everything that the registry knows about a chosen family, looked up once.
+    """A family that a configuration chooses, and the components that belong to it, as the registry holds them.
 
     Attributes:
         family: The family.
-        recipe: The family that declares the recipe: the chosen one itself, or the one whose recipe it takes.
-        transforms: The transforms around the recipe, the first one first.
-        models: The models that ship with plugins, by name.
+        recipe: The family that declares the recipe: the chosen family itself, or another one whose recipe it takes.
+        transforms: The transforms that are put around the recipe, the innermost first.
+        models: All models that ship with plugins, by name.
         components: The components that the configuration names, by the path of the key that names each, such as
             ("denoiser", "use").
         unknown: For each key that names a component which no plugin offers, the error that says so.
@@ -120,12 +128,21 @@ class ChosenFamily:
     unknown: Mapping[tuple[str, ...], UnknownNameError]
 
     def settings(self) -> dict[tuple[str, ...], type | None]:
-        """Import the settings classes of the recipe, under ("recipe",), and of each component; None: it has none."""
+        """Import the settings classes of the recipe and of each component.
+
+        Returns:
+            The class for the recipe under the key ("recipe",), and for each component under the path of the key that
+            names the component. A component or recipe that takes no settings has None.
+        """
         own = {("recipe",): self.recipe.settings("settings")}
         return own | {key: offer.settings() for key, offer in self.components.items()}
 
     def component(self, *key: str) -> Offer[Component]:
-        """The component that a key of the configuration names. ConfigError if no plugin offers it."""
+        """Return the component that a key of the configuration names, for example `component("denoiser", "use")`.
+
+        Raises:
+            ConfigError: No plugin offers this component.
+        """
         if key in self.unknown:
             raise self.unknown[key]
         return self.components[key]

@@ -1,10 +1,12 @@
-"""The registry: everything that the installed plugins offer, and which of them are broken and why. Imports no torch.
+"""The registry: the components and families that the installed plugins offer, and the plugins that failed to load.
 
-pluggy leaves three gaps that are closed here: it skips a second distribution with the same entry-point name in silence,
-it stops at the first plugin that cannot be imported without naming it, and it ignores a hook whose name is misspelt.
+Three failures that pluggy hides are reported here with the name of the plugin: a second distribution with the same
+entry-point name (pluggy skips it silently), a plugin that cannot be imported (pluggy stops without naming it), and a
+hook whose name is misspelt (pluggy ignores it). Imports no torch.
 
-    QFRAME_DISABLE_PLUGINS=a,b    leaves these plugins out
-    QFRAME_TRACE_PLUGINS=1        writes to stderr how each plugin loads, and every event that observers are told
+Environment variables:
+    QFRAME_DISABLE_PLUGINS=a,b    does not load the plugins a and b
+    QFRAME_TRACE_PLUGINS=1        writes to stderr how each plugin loads, and every call of an observing hook
 """
 
 from __future__ import annotations
@@ -42,11 +44,11 @@ _Item = TypeVar("_Item")
 
 @attrs.frozen
 class Plugin:
-    """A plugin that works.
+    """A plugin that was loaded, with what it declares.
 
     Attributes:
-        name: The name of its entry point.
-        distribution: "name version" of the package that brings it.
+        name: The name of the plugin, which is the name of its entry point.
+        distribution: Name and version of the installed package that has the entry point, as "name version".
         target: The module that the entry point names.
         components: The components that it declares.
         families: The families that it declares.
@@ -61,11 +63,11 @@ class Plugin:
 
 @attrs.frozen
 class Broken:
-    """A failure of a plugin. What else the plugin declares, and every other plugin, goes on working.
+    """A failure of one plugin, or of one declaration of it. All other plugins and declarations can be used.
 
     Attributes:
         plugin: The name of the plugin.
-        distribution: "name version" of the package that brings it.
+        distribution: Name and version of the installed package that has the plugin, as "name version".
         reason: What failed.
     """
 
@@ -78,14 +80,14 @@ class Broken:
 
 
 class Registry:
-    """Everything that the plugins offer.
+    """The components and families that plugins offer, looked up by kind and name, and the observers of training runs.
 
     Attributes:
-        disabled: The names of the plugins that are left out.
+        disabled: The names of the plugins that are not loaded although they may be installed.
     """
 
     def __init__(self, candidates: Iterable[Candidate] = (), *, disabled: Iterable[str] = ()) -> None:
-        """Load every candidate whose name is not among `disabled`. A plugin that fails is recorded in `broken`."""
+        """Load every candidate whose name is not among `disabled`. A plugin that fails is listed in `broken`."""
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
         if os.environ.get(TRACE, "0") not in ("", "0"):
@@ -107,27 +109,27 @@ class Registry:
 
     @property
     def plugins(self) -> tuple[Plugin, ...]:
-        """The plugins that work, in the order in which they were loaded."""
+        """The plugins that were loaded, in order. A plugin of which only some declarations failed is among them."""
         return tuple(self._plugins.values())
 
     @property
     def broken(self) -> tuple[Broken, ...]:
-        """Everything that failed while plugins were loaded."""
+        """Every failure that occurred while plugins were loaded, in order."""
         return tuple(self._broken)
 
     @property
     def hook(self) -> Any:
-        """Pluggy's callers: `hook.qframe_step_end(run=..., step=..., metrics=...)` calls every observer."""
+        """Pluggy's hook callers: `hook.qframe_step_end(run=..., step=..., metrics=...)` calls every observer of it."""
         return self._manager.hook
 
     def tell(self, event: str, **values: Any) -> None:
-        """Call every observer of a hook.
+        """Call every observer of a hook with the values of an event in a training run.
 
-        An observer that raises an error does not end the run: the log names it, once until the next run starts, and the
-        other observers are called.
+        An observer that raises an error does not end the run: a warning in the log names the observer (only its first
+        error in each run), and the other observers are called.
 
         Args:
-            event: The name of the hook.
+            event: The name of the hook, such as "qframe_step_end".
             values: The arguments of the hook.
         """
         if event == "qframe_run_start":
@@ -146,7 +148,7 @@ class Registry:
 
     @contextmanager
     def observing(self, observers: Mapping[str, object]) -> Iterator[None]:
-        """A context in which these loggers observe runs too.
+        """Return a context in which these loggers observe runs, in addition to the plugins.
 
         Args:
             observers: The loggers, by their registered name.
@@ -166,36 +168,48 @@ class Registry:
                 self._manager.unregister(name=name)
 
     def components(self, kind: str | None = None) -> tuple[Component, ...]:
-        """The components of one kind, or of all kinds, sorted by kind and name."""
+        """Return the components of one kind, or of all kinds if `kind` is None, sorted by kind and name."""
         found = sorted(self._components.items())
         return tuple(offer.declared for (own, _), offer in found if kind is None or own == kind)
 
     def families(self) -> tuple[Family, ...]:
-        """All families, sorted by name."""
+        """Return all families, sorted by name."""
         return tuple(offer.declared for _, offer in sorted(self._families.items()))
 
     def component(self, kind: str, name: str) -> Component:
-        """The component of this kind and name. ConfigError if there is none, with the nearest names and the list."""
+        """Return the component of a kind and name.
+
+        Raises:
+            ConfigError: No plugin offers it; the message names the most similar names, and lists all.
+        """
         return self.offer(kind, name).declared
 
     def family(self, name: str) -> Family:
-        """The family of this name. ConfigError if there is none, with the nearest names and the list."""
+        """Return the family of a name.
+
+        Raises:
+            ConfigError: No plugin offers it; the message names the most similar names, and lists all.
+        """
         return self._known("family", name, self._families).declared
 
     def offer(self, kind: str, name: str) -> Offer[Component]:
-        """The component of this kind and name, with its plugin. ConfigError as for `component`."""
+        """Return the component of a kind and name, together with the name of its plugin.
+
+        Raises:
+            ConfigError: No plugin offers it; the message names the most similar names, and lists all.
+        """
         return self._known(kind, name, self._of_kind(kind))
 
     def choose(self, family: str, components: Mapping[tuple[str, ...], tuple[str, str]] | None = None) -> ChosenFamily:
-        """Look up a family, and components that a configuration names for it, in one go.
+        """Look up a family together with the components that a configuration names.
 
         Args:
             family: The name of the family.
-            components: Kind and name of each component, by the path of the key that names it.
+            components: Kind and name of each component, by the path of the configuration key that names it.
 
         Raises:
-            ConfigError: There is no such family, or it names a transform that does not exist. Components that do not
-                exist are no error yet: see `ChosenFamily.unknown`.
+            ConfigError: There is no such family, or it names a transform that does not exist. A component that no
+                plugin offers raises no error here; it is listed in `ChosenFamily.unknown`.
             PluginError: The family takes the recipe of a family that does not exist or has no recipe of its own.
         """
         chosen = self._known("family", family, self._families)
@@ -216,7 +230,10 @@ class Registry:
         )
 
     def sources_by_suffix(self) -> dict[str, str]:
-        """The name of the data source that reads each suffix. The plugin that was loaded first wins."""
+        """Return the name of the data source for each file suffix, in lower case.
+
+        If several sources declare a suffix, the source of the plugin that was loaded first is returned.
+        """
         found: dict[str, str] = {}
         for offer in self._components.values():
             for suffix in offer.declared.suffixes:
@@ -224,15 +241,15 @@ class Registry:
         return found
 
     def source_for(self, path: str) -> str:
-        """The name of the data source that reads this path: the one that declares its suffix, else "folder"."""
+        """Return the name of the data source that declares the suffix of a path; "folder" if none declares it."""
         return self.sources_by_suffix().get(PurePath(path).suffix.lower(), "folder")
 
     def plugin_of(self, declared: Component | Family) -> str:
-        """The name of the plugin that declares a component or a family."""
+        """Return the name of the plugin that declares a component or a family."""
         return self._offer_of(declared).plugin
 
     def resolve(self, declared: Component | Family, field: str = "target") -> Any:
-        """Import the object that a "module:Name" field of a declaration names; None where the field is None."""
+        """Import the object that a field of a declaration names as "module:Name"; None if the field is None."""
         return self._offer_of(declared).resolve(field)
 
     def _offer_of(self, declared: Component | Family) -> Offer[Component] | Offer[Family]:
@@ -351,5 +368,5 @@ def _kind_of(value: object) -> str:
 
 @functools.cache
 def load_registry() -> Registry:
-    """The registry of the plugins that are installed; it is made once per process."""
+    """Return the registry of the installed plugins. It is made on the first call in this process, and kept."""
     return Registry(installed_plugins(), disabled=disabled_plugins())

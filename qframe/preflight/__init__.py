@@ -1,10 +1,10 @@
-"""Forecasts what a run will load and how much memory it will need, from shapes alone, and what would need less.
+"""Forecasts, from shapes alone, how much memory a run will need, and names settings with which it would need less.
 
 Weights, trained parameters, gradients, optimizer states and averaged weights are counted exactly: the real code
-creates them on the meta device. Activations are the tensors that are still referenced at the end of one real forward
-pass on the meta device, where attention keeps what the fused kernels keep: queries, keys, values and the result, but no
-matrix of scores. Two things are not counted: what allocators and the libraries of a device reserve, and the activations
-of the encoder.
+creates them on the meta device, where tensors have shapes but no memory. Activations are the tensors that are still
+referenced at the end of one real forward pass on the meta device, where attention keeps what the fused kernels keep:
+queries, keys, values and the result, but no matrix of scores. Two things are not counted: the memory that
+allocators and the libraries of a device reserve, and the activations of the encoder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A forecast of memory: its figures, and how they are worded."""
+"""The values of a memory forecast, and their wording for people."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from qframe.compose.placement import ORDER, Room, room_on
 from qframe.errors import ResourceError, bullet_list
 
 PICTURE = (1024, 1024)
-"""Assumed size of a picture that is not known yet; the recipe's geometry fits it."""
+"""Height and width in pixels that are assumed for a picture whose size is not known before the recipe resizes it."""
 
 
 @attrs.frozen
 class Loaded:
-    """A component that will be loaded.
+    """A component that a run will load, and the size of its weights.
 
     Attributes:
         role: The role of the component.
         name: The registered name of the component.
-        parameters: Number of its parameters; None if unknown.
-        dtype: Dtype of its weights, and how they are quantised.
-        bytes: Bytes of its weights, after quantisation where that is configured; None if unknown.
+        parameters: The number of its parameters; None if it is known only from the weights.
+        dtype: The dtype of its weights, and the name of the quantiser if they are quantised.
+        bytes: The bytes of its weights, after quantisation if that is configured; None if unknown.
         device: The device that it computes on.
     """
 
@@ -48,10 +48,10 @@ class Loaded:
 
 @attrs.frozen
 class Remedy:
-    """A setting that would need less memory.
+    """A change of the configuration with which a run would need less memory.
 
     Attributes:
-        setting: The setting, as `--set` takes it, or in words.
+        setting: The setting, as `--set` takes it, or described in words.
         saves: About how many bytes it would save.
     """
 
@@ -64,12 +64,13 @@ class Remedy:
 
 @attrs.frozen(kw_only=True)
 class Forecast:
-    """What a run will load, how much memory it will need, and what would need less.
+    """The components that a run will load, the memory that it will need, and settings that would need less.
 
     Attributes:
         loaded: The components that will be loaded.
-        needs: For each device and each stage of the run, the bytes that each thing takes, by its name.
-        remedies: Settings that would need less, the most effective first.
+        needs: By device, then by stage of the run (such as "training"), then by name (such as "activations"): the bytes
+            that are needed.
+        remedies: Settings with which the run would need less memory, the most effective first.
     """
 
     loaded: tuple[Loaded, ...]
@@ -77,14 +78,14 @@ class Forecast:
     remedies: tuple[Remedy, ...]
 
     def peak(self, device: torch.device) -> int:
-        """Bytes that the most demanding stage needs on a device."""
+        """Return the bytes that a device needs in the stage of the run that needs most."""
         return max(sum(parts.values()) for parts in self.needs[device].values())
 
     def table(self, room: Callable[[torch.device], Room] = room_on) -> list[str]:
-        """The lines of a table: what will be loaded, what each stage needs of each device, whether it fits, what helps.
+        """Return the forecast as lines of text: components, memory per stage and device, whether it fits, remedies.
 
         Args:
-            room: Tells the memory of a device.
+            room: Called with a device; returns its memory.
         """
         lines = ["will load", *(f"  {part}" for part in self.loaded)]
         for device, stages in self.needs.items():
@@ -97,19 +98,19 @@ class Forecast:
         return lines
 
     def summary(self, room: Callable[[torch.device], Room] = room_on) -> str:
-        """One line with the most that each device needs, and the memory it has.
+        """Return one line with the most memory that each device needs, and the memory that it has.
 
         Args:
-            room: Tells the memory of a device.
+            room: Called with a device; returns its memory.
         """
         peaks = (f"about {gib(self.peak(device))} of {gib(room(device).total)} on {device}" for device in self.needs)
         return f"Memory: {'; '.join(peaks)}."
 
     def check(self, room: Callable[[torch.device], Room] = room_on) -> list[str]:
-        """A warning for each device that has less free memory than the forecast needs.
+        """Return a warning for each device that has less free memory than the run is forecast to need there.
 
         Args:
-            room: Tells the memory of a device.
+            room: Called with a device; returns its memory.
 
         Raises:
             ResourceError: The weights alone take more memory than a device has; their size is exact, not an estimate.
@@ -133,7 +134,7 @@ class Forecast:
 
 
 def hint(remedies: Sequence[Remedy]) -> str:
-    """The advice of a warning or an error: the settings to change, the most effective first."""
+    """Return the advice for a warning or an error about memory: the remedies, in their order."""
     if not remedies:
         return "Use smaller pictures, or a device with more memory."
     return f"The most effective first:\n{bullet_list(str(remedy) for remedy in remedies)}"
@@ -141,7 +142,7 @@ def hint(remedies: Sequence[Remedy]) -> str:
 
 @contextmanager
 def explained(forecast: Forecast) -> Iterator[None]:
-    """A context that turns an out-of-memory error into a ResourceError, which names settings that need less memory."""
+    """Return a context that turns an out-of-memory error in it into a ResourceError with the forecast's remedies."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -152,7 +153,7 @@ def explained(forecast: Forecast) -> Iterator[None]:
 
 
 def gib(size: int) -> str:
-    """A number of bytes in words, for example "1.5 GiB"."""
+    """Write a number of bytes for people in GiB or MiB, for example "1.5 GiB"."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
@@ -161,7 +162,7 @@ def _count(number: int) -> str:
 
 
 def components(composition: Composition) -> tuple[Loaded, ...]:
-    """Encoder, denoiser and codec of a composition as they will be loaded."""
+    """Describe encoder, denoiser and codec of a composition as they will be loaded."""
 
     def describe(role: str) -> Loaded:
         outline, quantiser = composition.outlines.get(role), composition.quantisers.get(role)
@@ -181,14 +182,15 @@ def components(composition: Composition) -> tuple[Loaded, ...]:
 
 
 def ranked(remedies: Sequence[Remedy]) -> tuple[Remedy, ...]:
-    """The remedies that save anything, sorted by how much, the most effective first."""
+    """Return the remedies that save any memory, sorted so that the one that saves most is first."""
     return tuple(sorted((one for one in remedies if one.saves > 0), key=lambda one: -one.saves))
 
 
 def quantise_remedies(composition: Composition, role: str) -> list[Remedy]:
-    """The remedy of quantising the weights of a role to 8 bits; empty if they are quantised already or unknown.
+    """Return the remedy of quantising a role's weights to 8 bits, as a list of one.
 
-    What it saves is exact for a quantiser that stores one byte for each weight.
+    The list is empty if the weights are quantised already, or if their shapes are unknown. The bytes saved are exact
+    for a quantiser that stores one byte for each weight.
     """
     outline = composition.outlines.get(role)
     if outline is None or role in composition.quantisers:

@@ -1,4 +1,4 @@
-"""Forecasts the memory that sampling needs."""
+"""Forecasts the memory that a sampling run needs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from qframe.preflight.shapes import META, Made, forward_bytes
 
 
 def forecast_sampling(composition: Composition) -> Forecast:
-    """Forecast the memory for sampling one picture of the recipe's default size with a prompt of the assumed length.
+    """Forecast the memory for sampling one picture, in the size that the recipe gives a picture of one megapixel.
 
-    Guidance needs no more memory, unless `sample.guidance_batching` is "joined", which the forecast does not count.
+    The prompt is assumed to have the family's default number of tokens (`SamplingDefaults.prompt_tokens`). The
+    forecast is the same with guidance, which runs one forward pass after the other; the larger forward pass of
+    `sample.guidance_batching = "joined"` is not counted.
+
+    Args:
+        composition: The composition that will sample.
     """
     config = composition.config
     weights = {role: composition.weights(role) or 0 for role in ORDER}
@@ -43,7 +48,7 @@ def forecast_sampling(composition: Composition) -> Forecast:
 
 
 def _working(composition: Composition) -> dict[str, int]:
-    """Bytes of the activations of denoiser and codec for one picture, by role."""
+    """Return the bytes of the activations of each role for one picture. The encoder's are not counted, and are 0."""
     found = dict.fromkeys(ORDER, 0)
     recipe, compression = composition.recipe, composition.specs["codec"].compression
     geometry = getattr(recipe, "geometry", None)
@@ -67,7 +72,7 @@ def _working(composition: Composition) -> dict[str, int]:
 
 
 def _group_bytes(composition: Composition, role: str) -> int:
-    """Bytes of the weights that are on the device at once where they are offloaded in groups.
+    """Return the bytes of weights that are on the device at once if they are offloaded in groups.
 
     These are two blocks, because the next block is fetched while one computes, and the weights outside all blocks.
     """

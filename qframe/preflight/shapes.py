@@ -1,4 +1,4 @@
-"""Runs a forward pass on the meta device, and counts the bytes that it creates and keeps."""
+"""Counts the bytes of tensors that a forward pass creates and keeps, by running it on the meta device."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def forward_bytes(outline: Denoiser, spec: DenoiserSpec, shape: Shape, text: int
     Args:
         outline: The denoiser, with its network on the meta device.
         spec: The Spec of the denoiser.
-        shape: Height and width of target and references, in latent pixels.
-        text: Text tokens of each prompt.
-        batch: Number of samples, all of this shape.
+        shape: Height and width of the target, and of each reference, in latent pixels.
+        text: The number of text tokens of each prompt.
+        batch: The number of samples, which all have this shape.
 
     Returns:
-        The bytes that the pass keeps for the backward pass, and the most bytes that exist at once.
+        The bytes that the forward pass keeps for the backward pass, and the most bytes that exist at once.
     """
     target, references = shape
 
@@ -54,11 +54,11 @@ def forward_bytes(outline: Denoiser, spec: DenoiserSpec, shape: Shape, text: int
 
 
 class Made(TorchDispatchMode):
-    """A context that counts the bytes of the tensors which are created in it.
+    """A context manager that counts the bytes of all tensors that torch creates inside its `with` block.
 
     Attributes:
-        live: Bytes of created tensors that are still referenced.
-        peak: The most bytes that were referenced at once.
+        live: Bytes of the created tensors that are still referenced.
+        peak: The largest value that `live` has had.
     """
 
     def __init__(self) -> None:

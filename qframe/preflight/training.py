@@ -1,4 +1,4 @@
-"""Forecasts the memory that training needs."""
+"""Forecasts the memory that a training run needs."""
 
 from __future__ import annotations
 
@@ -21,24 +21,28 @@ from qframe.preflight.shapes import forward_bytes
 from qframe.train.optim import optimizer_factory
 
 LOOKED_AT = 32
-"""How many records are looked at; the largest of them is assumed for every example of the batch."""
+"""The number of records that are measured, from the first on. The largest is assumed for every example of a batch."""
 
 
 def nominal_size(pixel: PixelInput) -> Size:
-    """The size that a geometry gives a picture of one megapixel, assumed for any picture: no file is opened."""
+    """Return the size that a picture of one megapixel would be resized to, whatever the real picture's size.
+
+    The file of the picture is not opened.
+    """
     return pixel.geometry.fit(*PICTURE)
 
 
 def forecast_training(
     composition: Composition, inputs: Sequence[ExampleInputs], size: FittedSize = nominal_size, *, processes: int = 1
 ) -> Forecast:
-    """Forecast the memory for encoding the data set, and for a step whose examples all have the largest shape.
+    """Forecast the memory for encoding the data set, and for a training step on examples of the largest shape.
 
     Args:
         composition: The composition that will be trained.
-        inputs: What the recipe declares for each record to train on; only the first ones are looked at.
-        size: Gives the size that a picture is encoded in. `fitted_size` opens the picture, for a closer estimate where
-            pictures are smaller than the geometry allows.
+        inputs: What the recipe wants encoded for each record to train on; only the first 32 are measured.
+        size: Called with a picture and its geometry; returns the height and width in which the picture is encoded. The
+            default assumes pictures of one megapixel. `fitted_size` opens each picture instead, which is more exact if
+            pictures are smaller than their geometry allows.
         processes: How many processes train together; the forecast is for one of them.
     """
     config, device = composition.config, composition.device("denoiser")

@@ -1,1 +1,1 @@
-"""Sampling: from a request to its pictures."""
+"""Sampling: settles requests, plans and runs them, and returns or stores the pictures."""

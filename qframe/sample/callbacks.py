@@ -1,4 +1,4 @@
-"""What a caller may do between two steps, in the form of diffusers' `callback_on_step_end`."""
+"""Callbacks that a caller runs between two sampling steps, in the form of diffusers' `callback_on_step_end`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TENSORS = (
 
 @attrs.frozen(eq=False)
 class StepState:
-    """What a run holds between two steps.
+    """The state of a sampling run between two steps.
 
     Attributes:
         tokens: The tokens [N, C] of all samples, one sample after the other.
@@ -47,14 +47,14 @@ Steer = Callable[[StepState, int], StepState]
 
 
 def check_callback(callback: StepCallback | None, names: Sequence[str]) -> None:
-    """Check a callback before a run.
+    """Check, before a run, that a caller's callback can be called, and that the tensors which it wants exist.
 
     Args:
-        callback: The caller's function; None where there is none.
-        names: The names of the tensors that it wants.
+        callback: The caller's function; None if the caller gives none.
+        names: The names of the tensors that the callback wants.
 
     Raises:
-        ConfigError: It cannot be called, or wants a tensor that does not exist.
+        ConfigError: The callback cannot be called, or wants a tensor that does not exist.
     """
     if callback is not None and not callable(callback):
         raise ConfigError(
@@ -70,9 +70,9 @@ def check_callback(callback: StepCallback | None, names: Sequence[str]) -> None:
 
 
 def tensors_of(state: StepState, names: Sequence[str]) -> dict[str, Tensor | None]:
-    """The tensors of a state, by name: latents [B, L, C], embeddings [B, T, D] and masks [B, T].
+    """Return the named tensors of a state: latents [B, L, C], embeddings [B, T, D] and masks [B, T].
 
-    Those of the negative prompt are None in a run without guidance.
+    The tensors of the negative prompt are None in a run without guidance.
     """
     found: dict[str, Tensor | None] = {"latents": pad(state.tokens, state.lengths)[0]}
     for side, cond in (("", state.cond), ("negative_", state.uncond)):
@@ -82,7 +82,7 @@ def tensors_of(state: StepState, names: Sequence[str]) -> dict[str, Tensor | Non
 
 
 def replaced(state: StepState, returned: Mapping[str, Tensor | None] | None) -> StepState:
-    """The state, with the tensors that a callback returned in place of its own.
+    """Return a copy of a state in which the tensors that a callback returned replace the state's own.
 
     Raises:
         ConfigError: A name is unknown, a shape does not fit, or a negative prompt comes to a run without guidance.

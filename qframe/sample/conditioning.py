@@ -1,4 +1,4 @@
-"""From a request's prompts, or the embeddings given instead, to what every forward pass of a run gets."""
+"""Turns a request's prompts, or the embeddings that it gives instead, into the conditioning of a sampling run."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def encode_prompts(encoder: Encoder, settled: Settled, *, guidance: Callable[[fl
 def encode_padded(
     encoder: Encoder, request: Request, pictures: Sequence[Sequence[Image.Image]]
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings [B, T, D] and mask [B, T] of a request's prompts: what a request takes in place of them.
+    """Encode a request's prompts to embeddings [B, T, D] and mask [B, T], which a request takes in place of prompts.
 
     Args:
         encoder: The loaded encoder.
@@ -79,13 +79,13 @@ def encode_padded(
 
 
 def prompt_limit(request: Request, pictures: Sequence[Sequence[Image.Image]]) -> int | None:
-    """How many tokens of a prompt are kept; None, which keeps all, where the encoder sees pictures."""
+    """Return how many tokens of a prompt are kept. If the encoder sees pictures, it is None: all tokens are kept."""
     # diffusers' edit pipelines check max_sequence_length and cut nothing: their pictures alone take more tokens.
     return None if any(pictures) else request.max_sequence_length
 
 
 def from_padded(embeds: Tensor, mask: Tensor, max_length: int | None = None) -> Conditioning:
-    """The conditioning of padded embeddings, without the places that their mask leaves out.
+    """Make a conditioning of padded embeddings, without the places at which their mask is 0.
 
     Args:
         embeds: Embeddings [B, T, D] as diffusers has them.
@@ -93,7 +93,7 @@ def from_padded(embeds: Tensor, mask: Tensor, max_length: int | None = None) -> 
         max_length: Columns that are kept, as diffusers cuts them; None keeps all.
 
     Raises:
-        ConfigError: Nothing is left of a row; the message names it.
+        ConfigError: A row has no token left; the message names the row.
     """
     kept = mask[:, :max_length].bool().to(embeds.device)
     lengths = kept.sum(dim=1).tolist()
@@ -109,12 +109,12 @@ def to_padded(cond: Conditioning) -> tuple[Tensor, Tensor]:
 
 
 def repeat_conditioning(cond: Conditioning, times: int) -> Conditioning:
-    """Each sample `times` times in a row."""
+    """Repeat each sample `times` times: samples a, b become a, a, b, b for two times."""
     return cond if times == 1 else Conditioning.join(repeat_each(cond.split(), times))
 
 
 def forward_options(request: Request, parts: Parts) -> ForwardOptions:
-    """What a request sets for every forward pass of the denoiser.
+    """Return the options that a request sets for every forward pass of the denoiser.
 
     Raises:
         ConfigError: The network is guidance-distilled, and the request names no `guidance_scale`.

@@ -1,4 +1,4 @@
-"""Latents of a request as tokens: their grid, the initial noise, the references, and the way back to pictures."""
+"""Makes the tokens of a request (grid, initial noise, references), and decodes final tokens to pictures."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from qframe.sample.per_prompt import broadcast, picture_count, repeat_each
 
 
 def target_grid(request: Request, size: Size, parts: Parts) -> Grid:
-    """The token grid of a request's pictures, which all have `size` (height, width in pixels).
+    """Return the token grid of a request's pictures, which all have `size` (height, width in pixels).
 
     Raises:
-        ConfigError: `request.latents` do not have the shape that this asks for.
+        ConfigError: `request.latents` are given, and do not have the shape that belongs to this size.
     """
     cell = parts.multiple
     grid = (1, size[0] // cell, size[1] // cell)
@@ -35,9 +35,10 @@ def target_grid(request: Request, size: Size, parts: Parts) -> Grid:
 
 
 def initial_noise(settled: Settled, parts: Parts, *, like: Tensor) -> PackedSequence:
-    """Tokens at sigma 1, drawn as diffusers draws them, on the device and in the dtype of `like`.
+    """Return the tokens of pure noise that a run starts from, on the device and in the dtype of `like`.
 
-    The latents of the request, dense [B, Z, h, w] or packed [B, L, C], take the place of the draw where they are given.
+    If the request gives latents, dense [B, Z, h, w] or packed [B, L, C], these are the noise. Else the noise is
+    drawn as diffusers draws it.
     """
     request, grid = settled.request, settled.grid
     count, patch = picture_count(request), parts.denoiser_spec.patch
@@ -51,9 +52,9 @@ def initial_noise(settled: Settled, parts: Parts, *, like: Tensor) -> PackedSequ
 
 
 def reference_tokens(settled: Settled, parts: Parts) -> PackedSequence | None:
-    """Tokens of the references of every picture made: the mode of the codec's posterior. None where there are none.
+    """Encode the references of every picture to be made to tokens; return None if there are no references.
 
-    A set of references that serves all prompts is encoded once.
+    The latents are the mode of the codec's posterior. A set of references that all prompts share is encoded once.
     """
     if not any(settled.references):
         return None
@@ -64,9 +65,12 @@ def reference_tokens(settled: Settled, parts: Parts) -> PackedSequence | None:
 
 
 def decoder(codec: LatentCodec, start: PackedSequence, patch: int) -> Callable[[Tensor], list[Tensor]]:
-    """The `decode` of a plan that starts from `start`: final tokens [N, C] to one picture [C, H, W] per sample.
+    """Return a function that decodes the final tokens [N, C] of a plan to one picture [C, H, W] in [-1, 1] per sample.
 
-    Pictures have values in [-1, 1].
+    Args:
+        codec: The loaded codec.
+        start: The tokens that the plan starts from; its grids are those of the final tokens.
+        patch: The side of a token's patch in latent pixels.
     """
     grids = start.grids  # not `start`, whose noise would stay in memory until the pictures are decoded
 

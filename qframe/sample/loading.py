@@ -1,4 +1,4 @@
-"""`qframe.load`: the pipeline of a family, its weights loaded."""
+"""Implements `qframe.load`, which loads the pipeline of a family with its weights."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def load(
         dtype: The dtype of the weights.
         lora: LoRA files to put on the denoiser: one, several, or a mapping from file to scale.
         components: Names of registered components by role, for example {"sampler": "heun"}.
-        config: A TOML file; every other argument goes before it.
-        overrides: "key=value", as with `--set`: one, or several.
+        config: A TOML file; every other argument overrides its values.
+        overrides: One or several texts "key=value", as for `--set`.
 
     Raises:
-        ConfigError: Something cannot be met; no weight has been read by then.
+        ConfigError: An argument or a value of the configuration cannot be met. It is raised before weights are read.
     """
     by_role = devices if isinstance(devices, Mapping) else {}
     chosen = components or {}

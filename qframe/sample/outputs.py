@@ -1,4 +1,4 @@
-"""The forms in which a call returns its pictures."""
+"""Converts pictures to the form in which a call of a `Pipeline` returns them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Pictures = list[Image.Image] | list[np.ndarray[Any, Any]] | list[Tensor] | np.nd
 
 @attrs.frozen(eq=False)
 class PipelineOutput:
-    """What a call returns.
+    """The pictures that a call of a `Pipeline` returns.
 
     Attributes:
         images: The pictures in the order of the prompts, those of one prompt together. By `output_type`: "pil" is a
@@ -31,7 +31,7 @@ class PipelineOutput:
 
 
 def as_output(pictures: list[Tensor], output_type: OutputType) -> Pictures:
-    """Pictures [3, H, W] in [-1, 1], or tokens [L, C] for "latent", in the form that a caller asks for."""
+    """Convert pictures [3, H, W] in [-1, 1], or tokens [L, C] for "latent", to the form that a caller asks for."""
     if output_type == "pil":
         return [from_pixels(picture) for picture in pictures]
     if output_type != "latent":

@@ -1,4 +1,4 @@
-"""How values are laid out over the prompts of a request and over the pictures made of them."""
+"""Assigns values to the prompts of a request, and to the pictures that are made of each prompt."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ R = TypeVar("R", bound=Request)
 
 
 def picture_count(request: Request) -> int:
-    """How many pictures a request makes."""
+    """Return the number of pictures that a request makes."""
     return request.prompt_count * request.num_images_per_prompt
 
 
 def broadcast(values: Sequence[T], count: int, name: str) -> tuple[T, ...]:
-    """One value per prompt: `values` as they are if there are `count`, or their only value `count` times.
+    """Return one value for each of `count` prompts: `values` if there are as many, or their only value repeated.
 
     Raises:
-        ConfigError: There is another number of values; the message calls them `name`.
+        ConfigError: There are neither 1 nor `count` values; the message calls them `name`.
     """
     if len(values) not in (1, count):
         raise ConfigError(f"{name}: {len(values)} given for {count} prompts", "Give one for all, or one per prompt.")
@@ -32,14 +32,19 @@ def broadcast(values: Sequence[T], count: int, name: str) -> tuple[T, ...]:
 
 
 def repeat_each(values: Sequence[T], times: int) -> list[T]:
-    """One value per picture made, from one value per prompt: a, b becomes a, a, b, b for two pictures per prompt."""
+    """Repeat the value of each prompt for each of its `times` pictures: a, b becomes a, a, b, b for two pictures."""
     return [value for value in values for _ in range(times)]
 
 
 def select(request: R, prompts: Sequence[int]) -> R:
-    """The part of a request that makes the pictures of some of its prompts, given by their places.
+    """Return a request for some prompts of a request alone.
 
-    Negative prompts, embeddings, generators and latents go with their prompts; a single generator is shared.
+    The negative prompts, embeddings, generators and latents that belong to these prompts are kept with them. A single
+    generator is shared with the original request.
+
+    Args:
+        request: The request.
+        prompts: The places of the prompts to keep, counted from 0.
     """
     times = request.num_images_per_prompt
     places = [prompt * times + i for prompt in prompts for i in range(times)]

@@ -1,4 +1,4 @@
-"""The Python face of sampling: a callable with the arguments of the diffusers pipeline. `qframe.load` makes it."""
+"""The class that Python callers sample with: called like a pipeline of diffusers, and made by `qframe.load`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Watch:
 
 
 class Pipeline:
-    """Samples one family with loaded components.
+    """A pipeline that samples one family with loaded components.
 
         pipe = qframe.load("qwen-edit", model="...")
         pipe(prompt="make the circle blue", image="a.png", negative_prompt=" ", seed=0).images[0]
@@ -145,12 +145,12 @@ class Pipeline:
 
     @property
     def current_timestep(self) -> Tensor | None:
-        """The timestep that is being computed, a scalar in [0, 1000]; None while nothing is sampled."""
+        """The noise level of the step that runs, as a scalar timestep in [0, 1000]; None while nothing is sampled."""
         return self._current_timestep
 
     @property
     def current_pictures(self) -> tuple[int, ...]:
-        """The places in the result of the pictures that are sampled now; empty while nothing is sampled."""
+        """The places, in the call's result, of the pictures that are being sampled; empty while nothing is sampled."""
         return self._current_pictures
 
     @property
@@ -174,7 +174,7 @@ class Pipeline:
             return encode_padded(self.parts.encoder, asked, self.recipe.shown(asked))
 
     def run(self, request: Request, *, output_type: OutputType = "pil", progress: Progress = SILENT) -> Pictures:
-        """The pictures of a request. The other arguments are those of a call."""
+        """Make the pictures of a request. The other arguments are the same as in `Pipeline.__call__`."""
         return self.run_settled(settle(self.recipe, request, self.parts), output_type=output_type, progress=progress)
 
     @torch.no_grad()
@@ -187,14 +187,14 @@ class Pipeline:
         callback: StepCallback | None = None,
         tensors: Sequence[str] = ("latents",),
     ) -> Pictures:
-        """The pictures of a request that is settled already, see `qframe.sample.settling.settle`.
+        """Make the pictures of a request that `qframe.sample.settling.settle` has settled already.
 
         Args:
-            settled: All that was settled of one request.
-            output_type: As in a call, and so is `progress`.
-            progress: Shows the steps.
-            callback: As `callback_on_step_end` of a call.
-            tensors: As `callback_on_step_end_tensor_inputs` of a call.
+            settled: All values that `settle` returned for one request.
+            output_type: Same as in `Pipeline.__call__`.
+            progress: Same as in `Pipeline.__call__`.
+            callback: Same as `callback_on_step_end` in `Pipeline.__call__`.
+            tensors: Same as `callback_on_step_end_tensor_inputs` in `Pipeline.__call__`.
         """
         watch = _Watch(progress=progress, callback=callback, tensors=tuple(tensors))
         request = settled[0].request

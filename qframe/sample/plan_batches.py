@@ -1,4 +1,4 @@
-"""Several plans sampled together. Plans are data, so those with the same sigmas can be joined into one."""
+"""Joins the plans of several requests, if they have the same noise levels, so that they are sampled as one batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _F = TypeVar("_F")
 
 
 def group_plans(plans: Sequence[Plan], batch_size: int) -> list[tuple[int, ...]]:
-    """Group the plans that can be joined, see `join_plans`.
+    """Group plans so that `join_plans` can join the plans of each group.
 
     Args:
         plans: The plans.
@@ -43,10 +43,10 @@ def group_plans(plans: Sequence[Plan], batch_size: int) -> list[tuple[int, ...]]
 
 
 def join_plans(plans: Sequence[Plan]) -> Plan:
-    """Join plans into one, whose samples are those of the plans, one plan after the other.
+    """Join plans into one plan, whose samples are those of the first plan, then those of the second, and so on.
 
     Raises:
-        ValueError: Their sigmas or forward options differ, or only some of them are guided.
+        ValueError: The plans' sigmas or forward options differ, or only some of them are guided.
     """
     first = plans[0]
     if any(

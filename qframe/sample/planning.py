@@ -1,4 +1,4 @@
-"""The plan of a settled request, as most families make it."""
+"""Makes the plan of a settled request in the way that serves most families."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qframe.sample.latents import decoder, initial_noise, reference_tokens
 
 
 def plan_settled(settled: Settled, parts: Parts, *, guidance: Callable[[float], Guide]) -> Plan:
-    """A plan from noise: encoded prompts, initial noise, and the references where there are some.
+    """Make a plan that starts from noise: encode the prompts and the references, and draw the noise.
 
     Args:
         settled: What the recipe settled.

@@ -1,4 +1,4 @@
-"""What the recipes of most families share in their settings: defaults from the model folder, and the geometry."""
+"""Functions for the settings of recipes: defaults from the model folder, and the geometry of pictures."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from qframe.pictures.geometry import Geometry
 
 
 def with_defaults(settings: Any, model: ModelFolder, published: Mapping[str, Any]) -> Any:
-    """Replace each None of a recipe's settings by the value that the model folder names, else by the published one.
+    """Replace each None in a recipe's settings by the model folder's value, else by the published value.
 
-    A model folder names values in its qframe.json, table "recipe": so a small model says for which sizes it was made,
-    and a configuration can still say otherwise.
+    A model folder names values in its file qframe.json, table "recipe". For example, a small model names there the
+    picture sizes that it was made for. A value that the user's configuration gives is not None, and stays.
+
+    Args:
+        settings: The settings of the recipe.
+        model: The model folder.
+        published: The values of the published model, by the name of the setting.
 
     Raises:
-        WeightsError: The table holds something that the settings do not allow.
+        WeightsError: The table "recipe" holds something that the settings do not allow.
     """
     noted = model.read_json("qframe.json").get("recipe", {}) if model.has("qframe.json") else {}
     if not isinstance(noted, dict):
@@ -36,7 +41,7 @@ def with_defaults(settings: Any, model: ModelFolder, published: Mapping[str, Any
 
 
 def fitting_geometry(settings: Any, prefix: str = "") -> Geometry:
-    """The geometry of a recipe's settings: their `min_area`, `max_area`, `areas` and `multiple`.
+    """Make the geometry that a recipe's settings describe by `min_area`, `max_area`, `areas` and `multiple`.
 
     Args:
         settings: The settings, without any None left among these names.

@@ -1,4 +1,4 @@
-"""The checks that are the same for requests of every family. They run once per request, before any network does."""
+"""The checks that are the same for requests of every family, made once per request before any network runs."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ def check_request(request: Request, sampling: SamplingDefaults, parts: Parts) ->
     Args:
         request: The request, filled in from the family's defaults.
         sampling: The family's defaults, which say how long a prompt may be.
-        parts: The components. The encoder looks at the prompts if it is loaded, or there as an outline.
+        parts: The components. If the encoder is loaded, or present as an outline without weights, it checks
+            the prompts.
 
     Raises:
-        ConfigError: A field cannot be met; the message names it.
+        ConfigError: The value of a field cannot be met; the message names the field.
         DataError: The encoder refuses a prompt.
     """
     _check_kinds(request)
@@ -163,9 +164,10 @@ def _check_counts(request: Request) -> None:
 
 
 def guidance_of(request: Request) -> float | None:
-    """The scale of classifier-free guidance that a request runs with; None where it runs without.
+    """Return the scale of classifier-free guidance that a request runs with; None if it runs without guidance.
 
-    As in diffusers it needs a scale above 1 and a negative prompt. A request that has only one of the two is warned.
+    As in diffusers, guidance needs a scale above 1 and a negative prompt. If a request has only one of the two, a
+    warning is logged.
     """
     scale = request.true_cfg_scale or 0.0
     negative = request.negative_prompt is not None or request.negative_prompt_embeds is not None

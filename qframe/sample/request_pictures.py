@@ -1,4 +1,4 @@
-"""The pictures of a request, in whatever form they are given: how they are opened, and how large their results are."""
+"""Opens the pictures of a request, which may be given in many forms, and decides how large the results are."""
 
 from __future__ import annotations
 
@@ -27,24 +27,27 @@ def open_pictures(values: Sequence[PictureLike], prompts: int, name: str = "imag
     Args:
         values: One picture for all prompts, or one per prompt.
         prompts: The number of prompts.
-        name: What messages call a picture that has no name of its own.
+        name: The name by which messages call a picture that has no file name.
 
     Raises:
-        ConfigError: There is another number of pictures.
-        DataError: A picture cannot be used; the message names it.
+        ConfigError: There are neither 1 nor `prompts` pictures.
+        DataError: A picture cannot be used; the message names the picture.
     """
     broadcast(values, prompts, name)
     return [load_picture(value, name if len(values) == 1 else f"{name} {i}") for i, value in enumerate(values)]
 
 
 def output_sizes(request: Request, images: Sequence[Image.Image], geometry: Geometry) -> list[Size]:
-    """The size of the result of each picture: the picture's in this geometry, or what the request names instead."""
+    """Return the size of the result for each picture.
+
+    Height and width are the request's. One that the request leaves open is what the geometry gives the picture.
+    """
     fitted = [geometry.fit(image.height, image.width) for image in images]
     return [(request.height or height, request.width or width) for height, width in fitted]
 
 
 def one_size(sizes: Sequence[Size]) -> Size:
-    """The size that all have.
+    """Return the one size that the results of a request have.
 
     Raises:
         ConfigError: There are several sizes.
@@ -58,7 +61,7 @@ def one_size(sizes: Sequence[Size]) -> Size:
 
 
 def as_pictures(value: Any) -> tuple[PictureLike, ...] | None:
-    """A request's pictures as a tuple. They are given as one picture, as a list, or as an array or tensor [B, ...]."""
+    """Return a request's pictures as a tuple; they are given as one picture, a list, or an array or tensor [B, ...]."""
     if value is None or isinstance(value, tuple):
         return value
     if isinstance(value, Tensor | np.ndarray) and value.ndim == 4:

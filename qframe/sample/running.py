@@ -1,4 +1,4 @@
-"""The run of a plan: its velocity is put together, and the sampler integrates it."""
+"""Runs a plan: makes its velocity function from the denoiser and guidance, and has the sampler integrate it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ def run_plan(
     *,
     guidance_batching: GuidanceBatching = "apart",
 ) -> list[Tensor]:
-    """Run a plan and decode it: its pictures, each [C, H, W] in [-1, 1]. The arguments are those of `sample_plan`."""
+    """Run a plan, and decode its final tokens to pictures [C, H, W] in [-1, 1], one per sample.
+
+    The arguments are the same as in `sample_plan`.
+    """
     return plan.decode(sample_plan(plan, denoiser, sampler, on_step, guidance_batching=guidance_batching))
 
 

@@ -1,6 +1,6 @@
-"""From a request to what is known of it without weights: filled in and checked, pictures opened, sizes decided.
+"""Settles requests without weights: fills in defaults, checks values, opens pictures, and decides sizes.
 
-`settle` is the only way in: the pipeline, the rehearsal of a command line, validation while training and `qframe
+Every caller calls `settle`: the pipeline, the rehearsal of a command line, validation while training and `qframe
 verify` all call it, once per request.
 """
 
@@ -28,7 +28,7 @@ R = TypeVar("R", bound=Request)
 
 
 def filled(recipe: Recipe, request: R) -> R:
-    """The request with the family's defaults where it leaves a value open.
+    """Return a copy of a request in which the family's defaults replace the values that the request leaves open.
 
     Raises:
         PluginError: The recipe declares no defaults.
@@ -62,10 +62,10 @@ def settle(recipe: Recipe, request: Request, parts: Parts) -> tuple[Settled, ...
 
 
 def plan_request(recipe: Recipe, request: Request, parts: Parts) -> Plan:
-    """The plan of a request whose results have one size.
+    """Settle a request whose results all have one size, and make its plan.
 
     Raises:
-        ConfigError: The results have several sizes, and for whatever `settle` refuses.
+        ConfigError: The results have several sizes, or `settle` refuses the request.
     """
     settled = settle(recipe, request, parts)
     one_size([one.size for one in settled])
@@ -77,7 +77,7 @@ def plan_request(recipe: Recipe, request: Request, parts: Parts) -> Plan:
 
 @attrs.frozen(eq=False)
 class SizedPart:
-    """Those prompts of a request whose results have one size.
+    """A part of a request: those of its prompts whose results have one size.
 
     Attributes:
         prompts: The places of these prompts among all prompts.
@@ -92,12 +92,17 @@ class SizedPart:
     request: Request
 
     def of(self, values: Sequence[T]) -> tuple[T, ...]:
-        """The values of this part's prompts, from one value per prompt; none, or one for all, stays as it is."""
+        """Pick the values of this part's prompts.
+
+        Args:
+            values: One value per prompt of the whole request. An empty sequence, or one value for all prompts, is
+                returned unchanged.
+        """
         return tuple(values) if len(values) < 2 else tuple(values[prompt] for prompt in self.prompts)
 
 
 def split_by_size(request: Request, sizes: Sequence[Size], parts: Parts) -> list[SizedPart]:
-    """The parts of a request whose results have one size each, in the order in which the sizes first occur.
+    """Split a request into parts whose results have one size each, in the order in which the sizes first occur.
 
     Args:
         request: The whole request.
@@ -105,7 +110,7 @@ def split_by_size(request: Request, sizes: Sequence[Size], parts: Parts) -> list
         parts: The components, which say what sizes must be multiples of.
 
     Raises:
-        ConfigError: A size cannot be made, or latents, which have one size, are given for several.
+        ConfigError: A size cannot be made, or the request gives latents, which have one size, for several sizes.
     """
     times, count = request.num_images_per_prompt, request.prompt_count
     alike: dict[Size, list[int]] = defaultdict(list)
@@ -130,7 +135,7 @@ def split_by_size(request: Request, sizes: Sequence[Size], parts: Parts) -> list
 
 
 def check_size(size: Size, multiple: int) -> Size:
-    """The size (height, width in pixels), checked.
+    """Check a size (height, width in pixels), and return it.
 
     Raises:
         ConfigError: A side is no positive multiple of `multiple`; the message names the nearest ones. Or the picture
@@ -155,14 +160,14 @@ def settle_part(
     shown: Sequence[Sequence[Image.Image]] = (),
     references: Sequence[Sequence[Image.Image]] = (),
 ) -> Settled:
-    """What is settled of one part of a request by a recipe that is not a transform.
+    """Make the `Settled` of one part of a request, for a recipe that is not a transform.
 
     Args:
         part: The part, as `split_by_size` made it.
         parts: The components, which decide token grid and noise levels.
-        shown: The pictures that the encoder sees, fitted: one set for all prompts of the request, one per prompt, or
-            ().
-        references: The pictures that the denoiser gets through the codec, fitted, given likewise.
+        shown: The pictures that the encoder sees, resized already: one set for all prompts of the request, one set per
+            prompt, or () for none.
+        references: The pictures that the codec encodes for the denoiser, resized already, in the same form.
     """
     request = part.request
     grid = target_grid(request, part.size, parts)
@@ -183,7 +188,7 @@ def settle_part(
 
 
 def settle_inner(inner: Recipe, part: SizedPart, parts: Parts, **changes: Any) -> Settled:
-    """What the inner recipe of a transform settles of one part of a request, at the size of the part.
+    """Have the inner recipe of a transform settle one part of a request, at the size of the part.
 
     Args:
         inner: The inner recipe.

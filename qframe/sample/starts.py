@@ -1,4 +1,4 @@
-"""Runs that start from pictures instead of noise: the pictures' latents, and the steps that a strength leaves out."""
+"""Makes plans that start from pictures instead of noise, and that leave out the first steps by a strength."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qframe.sample.per_prompt import broadcast, repeat_each
 
 
 def first_step(steps: int, strength: float, sampling: SamplingDefaults) -> int:
-    """How many of the first steps a strength leaves out.
+    """Return how many of the first steps a strength leaves out.
 
     Args:
         steps: The number of steps of a run from noise.
@@ -26,7 +26,7 @@ def first_step(steps: int, strength: float, sampling: SamplingDefaults) -> int:
         sampling: The family's defaults, which say whether a step runs that is covered only in part.
 
     Raises:
-        ConfigError: The strength is out of its range, or no step is left.
+        ConfigError: The strength is not in (0, 1], or no step is left.
     """
     if not 0 < strength <= 1:
         raise ConfigError(
@@ -42,7 +42,7 @@ def first_step(steps: int, strength: float, sampling: SamplingDefaults) -> int:
 
 
 def source_tokens(images: Sequence[Image.Image], request: Request, parts: Parts) -> Tensor:
-    """Tokens [N, C] of the pictures that a request's results start from: samples of the codec's posterior.
+    """Encode the pictures that a request's results start from to tokens [N, C], as samples of the codec's posterior.
 
     One generator draws for all pictures at once, as in diffusers. With one generator per result each draws for its own
     result, which then does not depend on its neighbours. Without a generator torch's default one draws.
@@ -64,7 +64,7 @@ def source_tokens(images: Sequence[Image.Image], request: Request, parts: Parts)
 
 
 def start_from(plan: Plan, original: Tensor, first: int) -> Plan:
-    """The plan without its first steps: it starts from a picture, noised to the first sigma that is left.
+    """Return a plan without its first steps, which starts from a picture with noise of the first sigma that is left.
 
     Args:
         plan: A plan of all steps, which starts from pure noise. Its start is the noise that is added.

@@ -1,4 +1,7 @@
-"""Tests for authors of plugins: a class of tests for each contract. Subclass it and define the fixtures it names.
+"""Tests for authors of plugins: for each interface of components a class with the tests that a component must pass.
+
+Subclass the class of your component's interface in your own tests, and define the pytest fixtures that its docstring
+names:
 
 class TestMySampler(SamplerContract):
     @pytest.fixture

@@ -1,4 +1,4 @@
-"""Measures how far one picture is shifted and zoomed against another, for tests that a pipeline moves no pixel.
+"""Measures how far one picture is shifted and zoomed against another. Tests use it to prove that no pixel is moved.
 
 Needs scikit-image (the extra "testing").
 """
@@ -18,10 +18,10 @@ _PASSES = 4  # each leaves about an eighth of what the pass before it left
 
 @attrs.frozen
 class Alignment:
-    """How the content of one picture lies in another.
+    """The shift and zoom of one picture's content against an original picture.
 
     Attributes:
-        shift: How far the middle has moved (down, right), in pixels.
+        shift: How far the middle of the picture has moved (down, right), in pixels.
         zoom: How much the content is stretched (vertically, horizontally); 1 means not at all.
         error: The largest distance, in pixels, between the measured shift of a part of the picture and the shift that
             `shift` and `zoom` give for this part. It is large if the pictures do not have the same content.
@@ -32,17 +32,17 @@ class Alignment:
     error: float
 
     def aligned(self, *, pixels: float = 0.05, zoom: float = 1e-3) -> bool:
-        """Whether the shift is at most `pixels`, and the zoom differs from 1 by at most `zoom`, in both directions."""
+        """Return whether in both directions the shift is at most `pixels`, and the zoom at most `zoom` away from 1."""
         return max(map(abs, self.shift)) <= pixels and max(abs(one - 1) for one in self.zoom) <= zoom
 
 
 def alignment(picture: Image.Image, original: Image.Image) -> Alignment:
-    """Measure where the content of `original` lies in `picture`.
+    """Measure by how much the content of `original` is shifted and zoomed in `picture`.
 
     Nine parts of both pictures are registered by phase correlation (Guizar-Sicairos et al. 2008, Optics Letters 33,
     156, by scikit-image), and a straight line is fitted to their shifts in each direction. The picture is moved back by
-    what was found, and the rest is measured again. It works for shifts and stretches of up to a twentieth of a side, in
-    pictures that have detail everywhere.
+    what was found, and the remaining shift is measured again. The measurement works for shifts and stretches of up to
+    a twentieth of a side, in pictures that have detail everywhere.
 
     Args:
         picture: The picture in which the content may have moved.

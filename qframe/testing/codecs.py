@@ -1,4 +1,4 @@
-"""Tests that every codec must pass."""
+"""The contract tests that every codec must pass."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from qframe.interfaces import CodecSpec, LatentCodec
 
 
 class CodecContract:
-    """Tests that every codec must pass.
+    """The contract tests that every codec must pass.
 
-    A subclass defines two fixtures: `codec`, the loaded codec, and `spec`, its CodecSpec.
+    A subclass defines two pytest fixtures: `codec`, the loaded codec, and `spec`, its CodecSpec.
 
     Attributes:
-        cells: Height and width of the test pictures, in latent places. Set larger or even numbers if the codec needs
-            them.
+        cells: Height and width of the latents of the test pictures. Set larger or even numbers if the codec needs them.
         tolerance: The largest difference, relative and absolute, that counts as equal.
     """
 
@@ -23,7 +22,7 @@ class CodecContract:
     tolerance: float = 1e-5
 
     def pixels(self, spec: CodecSpec, batch: int = 3) -> Tensor:
-        """Return random pixels [batch, C, H, W] in [-1, 1], always the same."""
+        """Return random pixels [batch, C, H, W] in [-1, 1], which are the same in every call."""
         height, width = (side * spec.compression for side in self.cells)
         generator = torch.Generator().manual_seed(0)
         return torch.rand(batch, spec.pixel_channels, height, width, generator=generator) * 2 - 1

@@ -1,4 +1,4 @@
-"""What every denoiser does: above all, no sample depends on its neighbours."""
+"""The contract tests that every denoiser must pass: above all, a sample's result does not depend on its neighbours."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ class _Sample:
 
 
 class DenoiserContract:
-    """Checks a denoiser against its contract: subclass it, and define the fixtures `denoiser` and `spec`.
+    """The contract tests that every denoiser must pass.
 
-    The batch that it is checked with mixes shapes. Change the first three attributes where the model needs other sizes.
+    A subclass defines two pytest fixtures: `denoiser`, the loaded denoiser, and `spec`, its DenoiserSpec. The tests run
+    a batch whose samples have different shapes. If the model cannot take these shapes, the subclass sets the first
+    three attributes.
 
     Attributes:
-        grids: The grid of each sample's target.
-        text_lengths: How many text tokens each sample has.
+        grids: The grid (frames, rows, columns) of each sample's target.
+        text_lengths: The number of text tokens of each sample.
         reference_grids: The grids of each sample's references.
-        tolerance: The largest difference of two results that count as equal, absolute and relative.
+        tolerance: The largest difference, relative and absolute, that counts as equal.
     """
 
     grids: tuple[Grid, ...] = ((1, 4, 4), (1, 2, 6), (1, 4, 4), (1, 6, 2))
@@ -37,7 +39,12 @@ class DenoiserContract:
     tolerance: float = 1e-5
 
     def samples(self, spec: DenoiserSpec, *, references: bool = False) -> list[_Sample]:
-        """Random samples of the shapes above."""
+        """Return random samples of the shapes that the attributes name, the same in every call.
+
+        Args:
+            spec: The Spec of the denoiser.
+            references: Whether the samples have references.
+        """
         generator = torch.Generator().manual_seed(0)
 
         def tokens(grids: tuple[Grid, ...]) -> PackedSequence:

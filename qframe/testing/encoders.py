@@ -1,4 +1,4 @@
-"""Tests that every encoder must pass."""
+"""The contract tests that every encoder must pass."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from qframe.interfaces import Conditioning, Encoder, EncoderSpec
 
 
 class EncoderContract:
-    """Tests that every encoder must pass.
+    """The contract tests that every encoder must pass.
 
-    A subclass defines two fixtures: `encoder`, the loaded encoder, and `spec`, its EncoderSpec.
+    A subclass defines two pytest fixtures: `encoder`, the loaded encoder, and `spec`, its EncoderSpec.
 
     Attributes:
         prompts: Three prompts of different lengths, the empty prompt among them.
@@ -26,7 +26,10 @@ class EncoderContract:
     tolerance: float = 1e-5
 
     def shown(self, spec: EncoderSpec, colours: tuple[str, ...] = ("red", "navy", "olive")) -> list[list[Image.Image]]:
-        """Return the pictures that come with each prompt, one prompt for each colour."""
+        """Return one list of single-coloured pictures for each colour, to go with one prompt each.
+
+        The lists are empty if the encoder looks at no pictures.
+        """
         count = self.pictures if spec.pictures else 0
         return [[Image.new("RGB", self.size, colour)] * count for colour in colours]
 

@@ -1,4 +1,4 @@
-"""Records what happens inside code that returns only its result, for example a pipeline of diffusers."""
+"""Records intermediate values inside code that returns only its result, for example a pipeline of diffusers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qframe.interfaces import Step
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Replace the attribute `name` of an object by `value`, and restore it at the end of the `with` block."""
+    """Return a context in which the attribute `name` of an object is `value`; at its end the attribute is restored."""
     own, real = name in vars(owner), getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -30,12 +30,12 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def listening(owner: Any, name: str, hear: Callable[..., None]) -> Iterator[None]:
-    """Call `hear(result, *args, **kwargs)` after every call of a method, until the end of the `with` block.
+    """Return a context in which `hear(result, *args, **kwargs)` is called after every call of a method.
 
     Args:
-        owner: The object whose method is called.
+        owner: The object whose method is listened to.
         name: The name of the method.
-        hear: Gets the result of the method and the arguments that the method was called with.
+        hear: Called with the result of the method and the arguments that the method was called with.
     """
     real = getattr(owner, name)
 
@@ -50,10 +50,10 @@ def listening(owner: Any, name: str, hear: Callable[..., None]) -> Iterator[None
 
 
 class Norms(TorchFunctionMode):
-    """A context manager that records every call of `torch.norm` and `Tensor.norm`.
+    """A context manager that records every call of `torch.norm` and `Tensor.norm` in its `with` block.
 
     Attributes:
-        heard: A pair (tensor, norm) for each call, in order.
+        heard: A pair (tensor, its norm) for each call, in order.
     """
 
     def __init__(self) -> None:
@@ -68,10 +68,10 @@ class Norms(TorchFunctionMode):
 
 
 class Steps:
-    """Collects the steps of a sampling run; for each step `predicted` is called first, then `stepped`.
+    """Collects the steps of a sampling run. In each step the caller calls `predicted` first, then `stepped`.
 
     Attributes:
-        done: The steps that are complete.
+        done: The steps for which both were called, in order.
     """
 
     def __init__(self) -> None:
@@ -79,12 +79,12 @@ class Steps:
         self._last: dict[str, Any] = {}
 
     def predicted(self, guided: Tensor, timestep: float, norms: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Record what a step computes before the sampler moves the tokens.
+        """Record what a step computes before the sampler changes the tokens.
 
         Args:
             guided: The velocity after guidance, [B, L, C] or [N, C].
             timestep: The noise level, in [0, 1000].
-            norms: What `Norms` recorded during the step: two pairs with rescaled guidance, else no pair.
+            norms: The pairs that `Norms` recorded during the step: two if guidance is rescaled, else none.
         """
         self._last = {"guided": rows(guided), "timestep": timestep}
         if len(norms) == 2:
@@ -92,7 +92,7 @@ class Steps:
             self._last |= {"combined": rows(combined), "norms": (rows(positive), rows(length))}
 
     def stepped(self, tokens: Tensor) -> None:
-        """Record the tokens after the step, [B, L, C] or [N, C]."""
+        """Record the noisy tokens after the step, [B, L, C] or [N, C], and complete the step."""
         self.done.append(Step(**self._last, tokens=rows(tokens)))
 
 

@@ -1,4 +1,4 @@
-"""What every sampler does."""
+"""The contract tests that every sampler must pass."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from qframe.interfaces import Sampler
 
 
 class SamplerContract:
-    """Checks a sampler against its contract: subclass it, and define the fixture `sampler`.
+    """The contract tests that every sampler must pass.
+
+    A subclass defines one pytest fixture: `sampler`.
 
     Attributes:
-        sigmas: The noise levels of the runs that the checks make.
+        sigmas: The noise levels of the runs that the tests make, descending from 1 to 0.
     """
 
     sigmas: Tensor = torch.tensor([1.0, 0.7, 0.3, 0.02, 0.0])
@@ -29,7 +31,7 @@ class SamplerContract:
         assert end.isfinite().all()
 
     def test_more_steps_come_closer(self, sampler: Sampler) -> None:
-        """dx/dsigma = x from 1 to 0 divides by e."""
+        """The exact solution of dx/dsigma = x from sigma 1 to 0 is x / e; more steps must come closer to it."""
         x = torch.ones(1, 1, dtype=torch.float64)
         errors = [
             abs(sampler.sample(lambda tokens, sigma: tokens, x, torch.linspace(1, 0, steps + 1)).item() - 1 / math.e)

@@ -1,4 +1,4 @@
-"""The contract tests that every transform passes."""
+"""The contract tests that every transform must pass."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from qframe.sample.settling import settle
 
 
 class TransformContract:
-    """Subclass it and define three fixtures.
+    """The contract tests that every transform must pass.
 
-    Fixtures:
+    A subclass defines three pytest fixtures:
         transform: The transform around a recipe, `transformed(SomeRecipe, YourTransform)(settings, model)`.
-        parts: The components, all loaded.
-        asked: A request of the transform's `request_type` that uses the fields of the transform, and whose results have
-            one size.
+        parts: The `Parts` of a family, with all components loaded.
+        asked: A request of the transform's `request_type` that uses the fields of the transform, and whose pictures
+            have one size.
     """
 
     def test_its_fields_have_defaults(self, transform: RecipeTransform) -> None:
-        """So that a request of the inner recipe can be turned into one of the transform."""
+        """A request of the inner recipe can then be turned into a request of the transform."""
         assert issubclass(transform.request_type, transform.inner.request_type)
         common = {field.name for field in attrs.fields(transform.inner.request_type)}
         added = [field for field in attrs.fields(transform.request_type) if field.name not in common]
@@ -38,7 +38,7 @@ class TransformContract:
     def test_a_request_is_settled_without_weights(
         self, transform: RecipeTransform, asked: Request, parts: Parts
     ) -> None:
-        """So that a command line can refuse it before minutes of loading."""
+        """The command line can then refuse the request before it spends minutes on loading."""
         bare = attrs.evolve(parts, loaded_encoder=None, loaded_codec=None, loaded_denoiser=None)
         sizes = [one.size for one in settle(transform, asked, bare)]
         assert sizes == [one.size for one in settle(transform, asked, parts)]
@@ -52,7 +52,7 @@ class TransformContract:
         assert plan.sigmas[-1] == 0
 
     def test_seeds_decide_its_plan(self, transform: RecipeTransform, asked: Request, parts: Parts) -> None:
-        """Also where the seed is given after the request was settled, as for several pictures of one request."""
+        """The seed is set after settling, as the command line does to make several pictures of one settled request."""
 
         def start(seed: int) -> torch.Tensor:
             (settled,) = settle(transform, asked, parts)

@@ -1,1 +1,1 @@
-"""Jobs, which are pictures to make one by one: plain values, checks before loading, and what a picture stores."""
+"""Jobs: the pictures that a command makes one by one. Reads and checks requests, and stores them in the pictures."""

@@ -1,4 +1,4 @@
-"""A request in plain values, as a command line, a line of JSON and the metadata of a picture write it."""
+"""Requests as plain values (text, numbers, paths), which command lines, JSON lines and pictures' metadata hold."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _whole_characters(instance: Any, attribute: attrs.Attribute[Any], value: str
 
 @attrs.frozen(kw_only=True)
 class Asked:
-    """The values that every family takes. `asked_type` adds those that one family takes beside.
+    """A request in plain values, with the fields that every family takes. `asked_type` adds those of one family.
 
     Attributes:
         prompt: What to make.
@@ -49,19 +49,19 @@ class Asked:
 
 @attrs.frozen(kw_only=True)
 class OwnField:
-    """A field that a family's request adds to those of every family.
+    """A field that a family's requests have in addition to the fields of every family.
 
     Attributes:
         name: The name of the field.
-        key: What options, lines of JSON and metadata call it.
-        kind: What kind of value it takes.
-        help: A sentence for `--help`.
-        default: The default, to be shown to people; None where it is not a plain value.
+        key: The name of the field in command-line options, lines of JSON and pictures' metadata.
+        kind: The kind of its values.
+        help: A sentence for `--help`; None if the field has none.
+        default: The default, for people to read; None if it is not a plain value.
         required: Whether the field has no default.
         choices: The values that a field of kind "choice" may have.
-        grey: Whether it is a picture whose values are no colours.
-        several: Whether it takes any number of pictures.
-        nested: Whether it takes a set of pictures for each prompt.
+        grey: Whether the field is a picture whose values are no colours, such as a mask.
+        several: Whether the field takes any number of pictures.
+        nested: Whether the field takes a set of pictures for each prompt.
     """
 
     name: str
@@ -77,9 +77,9 @@ class OwnField:
 
 
 def own_fields(request_type: type[Request]) -> tuple[OwnField, ...]:
-    """The fields that a request type adds to those of every family, and that can be given in plain values.
+    """Return the fields that a request type adds to those of every family, if they can be given in plain values.
 
-    The annotation of a field says its kind. Its metadata may hold "help"; "option", the key if it is not the field's
+    The annotation of a field decides its kind. Its metadata may hold "help"; "option", the key if it is not the field's
     name, or None for a field without a key; "grey" for a picture whose values are no colours; and "choices".
     """
     common = {field.name for field in attrs.fields(Request)}
@@ -108,9 +108,9 @@ def _own_field(field: attrs.Attribute[Any]) -> OwnField:
 
 
 def asked_type(fields: Sequence[OwnField], base: type[Asked] = Asked) -> type[Asked]:
-    """A subclass of `base` with a family's own keys, for `qframe.config.strict.structure`.
+    """Make a subclass of `base` with a family's own keys as fields, which `qframe.config.strict.structure` can read.
 
-    Pictures are paths: one, or a list.
+    A picture field holds a path or, if it takes several pictures, a list of paths.
     """
     plain: dict[str, Any] = {"flag": bool, "number": float, "whole": int, "text": str, "picture": str | tuple[str, ...]}
     added: dict[str, Any] = {}
@@ -123,23 +123,23 @@ def asked_type(fields: Sequence[OwnField], base: type[Asked] = Asked) -> type[As
 
 
 def read_asked(values: Mapping[str, Any], kind: type[Asked]) -> Asked:
-    """Read plain values strictly.
+    """Read plain values as an instance of `kind`, without converting any of them.
 
     Raises:
-        InvalidError: It holds every problem that the values have.
+        InvalidError: Values have problems; the error holds all of them.
     """
     return structure(values, kind)
 
 
 def describe(problem: Problem) -> str:
-    """A problem that `read_asked` found, in one line. For an unknown key it names the nearest known one."""
+    """Word a problem that `read_asked` found in one line. For an unknown key, the most similar known key is named."""
     near = nearest(problem.path[-1], problem.known, 1) if problem.known else []
     advice = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(problem.known)}" if problem.known else ""
     return ": ".join(filter(None, (".".join(problem.path), f"{problem.message}{advice}")))
 
 
 def given_paths(asked: Asked, field: OwnField) -> tuple[str, ...]:
-    """The paths that were given for a picture field."""
+    """Return the paths that were given for a picture field."""
     value = getattr(asked, field.key)
     return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 
@@ -151,7 +151,7 @@ def make_request(
     fields: Sequence[OwnField],
     pictures: Mapping[str, Sequence[Picture]],
 ) -> Request:
-    """The request for one picture, filled in from the family's defaults.
+    """Make the request for one picture of plain values, filled in from the family's defaults.
 
     Args:
         asked: The plain values.
@@ -161,7 +161,7 @@ def make_request(
         pictures: The pictures of the picture fields, by key.
 
     Raises:
-        ConfigError: A value cannot be met; the message names it.
+        ConfigError: A value cannot be met; the message names the value.
     """
     values: dict[str, Any] = {"prompt": asked.prompt, **size_of(asked.size), **_guidance(asked, sampling)}
     if asked.steps is not None:
@@ -179,7 +179,9 @@ def make_request(
 
 
 def stored_values(asked: Asked, request: Request, fields: Sequence[OwnField], seed: int) -> dict[str, Any]:
-    """The plain values that a picture stores, with the defaults written out, so that other defaults change nothing.
+    """Return the plain values that a picture stores of its request.
+
+    Defaults are written out, so that the picture can be made again where the defaults are others.
 
     Args:
         asked: The values as they were given.
@@ -202,10 +204,10 @@ def stored_values(asked: Asked, request: Request, fields: Sequence[OwnField], se
 
 
 def size_of(size: str | None) -> dict[str, int]:
-    """WIDTHxHEIGHT as the fields of a request.
+    """Turn a size "WIDTHxHEIGHT" into the fields `width` and `height` of a request.
 
     Raises:
-        ConfigError: It is anything else.
+        ConfigError: The text is not of this form.
     """
     if size is None:
         return {}

@@ -1,4 +1,4 @@
-"""A file of requests as jobs: checked as a whole, and without those whose pictures are there already."""
+"""Reads a file of requests into jobs: checks all lines before the first runs, and leaves out finished pictures."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _LONGEST_NAME = 200  # bytes; file systems take 255, and a draft's name is longe
 
 @attrs.frozen(kw_only=True)
 class Line(Asked):
-    """A request of a batch.
+    """A line of a batch file: a request in plain values, and the name of its result.
 
     Attributes:
-        id: Names its result where `output` is not given.
-        output: The name of its file, in the folder of results.
+        id: The name of the result if `output` is not given.
+        output: The name of the result's file in the folder of results.
     """
 
     id: str | None = None
@@ -70,10 +70,10 @@ class Batch:
         self._taken: dict[str, str] = {}
 
     def jobs(self) -> tuple[list[Job], int]:
-        """The pictures to make, in the order of the lines, and the number of those that are there already.
+        """Return the jobs of pictures still to make, in the order of the lines, and the number of pictures that exist.
 
         Raises:
-            DataError: It names every line that cannot be met.
+            DataError: Lines cannot be met; the message names every one of them.
         """
         todo: list[Job] = []
         done = 0

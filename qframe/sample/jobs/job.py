@@ -1,4 +1,4 @@
-"""One picture to make: what is asked for, how it is made, and the file it goes to."""
+"""Jobs, each of which is one picture to make, and the desk that makes jobs of requests."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from qframe.sample.jobs.stored import Stored, setting
 
 @attrs.frozen(eq=False, kw_only=True)
 class Job:
-    """One picture to make.
+    """A job: one picture to make.
 
     Attributes:
-        origin: What messages call it.
-        file: The file that it goes to.
-        request: The request for it, without a generator.
-        settled: What the rehearsal settled of the request; None where it kept nothing, and the run settles it.
+        origin: The words by which messages name the job, for example file and line.
+        file: The file that the picture is written to.
+        request: The request for the picture, without a generator.
+        settled: What the rehearsal settled of the request; None if it kept nothing, so that the run settles it again.
         seed: The seed of the picture.
-        stored: What the picture will store of how it was made, unless the user wants it to store nothing.
+        stored: How the picture is made, which its metadata will hold unless the user wants none.
     """
 
     origin: str
@@ -41,11 +41,11 @@ class Job:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Desk:
-    """Turns what is asked for into jobs.
+    """A desk, which turns requests in plain values into jobs.
 
     Attributes:
         composition: The components that will run the jobs.
-        setting: What all pictures store alike.
+        setting: The part of the metadata that is the same in all pictures.
         fields: The fields that the family's requests add.
         rehearsal: Settles the requests before weights are loaded.
     """
@@ -57,7 +57,7 @@ class Desk:
 
     @classmethod
     def of(cls, composition: Composition, loras: Mapping[Path, float]) -> Self:
-        """The desk of a composition, with LoRA files and the scale of each."""
+        """Make the desk of a composition and of the LoRA files that it runs with, each with its scale."""
         return cls(
             composition=composition,
             setting=setting(composition, loras),
@@ -68,16 +68,16 @@ class Desk:
     def jobs(
         self, asked: Asked, files: Sequence[Path], origin: str, pictures: Mapping[str, Sequence[Given]]
     ) -> list[Job]:
-        """The jobs of one request, one per file; they are not rehearsed yet.
+        """Make the jobs of one request, one for each file. They are not rehearsed yet.
 
         Args:
             asked: The request in plain values.
-            files: The files of its pictures.
-            origin: What messages call the request.
+            files: The files that its pictures are written to.
+            origin: The words by which messages name the request.
             pictures: The pictures of its picture fields, by key.
 
         Raises:
-            ConfigError: A value cannot be met, or a picture could not store the request.
+            ConfigError: A value cannot be met, or the request is too long for a picture's metadata.
         """
         recipe = self.composition.recipe
         request = make_request(
@@ -98,7 +98,7 @@ class Desk:
         return made
 
     def rehearsed(self, jobs: Sequence[Job]) -> list[Job]:
-        """Settle the request that these jobs share, once, and give it to each of them.
+        """Settle the request that these jobs share once, and return the jobs with what was settled.
 
         Raises:
             ConfigError: The request cannot be met.
@@ -113,9 +113,9 @@ class Given:
     """A picture file that a request names.
 
     Attributes:
-        path: The path as it is stored.
+        path: The path of the file, as a picture's metadata stores it.
         sha256: The digest of the file.
-        picture: Reads the file, and refuses it if it has changed.
+        picture: The picture, which is read when it is opened. Opening raises an error if the file has changed.
     """
 
     path: str
@@ -124,15 +124,15 @@ class Given:
 
     @classmethod
     def at(cls, path: Path, origin: str) -> Given:
-        """The picture of a file.
+        """Return the picture of a file, with the digest of the file.
 
         Raises:
-            DataError: The file cannot be read; the message calls it `origin`.
+            DataError: The file cannot be read; the message names it by `origin`.
         """
         sha256 = digest_of(path, origin)
         return cls(str(path), sha256, unchanged_picture(origin, path, sha256))
 
 
 def numbered(output: Path, count: int) -> list[Path]:
-    """The files of `count` pictures: FILE, or FILE-1, FILE-2, ..."""
+    """Return the files for `count` pictures: `output` itself for one, else OUTPUT-1, OUTPUT-2 and so on."""
     return [output] if count == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(1, count + 1)]

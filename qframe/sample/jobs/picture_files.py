@@ -1,4 +1,4 @@
-"""Pictures as files with a text in their metadata, and the text read again from a picture of anybody."""
+"""Writes picture files with a text in their metadata, and reads this text from any picture, even a stranger's."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def encode_picture(image: Image.Image, suffix: str, text: str | None = None) -> 
 
 
 def check_text(text: str) -> str:
-    """The text, checked.
+    """Check that a text is short enough for a picture's metadata, and return it.
 
     Raises:
-        ConfigError: It is too long for a picture.
+        ConfigError: The text is too long.
     """
     if len(text) > LONGEST:
         raise ConfigError(
@@ -60,7 +60,7 @@ def check_text(text: str) -> str:
 
 
 def write_picture(file: Path, image: Image.Image, text: str | None = None) -> None:
-    """Write a picture completely or not at all, and make its folder if there is none.
+    """Write a picture file completely or not at all, and make its folder if that does not exist.
 
     Raises:
         ResourceError: The disk is full.
@@ -69,7 +69,7 @@ def write_picture(file: Path, image: Image.Image, text: str | None = None) -> No
 
 
 def read_text(picture: Picture) -> str | None:
-    """The text that `encode_picture` put into a picture; None where there is none. It decodes no pixels.
+    """Read the text that `encode_picture` stored in a picture; None if it has none. No pixels are decoded.
 
     Raises:
         DataError: The file is no picture of a known format.

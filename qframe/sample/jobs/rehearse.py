@@ -1,6 +1,4 @@
-"""Requests are settled before any weights are loaded, so that a mistake in the last one is told before the first
-runs.
-"""
+"""Settles all requests of a command before weights are loaded: an error in the last shows before the first runs."""
 
 from __future__ import annotations
 
@@ -22,8 +20,9 @@ ROOM = 2 * 2**30
 class Rehearsal:
     """Settles the requests of a command line without weights, and keeps what it settled for the run.
 
-    So each picture is decoded once. When the pictures that are kept fill `room`, the requests that follow are checked
-    just as well, and settled again when they run: a file of thousands of requests does not fill the memory.
+    Keeping it means that each picture is decoded only once. When the kept pictures take more than `room` bytes, later
+    requests are still checked, but not kept; they are settled again when they run. Therefore a file of thousands of
+    requests does not fill the memory.
     """
 
     def __init__(self, composition: Composition, room: int | None = None) -> None:
@@ -39,7 +38,7 @@ class Rehearsal:
         self._room = ROOM if room is None else room
 
     def settle(self, request: Request) -> tuple[Settled, ...] | None:
-        """Settle a request; None if there is no room to keep it.
+        """Settle a request, and return what was settled; None if there is no room left to keep it.
 
         Raises:
             ConfigError: The request cannot be met.

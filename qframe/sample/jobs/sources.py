@@ -1,4 +1,4 @@
-"""Files that a request names: their digests, and pictures that are read later and must not have changed by then."""
+"""Digests of the files that a request names, and pictures that are read later only if their file is unchanged."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from qframe.pictures.picture import Picture
 
 
 def digest_of(path: Path, origin: str, kind: type[DataError] | type[WeightsError] = DataError) -> str:
-    """The sha256 of a file.
+    """Compute the sha256 of a file.
+
+    Args:
+        path: The file.
+        origin: The words by which the error names the file.
+        kind: The class of the error.
 
     Raises:
-        DataError: The file cannot be read or is no plain file; with another `kind`, an error of that kind.
+        DataError: The file cannot be read or is no plain file. If `kind` is another class, that error is raised.
     """
     try:
         if path.exists() and not path.is_file():
@@ -29,7 +34,7 @@ def digest_of(path: Path, origin: str, kind: type[DataError] | type[WeightsError
 
 
 def unchanged_picture(origin: str, path: Path, sha256: str) -> Picture:
-    """The picture of a file, which is read when the picture is opened.
+    """Return the picture of a file, which is read when the picture is opened.
 
     Opening it raises DataError if the file has changed since its digest was taken.
     """

@@ -1,8 +1,8 @@
-"""What a picture stores of how it was made, so that it can be made again.
+"""The text in a picture's metadata that says how the picture was made, so that it can be made again.
 
-Pictures of strangers are read too. So the text is limited in length, its schema is strict, and its configuration keys
-can only choose registered components and their placement. The caller must show which files it names before they are
-read.
+Pictures of strangers are read too. Therefore the text is limited in length, its schema is strict, and its configuration
+keys can only choose registered components and their placement. Before files that the text names are read, the caller
+must show the user which files they are.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class StoredLora:
 
 @attrs.frozen(kw_only=True)
 class Stored:
-    """How one picture was made.
+    """How one picture was made, as the picture's metadata stores it.
 
     Attributes:
         format: The format of this record.
@@ -73,11 +73,11 @@ class Stored:
     made_with: Mapping[str, str] = attrs.field(factory=dict)
 
     def text(self) -> str:
-        """The text that a picture stores, in ASCII."""
+        """Return the ASCII text that a picture stores in its metadata."""
         return json.dumps(unstructure(self))
 
     def config_tables(self) -> dict[str, Any]:
-        """The model and `config`, as the nested tables that `load_config` takes."""
+        """Return the model and `config` as the nested tables that `load_config` takes."""
         tables: dict[str, Any] = {"model": self.model}
         for key, value in self.config.items():
             *path, last = key.split(".")
@@ -88,9 +88,9 @@ class Stored:
         return tables
 
     def differences(self, other: Stored) -> list[str]:
-        """The names of those values that would make another picture.
+        """Return the names of the values in which two records differ, so that they would make different pictures.
 
-        Files are compared by their contents and not by their names; versions are not compared.
+        Files are compared by their contents, not by their names. Versions (`made_with`) are not compared.
         """
         mine, others = self._ingredients(), other._ingredients()
         return sorted(name for name in {*mine, *others} if mine.get(name) != others.get(name))
@@ -112,7 +112,7 @@ def _contents(value: Any, files: Mapping[str, str]) -> Any:
 
 
 def setting(composition: Composition, loras: Mapping[Path, float]) -> Stored:
-    """What all pictures that are made with these components and LoRAs store alike: everything but their requests."""
+    """Return the record that pictures made with these components and LoRAs share: everything but their requests."""
     config = composition.config
     models = {model.name: model for model in composition.models.values()}
     baseline = load_config(family=config.family, values={"model": composition.model_name})
@@ -144,8 +144,8 @@ def read_stored(file: Path) -> Stored:
     """Read what a picture stores of how it was made.
 
     Raises:
-        DataError: The file stores nothing of qframe.
-        UntrustedError: It stores something that qframe would not have written.
+        DataError: The file stores no text of qframe.
+        UntrustedError: The file stores a text that qframe would not have written.
     """
     origin = str(file)
     text = read_text(Picture(origin, file))
@@ -187,12 +187,14 @@ def check_files(stored: Stored, replaced: Collection[str], origin: str) -> None:
 
     Args:
         stored: What the picture stores.
-        replaced: "lora", and the keys of pictures, for which the user gives others; they are not checked.
-        origin: What messages call the picture.
+        replaced: The keys of the picture fields, and "lora", for which the user gives other files. Their stored files
+            are not checked.
+        origin: The words by which messages name the picture.
 
     Raises:
-        DataError: A picture is another file or cannot be read; the message names all that are wrong.
-        WeightsError: The same, where the first wrong file is a LoRA.
+        DataError: Files have other contents or cannot be read, and the first of them is a picture. The message names
+            all of them.
+        WeightsError: Files have other contents or cannot be read, and the first of them is a LoRA.
     """
     named: list[tuple[str, str, str | None, type[DataError] | type[WeightsError]]] = [
         (key, path, stored.files.get(path), DataError)
@@ -219,10 +221,15 @@ def check_files(stored: Stored, replaced: Collection[str], origin: str) -> None:
 
 
 def check_models(stored: Stored, now: Stored, origin: str) -> None:
-    """Check that the models have the contents that the picture was made with.
+    """Check that the model folders have the contents that a picture was made with.
+
+    Args:
+        stored: The record in the picture.
+        now: The record of the present components.
+        origin: The words by which messages name the picture.
 
     Raises:
-        WeightsError: A model has another content; the message names it.
+        WeightsError: A model folder has other contents; the message names it.
     """
     changed = [name for name, identity in now.models.items() if stored.models.get(name, identity) != identity]
     if changed:
