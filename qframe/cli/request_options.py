@@ -35,7 +35,7 @@ class RequestCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         recipe = _recipe(args)
         ctx.meta["qframe.recipe"] = recipe
-        if recipe is None:  # what is wrong with family or configuration comes first, not an option nobody declared
+        if recipe is None:  # an error of the family or the configuration is reported before one of an unknown option
             ctx.ignore_unknown_options = ctx.allow_extra_args = True
         return super().parse_args(ctx, args)
 
@@ -114,7 +114,7 @@ def _recipe(args: Sequence[str]) -> type[Recipe] | None:
 
         return recipe_class(family)
     except QframeError:
-        return None  # the command itself says so
+        return None  # the command itself reports the error
 
 
 def _stored_family(pictures: Sequence[str]) -> str | None:

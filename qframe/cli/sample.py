@@ -76,7 +76,7 @@ def _flag(name: str) -> str:
 @click.option("--size", metavar="WxH", help="Width and height in pixels [default: the family's].")
 @click.option("--seed", type=int, callback=seed, help="Picture i takes seed + i [default: 0].")
 @click.option("--num-images", type=click.IntRange(min=1), help="Pictures per prompt [default: 1].")
-@click.option("--lora", metavar="FILE[:WEIGHT]", multiple=True, help="Put a LoRA on the denoiser. Repeatable.")
+@click.option("--lora", metavar="FILE[:SCALE]", multiple=True, help="Put a LoRA on the denoiser. Repeatable.")
 @click.option(
     "--offload",
     type=click.Choice(["none", "model", "group"]),
@@ -112,7 +112,7 @@ def sample(
     overrides: tuple[str, ...],
     **request: Any,
 ) -> None:
-    """Make pictures: from a prompt, a file of requests, or a picture that was made before.
+    """Make pictures: from a prompt, a file of requests, or a picture that qframe made before.
 
     Each picture stores how it was made, so that --from can repeat it. With --family, --help shows that family's own
     options too (--image, --mask, ...).

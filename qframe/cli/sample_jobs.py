@@ -43,13 +43,13 @@ def make(
         going_on: Whether the others are made after one has failed. Then the error that names all that failed comes
             last.
     """
-    from qframe.cli.memory import foretold
+    from qframe.cli.memory import with_forecast
     from qframe.preflight import explained, forecast_sampling
     from qframe.sample.jobs.picture_files import write_picture
     from qframe.sample.loading import assemble
 
     forecast = forecast_sampling(composition)
-    with foretold(forecast):
+    with with_forecast(forecast):
         pipe = assemble(composition, loras)
 
     failed: list[tuple[Job, QframeError]] = []

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     metavar="[latest|PATH]",
     is_flag=False,
     flag_value="latest",
-    help="Go on from a checkpoint of the run: the newest whole one, or this one.",
+    help="Continue from a checkpoint of the run: the newest intact one, or this one.",
 )
 @click.option(
     "--nproc", type=click.IntRange(min=1), metavar="N", help="Train in N processes on this machine, a GPU each."

@@ -9,7 +9,7 @@ from qframe.interfaces import Guide, Velocity
 
 
 def plain_guidance(scale: float) -> Guide:
-    """`negative + scale (positive - negative)`."""
+    """Return the guide that computes `negative + scale (positive - negative)`."""
 
     def guide(positive: Tensor, negative: Tensor) -> Tensor:
         return negative + scale * (positive - negative)
@@ -18,9 +18,9 @@ def plain_guidance(scale: float) -> Guide:
 
 
 def norm_rescaled_guidance(scale: float) -> Guide:
-    """Plain guidance, after which each token is rescaled to the norm of its positive prediction.
+    """Return the guide that rescales the result of plain guidance to the norm of the positive velocity, token by token.
 
-    As in diffusers' Qwen pipelines: |positive| / |guided| over the channels, without an epsilon.
+    Diffusers' Qwen pipelines do the same: the factor is |positive| / |guided| over the channels, without an epsilon.
     """
     plain = plain_guidance(scale)
 
@@ -33,7 +33,10 @@ def norm_rescaled_guidance(scale: float) -> Guide:
 
 
 def guided_velocity(positive: Velocity, negative: Velocity, guide: Guide) -> Velocity:
-    """The guided velocity of a positive and a negative one, which are both asked with the same tokens and sigma."""
+    """Combine two velocities into a guided one.
+
+    Both are computed at the same tokens and sigma, in two forward passes.
+    """
 
     def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
         return guide(positive(tokens, sigma), negative(tokens, sigma))
@@ -42,7 +45,10 @@ def guided_velocity(positive: Velocity, negative: Velocity, guide: Guide) -> Vel
 
 
 def joined_velocity(both: Velocity, guide: Guide) -> Velocity:
-    """As `guided_velocity`, in one forward pass of twice the batch: all positive samples, then all negative ones."""
+    """Make the guided velocity of one forward pass of twice the batch.
+
+    `both` takes the tokens of all positive samples, then those of all negative ones.
+    """
 
     def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
         positive, negative = both(torch.cat([tokens, tokens]), sigma).chunk(2)

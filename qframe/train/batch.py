@@ -1,4 +1,4 @@
-"""Examples to a training batch: packing, noise, timesteps and caption dropout."""
+"""Makes a training batch of examples: packing, noise, timesteps, caption dropout, and the loss of its samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LossMap = Callable[[Example, torch.Generator], Tensor | None]
 
 
 def own_loss_map(example: Example, generator: torch.Generator) -> Tensor | None:
-    """The loss map of the example itself."""
+    """The loss map that the example brings, which ignores the generator."""
     return example.loss_map
 
 
@@ -143,8 +143,8 @@ def _token_factor(example: Example, patch: int, tokens: int) -> Tensor:
     factor = avg_pool2d(example.loss_map[None].float(), patch).flatten()
     if not factor.sum() > 0:
         raise DataError(
-            f"example {example.id}: its weight map is empty, so nothing could be learned from it",
-            "Paint the places that count in white, or leave the weight map out.",
+            f"example {example.id}: its loss map is empty, so nothing could be learned from it",
+            "Paint the places that count in white, or leave the loss map out.",
         )
     return factor / factor.sum()
 

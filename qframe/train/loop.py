@@ -44,7 +44,7 @@ class StepSetup:
         denoiser: The denoiser that is trained.
         schedule: Shifts noise levels, if `train.timestep_density` asks for it.
         patch: The side of a patch that becomes one token, in latent cells.
-        forward: What every forward pass is given beside its batch.
+        forward: Options that every forward pass is given in addition to its batch.
         loss_map: Says where the loss of an example counts.
         examples: The examples to train on.
         order: Which examples make which batch.
@@ -94,7 +94,7 @@ def run_steps(setup: StepSetup, state: TrainingState) -> None:
     with StopSignals() as signals, setup.progress.stage("training", config.max_steps, done=state.step) as bar:
 
         def asked_to_stop() -> int:
-            return setup.processes.most(signals.received or 0)  # not every process may have heard of it yet
+            return setup.processes.most(signals.received or 0)  # the signal may not have reached every process yet
 
         while state.step < config.max_steps:
             taken = optimizer_step(setup, state, asked_to_stop)
@@ -275,7 +275,7 @@ def _dropout_seed(setup: StepSetup, step: int, micro: int) -> int:
 
 
 def attention_kernels(device: torch.device, tokens: int) -> AbstractContextManager[None]:
-    """Inside, attention uses the kernels that are fastest for samples of at most `tokens` picture tokens."""
+    """A context in which attention uses the kernels that are fastest for samples of at most `tokens` picture tokens."""
     if device.type == "cpu" and tokens <= _MATH_ATTENTION_TOKENS:
         return sdpa_kernel(SDPBackend.MATH)
     return contextlib.nullcontext()

@@ -19,7 +19,7 @@ from qframe.pictures.pixels import open_picture
 
 _MOST_ROWS = 20
 _LARGEST_INPUT = 512
-"""Longer side, in pixels, of the inputs that are kept beside a run's samples."""
+"""The longest side, in pixels, of the copies of inputs that are kept with a run's samples."""
 
 
 @attrs.frozen(kw_only=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False, kw_only=True)
 class Watch:
-    """What happens beside the steps of a run. The training loop calls its methods; `StepSetup` says when.
+    """What happens between the steps of a run. The training loop calls its methods; `StepSetup` says when.
 
     Attributes:
         trainer: The trainer whose weights the steps change.

@@ -100,7 +100,7 @@ def test_existing_picture_is_kept_unless_overwritten(run: Run, tiny_model: Path)
         (("--output", "a.png", "--guidance", "inf"), "expected a finite number"),
         (("--output", "file/a.png"), "file is no folder that can be written to"),
         (("--output", "a.png", "--seed", "-1"), "from 0 to 2^62"),
-        (("--output", "a.png", "--lora", "x.safetensors:nan"), "the weight must be a finite number"),
+        (("--output", "a.png", "--lora", "x.safetensors:nan"), "the scale must be a finite number"),
         (("--output", "a.png", "--set", "sampler.use=eular"), "did you mean 'euler'?"),
     ],
 )

@@ -34,7 +34,7 @@ class ForeignRecipe(TextToImageRecipe):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    return tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-qwen"))
+    return tiny.tiny_qwen_model(tmp_path_factory.mktemp("tiny-qwen"))
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ FAST = {"num_inference_steps": 2, "true_cfg_scale": 1.0}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    return tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-qwen"))
+    return tiny.tiny_qwen_model(tmp_path_factory.mktemp("tiny-qwen"))
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +187,8 @@ def test_calls_that_cannot_be_met_say_why(pipe: Pipeline, arguments: dict[str, A
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"lora": {"a.safetensors": float("nan")}}, "lora a.safetensors: the weight must be a finite number, got nan"),
-        ({"lora": {"a.safetensors": "x"}}, "lora a.safetensors: the weight must be a finite number, got 'x'"),
+        ({"lora": {"a.safetensors": float("nan")}}, "lora a.safetensors: the scale must be a finite number, got nan"),
+        ({"lora": {"a.safetensors": "x"}}, "lora a.safetensors: the scale must be a finite number, got 'x'"),
         ({"lora": ["a.safetensors", "a.safetensors"]}, "lora: a file is given twice"),
         ({"lora": 5}, "lora must be a file, a list of files or a mapping, got 5"),
         ({"devices": {"vae": "cpu"}}, "devices: no component 'vae'"),

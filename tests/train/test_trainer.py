@@ -1,4 +1,4 @@
-"""The whole trainer on a tiny random checkpoint: stages, run folders, resume, results other programs read."""
+"""The whole trainer on a tiny random model: stages, run folders, resume, results other programs read."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ PROMPT = "put a dot on the circle"
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that takes 64 x 64 pictures as they are."""
-    checkpoint = tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-trainer"))
+    """A model that takes 64 x 64 pictures as they are."""
+    model = tiny.tiny_qwen_model(tmp_path_factory.mktemp("tiny-trainer"))
     sizes = {"recipe": {"min_area": 48 * 48, "max_area": 96 * 96, "multiple": 16, "side": 64}}
-    (checkpoint.folder / "qframe.json").write_text(json.dumps(sizes))
-    return checkpoint.folder
+    (model.folder / "qframe.json").write_text(json.dumps(sizes))
+    return model.folder
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def _whole_characters(instance: Any, attribute: attrs.Attribute[Any], value: str
 
 @attrs.frozen(kw_only=True)
 class Asked:
-    """The values that every family takes. `asked_type` adds those that one family takes beside.
+    """The values that every family takes. `asked_type` adds those that one family takes in addition.
 
     Attributes:
         prompt: What to make.
@@ -202,7 +202,7 @@ def stored_values(asked: Asked, request: Request, fields: Sequence[OwnField], se
 
 
 def size_of(size: str | None) -> dict[str, int]:
-    """WIDTHxHEIGHT as the fields of a request.
+    """Read WIDTHxHEIGHT, and return it as the fields `width` and `height` of a request.
 
     Raises:
         ConfigError: It is anything else.

@@ -1,4 +1,4 @@
-"""A file of requests as jobs: checked as a whole, and without those whose pictures are there already."""
+"""A file of requests as jobs: all are checked together, and those whose pictures exist already are left out."""
 
 from __future__ import annotations
 

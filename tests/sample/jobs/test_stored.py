@@ -13,7 +13,7 @@ from qframe.files.model_folder import ModelFolder
 from qframe.sample.jobs.picture_files import write_picture
 from qframe.sample.jobs.sources import digest_of, unchanged_picture
 from qframe.sample.jobs.stored import Stored, StoredLora, check_files, check_models, read_stored
-from tests.qwen.tiny import tiny_qwen_checkpoint
+from tests.qwen.tiny import tiny_qwen_model
 
 STORED = Stored(
     format="qframe-picture-1",
@@ -137,8 +137,8 @@ def test_devices_and_folders_are_no_files(tmp_path: Path) -> None:
             digest_of(path, "it")
 
 
-def test_the_identity_of_a_checkpoint_follows_its_contents(tmp_path: Path) -> None:
-    folder = tiny_qwen_checkpoint(tmp_path / "model").folder
+def test_the_identity_of_a_model_follows_its_contents(tmp_path: Path) -> None:
+    folder = tiny_qwen_model(tmp_path / "model").folder
     before = ModelFolder.open(folder).identity()
     assert ModelFolder.open(folder.rename(tmp_path / "moved")).identity() == before
     weights = next((tmp_path / "moved" / "transformer").glob("*.safetensors"))
