@@ -19,7 +19,7 @@ from qframe.train.run import Run
 class WandbLogger:
     """Logs to a run of the project `logging.project` that has the name of the training run's folder.
 
-    When a training run resumes, it goes on logging to the same run.
+    When a training run resumes, it continues to log to the same run.
     """
 
     def __init__(self) -> None:

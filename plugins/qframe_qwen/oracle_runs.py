@@ -41,7 +41,7 @@ def build(kind: Any, parts: Parts, processor: Any | None = None) -> Any:
     Args:
         kind: The pipeline's class.
         parts: Loaded components.
-        processor: What edit pipelines need beside; see `picture_processor`.
+        processor: What edit pipelines need in addition; see `picture_processor`.
 
     Raises:
         ConfigError: Encoder, codec or schedule are not those of this plugin.
@@ -135,7 +135,7 @@ class _Calls:
         self._norms = norms
 
     def __call__(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        self._norms.heard.clear()
+        self._norms.recorded.clear()
         target = kwargs["img_shapes"][0][0]
         if self.start is None:
             length = target[0] * target[1] * target[2]
@@ -174,7 +174,7 @@ def run_traced(
         encoded.extend(map(Encoded, image[:, :, 0], latents[:, :, 0]))
 
     def stepping(result: Any, velocity: Tensor, timestep: Tensor, *_: Any, **__: Any) -> None:
-        steps.predicted(velocity, float(timestep), norms.heard)
+        steps.predicted(velocity, float(timestep), norms.recorded)
 
     def stepped(pipeline: Any, step: int, timestep: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
         steps.stepped(state["latents"])

@@ -20,7 +20,7 @@ class DeclaredInputs(Sequence[ExampleInputs]):
     """
 
     def __init__(self, records: Sequence[Record], recipe: Recipe, *, unconditional: bool = True) -> None:
-        """`unconditional`: False leaves out the empty prompts, which only caption dropout needs."""
+        """`unconditional` = False leaves out the empty prompts, which only caption dropout needs."""
         self.records = records
         self.recipe = recipe
         self._unconditional = unconditional

@@ -60,7 +60,7 @@ def build_cache(
         made_by: The ingredients of the roles "encoder" and "codec", with the dtype that they compute in.
         batch_size: The most pictures, and the most prompts, that are encoded together.
         portion: The part of the work to do here. The examples are complete once the builders of all portions ended.
-        progress: Is told how far each stage has come.
+        progress: Shows how far each stage is.
 
     Raises:
         DataError: A record or a picture cannot be used; the message names it.

@@ -26,7 +26,7 @@ def latent_shape(inputs: ExampleInputs, size: FittedSize, compression: int) -> S
 
     Args:
         inputs: What a recipe wants encoded of a record.
-        size: Tells the size of each picture, for example `fitted_size`.
+        size: Gives the size of each picture, for example `fitted_size`.
         compression: `CodecSpec.compression`, pixels along a side of one latent place.
     """
 
@@ -42,7 +42,7 @@ def text_tokens(inputs: ExampleInputs, size: FittedSize, count: TokenCounter) ->
 
     Args:
         inputs: What a recipe wants encoded of a record.
-        size: Tells the size of each picture that the encoder sees.
+        size: Gives the size of each picture that the encoder sees.
         count: Counts the tokens of a prompt with pictures of these sizes.
     """
     texts = [text for text in (inputs.conditioning, inputs.unconditional) if text is not None]
@@ -53,6 +53,6 @@ def estimated_tokens(prompt: str, sizes: Sequence[Size]) -> int:
     """Estimate the text tokens of a prompt whose encoder has no counter, by the number of its bytes.
 
     No tokeniser makes more tokens than bytes. What an encoder's template adds, and the tokens of pictures that the
-    encoder sees, are not in the estimate: only encoding tells them.
+    encoder sees, are not in the estimate: they are known only after encoding.
     """
     return max(len(prompt.encode()), 1)

@@ -132,9 +132,9 @@ def _with_defaults(parameter: click.Parameter, recipe: type[Recipe]) -> click.Pa
     if sampling is None or not isinstance(parameter, click.Option) or parameter.name not in ("steps", "guidance"):
         return parameter
     number = getattr(sampling, parameter.name)
-    told = copy.copy(parameter)
-    told.help = (parameter.help or "").replace("the family's", f"{number:g}")
-    return told
+    own = copy.copy(parameter)
+    own.help = (parameter.help or "").replace("the family's", f"{number:g}")
+    return own
 
 
 def _option(field: OwnField) -> click.Option:

@@ -12,7 +12,7 @@ Precision = Literal["float32", "bfloat16"]
 LoraLayout = Literal["diffusers", "comfyui", "kohya"]
 """Layouts of LoRA files.
 
-"diffusers" stores alpha in the metadata of the file; "comfyui" and "kohya" store it beside each layer, and "kohya"
+"diffusers" stores alpha in the metadata of the file; "comfyui" and "kohya" store it with each layer, and "kohya"
 writes "_" for "." in the names of layers.
 """
 
@@ -179,8 +179,7 @@ class TrainConfig:
         default=1.0,
         validator=ge(0.0),
         metadata={
-            "help": "guidance scale that a guidance-distilled network is told in training; 1 is unguided, as the "
-            "data are"
+            "help": "guidance scale that a guidance-distilled network gets in training; 1 is unguided, as the data are"
         },
     )
     gradient_checkpointing: bool = attrs.field(
@@ -252,7 +251,7 @@ class SampleConfig:
     guidance_scale: float | None = attrs.field(
         default=None,
         validator=optional(ge(0.0)),
-        metadata={"help": "guidance scale that a guidance-distilled network is told; by default that of the family"},
+        metadata={"help": "guidance scale that a guidance-distilled network gets; by default that of the family"},
     )
     negative_prompt: str | None = attrs.field(
         default=None, metadata={"help": "negative prompt, which guidance needs; ' ' is enough"}

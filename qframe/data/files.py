@@ -80,7 +80,7 @@ class Root:
         Args:
             folder: The folder that paths are relative to.
             allow_outside: Whether files may lie outside of the folder.
-            remedy: What a message tells the user to do in order to allow that.
+            remedy: The sentence of a message that says how to allow that.
         """
         self.folder = folder
         self._remedy = remedy
@@ -120,7 +120,7 @@ class FileSource(RecordSource):
 
     Attributes:
         name: The registered name of the source.
-        rules: A sentence that tells users where the format is documented.
+        rules: A sentence that says where the format is documented.
         path: The file or folder that the user gave.
         settings: The options of the source.
     """

@@ -38,7 +38,10 @@ class FileDigests:
         self._new: list[tuple[str, Stamp, str]] = []
 
     def recall(self, path: str | Path) -> str | None:
-        """Return the digest of a file, or None: then the caller must read the file and tell `remember` its digest."""
+        """Return the digest of a file if it is known, else None.
+
+        If it is None, the caller must read the file and pass its digest to `remember`.
+        """
         path = os.path.abspath(path)
         if path not in self._known:
             # Taken before the file is read: a file that changes meanwhile has another stamp afterwards.

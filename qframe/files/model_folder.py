@@ -38,7 +38,7 @@ class ModelFolder:
         folder: Where the folder lies.
         remote: Whether the model came from the hub. Then the weights of a component are downloaded when they are
             first asked for.
-        progress: Is told how far reading has come when a digest of large weights is computed.
+        progress: Shows how far reading is while a digest of large weights is computed.
         digests: Remembers the digests of files that were read before; None computes every digest anew.
     """
 
@@ -114,7 +114,7 @@ class ModelFolder:
 
         Raises:
             WeightsError: Shards are missing; the message names them.
-            UntrustedError: Code or pickled weights lie in `subfolder` or beside model_index.json.
+            UntrustedError: Code or pickled weights lie in `subfolder` or next to model_index.json.
         """
         folder = self.folder / subfolder
         self._refuse_code(folder)
@@ -168,20 +168,20 @@ class ModelFolder:
         files = [file for file in files if file.suffix in _FINGERPRINTED]
         digests = self.digests or FileDigests()
         unread = [file for file in files if digests.recall(file) is None]
-        with self._telling(unread, subfolders) as told:
+        with self._showing(unread, subfolders) as reported:
             for file in unread:
-                digests.remember(file, _file_digest(file, told))
+                digests.remember(file, _file_digest(file, reported))
         total = hashlib.sha256()
         for file in files:
             total.update(f"{file.relative_to(self.folder).as_posix()} {digests.recall(file)}\n".encode())
         return total.hexdigest()
 
     def identity(self) -> str:
-        """Return, within milliseconds, a text that tells this model from another one.
+        """Return a text that identifies the model. It is computed within milliseconds.
 
-        For a model from the hub it is the revision; else a sha256 over names, sizes, JSON and text files, and 64
-        places of each large file of weights, its head among them. Training that moves all weights changes it, a change
-        of a few bytes may not: `digest` sees every byte.
+        For a model from the hub it is the revision. Else it is a sha256 over names, sizes, JSON and text files, and 64
+        places of each large file of weights, its header among them. Training changes all weights, and so this text. It
+        may stay the same if only a few bytes change; `digest` reads every byte.
         """
         if self.remote:
             return f"revision {self.folder.name}"
@@ -201,8 +201,11 @@ class ModelFolder:
         return total.hexdigest()
 
     @contextlib.contextmanager
-    def _telling(self, files: Sequence[Path], subfolders: Sequence[str]) -> Iterator[Callable[[int], None]]:
-        """Yield what must be called with the number of bytes read; it reports a stage in MB if there is much."""
+    def _showing(self, files: Sequence[Path], subfolders: Sequence[str]) -> Iterator[Callable[[int], None]]:
+        """Yield a function to call with the number of bytes read.
+
+        If there is much to read, it reports a stage in MB.
+        """
         size = sum(file.stat().st_size for file in files)
         if size < _WORTH_TELLING:
             yield lambda count: None
@@ -211,25 +214,25 @@ class ModelFolder:
         name = f"fingerprinting {', '.join(subfolders)} (MB)"
         with self.progress.stage(name, size // _MEGABYTE) as stage:
 
-            def told(count: int) -> None:
+            def reported(count: int) -> None:
                 nonlocal done
                 before, done = done // _MEGABYTE, done + count
                 stage.advance(done // _MEGABYTE - before)
 
-            yield told
+            yield reported
 
     def _fetch(self, subfolder: str) -> None:
         if self.remote:
             _download(self.name, tuple(f"{subfolder}/{kind}" for kind in (*_CONFIGURATION, "*.safetensors")))
 
 
-def _file_digest(file: Path, told: Callable[[int], None]) -> str:
+def _file_digest(file: Path, reported: Callable[[int], None]) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(8 * _MEGABYTE))
     with file.open("rb", buffering=0) as stream:
         while count := stream.readinto(buffer):
             digest.update(buffer[:count])
-            told(count)
+            reported(count)
     return digest.hexdigest()
 
 

@@ -34,7 +34,7 @@ class Survey:
     """Everything that is in a data set, and everything that is wrong with it.
 
     Attributes:
-        records: The records to train on, also those with problems as far as they can be told apart.
+        records: The records to train on, also those with problems if they can be distinguished.
         validation: The records that are kept from training.
         problems: What is wrong.
         unusable: The ids of records that have problems.
@@ -76,6 +76,6 @@ class RecordSource(ABC):
     def success(self, record: Record, picture: Image.Image) -> bool | None:
         """Judge whether a sampled picture does what a record asks for. Reports count successes by `record.group`.
 
-        The default returns None: only a person can tell.
+        The default returns None: only a person can judge.
         """
         return None

@@ -155,7 +155,7 @@ def check_parts(checkpoint: Path, made_of: Mapping[str, Mapping[str, str]]) -> N
 
 
 def _short(ingredient: str | None) -> str:
-    """The first characters of a digest, which are enough to tell it from another; anything else as it is."""
+    """The first characters of a digest, which are enough to recognise it; anything else as it is."""
     return "none" if ingredient is None else ingredient if len(ingredient) < 64 else f"{ingredient[:12]}..."
 
 

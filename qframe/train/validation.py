@@ -29,7 +29,7 @@ class GroupResult:
     Attributes:
         group: The group of the records (`Record.group`).
         count: How many samples the group has.
-        judged: How many of them the source could judge; 0 where only a person can tell.
+        judged: How many of them the source could judge; 0 where only a person can judge.
         right: How many of them are right.
     """
 

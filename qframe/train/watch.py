@@ -28,7 +28,7 @@ class Watch:
         max_steps: Optimizer steps of the whole run.
         held_out: The examples that the validation loss is taken over; None takes no loss.
         sample: Samples the validation pictures and keeps them under the name of a moment; None samples nothing.
-        about: What every checkpoint tells of the run.
+        about: Further facts about the run that every checkpoint stores, as JSON.
         toml: The run's configuration, which every checkpoint holds.
         setup: The steps that are watched. It is set before the first step.
     """
@@ -59,7 +59,10 @@ class Watch:
         return found
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of a step, and tell the plugins that observe the run. The first process alone does."""
+        """Log the metrics of a step, and report them to the plugins that observe the run.
+
+        Only the first process does so.
+        """
         self.run.step = step
         if self.trainer.processes.first:
             self.run.log(step, metrics)

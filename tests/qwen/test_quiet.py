@@ -1,4 +1,4 @@
-"""Nothing of diffusers or transformers is heard while a model loads and a long prompt is cut."""
+"""Nothing of diffusers or transformers is printed while a model loads and a long prompt is cut."""
 
 from __future__ import annotations
 

@@ -96,22 +96,22 @@ def test_output_types_are_those_of_diffusers(pipe: Pipeline) -> None:
 
 
 def test_progress_hears_every_step(pipe: Pipeline) -> None:
-    heard: list[Any] = []
+    recorded: list[Any] = []
 
     class Listener:
         @contextmanager
         def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Listener]:
-            heard.append((name, total))
+            recorded.append((name, total))
             yield self
 
         def advance(self, count: int = 1, **metrics: float) -> None:
-            heard.append(count)
+            recorded.append(count)
 
         def note(self, text: str) -> None:
             """Nothing."""
 
     pipe(prompt="a", image=tiny.picture(0, 96, 96), progress=Listener(), **FAST)  # type: ignore[arg-type]
-    assert heard == [("sampling", 2), 1, 1]
+    assert recorded == [("sampling", 2), 1, 1]
 
 
 def test_on_step_stops_a_plan_early(pipe: Pipeline) -> None:

@@ -23,7 +23,7 @@ pytestmark = needs_fork
 SPLIT = ("encoding pictures", "encoding prompts", "sampling before training", "sampling after training")
 
 
-class Heard(SilentProgress):
+class Recorder(SilentProgress):
     """Counts what each stage is told to do."""
 
     def __init__(self) -> None:
@@ -51,11 +51,11 @@ def configured(output: Path) -> Config:
 
 
 def fit(config: Config, processes: Processes) -> dict[str, Tensor]:
-    heard = Heard()
-    result = Trainer(config, processes=processes, progress=heard).fit()
+    recorded = Recorder()
+    result = Trainer(config, processes=processes, progress=recorded).fit()
     assert result.weights.is_file()
     assert (result.sheet is not None) == processes.first
-    return {name: torch.tensor(heard.totals[name]) for name in SPLIT}
+    return {name: torch.tensor(recorded.totals[name]) for name in SPLIT}
 
 
 @pytest.mark.slow

@@ -348,12 +348,12 @@ def test_the_stored_configuration_names_its_folder_and_resumes(
 
 def test_plugins_hear_at_the_start_that_a_run_resumes(config: Callable[..., Config]) -> None:
     quiet = ("data.options.validation=0", "sample.count=0")
-    heard: list[tuple[int | None, int]] = []
+    recorded: list[tuple[int | None, int]] = []
 
     class Listener:
         @qframe.hookimpl
         def qframe_run_start(self, run: Run) -> None:
-            heard.append((run.resumed_from, run.step))
+            recorded.append((run.resumed_from, run.step))
 
     plugins = load_registry()._manager
     listener = Listener()
@@ -363,7 +363,7 @@ def test_plugins_hear_at_the_start_that_a_run_resumes(config: Callable[..., Conf
         Trainer(config("run", *quiet, "train.max_steps=5")).fit(resume="latest")
     finally:
         plugins.unregister(listener)
-    assert heard == [(None, 0), (STEPS, STEPS)]
+    assert recorded == [(None, 0), (STEPS, STEPS)]
 
 
 def test_resuming_reads_the_checkpoint_with_the_trainers_own_plugins(

@@ -1,1 +1,1 @@
-"""`qframe bench sample`: a sampling run beside its forward passes alone, and beside diffusers' pipeline."""
+"""`qframe bench sample`: compares a sampling run with its forward passes alone, and with diffusers' pipeline."""

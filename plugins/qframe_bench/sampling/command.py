@@ -23,7 +23,7 @@ from qframe_bench.sampling.settings import HEAD, Settings
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def sample(as_json: bool, **options: Any) -> None:
-    """Measure a sampling run beside its forward passes alone, and beside diffusers' pipeline on the same work.
+    """Compare a sampling run with its forward passes alone, and with diffusers' pipeline on the same work.
 
     Encoder and codec are those of the embedded model, the transformer is random. Contestants run in turns; on a CPU the
     processor time of this process counts.

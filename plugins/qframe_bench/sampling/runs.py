@@ -1,4 +1,4 @@
-"""Measures a sampling run beside its forward passes alone, and beside diffusers' pipeline on the same networks.
+"""Compares a sampling run with its forward passes alone, and with diffusers' pipeline on the same networks.
 
 Encoder, codec and schedule are those of the embedded model. The transformer is random and so wide that it takes most
 of the time, as a published one does. The contestants run in turns in one process; see `qframe_bench.measuring`.

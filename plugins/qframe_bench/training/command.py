@@ -40,7 +40,7 @@ def train(
     check: bool,
     as_json: bool,
 ) -> int:
-    """Measure what a training step takes beside its forward pass, backward pass and optimizer.
+    """Measure what a training step takes in addition to its forward pass, backward pass and optimizer.
 
     Three contestants take steps over the first batch of a run: the training loop with cached examples, the training
     loop with examples that are encoded live, and the network with its optimizer alone. Then examples of the size that

@@ -38,7 +38,7 @@ def _sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
 @click.option("--profile", is_flag=True, help="Also operations per second and time by component.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def transformer(full: bool, quick: bool, as_json: bool, **options: Any) -> None:
-    """Measure packed batches of mixed shapes beside diffusers, forward and backward pass with a LoRA.
+    """Compare packed batches of mixed shapes with diffusers: a forward and a backward pass with a LoRA.
 
     The batch has four samples. Two of them have two pictures of s x s tokens, the other two have two pictures of
     2s x 2s. All prompts have 77 tokens, or lengths are mixed. Weights are random. Contestants run in turns; on a CPU

@@ -95,7 +95,7 @@ def test_any_text_ends_in_a_message(tmp_path: Path, text: str) -> None:
         read_stored(tmp_path / "a.png")
 
 
-def test_a_picture_without_a_request_is_told(tmp_path: Path) -> None:
+def test_a_picture_without_a_request_is_reported(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="stores no request of qframe"):
         read_stored(tmp_path / "a.png")
@@ -121,7 +121,7 @@ def test_another_model_is_told_by_name() -> None:
     check_models(STORED, attrs.evolve(STORED, models={"elsewhere": "2"}), "old.png")
 
 
-def test_a_picture_that_changes_while_it_waits_is_told(tmp_path: Path) -> None:
+def test_a_picture_that_changes_while_it_waits_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "in.png"
     file.write_bytes(b"first")
     picture = unchanged_picture("in", file, digest_of(file, "in"))
