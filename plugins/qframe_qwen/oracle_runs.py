@@ -111,7 +111,7 @@ class ReferenceMode:
         self._tokens = self._pipeline._pack_latents(mode, batch, channels, height, width)
 
     def shown(self) -> Any:
-        """Inside, the transformer gets the mode as the second half of its tokens, which is the reference."""
+        """A context in which the transformer gets the mode as the second half of its tokens, which is the reference."""
 
         def show(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             assert self._tokens is not None

@@ -136,9 +136,9 @@ def put_back(made: Image.Image, original: Image.Image, mask: Image.Image, box: B
     over.paste(_fill(made, (lower - upper, right - left)), (left, upper))
     kept = Image.new("RGBa", original.size)  # premultiplied: grey places of the mask mix without a dark seam
     kept.paste(original.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask))
-    whole = over.convert("RGB").convert("RGBA")
-    whole.alpha_composite(kept.convert("RGBA"))
-    return whole.convert("RGB")
+    pasted = over.convert("RGB").convert("RGBA")
+    pasted.alpha_composite(kept.convert("RGBA"))
+    return pasted.convert("RGB")
 
 
 def _fill(image: Image.Image, size: Size) -> Image.Image:

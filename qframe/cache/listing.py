@@ -70,7 +70,11 @@ class ShardListing:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Inside, no other process or thread lists or rewrites shards. CacheError if another does so for too long."""
+        """A context in which no other process or thread lists or rewrites shards.
+
+        Raises:
+            CacheError: Another one does so for too long.
+        """
         if getattr(self._held, "already", False):
             yield
             return

@@ -43,7 +43,11 @@ class FolderUsers:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Inside, this process alone uses the folder, and whoever opens it waits. CacheError if another uses it."""
+        """A context in which only this process uses the folder; a process that opens it then waits.
+
+        Raises:
+            CacheError: Another process uses the folder.
+        """
         taken = None if self._lock is None else self._lock.take()
         if not taken or self._lock is None:
             if self._lock is not None:

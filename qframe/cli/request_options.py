@@ -149,7 +149,7 @@ def _option(field: OwnField) -> click.Option:
         return click.Option([flag, field.key], type=float, callback=finite, help=about)
     if field.kind == "choice":
         return click.Option([flag, field.key], type=click.Choice(field.choices), help=about)
-    return click.Option([flag, field.key], type=int if field.kind == "whole" else str, help=about)
+    return click.Option([flag, field.key], type=int if field.kind == "integer" else str, help=about)
 
 
 def _flag(field: OwnField) -> str:

@@ -58,7 +58,7 @@ class LoraConfig:
 
 @attrs.frozen(kw_only=True)
 class TrainConfig:
-    """The training loop."""
+    """The settings of the training loop, `[train]`."""
 
     mode: Literal["lora", "full"] = attrs.field(
         default="lora", metadata={"help": "what is trained: a LoRA (lora), or all weights of the denoiser (full)"}

@@ -153,7 +153,7 @@ class FileSource(RecordSource):
         return [record for record in self._all if record.id not in self._kept]
 
     def validation(self) -> Sequence[Record]:
-        """As many records as `data.options.validation` says, chosen by their ids alone, not by order or by a seed."""
+        """Return `data.options.validation` records, which are chosen by their ids alone, not by order or by a seed."""
         return [record for record in self._all if record.id in self._kept]
 
     def survey(self) -> Survey:

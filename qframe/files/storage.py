@@ -164,7 +164,7 @@ def require_space(folder: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Inside, an error from a full disk, a quota or a file-size limit becomes a ResourceError that names `path`."""
+    """A context in which an error from a full disk, a quota or a file-size limit becomes a ResourceError for `path`."""
     try:
         yield
     except OSError as error:
@@ -195,7 +195,7 @@ def clear_leftovers(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Inside, this run alone writes into `folder`. WeightsError names the process that does so already, if one does."""
+    """A context in which only this run writes into `folder`. WeightsError names the process that does so already."""
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / ".qframe-owner.json"
 

@@ -109,7 +109,7 @@ def to_padded(cond: Conditioning) -> tuple[Tensor, Tensor]:
 
 
 def repeat_conditioning(cond: Conditioning, times: int) -> Conditioning:
-    """Each sample `times` times in a row."""
+    """Repeat each sample `times` times; the copies of a sample stand together."""
     return cond if times == 1 else Conditioning.join(repeat_each(cond.split(), times))
 
 

@@ -37,7 +37,7 @@ class DenoiserContract:
     tolerance: float = 1e-5
 
     def samples(self, spec: DenoiserSpec, *, references: bool = False) -> list[_Sample]:
-        """Random samples of the shapes above."""
+        """Make random samples with the grids and text lengths of this class."""
         generator = torch.Generator().manual_seed(0)
 
         def tokens(grids: tuple[Grid, ...]) -> PackedSequence:

@@ -124,7 +124,7 @@ class BatchOrder(ABC):
 
 
 class FixedOrder(BatchOrder):
-    """`batch_size` examples for every process, in random order, whatever their shapes."""
+    """Gives every process `batch_size` examples of a batch, in random order, whatever their shapes."""
 
     def __init__(self, sizes: Sequence[SampleSize], seed: int, batch_size: int) -> None:
         super().__init__(sizes, seed)
@@ -173,7 +173,7 @@ class FixedOrder(BatchOrder):
 
 
 class BucketedOrder(FixedOrder):
-    """`batch_size` examples for every process, of one shape and of similar prompt length.
+    """Gives every process `batch_size` examples of a batch, of one shape and of similar prompt length.
 
     The examples of each shape are shuffled, sorted by prompt length in stretches (`SORTED_TOGETHER`), and cut into full
     batches. The examples that are left over of all shapes make batches of mixed shapes. So no example of a rare shape
@@ -211,7 +211,7 @@ class BucketedOrder(FixedOrder):
 
 
 class PackedOrder(BatchOrder):
-    """As many examples of any shapes as fit into `budget` tokens, for every process.
+    """Gives every process as many examples of a batch, of any shapes, as fit into `budget` tokens.
 
     The portions are numbered, and each batch takes the next ones, one for every process. So two processes compute in
     one batch what one process computes in two batches that it accumulates. Within an epoch all portions but one are at

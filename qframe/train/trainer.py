@@ -224,7 +224,7 @@ class Trainer:
             )
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the trained weights are their moving average, if the run keeps one."""
+        """A context in which the trained weights are their moving average, if the run keeps one."""
         return averaged(self.state)
 
     def save_lora(self, path: str | Path) -> Path:

@@ -66,7 +66,7 @@ class Report:
 
     @property
     def kept(self) -> bool:
-        """Whether every promise is kept."""
+        """Whether no ratio exceeds its limit."""
         return all(ratio.kept for ratio in self.ratios)
 
     def __str__(self) -> str:
