@@ -97,7 +97,7 @@ class _Seen:
 
     Attributes:
         record: The record.
-        inputs: What the recipe wants to encode of the record; None if the recipe refuses the record.
+        inputs: What must be encoded of the record; None if the recipe refuses the record.
         looks: The pictures that could be read, by the `id()` of the picture object.
         findings: What is wrong with the record.
     """

@@ -34,7 +34,7 @@ class WandbLogger:
 
     @hookimpl
     def qframe_run_start(self, run: Run) -> None:
-        """Start the run, or go on with it: its id is stored in logs/wandb-id."""
+        """Start the run, or continue it: its id is stored in logs/wandb-id."""
         name = run.logs / "wandb-id"
         if not name.exists():
             write_file(name, secrets.token_hex(8).encode())

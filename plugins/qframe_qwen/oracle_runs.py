@@ -212,7 +212,7 @@ def _encodes(pipeline: Any) -> bool:
 
 
 def _laid_out(pipeline: Any) -> AbstractContextManager[None]:
-    """Inside, pictures are contiguous in memory, as qframe's are: other layouts give other roundings in bfloat16."""
+    """A context in which pictures are contiguous in memory, as in qframe: otherwise bfloat16 is rounded differently."""
     if not _encodes(pipeline):
         return nullcontext()
     real = pipeline._encode_vae_image

@@ -53,7 +53,7 @@ class Crop:
         mask = resize(mask, (image.height, image.width))
         if mask.getbbox() is None:
             raise ConfigError(
-                "mask_image: nothing to repaint: it is black everywhere", "Paint white what is to be made anew."
+                "mask_image: nothing to repaint: it is black everywhere", "Paint white what is to be repainted."
             )
         box = crop_box(mask, size, padding)
         return cls(fit_inside(image.crop(box), size), fit_inside(mask.crop(box), size), box, image, mask)

@@ -1,4 +1,4 @@
-"""What a recipe wants encoded for the records of a data set, asked of the recipe once for each record."""
+"""What must be encoded for the records of a data set. The recipe is asked once for each record."""
 
 from __future__ import annotations
 

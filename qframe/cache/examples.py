@@ -54,7 +54,7 @@ def build_cache(
     What was encoded is written at least every half minute, so that a build that was interrupted continues from there.
 
     Args:
-        inputs: What the recipe wants encoded for each record. They are forgotten once everything is encoded.
+        inputs: What must be encoded for each record. They are forgotten once everything is encoded.
         parts_loader: Loads components; it is called only for roles that have something to encode.
         cache: The cache.
         made_by: The ingredients of the roles "encoder" and "codec", with the dtype that they compute in.

@@ -25,7 +25,7 @@ def latent_shape(inputs: ExampleInputs, size: FittedSize, compression: int) -> S
     """Return the sides of the latents that an example's pictures will have.
 
     Args:
-        inputs: What a recipe wants encoded of a record.
+        inputs: What must be encoded of a record.
         size: Gives the size of each picture, for example `fitted_size`.
         compression: `CodecSpec.compression`, pixels along a side of one latent place.
     """
@@ -41,7 +41,7 @@ def text_tokens(inputs: ExampleInputs, size: FittedSize, count: TokenCounter) ->
     """Return the text tokens of the caption, or of the empty prompt that may replace it, whichever are more.
 
     Args:
-        inputs: What a recipe wants encoded of a record.
+        inputs: What must be encoded of a record.
         size: Gives the size of each picture that the encoder sees.
         count: Counts the tokens of a prompt with pictures of these sizes.
     """

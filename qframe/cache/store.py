@@ -186,7 +186,7 @@ class Cache:
         """Return the path of a shard."""
         return self._listing.shards / shard
 
-    # -- damage, and entries that nobody wants ------------------------------------------------------------------
+    # -- damage, and entries that no data set needs --------------------------------------------------------------
 
     def verify(self, progress: Progress = SILENT) -> list[Damage]:
         """Read every entry, compare checksums, and list what is damaged. Nothing is changed."""

@@ -53,7 +53,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 FAMILY = click.option("--family", metavar="NAME", help="The task; `qframe plugins list` shows them.")
 MODEL = click.option("--model", metavar="DIR|HUB_ID", help="The model [default: the embedded one].")
 DATA = click.option("--data", metavar="PATH", help="A folder, .jsonl, .csv or .parquet [default: the embedded set].")
-CONFIG = click.option("--config", "config_file", metavar="FILE", help="A TOML file; flags and --set stand above it.")
+CONFIG = click.option("--config", "config_file", metavar="FILE", help="A TOML file; options and --set override it.")
 SET = click.option(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set any key, e.g. train.max_steps=200. Repeatable."
 )

@@ -51,10 +51,10 @@ def check_callback(callback: StepCallback | None, names: Sequence[str]) -> None:
 
     Args:
         callback: The caller's function; None where there is none.
-        names: The names of the tensors that it wants.
+        names: The names of the tensors that it is to get.
 
     Raises:
-        ConfigError: It cannot be called, or wants a tensor that does not exist.
+        ConfigError: It cannot be called, or a name is not that of a tensor.
     """
     if callback is not None and not callable(callback):
         raise ConfigError(

@@ -288,9 +288,9 @@ def _lost_process(error: BaseException) -> LostProcessError:
     if "timed out" in str(error).lower() or "timeout" in str(error).lower():
         return LostProcessError(
             "another process of this run did not answer for train.process_timeout seconds",
-            "If it was only slow, raise train.process_timeout. Go on with --resume.",
+            "If it was only slow, raise train.process_timeout. Continue with --resume.",
         )
     return LostProcessError(
         "another process of this run ended",
-        "If it was killed, look for what killed it, a lack of memory most often. Go on with --resume.",
+        "If it was killed, look for what killed it, a lack of memory most often. Continue with --resume.",
     )

@@ -85,6 +85,6 @@ def _outcome(rank: int, count: int, code: int) -> int:
         raise ResourceError(
             message,
             "Unless somebody did that, the machine was out of memory: try fewer processes, or smaller batches. "
-            "Go on with --resume.",
+            "Continue with --resume.",
         )
-    raise QframeError(message, "Go on with --resume; if it happens again, --debug shows more.")
+    raise QframeError(message, "Continue with --resume; if it happens again, --debug shows more.")

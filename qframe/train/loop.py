@@ -129,7 +129,7 @@ def run_steps(setup: StepSetup, state: TrainingState) -> None:
 
 
 def _stopped(asked: int, state: TrainingState) -> Stopped:
-    return Stopped(asked, f"stopped at step {state.step}; everything is saved", "Go on with --resume.")
+    return Stopped(asked, f"stopped at step {state.step}; everything is saved", "Continue with --resume.")
 
 
 def optimizer_step(

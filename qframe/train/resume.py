@@ -57,7 +57,7 @@ def run_folder(config: Config, resume: str | None) -> Path:
         if resume is None and folder.exists() and not _free(folder):
             raise WeightsError(
                 f"{folder}: this folder is not empty, and a run never overwrites",
-                "Give another --output, or --resume to go on with the run in it.",
+                "Give another --output, or --resume to continue the run in it.",
             )
         return folder
     base = Path("runs")

@@ -59,7 +59,7 @@ class Batch:
             path: The file of requests.
             output: The folder of the results.
             defaults: Values for lines that do not give them.
-            overwrite: Whether pictures that exist, made from something else, are made anew.
+            overwrite: Whether pictures that exist but were made from another request are replaced.
             allow_outside: Whether lines may name pictures outside of the folder of the file.
         """
         self._desk, self._path, self._output = desk, path, output
