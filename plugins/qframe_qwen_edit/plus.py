@@ -86,7 +86,7 @@ class EditPlusRequest(Request):
     image: tuple[tuple[PictureLike, ...], ...] | None = attrs.field(
         default=None,
         converter=as_sets,
-        metadata={"help": "a reference picture; repeat the option for several, in order"},
+        metadata={"help": "a reference picture; repeat it for several, in order"},
     )
 
 

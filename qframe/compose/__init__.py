@@ -1,4 +1,4 @@
-"""A configuration's names become parts: components are composed, checked against one another, placed and loaded."""
+"""Makes components from the names in a configuration: checks them against one another, places and loads them."""
 
 from __future__ import annotations
 

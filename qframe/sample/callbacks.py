@@ -1,4 +1,4 @@
-"""What a caller may do between two steps, in the form of diffusers' `callback_on_step_end`."""
+"""Calls a caller's function between two steps, in the way of diffusers' `callback_on_step_end`."""
 
 from __future__ import annotations
 

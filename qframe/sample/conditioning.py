@@ -1,4 +1,4 @@
-"""From a request's prompts, or the embeddings given instead, to what every forward pass of a run gets."""
+"""Makes the conditioning that every forward pass of a run gets, from the prompts or the embeddings of a request."""
 
 from __future__ import annotations
 

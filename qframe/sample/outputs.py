@@ -31,7 +31,7 @@ class PipelineOutput:
 
 
 def as_output(pictures: list[Tensor], output_type: OutputType) -> Pictures:
-    """Pictures [3, H, W] in [-1, 1], or tokens [L, C] for "latent", in the form that a caller asks for."""
+    """Convert pictures [3, H, W] in [-1, 1], or tokens [L, C] for "latent", to the form that a caller asks for."""
     if output_type == "pil":
         return [from_pixels(picture) for picture in pictures]
     if output_type != "latent":

@@ -1,4 +1,4 @@
-"""The run of a plan: its velocity is put together, and the sampler integrates it."""
+"""Runs a plan: makes the velocity from the denoiser and the plan, and lets the sampler integrate it."""
 
 from __future__ import annotations
 

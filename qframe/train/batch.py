@@ -137,7 +137,7 @@ def _conditioning(example: Example, drop: bool) -> Conditioning:
 
 
 def _token_factor(example: Example, patch: int, tokens: int) -> Tensor:
-    """The fraction of each of the example's tokens in its loss, [L]; they add up to 1."""
+    """Return for each token of an example its fraction of the example's loss, [L]; the fractions add up to 1."""
     if example.loss_map is None:
         return torch.full((tokens,), 1.0 / tokens)
     factor = avg_pool2d(example.loss_map[None].float(), patch).flatten()
@@ -150,13 +150,13 @@ def _token_factor(example: Example, patch: int, tokens: int) -> Tensor:
 
 
 def sample_losses(predicted: Tensor, batch: TrainingBatch) -> Tensor:
-    """Each sample's weighted mean squared error [B], in float32."""
+    """Return the weighted mean squared error of each sample, [B], in float32."""
     error = (predicted.float() - batch.velocity).square().mean(dim=-1) * batch.loss_factor  # [N]
     return torch.stack([part.sum() for part in error.split(list(batch.noisy.lengths))])
 
 
 def flow_loss(predicted: Tensor, batch: TrainingBatch, samples: int) -> Tensor:
-    """Mean over `samples` of each sample's weighted mean squared error, in float32.
+    """Return the sum of the samples' weighted mean squared errors, divided by `samples`, in float32.
 
     `samples` is how many samples the optimizer step has. A forward pass over some of them gives its part of the mean.
     """

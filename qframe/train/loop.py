@@ -176,7 +176,7 @@ def optimizer_step(
 
 @attrs.define(eq=False)
 class _Passes:
-    """What is known of the forward and backward passes of one optimizer step, in this process.
+    """The results of the forward and backward passes of one optimizer step, in this process.
 
     Attributes:
         samples: How many samples the step has, over all processes.
@@ -254,7 +254,7 @@ def predict_velocity(setup: StepSetup, batch: TrainingBatch) -> torch.Tensor:
 
 
 def _passes(setup: StepSetup, number: int, portion: BatchPortion) -> list[tuple[tuple[int, ...], bool]]:
-    """The forward passes of this process's portion of batch `number`: places in it, and whether their loss counts.
+    """Return the forward passes of this process in batch `number`: places in its portion, and whether the loss counts.
 
     If the denoiser is sharded, every process must make equally many forward passes, or the others wait for it for ever.
     So a pass has one sample then, and a process with fewer samples repeats its first one without counting its loss.

@@ -211,7 +211,7 @@ def size_of(size: str | None) -> dict[str, int]:
     """Read WIDTHxHEIGHT, and return it as the fields `width` and `height` of a request.
 
     Raises:
-        ConfigError: It is anything else.
+        ConfigError: `size` has another form.
     """
     if size is None:
         return {}
