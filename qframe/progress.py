@@ -30,7 +30,7 @@ class Stage(Protocol):
 
         Args:
             count: How many steps.
-            metrics: Numbers such as the loss, which are shown next to the rate and the remaining time.
+            metrics: Numbers such as the loss, which are shown beside rate and remaining time.
         """
 
 

@@ -43,7 +43,7 @@ class TokenFigures:
         valid: Mean number of tokens in a batch, padding left out.
         smallest: The number of tokens in the smallest batch, padding left out.
         largest: The number of tokens in the largest batch, padding left out.
-        padded: Mean number of tokens of padding that are computed in addition to the valid ones.
+        padded: Mean number of tokens of padding that are computed beside the valid ones.
         largest_sample: The number of tokens of the largest sample.
         exact: False if the encoder cannot count tokens, so that text is counted in bytes.
         problem: Why no batch can be made under this configuration; None if batches can be made.

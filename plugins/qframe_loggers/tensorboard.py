@@ -20,7 +20,7 @@ from qframe.train.run import Run
 class TensorBoardLogger:
     """Writes event files into logs/tensorboard.
 
-    When a run resumes from a checkpoint, TensorBoard drops the points that were logged after that checkpoint.
+    When a run resumes from a checkpoint, TensorBoard is told to drop what was logged after that checkpoint.
     """
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from qframe.train.run import Run
 class WandbLogger:
     """Logs to a run of the project `logging.project` that has the name of the training run's folder.
 
-    When a training run resumes, it continues to log to the same run.
+    When a training run resumes, it goes on logging to the same run.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class WandbLogger:
 
     @hookimpl
     def qframe_run_start(self, run: Run) -> None:
-        """Start the run, or continue it: its id is stored in logs/wandb-id."""
+        """Start the run, or go on with it: its id is stored in logs/wandb-id."""
         name = run.logs / "wandb-id"
         if not name.exists():
             write_file(name, secrets.token_hex(8).encode())

@@ -85,7 +85,7 @@ def _published(geometries: Mapping[int, Geometry]) -> bool:
 def replaced_sizes(
     kind: type[DiffusionPipeline], images: Sequence[Image.Image], geometries: Mapping[int, Geometry]
 ) -> AbstractContextManager[None]:
-    """A context in which a pipeline resizes pictures to the sizes that a recipe's geometries decide.
+    """Inside, a pipeline resizes pictures to the sizes that a recipe's geometries decide.
 
     diffusers' edit pipelines have areas of their own. Where the recipe's geometries give the same sizes, nothing is
     replaced.

@@ -41,7 +41,7 @@ def build(kind: Any, parts: Parts, processor: Any | None = None) -> Any:
     Args:
         kind: The pipeline's class.
         parts: Loaded components.
-        processor: What edit pipelines need in addition; see `picture_processor`.
+        processor: What edit pipelines need beside; see `picture_processor`.
 
     Raises:
         ConfigError: Encoder, codec or schedule are not those of this plugin.
@@ -111,7 +111,7 @@ class ReferenceMode:
         self._tokens = self._pipeline._pack_latents(mode, batch, channels, height, width)
 
     def shown(self) -> Any:
-        """A context in which the transformer gets the mode as the second half of its tokens, which is the reference."""
+        """Inside, the transformer gets the mode as the second half of its tokens, which is the reference."""
 
         def show(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             assert self._tokens is not None

@@ -66,7 +66,7 @@ class Tick:
 
     Attributes:
         place: Where it is along the axis, in units of the view box.
-        text: The number at its end.
+        text: The number beside it.
     """
 
     place: float

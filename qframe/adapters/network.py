@@ -154,7 +154,7 @@ def lora_layers(module: nn.Module, *, adapter: str = "default") -> dict[str, Lor
 
 
 def load_lora(module: nn.Module, file: Path, scale: float = 1.0, *, adapter: str = "default") -> None:
-    """Put the LoRA of a file on `module`, in addition to the adapters that it has already, and freeze all parameters.
+    """Put the LoRA of a file on `module`, beside the adapters that it carries already, and freeze all parameters.
 
     Args:
         module: The network.

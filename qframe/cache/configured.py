@@ -17,7 +17,7 @@ from qframe.progress import SILENT, Progress
 
 
 def cache_folder(config: Config) -> Path:
-    """Return the folder of the cache: `cache.dir`, or by default a folder next to the runs, which all use it.
+    """Return the folder of the cache: `cache.dir`, or by default a folder beside the runs, which share it.
 
     Keys depend on content alone, so that any runs can share a folder. Runs of one family share entries as well.
     """
@@ -38,7 +38,7 @@ def made_by(
     Args:
         composition: The components.
         store: Keeps digests of files between runs; without it, all weights are read.
-        progress: Shows how far reading is.
+        progress: Is told how far reading has come.
         roles: Which components.
     """
     digests = FileDigests(store)
@@ -62,7 +62,7 @@ def configured_plan(
         records: The records.
         cache: Keeps the digests of files between runs.
         unconditional: Whether examples have the empty prompt too, which only caption dropout needs.
-        progress: Shows how far the reading of weights is.
+        progress: Is told how far reading of weights has come.
     """
     makers = made_by(composition, cache, progress)
     inputs = DeclaredInputs(records, composition.recipe, unconditional=unconditional)

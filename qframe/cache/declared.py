@@ -1,4 +1,4 @@
-"""What must be encoded for the records of a data set. The recipe is asked once for each record."""
+"""What a recipe wants encoded for the records of a data set, asked of the recipe once for each record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DeclaredInputs(Sequence[ExampleInputs]):
     """
 
     def __init__(self, records: Sequence[Record], recipe: Recipe, *, unconditional: bool = True) -> None:
-        """`unconditional` = False leaves out the empty prompts, which only caption dropout needs."""
+        """`unconditional`: False leaves out the empty prompts, which only caption dropout needs."""
         self.records = records
         self.recipe = recipe
         self._unconditional = unconditional

@@ -1,4 +1,4 @@
-"""Encodes what a recipe declares: pictures, prompts with their pictures, and loss maps, in batches.
+"""Encodes what a recipe wants encoded: pictures, prompts with their pictures, and loss maps, in batches.
 
 The cache uses it and keeps the results; training without a cache uses it and keeps nothing.
 """
@@ -135,7 +135,7 @@ def encode_examples(
     """Encode examples.
 
     Args:
-        inputs: What must be encoded for each example.
+        inputs: What a recipe wants encoded for each example.
         ids: The id of each example.
         parts: The components, encoder and codec loaded.
         batch_size: The most pictures, and the most prompts, that are encoded together.

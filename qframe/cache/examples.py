@@ -54,13 +54,13 @@ def build_cache(
     What was encoded is written at least every half minute, so that a build that was interrupted continues from there.
 
     Args:
-        inputs: What must be encoded for each record. They are forgotten once everything is encoded.
+        inputs: What the recipe wants encoded for each record. They are forgotten once everything is encoded.
         parts_loader: Loads components; it is called only for roles that have something to encode.
         cache: The cache.
         made_by: The ingredients of the roles "encoder" and "codec", with the dtype that they compute in.
         batch_size: The most pictures, and the most prompts, that are encoded together.
         portion: The part of the work to do here. The examples are complete once the builders of all portions ended.
-        progress: Shows how far each stage is.
+        progress: Is told how far each stage has come.
 
     Raises:
         DataError: A record or a picture cannot be used; the message names it.

@@ -1,4 +1,4 @@
-"""The index says which shard holds which key. It is an SQLite file that qframe can recreate from the shards."""
+"""The index tells which shard holds which key. It is an SQLite file that can be made again from the shards."""
 
 from __future__ import annotations
 

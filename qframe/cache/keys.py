@@ -144,7 +144,7 @@ def text_parts(text: TextInput, maker: KeyMaker) -> dict[str, Any]:
 
 
 def example_parts(inputs: ExampleInputs, maker: KeyMaker) -> dict[str, dict[str, Any]]:
-    """Return what each key of an example is made of, by the name of the part that messages show."""
+    """Return what each key of an example is made of, by the name of the part that people are told."""
     named = {"target": pixel_parts(inputs.target, maker)}
     for number, reference in enumerate(inputs.references, start=1):
         named[f"reference {number}"] = pixel_parts(reference, maker)

@@ -25,8 +25,8 @@ def latent_shape(inputs: ExampleInputs, size: FittedSize, compression: int) -> S
     """Return the sides of the latents that an example's pictures will have.
 
     Args:
-        inputs: What must be encoded of a record.
-        size: Gives the size of each picture, for example `fitted_size`.
+        inputs: What a recipe wants encoded of a record.
+        size: Tells the size of each picture, for example `fitted_size`.
         compression: `CodecSpec.compression`, pixels along a side of one latent place.
     """
 
@@ -41,8 +41,8 @@ def text_tokens(inputs: ExampleInputs, size: FittedSize, count: TokenCounter) ->
     """Return the text tokens of the caption, or of the empty prompt that may replace it, whichever are more.
 
     Args:
-        inputs: What must be encoded of a record.
-        size: Gives the size of each picture that the encoder sees.
+        inputs: What a recipe wants encoded of a record.
+        size: Tells the size of each picture that the encoder sees.
         count: Counts the tokens of a prompt with pictures of these sizes.
     """
     texts = [text for text in (inputs.conditioning, inputs.unconditional) if text is not None]
@@ -53,6 +53,6 @@ def estimated_tokens(prompt: str, sizes: Sequence[Size]) -> int:
     """Estimate the text tokens of a prompt whose encoder has no counter, by the number of its bytes.
 
     No tokeniser makes more tokens than bytes. What an encoder's template adds, and the tokens of pictures that the
-    encoder sees, are not in the estimate: they are known only after encoding.
+    encoder sees, are not in the estimate: only encoding tells them.
     """
     return max(len(prompt.encode()), 1)

@@ -70,11 +70,7 @@ class ShardListing:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """A context in which no other process or thread lists or rewrites shards.
-
-        Raises:
-            CacheError: Another one does so for too long.
-        """
+        """Inside, no other process or thread lists or rewrites shards. CacheError if another does so for too long."""
         if getattr(self._held, "already", False):
             yield
             return

@@ -18,7 +18,7 @@ class LiveExamples(Sequence[Example]):
         """Keep what is needed to encode the examples; nothing is encoded yet.
 
         Args:
-            inputs: What must be encoded for each record.
+            inputs: What the recipe wants encoded for each record.
             parts: The components, encoder and codec loaded.
             counter: What `Encoder.token_counter` gives. Without it `text_length` is an estimate.
         """

@@ -50,7 +50,7 @@ class CachePlan:
         the others have computed. DataError names a record or picture that cannot be used.
 
         Args:
-            progress: Shows how far reading is.
+            progress: Is told how far reading has come.
             portion: The portion that this builder encodes; it decides the place at which hashing begins.
         """
         if portion.count > 1:

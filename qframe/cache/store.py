@@ -215,11 +215,7 @@ class Cache:
         rewrite_shard(self._listing, self._reader, shard, without)
 
     def alone(self) -> AbstractContextManager[None]:
-        """A context in which no other process has this cache open; a process that opens it then waits.
-
-        Raises:
-            CacheError: Another process has the cache open.
-        """
+        """Inside, no other process has this cache open, and whoever opens it waits. CacheError if another has it."""
         return self._users.alone()
 
     # -- digests of the data set's files ------------------------------------------------------------------------

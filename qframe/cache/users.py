@@ -43,11 +43,7 @@ class FolderUsers:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """A context in which only this process uses the folder; a process that opens it then waits.
-
-        Raises:
-            CacheError: Another process uses the folder.
-        """
+        """Inside, this process alone uses the folder, and whoever opens it waits. CacheError if another uses it."""
         taken = None if self._lock is None else self._lock.take()
         if not taken or self._lock is None:
             if self._lock is not None:

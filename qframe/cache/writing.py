@@ -61,7 +61,7 @@ class PendingEntries:
         return taken
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Remove entries from memory, once they are written."""
+        """Let go of entries that were written."""
         for key in keys:
             self.bytes -= _size([self.tensors.pop(key)])
             self.about.pop(key, None)

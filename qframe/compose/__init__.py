@@ -1,4 +1,4 @@
-"""Makes components from the names in a configuration: checks them against one another, places and loads them."""
+"""A configuration's names become parts: components are composed, checked against one another, placed and loaded."""
 
 from __future__ import annotations
 

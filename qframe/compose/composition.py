@@ -81,7 +81,7 @@ class Composition:
 
         Args:
             role: The role of the component.
-            progress: Shows how far the reading of large files is.
+            progress: Is told how far the reading of large files is.
             digests: Digests of files that were read before.
         """
         model = attrs.evolve(self.model(role), progress=progress, digests=digests)
@@ -106,7 +106,7 @@ class Composition:
     def outlines(self) -> Mapping[str, Any]:
         """Encoder, denoiser and codec with their networks on the meta device: shapes without weights.
 
-        A component whose shapes are not known without its weights is left out.
+        A component whose shapes cannot be told without its weights is left out.
         """
         listed = devices.listed_devices(self.config)
         found = {}
@@ -121,14 +121,14 @@ class Composition:
     def outline(self, role: str, dtype: torch.dtype) -> Any:
         """A new component with its network on the meta device, which the caller may change.
 
-        None where the shapes of the component are not known without its weights.
+        None where the shapes of the component cannot be told without its weights.
         """
         return self.classes[role].outline(self.model(role), self.options(role), dtype=dtype)
 
     def weights(self, role: str) -> int | None:
         """Bytes of a component's weights once they are loaded and, where configured, quantised.
 
-        None where the shapes of the component are not known without its weights.
+        None where the shapes of the component cannot be told without its weights.
         """
         outline = self.outlines.get(role)
         return None if outline is None else placement.network_bytes(outline.network, self.quantisers.get(role))

@@ -1,4 +1,4 @@
-"""The joints of a composition: what one component gives, and what the component that takes it needs."""
+"""The joints of a composition: what one component gives, and what its neighbour wants."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Joint:
 def check_joints(
     encoder: EncoderSpec, codec: CodecSpec, denoiser: DenoiserSpec, recipe: Recipe, allow: Sequence[str]
 ) -> tuple[Joint, ...]:
-    """Compare what every component gives with what the component that takes it needs.
+    """Compare what every component gives with what its neighbour wants.
 
     Args:
         allow: Names of joints that may differ, as `compose.allow` writes them (with "_" for a space).

@@ -89,7 +89,7 @@ class Placement:
     """Networks that are offloaded: their weights are on the CPU between uses."""
 
     def __init__(self, hooks: Sequence[Any] = (), *, offloaded: bool = False) -> None:
-        """`hooks` are those of accelerate that move networks; `offloaded` says whether anything is offloaded."""
+        """`hooks` are those of accelerate that move networks; `offloaded` tells whether anything is offloaded."""
         self.hooks = tuple(hooks)
         self._offloaded = offloaded
 

@@ -41,7 +41,7 @@ def put(tree: Tree, value: Mapping[str, Any], source: Callable[[Key], str], at: 
     Args:
         tree: The tree, which is changed.
         value: The tables; a value of None counts as not given.
-        source: Says for the path of a key where its value comes from.
+        source: Tells for the path of a key where its value comes from.
         at: The path of the tables in the tree.
     """
     if len(at) > DEEPEST:

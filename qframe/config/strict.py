@@ -1,7 +1,7 @@
 """Turns nested tables into attrs classes without converting values, and reports every problem at once.
 
-Without this module, cattrs turns "false" into True and 3.7 into 3, and takes a string apart where a list is expected.
-Therefore this module registers how every type that a configuration can hold is read. Imports no torch.
+cattrs by itself turns "false" into True and 3.7 into 3, and takes a string apart where a list is expected. Therefore
+this module registers how every type that a configuration can hold is read. Imports no torch.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ Precision = Literal["float32", "bfloat16"]
 LoraLayout = Literal["diffusers", "comfyui", "kohya"]
 """Layouts of LoRA files.
 
-"diffusers" stores alpha in the metadata of the file; "comfyui" and "kohya" store it with each layer, and "kohya"
+"diffusers" stores alpha in the metadata of the file; "comfyui" and "kohya" store it beside each layer, and "kohya"
 writes "_" for "." in the names of layers.
 """
 
@@ -58,7 +58,7 @@ class LoraConfig:
 
 @attrs.frozen(kw_only=True)
 class TrainConfig:
-    """The settings of the training loop, `[train]`."""
+    """The training loop."""
 
     mode: Literal["lora", "full"] = attrs.field(
         default="lora", metadata={"help": "what is trained: a LoRA (lora), or all weights of the denoiser (full)"}

@@ -80,7 +80,7 @@ class Root:
         Args:
             folder: The folder that paths are relative to.
             allow_outside: Whether files may lie outside of the folder.
-            remedy: The sentence of a message that says how to allow that.
+            remedy: What a message tells the user to do in order to allow that.
         """
         self.folder = folder
         self._remedy = remedy
@@ -120,7 +120,7 @@ class FileSource(RecordSource):
 
     Attributes:
         name: The registered name of the source.
-        rules: A sentence that says where the format is documented.
+        rules: A sentence that tells users where the format is documented.
         path: The file or folder that the user gave.
         settings: The options of the source.
     """
@@ -153,7 +153,7 @@ class FileSource(RecordSource):
         return [record for record in self._all if record.id not in self._kept]
 
     def validation(self) -> Sequence[Record]:
-        """Return `data.options.validation` records, which are chosen by their ids alone, not by order or by a seed."""
+        """As many records as `data.options.validation` says, chosen by their ids alone, not by order or by a seed."""
         return [record for record in self._all if record.id in self._kept]
 
     def survey(self) -> Survey:

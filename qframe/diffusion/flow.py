@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """Return x_sigma of `clean` and `noise`, both [N, ...]. `sigma` is [] or [N], and broadcast over the other axes."""
+    """x_sigma of `clean` and `noise`, both [N, ...]; sigma [] or [N], broadcast over the other axes."""
     sigma = sigma.reshape(sigma.shape + (1,) * (clean.ndim - sigma.ndim)) if sigma.ndim else sigma
     return (1 - sigma) * clean + sigma * noise
 
 
 def velocity_target(clean: Tensor, noise: Tensor) -> Tensor:
-    """Return the velocity that the denoiser learns to predict: eps - x_0."""
+    """What the denoiser learns to predict: eps - x_0."""
     return noise - clean
 
 
@@ -59,17 +59,17 @@ def shift_sigma(sigma: Tensor, mu: float) -> Tensor:
 
 
 def uniform_density(count: int, generator: torch.Generator) -> Tensor:
-    """Draw sigmas [count] from the uniform distribution on (0, 1)."""
+    """Sigmas [count] drawn evenly from (0, 1)."""
     return torch.rand(count, generator=generator).clamp(1e-5, 1 - 1e-5)
 
 
 def logit_normal_density(count: int, generator: torch.Generator, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """Draw sigmas [count] whose logit has a normal distribution (Esser et al. 2024, section 3.1)."""
+    """Sigmas [count] whose logit is normal (Esser et al. 2024, section 3.1)."""
     return torch.sigmoid(mean + std * torch.randn(count, generator=generator)).clamp(1e-5, 1 - 1e-5)
 
 
 def logit_normal_quantile(fraction: Tensor, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """Return the sigma below which a fraction in (0, 1) of the sigmas of `logit_normal_density` lies."""
+    """The sigma below which this fraction in (0, 1) of `logit_normal_density` lies."""
     return torch.sigmoid(mean + std * torch.special.ndtri(fraction)).clamp(1e-5, 1 - 1e-5)
 
 

@@ -9,7 +9,7 @@ from qframe.interfaces import Guide, Velocity
 
 
 def plain_guidance(scale: float) -> Guide:
-    """Return the guide that computes `negative + scale (positive - negative)`."""
+    """`negative + scale (positive - negative)`."""
 
     def guide(positive: Tensor, negative: Tensor) -> Tensor:
         return negative + scale * (positive - negative)
@@ -18,9 +18,9 @@ def plain_guidance(scale: float) -> Guide:
 
 
 def norm_rescaled_guidance(scale: float) -> Guide:
-    """Return the guide that rescales the result of plain guidance to the norm of the positive velocity, token by token.
+    """Plain guidance, after which each token is rescaled to the norm of its positive prediction.
 
-    Diffusers' Qwen pipelines do the same: the factor is |positive| / |guided| over the channels, without an epsilon.
+    As in diffusers' Qwen pipelines: |positive| / |guided| over the channels, without an epsilon.
     """
     plain = plain_guidance(scale)
 
@@ -33,10 +33,7 @@ def norm_rescaled_guidance(scale: float) -> Guide:
 
 
 def guided_velocity(positive: Velocity, negative: Velocity, guide: Guide) -> Velocity:
-    """Combine two velocities into a guided one.
-
-    Both are computed at the same tokens and sigma, in two forward passes.
-    """
+    """The guided velocity of a positive and a negative one, which are both asked with the same tokens and sigma."""
 
     def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
         return guide(positive(tokens, sigma), negative(tokens, sigma))
@@ -45,10 +42,7 @@ def guided_velocity(positive: Velocity, negative: Velocity, guide: Guide) -> Vel
 
 
 def joined_velocity(both: Velocity, guide: Guide) -> Velocity:
-    """Make the guided velocity of one forward pass of twice the batch.
-
-    `both` takes the tokens of all positive samples, then those of all negative ones.
-    """
+    """As `guided_velocity`, in one forward pass of twice the batch: all positive samples, then all negative ones."""
 
     def velocity(tokens: Tensor, sigma: Tensor) -> Tensor:
         positive, negative = both(torch.cat([tokens, tokens]), sigma).chunk(2)

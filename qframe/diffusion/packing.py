@@ -1,4 +1,4 @@
-"""Converts latents to tokens and packed tokens to padded ones, and back. No other module changes the layout."""
+"""Latents to tokens and back, packed to padded and back. Nothing else in the core changes the layout."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def unpack_latents(tokens: Tensor, grid: Grid, patch: int) -> Tensor:
 
 
 def latent_grid(latents: Tensor, patch: int) -> Grid:
-    """Return the grid of the tokens that latents [..., h, w] are cut into."""
+    """The token grid of latents [..., h, w]."""
     return (1, latents.shape[-2] // patch, latents.shape[-1] // patch)
 
 

@@ -38,10 +38,7 @@ class FileDigests:
         self._new: list[tuple[str, Stamp, str]] = []
 
     def recall(self, path: str | Path) -> str | None:
-        """Return the digest of a file if it is known, else None.
-
-        If it is None, the caller must read the file and pass its digest to `remember`.
-        """
+        """Return the digest of a file, or None: then the caller must read the file and tell `remember` its digest."""
         path = os.path.abspath(path)
         if path not in self._known:
             # Taken before the file is read: a file that changes meanwhile has another stamp afterwards.

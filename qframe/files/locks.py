@@ -81,7 +81,7 @@ class FileLock:
 def exclusive(path: Path, busy: Callable[[], Exception], *, timeout: float = 0.0) -> Iterator[None]:
     """Hold the lock file at `path` alone inside. A thread that holds it already must not ask for it again.
 
-    Where the file system has no locks, a second file next to `path` marks that the lock is held.
+    Where the file system has no locks, a second file beside `path` marks that the lock is held.
 
     Args:
         path: The lock file.

@@ -38,7 +38,7 @@ class ModelFolder:
         folder: Where the folder lies.
         remote: Whether the model came from the hub. Then the weights of a component are downloaded when they are
             first asked for.
-        progress: Shows how far reading is while a digest of large weights is computed.
+        progress: Is told how far reading has come when a digest of large weights is computed.
         digests: Remembers the digests of files that were read before; None computes every digest anew.
     """
 
@@ -114,7 +114,7 @@ class ModelFolder:
 
         Raises:
             WeightsError: Shards are missing; the message names them.
-            UntrustedError: Code or pickled weights lie in `subfolder` or next to model_index.json.
+            UntrustedError: Code or pickled weights lie in `subfolder` or beside model_index.json.
         """
         folder = self.folder / subfolder
         self._refuse_code(folder)
@@ -177,11 +177,11 @@ class ModelFolder:
         return total.hexdigest()
 
     def identity(self) -> str:
-        """Return a text that identifies the model. It is computed within milliseconds.
+        """Return, within milliseconds, a text that tells this model from another one.
 
-        For a model from the hub it is the revision. Else it is a sha256 over names, sizes, JSON and text files, and 64
-        places of each large file of weights, its header among them. Training changes all weights, and so this text. It
-        may stay the same if only a few bytes change; `digest` reads every byte.
+        For a model from the hub it is the revision; else a sha256 over names, sizes, JSON and text files, and 64
+        places of each large file of weights, its head among them. Training that moves all weights changes it, a change
+        of a few bytes may not: `digest` sees every byte.
         """
         if self.remote:
             return f"revision {self.folder.name}"

@@ -1,8 +1,8 @@
 """Publishing: a file or folder appears whole or not at all, and stays as it was published.
 
-A writer fills a draft, a temporary file or folder next to the target; then it syncs every file, writes a manifest of
+A writer fills a draft, a temporary file or folder beside the target; then it syncs every file, writes a manifest of
 checksums, renames the draft and syncs the parent folder. While the writer lives it holds a lock on its draft, so that
-the draft of a killed writer can be distinguished from that of a living one. Imports no torch.
+the draft of a killed writer can be told from that of a living one. Imports no torch.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _HEADROOM = 1.2
 def publish_folder(target: Path, write: Callable[[Path], None], *, expected_bytes: int = 0) -> None:
     """Publish a new folder with a manifest that holds the sha256 and the size of each of its files.
 
-    If anything fails, nothing is left behind. A process that is killed leaves a hidden draft next to `target`, which
-    the next writer deletes.
+    If anything fails, nothing is left behind. A process that is killed leaves a hidden draft beside `target`, which the
+    next writer deletes.
 
     Args:
         target: The folder to publish, which must not exist.
@@ -164,7 +164,7 @@ def require_space(folder: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """A context in which an error from a full disk, a quota or a file-size limit becomes a ResourceError for `path`."""
+    """Inside, an error from a full disk, a quota or a file-size limit becomes a ResourceError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -195,7 +195,7 @@ def clear_leftovers(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """A context in which only this run writes into `folder`. WeightsError names the process that does so already."""
+    """Inside, this run alone writes into `folder`. WeightsError names the process that does so already, if one does."""
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / ".qframe-owner.json"
 

@@ -16,8 +16,8 @@ class CodecSpec:
     """What is known of a codec before its weights are loaded.
 
     Attributes:
-        latent_space: The name of the latent space. Codec and denoiser fit if they have the same name here; equal
-            shapes are not enough.
+        latent_space: The name of the latent space. Codec and denoiser fit if they have the same name here; their
+            shapes would not tell.
         channels: Z, the channels of latents.
         compression: H / h and W / w, the pixels along each side of one latent place.
         pixel_channels: The channels of the pixels, 3 for RGB or 4 for RGBA.

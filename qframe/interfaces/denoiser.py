@@ -80,7 +80,7 @@ class Denoiser(Loadable):
             sigma: The noise level of each sample, [B].
             cond: The conditioning of each sample.
             references: The tokens of the reference pictures of each sample; None where no sample has any.
-            forward: Options of the forward pass, which do not belong to a sample.
+            forward: What a forward pass takes beside its batch.
         """
 
     def bind(

@@ -43,7 +43,7 @@ class TextInput:
 
 @attrs.frozen(eq=False, kw_only=True)
 class ExampleInputs:
-    """What must be encoded for one record, as a recipe declares it. Each part becomes a cache entry of its own.
+    """What a recipe wants encoded for one record. Each part becomes a cache entry of its own.
 
     Attributes:
         target: The picture to learn.

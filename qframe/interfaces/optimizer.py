@@ -1,4 +1,4 @@
-"""The contract of an optimizer factory: it builds the optimizers that update the trained weights."""
+"""The contract of an optimizer: it builds what steps the trained weights."""
 
 from __future__ import annotations
 
@@ -24,25 +24,13 @@ class OptimizerFactory(ABC):
     def build(
         self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, weight_decay: float, blocks: str
     ) -> Sequence[torch.optim.Optimizer]:
-        """Build one or more optimizers, which are stepped one after the other.
+        """Optimizers that share the parameters out among themselves; they are stepped one after the other.
 
-        Each parameter belongs to one of the optimizers. Their state, of parameters and of groups, may have tensors,
-        numbers, text and None, in lists, tuples and dicts; nothing else can be saved in a checkpoint.
-
-        Args:
-            parameters: The trained parameters, by name.
-            learning_rate: The peak of the learning rate. The schedule scales the rate of every group in every step, and
-                takes the rate that the group was built with as the peak.
-            weight_decay: The weight decay that the user set.
-            blocks: The name of the network's repeated blocks. The names of their parameters begin with it.
+        The rate that a group is built with is its peak: the schedule scales it in every step. blocks: the name of the
+        repeated blocks, which the names of their parameters begin with. State may be tensors, numbers, text, None, and
+        lists, tuples and dicts of them, on parameters and in groups.
         """
 
     def state_bytes(self, parameters: Mapping[str, nn.Parameter], *, blocks: str) -> int:
-        """Return how many bytes the state will take. The default is two moments of each parameter.
-
-        Args:
-            parameters: The trained parameters, by name. Only shapes and dtypes are read, so that they may lie on the
-                meta device.
-            blocks: As for `build`.
-        """
+        """Bytes that its state will take; shapes alone are read. By default two moments of each parameter."""
         return 2 * sum(parameter.nbytes for parameter in parameters.values())

@@ -28,9 +28,9 @@ class Parts:
         schedule: The noise levels; it has no weights and is always there.
         sampler: The integrator; it has no weights and is always there.
         model: The model folder of the whole configuration.
-        loaded_encoder: The encoder; None if this stage has not loaded it.
-        loaded_codec: The codec; None if this stage has not loaded it.
-        loaded_denoiser: The denoiser; None if this stage has not loaded it.
+        loaded_encoder: The encoder, or None where this stage has not loaded it. Likewise the next two.
+        loaded_codec: The codec, or None.
+        loaded_denoiser: The denoiser, or None.
     """
 
     encoder_spec: EncoderSpec
@@ -45,17 +45,17 @@ class Parts:
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder. QframeError if this stage has not loaded it."""
+        """The encoder. QframeError if this stage has not loaded it, and likewise the next two."""
         return _needed(self.loaded_encoder, "encoder")
 
     @property
     def codec(self) -> LatentCodec:
-        """The codec. QframeError if this stage has not loaded it."""
+        """The codec."""
         return _needed(self.loaded_codec, "codec")
 
     @property
     def denoiser(self) -> Denoiser:
-        """The denoiser. QframeError if this stage has not loaded it."""
+        """The denoiser."""
         return _needed(self.loaded_denoiser, "denoiser")
 
     @property

@@ -16,7 +16,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 @attrs.frozen(kw_only=True)
 class ForwardOptions:
-    """What a request sets for every forward pass of the denoiser, in addition to the inputs of the pass.
+    """What a request sets for every forward pass of the denoiser, beside the inputs of the pass.
 
     Attributes:
         guidance: Scale that a guidance-distilled network takes as an input; None for every other network.

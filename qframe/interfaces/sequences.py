@@ -53,7 +53,7 @@ class PackedSequence:
         return tuple(sum(grid_length(g) for g in grids) for grids in self.grids)
 
     def with_tokens(self, tokens: Tensor) -> PackedSequence:
-        """Return a sequence of other tokens [N, C] with the same grids."""
+        """A sequence of other tokens [N, C] with the same grids."""
         return attrs.evolve(self, tokens=tokens)
 
 
@@ -94,7 +94,7 @@ class Conditioning:
         return len(self.lengths)
 
     def split(self) -> tuple[Conditioning, ...]:
-        """Return one Conditioning per sample. Their tensors are views: nothing is copied."""
+        """One Conditioning per sample. Their tensors are views: nothing is copied."""
         embeds = self.embeds.split(list(self.lengths))
         extras = {name: extra.split(list(self.lengths)) for name, extra in self.extras.items()}
         return tuple(
@@ -109,7 +109,7 @@ class Conditioning:
 
     @staticmethod
     def join(parts: Sequence[Conditioning]) -> Conditioning:
-        """Join the samples of all parts in one batch. ValueError if the parts do not have extras of the same names."""
+        """All samples of `parts` in one batch. ValueError if they do not all have extras of the same names."""
         names = {frozenset(part.extras) for part in parts}
         if len(names) != 1:
             raise ValueError(f"cannot join conditionings with different extras: {sorted(map(sorted, names))}")

@@ -56,11 +56,11 @@ class Settled:
         return self.sigmas.shape[0] - 1
 
     def with_generator(self, generator: torch.Generator | Sequence[torch.Generator] | None) -> Self:
-        """A copy that draws its noise from another source of random numbers."""
+        """The same, drawn from another source of random numbers."""
         return attrs.evolve(self, request=attrs.evolve(self.request, generator=generator))
 
     def seeded(self, seed: int) -> Self:
-        """A copy with one generator per picture: the picture at place i of the result is drawn from seed + i."""
+        """The same with one generator per picture: the picture at place i of the result is drawn from seed + i."""
         return self.with_generator([torch.Generator().manual_seed(seed + place) for place in self.places])
 
 
@@ -76,7 +76,7 @@ class SettledAround(Settled):
 
     @classmethod
     def of(cls, inner: Settled, **own: Any) -> Self:
-        """Wrap what the inner recipe settled. `own` has the values of the fields that the subclass adds."""
+        """Wrap what the inner recipe settled. `own`: values of the fields that the subclass adds."""
         common = {field.name: getattr(inner, field.name) for field in attrs.fields(Settled)}
         return cls(**common, inner=inner, **own)
 

@@ -76,6 +76,6 @@ class RecordSource(ABC):
     def success(self, record: Record, picture: Image.Image) -> bool | None:
         """Judge whether a sampled picture does what a record asks for. Reports count successes by `record.group`.
 
-        The default returns None: only a person can judge.
+        The default returns None: only a person can tell.
         """
         return None

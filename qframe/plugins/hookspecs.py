@@ -107,7 +107,7 @@ class Family:
         recipe: "module:Class" of a `qframe.interfaces.Recipe`, or the name of another family, whose recipe and settings
             this family takes.
         settings: "module:Class" of the attrs class of the recipe's settings, which imports no torch.
-        transforms: Registered names of the transforms that are put around the recipe, the innermost first.
+        transforms: Registered names of the transforms that the recipe's plans pass through, the first one first.
         options: Defaults that are laid under what the user gives, as nested tables with the keys of a configuration,
             for example {"encoder": {"options": {"template": "edit"}}}.
         model: Registered name of the model that is used when the user names none.

@@ -105,7 +105,7 @@ class ChosenFamily:
     Attributes:
         family: The family.
         recipe: The family that declares the recipe: the chosen one itself, or the one whose recipe it takes.
-        transforms: The transforms around the recipe, the innermost first.
+        transforms: The transforms around the recipe, the first one first.
         models: The models that ship with plugins, by name.
         components: The components that the configuration names, by the path of the key that names each, such as
             ("denoiser", "use").

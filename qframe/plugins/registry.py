@@ -4,7 +4,7 @@ pluggy leaves three gaps that are closed here: it skips a second distribution wi
 it stops at the first plugin that cannot be imported without naming it, and it ignores a hook whose name is misspelt.
 
     QFRAME_DISABLE_PLUGINS=a,b    leaves these plugins out
-    QFRAME_TRACE_PLUGINS=1        writes to stderr how each plugin loads, and every event that is reported to observers
+    QFRAME_TRACE_PLUGINS=1        writes to stderr how each plugin loads, and every event that observers are told
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Plugin:
 
 @attrs.frozen
 class Broken:
-    """A failure of a plugin. What else the plugin declares, and every other plugin, still works.
+    """A failure of a plugin. What else the plugin declares, and every other plugin, goes on working.
 
     Attributes:
         plugin: The name of the plugin.

@@ -81,10 +81,10 @@ class Forecast:
         return max(sum(parts.values()) for parts in self.needs[device].values())
 
     def table(self, room: Callable[[torch.device], Room] = room_on) -> list[str]:
-        """Return the lines of a table: what will be loaded, what each stage needs on each device, and what would help.
+        """The lines of a table: what will be loaded, what each stage needs of each device, whether it fits, what helps.
 
         Args:
-            room: Returns the memory of a device.
+            room: Tells the memory of a device.
         """
         lines = ["will load", *(f"  {part}" for part in self.loaded)]
         for device, stages in self.needs.items():
@@ -100,7 +100,7 @@ class Forecast:
         """One line with the most that each device needs, and the memory it has.
 
         Args:
-            room: Returns the memory of a device.
+            room: Tells the memory of a device.
         """
         peaks = (f"about {gib(self.peak(device))} of {gib(room(device).total)} on {device}" for device in self.needs)
         return f"Memory: {'; '.join(peaks)}."
@@ -109,7 +109,7 @@ class Forecast:
         """A warning for each device that has less free memory than the forecast needs.
 
         Args:
-            room: Returns the memory of a device.
+            room: Tells the memory of a device.
 
         Raises:
             ResourceError: The weights alone take more memory than a device has; their size is exact, not an estimate.

@@ -1,4 +1,4 @@
-"""Calls a caller's function between two steps, in the way of diffusers' `callback_on_step_end`."""
+"""What a caller may do between two steps, in the form of diffusers' `callback_on_step_end`."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def check_callback(callback: StepCallback | None, names: Sequence[str]) -> None:
 
     Args:
         callback: The caller's function; None where there is none.
-        names: The names of the tensors that it is to get.
+        names: The names of the tensors that it wants.
 
     Raises:
-        ConfigError: It cannot be called, or a name is not that of a tensor.
+        ConfigError: It cannot be called, or wants a tensor that does not exist.
     """
     if callback is not None and not callable(callback):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Makes the conditioning that every forward pass of a run gets, from the prompts or the embeddings of a request."""
+"""From a request's prompts, or the embeddings given instead, to what every forward pass of a run gets."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def to_padded(cond: Conditioning) -> tuple[Tensor, Tensor]:
 
 
 def repeat_conditioning(cond: Conditioning, times: int) -> Conditioning:
-    """Repeat each sample `times` times; the copies of a sample stand together."""
+    """Each sample `times` times in a row."""
     return cond if times == 1 else Conditioning.join(repeat_each(cond.split(), times))
 
 

@@ -1,4 +1,4 @@
-"""Makes the tokens of a request: their grid, the initial noise and the references. Decodes tokens into pictures."""
+"""Latents of a request as tokens: their grid, the initial noise, the references, and the way back to pictures."""
 
 from __future__ import annotations
 

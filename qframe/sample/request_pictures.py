@@ -58,7 +58,7 @@ def one_size(sizes: Sequence[Size]) -> Size:
 
 
 def as_pictures(value: Any) -> tuple[PictureLike, ...] | None:
-    """Return the pictures of a request as a tuple. They may be one picture, a list, or an array or tensor [B, ...]."""
+    """A request's pictures as a tuple. They are given as one picture, as a list, or as an array or tensor [B, ...]."""
     if value is None or isinstance(value, tuple):
         return value
     if isinstance(value, Tensor | np.ndarray) and value.ndim == 4:

@@ -1,4 +1,4 @@
-"""Runs a plan: makes the velocity from the denoiser and the plan, and lets the sampler integrate it."""
+"""The run of a plan: its velocity is put together, and the sampler integrates it."""
 
 from __future__ import annotations
 

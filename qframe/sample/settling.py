@@ -1,4 +1,4 @@
-"""Settles a request without weights: fills it in, checks it, opens its pictures, and decides sizes.
+"""From a request to what is known of it without weights: filled in and checked, pictures opened, sizes decided.
 
 `settle` is the only way in: the pipeline, the rehearsal of a command line, validation while training and `qframe
 verify` all call it, once per request.
@@ -92,10 +92,7 @@ class SizedPart:
     request: Request
 
     def of(self, values: Sequence[T]) -> tuple[T, ...]:
-        """Return the values of this part's prompts from one value per prompt.
-
-        No value, or one for all, is returned as it is.
-        """
+        """The values of this part's prompts, from one value per prompt; none, or one for all, stays as it is."""
         return tuple(values) if len(values) < 2 else tuple(values[prompt] for prompt in self.prompts)
 
 

@@ -37,7 +37,7 @@ class DenoiserContract:
     tolerance: float = 1e-5
 
     def samples(self, spec: DenoiserSpec, *, references: bool = False) -> list[_Sample]:
-        """Make random samples with the grids and text lengths of this class."""
+        """Random samples of the shapes above."""
         generator = torch.Generator().manual_seed(0)
 
         def tokens(grids: tuple[Grid, ...]) -> PackedSequence:

@@ -53,7 +53,7 @@ class Norms(TorchFunctionMode):
     """A context manager that records every call of `torch.norm` and `Tensor.norm`.
 
     Attributes:
-        recorded: A pair (tensor, norm) for each call, in order.
+        heard: A pair (tensor, norm) for each call, in order.
     """
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ class SamplerContract:
         assert end.isfinite().all()
 
     def test_more_steps_come_closer(self, sampler: Sampler) -> None:
-        """Integrating dx/dsigma = x from 1 to 0 divides x by e; more steps come closer to that."""
+        """dx/dsigma = x from 1 to 0 divides by e."""
         x = torch.ones(1, 1, dtype=torch.float64)
         errors = [
             abs(sampler.sample(lambda tokens, sigma: tokens, x, torch.linspace(1, 0, steps + 1)).item() - 1 / math.e)

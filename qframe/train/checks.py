@@ -65,8 +65,7 @@ def check_sizes(composition: Composition, inputs: ExampleInputs) -> None:
 def check_training(composition: Composition, inputs: DeclaredInputs) -> None:
     """ConfigError for what the denoiser or the recipe cannot be trained with.
 
-    The denoiser is looked at as an outline, without weights. If it has no outline, the same errors come later, when it
-    is loaded.
+    The denoiser is looked at as an outline, without weights. Where it has no outline, loading it tells the same later.
     """
     config, outline = composition.config, adapters.outlined(composition)
     if config.train.gradient_checkpointing and outline is not None:

@@ -50,7 +50,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes the run folder and prints messages."""
+        """Whether this is the process that writes the run folder and tells the user."""
         return self.rank == 0
 
     @property
@@ -69,13 +69,13 @@ class Processes:
 
     def agree(self, choose: Callable[[], str]) -> str:
         """Return in every process what `choose` returns in the first one, which alone calls it."""
-        return choose() if self.world == 1 else self._exchange(self._next("choice"), [0], choose)[0]
+        return choose() if self.world == 1 else self._told(self._next("choice"), [0], choose)[0]
 
     def texts(self, own: str) -> list[str]:
         """The text of every process, by rank."""
-        return [own] if self.world == 1 else self._exchange(self._next("text"), range(self.world), lambda: own)
+        return [own] if self.world == 1 else self._told(self._next("text"), range(self.world), lambda: own)
 
-    def _exchange(self, key: str, ranks: Iterable[int], own: Callable[[], str]) -> list[str]:
+    def _told(self, key: str, ranks: Iterable[int], own: Callable[[], str]) -> list[str]:
         keys = {rank: f"{key}/{rank}" for rank in ranks}
         store = self._open_store()
         text = own() if self.rank in keys else ""
@@ -202,10 +202,7 @@ class Processes:
     # -- failure -------------------------------------------------------------------------------------------------
 
     def _fail(self, error: BaseException) -> int | None:
-        """Note that this process failed.
-
-        Returns None if it is the first, which prints the error; else the code to exit with.
-        """
+        """Note that this process failed. None if it is the first, which tells the user; else the code to exit with."""
         store = self._open_store()
         try:
             if store.add("failures", 1) == 1:
@@ -288,9 +285,9 @@ def _lost_process(error: BaseException) -> LostProcessError:
     if "timed out" in str(error).lower() or "timeout" in str(error).lower():
         return LostProcessError(
             "another process of this run did not answer for train.process_timeout seconds",
-            "If it was only slow, raise train.process_timeout. Continue with --resume.",
+            "If it was only slow, raise train.process_timeout. Go on with --resume.",
         )
     return LostProcessError(
         "another process of this run ended",
-        "If it was killed, look for what killed it, a lack of memory most often. Continue with --resume.",
+        "If it was killed, look for what killed it, a lack of memory most often. Go on with --resume.",
     )

@@ -37,7 +37,7 @@ class LoadedParts:
     """
 
     def __init__(self, composition: Composition, *, sharded: bool) -> None:
-        """If `sharded`, the denoiser is loaded onto the CPU, since all of it may not fit on its device."""
+        """`sharded`: the denoiser is loaded onto the CPU, since all of it may not fit on its device."""
         self._composition = composition
         self._sharded = sharded
         self._parts: dict[str, Any] = {}
@@ -93,7 +93,7 @@ def prepare_training(
 def step_setup(
     trainer: Trainer, train: TrainConfig, examples: Sequence[Example], order: BatchOrder, **watched: Any
 ) -> StepSetup:
-    """The setup of a trainer's steps over `examples` in this order. `watched` has the other fields of `StepSetup`."""
+    """The setup of a trainer's steps over `examples` in this order. `watched`: the further fields of `StepSetup`."""
     parts = trainer.load("denoiser")
     return StepSetup(
         config=train,

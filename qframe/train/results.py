@@ -80,7 +80,7 @@ def _gathered(trainer: Trainer) -> Denoiser:
 
 @contextlib.contextmanager
 def averaged(state: TrainingState | None) -> Iterator[None]:
-    """A context in which the trained weights are their moving average, if the run keeps one; then they are restored."""
+    """Inside, the trained weights are their moving average, if the run keeps one; afterwards they are as they were."""
     if state is None or state.average is None or state.step == 0:
         yield
         return

@@ -40,7 +40,7 @@ _MADE_OF = ("encoder", "codec", "denoiser", "schedule")
 
 
 def run_session(trainer: Trainer, resume: str | None) -> FitResult:
-    """Train in the run's folder, locked for other programs, and report to the plugins that observe the run.
+    """Train in the run's folder, which no other program may use meanwhile, and tell the plugins that observe the run.
 
     `resume` is None for a new run, "latest", or names a checkpoint.
     """

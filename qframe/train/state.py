@@ -32,7 +32,7 @@ _FORMAT = "qframe-training-2"
 
 @attrs.define(eq=False)
 class TrainingState:
-    """What changes from step to step of a run, and what a checkpoint saves.
+    """What changes while a run goes on, and what a checkpoint saves.
 
     Attributes:
         parameters: The trained parameters, by name.
@@ -63,7 +63,7 @@ def save_checkpoint(
         run: The run's folder.
         state: What is saved.
         config: The configuration of the run, as TOML.
-        about: Further facts about the run that the checkpoint stores, as JSON.
+        about: What the checkpoint tells of the run, as JSON.
         keep: How many sound checkpoints to keep.
         writes: False in processes that write nothing, and only help gathering sharded tensors.
     """

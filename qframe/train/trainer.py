@@ -38,7 +38,7 @@ class Trainer:
 
     A stage loads only the parts that it needs: caching loads encoder and codec, training loads the denoiser, and the
     plans of validation samples are made while the encoder is loaded. Making a trainer checks the composition and lists
-    the records, so that a mistake in the settings is reported before any work.
+    the records, so that a mistake in the settings is told before any work.
 
     Attributes:
         composition: The components of the family, checked against each other.
@@ -180,10 +180,7 @@ class Trainer:
         return self.state
 
     def fit(self, resume: str | None = None) -> FitResult:
-        """Cache, sample, train, sample again.
-
-        To continue, `resume` is "latest" or names a checkpoint of the run folder.
-        """
+        """Cache, sample, train, sample again. `resume`: "latest", or a checkpoint of the run folder."""
         return run_session(self, resume)
 
     def sample(self, plans: Sequence[Plan], *, title: str = "sampling") -> list[Image.Image]:
@@ -224,7 +221,7 @@ class Trainer:
             )
 
     def averaged(self) -> AbstractContextManager[None]:
-        """A context in which the trained weights are their moving average, if the run keeps one."""
+        """Inside, the trained weights are their moving average, if the run keeps one."""
         return averaged(self.state)
 
     def save_lora(self, path: str | Path) -> Path:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False, kw_only=True)
 class Watch:
-    """What happens between the steps of a run. The training loop calls its methods; `StepSetup` says when.
+    """What happens beside the steps of a run. The training loop calls its methods; `StepSetup` says when.
 
     Attributes:
         trainer: The trainer whose weights the steps change.
@@ -28,7 +28,7 @@ class Watch:
         max_steps: Optimizer steps of the whole run.
         held_out: The examples that the validation loss is taken over; None takes no loss.
         sample: Samples the validation pictures and keeps them under the name of a moment; None samples nothing.
-        about: Further facts about the run that every checkpoint stores, as JSON.
+        about: What every checkpoint tells of the run.
         toml: The run's configuration, which every checkpoint holds.
         setup: The steps that are watched. It is set before the first step.
     """
@@ -59,10 +59,7 @@ class Watch:
         return found
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of a step, and report them to the plugins that observe the run.
-
-        Only the first process does so.
-        """
+        """Log the metrics of a step, and tell the plugins that observe the run. The first process alone does."""
         self.run.step = step
         if self.trainer.processes.first:
             self.run.log(step, metrics)

@@ -1,4 +1,4 @@
-"""Measures what a training step takes besides its forward pass, backward pass and optimizer, and what reading takes.
+"""Measures what a training step takes beside its forward pass, backward pass and optimizer, and what reading takes.
 
 The contestants run in turns over one batch; see `qframe_bench.measuring`. Examples of the embedded model have only a
 few kilobytes, so reading is measured with examples of the size that a published model has.
@@ -66,7 +66,7 @@ class Report:
 
     @property
     def kept(self) -> bool:
-        """Whether no ratio exceeds its limit."""
+        """Whether every promise is kept."""
         return all(ratio.kept for ratio in self.ratios)
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ def compare(
         examples: How many records of the data set are encoded.
         read: Whether reading of examples is measured, too.
         entries: The number of entries in the index that is opened; 0 leaves the index out.
-        progress: Shows the encoding.
+        progress: Is told about encoding.
     """
     config = attrs.evolve(config, train=attrs.evolve(config.train, gradient_accumulation=1))
     with tempfile.TemporaryDirectory() as scratch:
@@ -123,10 +123,7 @@ def compare(
 
 
 def step_ratios(found: Mapping[str, Sequence[Seconds]], device: torch.device) -> tuple[Ratio, ...]:
-    """Return the ratios that the documentation promises for a step, each the median over all turns.
-
-    On a CPU the ratios of wall times are returned too.
-    """
+    """What is promised about a step, as median ratios of turns. On a CPU each ratio of wall times stands beside."""
 
     def ratio(name: str, one: str, other: str, most: float | None) -> list[Ratio]:
         counted = [[turn.on(device) for turn in found[who]] for who in (one, other)]

@@ -1,1 +1,1 @@
-"""`qframe bench transformer`: compares a packed batch of mixed shapes with the same samples in diffusers."""
+"""`qframe bench transformer`: a packed batch of mixed shapes beside the same samples through diffusers."""

@@ -82,10 +82,7 @@ class Report:
 
 
 def run(settings: Settings, tell: Callable[[str], None]) -> Report:
-    """Measure everything.
-
-    `tell` is called with what is measured next, as a CPU takes minutes for all of it at s = 16.
-    """
+    """Measure everything. `tell` hears what is measured next, because a CPU needs minutes for all of it at s = 16."""
     device = torch.device(settings.device)
     tell(f"networks: {settings.layers} layers of width {settings.width}")
     stock, own = networks(settings)

@@ -26,7 +26,7 @@ def _complete_characters(instance: Any, attribute: attrs.Attribute[Any], value: 
 
 @attrs.frozen(kw_only=True)
 class Asked:
-    """The values that every family takes. `asked_type` adds those that one family takes in addition.
+    """The values that every family takes. `asked_type` adds those that one family takes beside.
 
     Attributes:
         prompt: What to make.
@@ -208,10 +208,10 @@ def stored_values(asked: Asked, request: Request, fields: Sequence[OwnField], se
 
 
 def size_of(size: str | None) -> dict[str, int]:
-    """Read WIDTHxHEIGHT, and return it as the fields `width` and `height` of a request.
+    """WIDTHxHEIGHT as the fields of a request.
 
     Raises:
-        ConfigError: `size` has another form.
+        ConfigError: It is anything else.
     """
     if size is None:
         return {}

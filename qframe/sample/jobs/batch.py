@@ -1,4 +1,4 @@
-"""A file of requests as jobs: all are checked together, and those whose pictures exist already are left out."""
+"""A file of requests as jobs: checked as a whole, and without those whose pictures are there already."""
 
 from __future__ import annotations
 

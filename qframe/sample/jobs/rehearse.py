@@ -1,5 +1,5 @@
-"""Requests are settled before any weights are loaded, so that a mistake in the last one is reported before
-the first one runs.
+"""Requests are settled before any weights are loaded, so that a mistake in the last one is told before the first
+runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a picture stores of how it was made, so that qframe can recreate it.
+"""What a picture stores of how it was made, so that it can be made again.
 
 Pictures of strangers are read too. So the text is limited in length, its schema is strict, and its configuration keys
 can only choose registered components and their placement. The caller must show which files it names before they are
