@@ -39,8 +39,8 @@ def command_lines(text: str) -> Iterator[list[str]]:
             yield shlex.split(command)[1:]
 
 
-def needs_a_checkpoint(arguments: Sequence[str]) -> bool:
-    """Whether a command names a configuration for a published checkpoint, and so cannot be run here."""
+def needs_a_published_model(arguments: Sequence[str]) -> bool:
+    """Whether a command names a configuration for a published model, and so cannot be run here."""
     return any(re.match(r"configs/(qwen|.*/)", argument) for argument in arguments)
 
 
@@ -54,7 +54,7 @@ def run(page: Path, shorten: Sequence[str] = ()) -> None:
         if language == "python":
             exec(compile(text, str(page), "exec"), names)
         for arguments in command_lines(text) if not language else ():
-            if needs_a_checkpoint(arguments):
+            if needs_a_published_model(arguments):
                 continue
             if arguments[0] in ("train", "demo"):
                 arguments = [*arguments, *shorten]

@@ -111,9 +111,9 @@ def test_errors_of_the_command_of_the_plugin_have_qframe_s_exit_codes(run: Comma
 def test_family_of_the_plugin_samples(run: Command, tmp_path: Path) -> None:
     from PIL import Image
 
-    from tests.qwen.tiny import tiny_qwen_checkpoint
+    from tests.qwen.tiny import tiny_qwen_model
 
-    model = tiny_qwen_checkpoint(tmp_path / "model").folder
+    model = tiny_qwen_model(tmp_path / "model").folder
     Image.new("RGB", (64, 64), "red").save(tmp_path / "in.png")
     request = ("sample", "--model", model, "--image", "in.png", "--prompt", "make it blue", "--steps", 4)
     for name, arguments in {

@@ -58,7 +58,7 @@ def check_data(
             the negative prompt must be encoded, too.
         decode: False reads only the headers of pictures, which is faster, but does not notice a picture that is cut
             short or a mask that is black all over.
-        progress: Is told how many records have been read.
+        progress: Shows how many records have been read.
     """
     survey = source.survey()
     findings = [Finding("error", "data set", problem.origin, problem.message) for problem in survey.problems]
@@ -98,7 +98,7 @@ class _Seen:
 
     Attributes:
         record: The record.
-        inputs: What the recipe wants to encode of the record; None if the recipe refuses the record.
+        inputs: What must be encoded of the record; None if the recipe refuses the record.
         looks: The pictures that could be read, by the `id()` of the picture object.
         findings: What is wrong with the record.
     """
@@ -140,7 +140,7 @@ class _Checker:
         self.exact = counter is not None
         self._count = counter or estimated_tokens
         self._decode = decode
-        self._told = {id(problem.picture) for problem in survey.problems if problem.picture is not None}
+        self._reported = {id(problem.picture) for problem in survey.problems if problem.picture is not None}
         self._targets: dict[str, str] = {}
         self._questions: dict[tuple[str, ...], str] = {}
         self.findings: list[Finding] = []
@@ -149,7 +149,7 @@ class _Checker:
         self.shapes: Counter[Size] = Counter()
 
     def look(self, record: Record) -> _Seen:
-        """Read the pictures of a record, and ask the recipe what it wants to encode of them."""
+        """Read the pictures of a record, and ask the recipe what must be encoded of them."""
         seen = _Seen(record)
         for picture in (record.target, *record.references):
             self._look_at(picture, seen, mask=False)
@@ -163,7 +163,7 @@ class _Checker:
         return seen
 
     def _look_at(self, picture: Picture, seen: _Seen, *, mask: bool) -> None:
-        if id(picture) in self._told:
+        if id(picture) in self._reported:
             return
         try:
             if not self._decode:

@@ -35,9 +35,13 @@ def data() -> None:
     )
 )
 @options(FAMILY, MODEL, DATA, CONFIG, SET)
-@click.option("--json", "as_json", is_flag=True, help="Write one JSON object, and no progress.")
-@click.option("--sheet", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png", help="Draw what is seen.")
-@click.option("--headers", is_flag=True, help="Read headers alone: faster, but damaged pictures and empty masks pass.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no progress.")
+@click.option(
+    "--sheet", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png", help="Draw a contact sheet of it."
+)
+@click.option(
+    "--headers", is_flag=True, help="Read only headers: faster, but damaged pictures and empty masks are not found."
+)
 @click.option("--strict", is_flag=True, help="Warnings count as errors.")
 def check(
     family: str | None,
@@ -52,7 +56,7 @@ def check(
 ) -> None:
     """Read a whole data set, and report every problem in one table.
 
-    Below the table stand the sizes of the targets after geometry, and how many tokens a forward pass of training has
+    Below it are the sizes of the targets after geometry, and how many tokens a forward pass of training has
     under this configuration, valid ones and padding. The command loads no weights and changes nothing. The exit code
     is 3 if there is an error.
     """

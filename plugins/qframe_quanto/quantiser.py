@@ -58,7 +58,7 @@ class QuantoQuantiser(Quantiser):
             raise NumericsError(
                 f"{len(broken)} layers of {type(network).__name__} hold weights that are not finite: "
                 + ", ".join(broken[:5]),
-                "The checkpoint is damaged, or needs another dtype.",
+                "The model folder is damaged, or needs another dtype.",
             )
         for name, layer in chosen.items():
             network.set_submodule(name, self._quantised(layer))

@@ -1,7 +1,8 @@
-"""diffusers' Qwen-Image transformer, used so that any batch is right.
+"""diffusers' Qwen-Image transformer as a denoiser that computes any batch correctly.
 
-Upstream takes rotary positions from sample 0 alone, so a batch of mixed shapes comes out wrong. Here samples
-run in groups whose grids are equal; within a group only prompts are padded, and masked.
+diffusers takes the rotary positions of a batch from sample 0 alone, so a batch of mixed shapes gives wrong results.
+Here each group of samples with equal grids is a forward pass of its own. Within a group only prompts are padded, and
+masked.
 """
 
 from __future__ import annotations
@@ -124,15 +125,15 @@ class StockDenoiser(Denoiser):
                 raise WeightsError(
                     f"model {model.name!r}: {_FOLDER}/config.json sets {flag}, "
                     f"which this denoiser does not run: {reason}",
-                    "Use a checkpoint without it, or a denoiser made for it.",
+                    "Use a model without it, or a denoiser made for it.",
                 )
         spaces = _spaces(model)
         return DenoiserSpec(
             latent_space=spaces["latent_space"],
             text_space=spaces["text_space"],
-            token_channels=_whole(model, config, "in_channels", 64),
-            patch=_whole(model, config, "patch_size", 2),
-            text_width=_whole(model, config, "joint_attention_dim", 3584),
+            token_channels=_positive_integer(model, config, "in_channels", 64),
+            patch=_positive_integer(model, config, "patch_size", 2),
+            text_width=_positive_integer(model, config, "joint_attention_dim", 3584),
             references=True,
             guidance=bool(config.get("guidance_embeds")),
         )
@@ -173,9 +174,10 @@ class StockDenoiser(Denoiser):
         *,
         forward: ForwardOptions = PLAIN,
     ) -> Tensor:
-        """See `Denoiser.velocity`. Each sample's grids in `x` are its target; no gradient runs into the references.
+        """See `Denoiser.velocity`. In `x` each sample has one picture, its target. References get no gradient.
 
-        DataError if a prompt is too long for the rotary table.
+        Raises:
+            DataError: A prompt is longer than the model's position table.
         """
         groups = _groups(x.grids, cond, references, self.like())
         return self._predict(groups, x.tokens, sigma, x.lengths, forward)
@@ -198,7 +200,7 @@ class StockDenoiser(Denoiser):
 
     def end_run(self) -> None:
         if getattr(self.module, "is_cache_enabled", False):
-            self.module._reset_stateful_cache()  # type: ignore[operator]  # as diffusers' pipelines end a call
+            self.module._reset_stateful_cache()  # type: ignore[operator]  # diffusers' pipelines do this at the end of a call
 
     @classmethod
     def padding(cls, grids: Sequence[tuple[Grid, ...]], text: Sequence[int]) -> int:
@@ -223,7 +225,7 @@ class StockDenoiser(Denoiser):
         lengths: Sequence[int],
         forward: ForwardOptions,
     ) -> Tensor:
-        if len(groups) == 1:  # the whole batch, in order: both reshapes are views
+        if len(groups) == 1:  # all samples in the order of the batch, so that both reshapes are views
             predicted = self._run(groups[0], tokens.reshape(len(sigma), groups[0].length, -1), sigma, forward)
             return predicted.reshape(-1, predicted.shape[-1]).to(tokens)
         found: list[Tensor | None] = [None] * len(lengths)
@@ -235,7 +237,7 @@ class StockDenoiser(Denoiser):
         return torch.cat([row for row in found if row is not None]).to(tokens)
 
     def _run(self, group: _Group, target: Tensor, sigma: Tensor, forward: ForwardOptions) -> Tensor:
-        """Velocity [b, L, C] of one group's target tokens [b, L, C]; sigma [b]."""
+        """Predict the velocity [b, L, C] of the target tokens of one group, [b, L, C], at sigma [b]."""
         target = target.to(group.text)
         hidden = target if group.references is None else torch.cat([target, group.references], dim=1)
         # To the model's dtype before the division, as the pipelines do: bf16 rounds differently otherwise.
@@ -254,7 +256,11 @@ class StockDenoiser(Denoiser):
 
 
 def _use_attention(module: Any, name: str) -> None:
-    """Attention of this network by a kernel of diffusers. ConfigError if there is none, or it would be downloaded."""
+    """Compute the attention of this network with a backend of diffusers.
+
+    Raises:
+        ConfigError: There is no such backend, it cannot be used here, or diffusers would download its code.
+    """
     from diffusers.models.attention_dispatch import attention_backend
 
     if name.endswith("_hub"):
@@ -263,14 +269,14 @@ def _use_attention(module: Any, name: str) -> None:
             "Install the kernel's package, and use the backend without '_hub'.",
         )
     try:
-        with attention_backend():  # upstream sets it for every network of the process, too: that ends here
+        with attention_backend():  # diffusers sets the backend of all networks too; this context restores theirs
             module.set_attention_backend(name)
     except (ValueError, RuntimeError, ImportError) as error:
         raise ConfigError(f"denoiser.options.attention_backend: {name!r} cannot be used here: {error}") from error
 
 
 def cached_as(module: Any, context: str | None) -> AbstractContextManager[None]:
-    """Inside, a step cache that is enabled on a diffusers network keeps what it keeps under this name."""
+    """A context in which an enabled step cache of a diffusers network stores its values under this name."""
     if context is None or not getattr(module, "is_cache_enabled", False):
         return nullcontext()
     found: AbstractContextManager[None] = module.cache_context(context)
@@ -278,24 +284,27 @@ def cached_as(module: Any, context: str | None) -> AbstractContextManager[None]:
 
 
 def _of_group(forward: ForwardOptions, place: int) -> ForwardOptions:
-    """The same options; each group of a batch is a forward pass, and has a cache, of its own."""
+    """The options of one group of a batch: each group has a step cache of its own, because it is a forward pass."""
     if forward.cache_context is None:
         return forward
     return attrs.evolve(forward, cache_context=f"{forward.cache_context}-{place}")
 
 
-def _whole(model: ModelFolder, config: Mapping[str, Any], key: str, default: int) -> int:
+def _positive_integer(model: ModelFolder, config: Mapping[str, Any], key: str, default: int) -> int:
     value = config.get(key, default)
     if not isinstance(value, int) or value < 1:
         raise WeightsError(
             f"model {model.name!r}: {_FOLDER}/config.json sets {key} to {value!r}, expected a whole number from 1",
-            "Download the checkpoint again.",
+            "Download the model again.",
         )
     return value
 
 
 def _spaces(model: ModelFolder) -> dict[str, str]:
-    """The spaces a transformer was trained in: as `save` noted them, else those of its checkpoint's own codec."""
+    """Return the names of the spaces that a transformer was trained in.
+
+    `save` writes them into a file. Without that file, the latent space is that of the codec in the model folder.
+    """
     noted = f"{_FOLDER}/{_SPACES}"
     if model.has(noted):
         return {"latent_space": "", "text_space": TEXT_SPACE, **model.read_json(noted)}
@@ -309,7 +318,7 @@ def _groups(grids: Grids, cond: Conditioning, references: PackedSequence | None,
             f"{len(grids)} targets, {cond.batch_size} prompts, {len(reference_grids)} sets of references: not as many"
         )
     text = cond.embeds.to(like)
-    # Detached: references are given, not learnt, even where the caller's codec or latents carry gradients.
+    # Detached: references are inputs, even if the caller's codec or latents need gradients.
     reference_tokens = None if references is None else references.tokens.detach().to(like)
     alike: dict[tuple[tuple[Grid, ...], tuple[Grid, ...]], list[int]] = {}
     for sample, (own, given) in enumerate(zip(grids, reference_grids, strict=True)):
@@ -344,7 +353,7 @@ def _check_text_fits(shapes: tuple[Grid, ...], length: int) -> None:
     first = max(max(height // 2, width // 2) for _, height, width in shapes)
     if first + length > _ROTARY_ROWS:
         raise DataError(
-            f"a prompt of {length} tokens is too long beside pictures of {shapes}: "
+            f"a prompt of {length} tokens is too long with pictures of {shapes}: "
             f"the model has positions for {_ROTARY_ROWS - first}",
             "Shorten the prompt.",
         )

@@ -33,10 +33,11 @@ class ImageToImageRequest(Request):
     """
 
     image: tuple[PictureLike, ...] | None = attrs.field(
-        default=None, converter=as_pictures, metadata={"help": "picture to start from"}
+        default=None, converter=as_pictures, metadata={"help": "the picture to start from"}
     )
     strength: float | None = attrs.field(
-        default=None, metadata={"help": f"with --image, how much is made anew, up to 1 [default: {STRENGTH}]"}
+        default=None,
+        metadata={"help": f"with --image, how far the result departs from it, up to 1 [default: {STRENGTH}]"},
     )
 
 

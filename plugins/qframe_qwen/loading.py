@@ -119,7 +119,7 @@ def _lacking(model: ModelFolder, subfolder: str, error: Exception) -> WeightsErr
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Inside, diffusers and transformers draw no progress bars, which would mix with those of qframe."""
+    """A context in which diffusers and transformers draw no progress bars, which would mix with those of qframe."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 

@@ -148,7 +148,7 @@ class _Calls:
         self._norms = norms
 
     def __call__(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        self._norms.heard.clear()
+        self._norms.recorded.clear()
         target = kwargs["img_shapes"][0][0]
         if self.start is None:
             length = target[0] * target[1] * target[2]
@@ -188,7 +188,7 @@ def run_traced(
         encoded.extend(map(Encoded, image[:, :, 0], latents[:, :, 0]))
 
     def stepping(result: Any, velocity: Tensor, timestep: Tensor, *_: Any, **__: Any) -> None:
-        steps.predicted(velocity, float(timestep), norms.heard)
+        steps.predicted(velocity, float(timestep), norms.recorded)
 
     def stepped(pipeline: Any, step: int, timestep: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
         steps.stepped(state["latents"])
@@ -226,7 +226,7 @@ def _encodes(pipeline: Any) -> bool:
 
 
 def _laid_out(pipeline: Any) -> AbstractContextManager[None]:
-    """Inside, pictures are contiguous in memory, as qframe's are: other layouts give other roundings in bfloat16."""
+    """A context in which pictures are contiguous in memory, as in qframe: otherwise bfloat16 is rounded differently."""
     if not _encodes(pipeline):
         return nullcontext()
     real = pipeline._encode_vae_image

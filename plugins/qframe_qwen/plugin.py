@@ -34,7 +34,7 @@ def qframe_components() -> list[Component]:
             "schedule",
             "flow-match",
             "qframe_qwen.schedule:FlowMatchSchedule",
-            summary="noise levels by diffusers' FlowMatchEulerDiscreteScheduler and the checkpoint's configuration",
+            summary="noise levels by diffusers' FlowMatchEulerDiscreteScheduler and the model's configuration",
         ),
         Component(
             "transform",

@@ -66,5 +66,5 @@ class EditPlusSettings(GeometrySettings):
     max_references: int | None = attrs.field(
         default=None,
         validator=optional(ge(1)),
-        metadata={"help": "more references are refused; 8 where nothing else is said"},
+        metadata={"help": "more references are refused; 8 by default"},
     )

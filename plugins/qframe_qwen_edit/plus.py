@@ -88,7 +88,9 @@ class EditPlusRequest(Request):
     """
 
     image: tuple[tuple[PictureLike, ...], ...] | None = attrs.field(
-        default=None, converter=as_sets, metadata={"help": "reference; repeat it for several, in order"}
+        default=None,
+        converter=as_sets,
+        metadata={"help": "a reference picture; repeat it for several, in order"},
     )
 
 

@@ -47,7 +47,7 @@ class EditRequest(Request):
     """
 
     image: tuple[PictureLike, ...] | None = attrs.field(
-        default=None, converter=as_pictures, metadata={"help": "picture to change"}
+        default=None, converter=as_pictures, metadata={"help": "the picture to change"}
     )
 
 

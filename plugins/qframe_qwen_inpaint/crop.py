@@ -53,7 +53,7 @@ class Crop:
         mask = resize(mask, (image.height, image.width))
         if mask.getbbox() is None:
             raise ConfigError(
-                "mask_image: nothing to repaint: it is black everywhere", "Paint white what is to be made anew."
+                "mask_image: nothing to repaint: it is black everywhere", "Paint white what is to be repainted."
             )
         box = crop_box(mask, size, padding)
         return cls(fit_inside(image.crop(box), size), fit_inside(mask.crop(box), size), box, image, mask)
@@ -141,9 +141,9 @@ def put_back(made: Image.Image, original: Image.Image, mask: Image.Image, box: B
     over.paste(_fill(made, (lower - upper, right - left)), (left, upper))
     kept = Image.new("RGBa", original.size)  # premultiplied: grey places of the mask mix without a dark seam
     kept.paste(original.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask))
-    whole = over.convert("RGB").convert("RGBA")
-    whole.alpha_composite(kept.convert("RGBA"))
-    return whole.convert("RGB")
+    pasted = over.convert("RGB").convert("RGBA")
+    pasted.alpha_composite(kept.convert("RGBA"))
+    return pasted.convert("RGB")
 
 
 def _fill(image: Image.Image, size: Size) -> Image.Image:

@@ -61,7 +61,7 @@ def latent_mask(mask: Image.Image, edges: Edges, compression: int) -> Tensor:
                 if blank
                 else f"its white covers no place of {compression} x {compression} pixels"
             ),
-            "Paint white what is to be made anew."
+            "Paint white what is to be repainted."
             if blank
             else "Paint more, or give padding_mask_crop or soft mask_edges.",
         )

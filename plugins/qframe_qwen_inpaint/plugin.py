@@ -42,7 +42,7 @@ def qframe_families() -> list[Family]:
             data="shapes",
             oracle="diffusers-qwen-inpaint",
             weights_licence="Apache-2.0",
-            summary="parts of pictures made anew from a prompt",
+            summary="parts of pictures repainted from a prompt",
         ),
         Family(
             "qwen-edit-inpaint",

@@ -43,11 +43,11 @@ def _box(draw: ImageDraw.ImageDraw, height: int, width: int, generator: torch.Ge
 
 def _strokes(draw: ImageDraw.ImageDraw, height: int, width: int, generator: torch.Generator) -> None:
     diagonal = math.hypot(height, width)
-    for _ in range(_whole(generator, *_STROKES)):
+    for _ in range(_integer(generator, *_STROKES)):
         x, y = _uniform(generator, 0, width), _uniform(generator, 0, height)
         brush = max(_uniform(generator, *_WIDTH) * diagonal, 1.0)
         way, heading = [(x, y)], _uniform(generator, 0, 2 * math.pi)
-        for turn in range(_whole(generator, *_TURNS)):
+        for turn in range(_integer(generator, *_TURNS)):
             angle = _uniform(generator, _ANGLE - _ANGLE_RANGE, _ANGLE + _ANGLE_RANGE)
             length = _uniform(generator, 0, diagonal / 4)
             angle = heading + (angle if turn % 2 else -angle)  # back and forth, as a hand does
@@ -63,5 +63,5 @@ def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) ->
     return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
 
 
-def _whole(generator: torch.Generator, low: int, high: int) -> int:
+def _integer(generator: torch.Generator, low: int, high: int) -> int:
     return int(torch.randint(low, high + 1, (), generator=generator))

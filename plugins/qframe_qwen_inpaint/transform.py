@@ -55,20 +55,24 @@ class InpaintRequest(Request):
     """
 
     image: tuple[PictureLike, ...] | None = attrs.field(
-        default=None, converter=as_pictures, metadata={"help": "picture to repaint in part"}
+        default=None, converter=as_pictures, metadata={"help": "the picture to repaint in part"}
     )
     mask_image: tuple[PictureLike, ...] | None = attrs.field(
         default=None,
         converter=as_pictures,
-        metadata={"help": "grey picture, white where to repaint", "option": "mask", "grey": True},
+        metadata={"help": "a grey picture; white places are repainted", "option": "mask", "grey": True},
     )
     masked_image_latents: Tensor | None = attrs.field(default=None, metadata={"option": None})
     padding_mask_crop: int | None = attrs.field(
-        default=None, metadata={"help": "repaint only the part around the mask, so many pixels wider, enlarged"}
+        default=None,
+        metadata={"help": "crop to the mask with a margin of so many pixels, and repaint this part enlarged"},
     )
-    strength: float = attrs.field(default=0.6, metadata={"help": "how much is made anew, up to 1"})
+    strength: float = attrs.field(
+        default=0.6, metadata={"help": "how far the result departs from the picture, up to 1"}
+    )
     mask_edges: Edges = attrs.field(
-        default="hard", metadata={"help": "soft: grey parts of the mask are mixed in proportion", "choices": EDGES}
+        default="hard",
+        metadata={"help": "soft mixes the grey parts of the mask in proportion, hard does not", "choices": EDGES},
     )
 
 

@@ -1,4 +1,4 @@
-"""Joint attention of each sample with itself alone, in a packed batch: without a mask and without padding."""
+"""Joint attention in a packed batch, without a mask and without padding: each sample attends only to itself."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Heads = tuple[Tensor, Tensor, Tensor]
 
 
 def attend(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Attend within each sample, text and pictures together. Returns text [M, H, d] and pictures [N, H, d]."""
+    """Compute attention within each sample, over its text and pictures. Returns text [M, H, d], pictures [N, H, d]."""
     if _has_ragged_kernel(text[2]) and (torch.compiler.is_compiling() or len(layout.groups) > 1):
         return _attend_ragged(text, image, layout)
     found: tuple[Tensor, Tensor] = _attend_in_groups(text, image, layout)
     return found
 
 
-# Not compiled: the numbers of this mixture of lengths would be written into the program.
+# Not compiled: the compiled program would have the lengths of one batch as constants.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend_in_groups(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Compute samples of equal lengths as one dense batch each. Their tokens are slices of the sorted streams."""
+    """Compute attention group by group. A group is a dense batch, and a slice of the sorted streams."""
     text_rows = [group.count * group.text for group in layout.groups]
     image_rows = [group.count * group.image for group in layout.groups]
     texts = zip(*(cut(part, text_rows) for part in text), strict=True)

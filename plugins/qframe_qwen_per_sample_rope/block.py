@@ -17,7 +17,7 @@ _HALVED_FROM = 512  # rows; with fewer, two products cost more than the memory i
 
 
 class JointAttention(nn.Module):
-    """Text and pictures of a sample attend to each other; each stream has projections of its own."""
+    """Joint attention: text and pictures of a sample attend to each other, and each stream has its own projections."""
 
     def __init__(self, width: int, heads: int, head_width: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class JointAttention(nn.Module):
         self.norm_added_k = RMSNorm(head_width, eps=_EPS)
 
     def forward(self, image: Tensor, text: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Pictures [N, D] and text [M, D] to what is added to each."""
+        """Return what attention adds to pictures [N, D] and to text [M, D], before the gates."""
         found_text, found_image = attend(
             (
                 rotate(self.norm_added_q(self._heads(self.add_q_proj(text))), layout.text.turns),
@@ -59,7 +59,7 @@ class JointAttention(nn.Module):
 
 
 class PerSampleRopeBlock(nn.Module):
-    """Attention and a perceptron per stream, both modulated by each sample's own time."""
+    """Joint attention, then a perceptron for each stream. Both are modulated by the time of each sample."""
 
     def __init__(self, width: int, heads: int, head_width: int) -> None:
         super().__init__()
@@ -74,7 +74,17 @@ class PerSampleRopeBlock(nn.Module):
         self.txt_mlp = FeedForward(dim=width, dim_out=width, activation_fn="gelu-approximate")
 
     def forward(self, image: Tensor, text: Tensor, time: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Pictures [N, D], text [M, D] -> the same; time [B, D], or [2 B, D] where rows of references follow time 0."""
+        """Compute the block.
+
+        Args:
+            image: The picture stream, [N, D].
+            text: The text stream, [M, D].
+            time: The embedded time of each sample, [B, D]; [2 B, D] if references are modulated by time 0.
+            layout: The layout of the batch.
+
+        Returns:
+            The picture stream and the text stream after the block.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.img_mod(time).chunk(6, dim=-1)
         text_shift1, text_scale1, text_gate1, text_shift2, text_scale2, text_gate2 = self.txt_mod(time).chunk(6, dim=-1)
         image_change, text_change = self.attn(

@@ -33,22 +33,27 @@ from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
 
 _STOCK = "qwen-image"
 _LAYERED = (
-    "the network does, but it belongs to Qwen-Image-Layered, and no family gives what it wants: "
-    "layers, and a condition per sample"
+    "the network supports it, but it belongs to Qwen-Image-Layered, and no family gives the inputs that it needs: "
+    "layers, and a condition for each sample"
 )
 
 Grids = tuple[tuple[Grid, ...], ...]
 
 
 class PerSampleRopeDenoiser(Denoiser):
-    """One pass over any mixture of shapes and prompt lengths."""
+    """The denoiser that computes samples of any shapes and prompt lengths in one forward pass."""
 
     module: PerSampleRopeTransformer
 
     def __init__(self, reader: Denoiser) -> None:
-        """reader: the denoiser `qwen-image` around a PerSampleRopeTransformer, which it has read and will save."""
+        """Make the denoiser.
+
+        Args:
+            reader: The denoiser `qwen-image` with a PerSampleRopeTransformer as its network, which it has loaded. It
+                saves the network too.
+        """
         assert isinstance(reader.module, PerSampleRopeTransformer)
-        self.lora_presets = reader.lora_presets  # type: ignore[misc]  # known only once the other plugin is loaded
+        self.lora_presets = reader.lora_presets  # type: ignore[misc]  # not known until the other plugin is loaded
         self.module = reader.module
         self._reader = reader
 
@@ -75,7 +80,7 @@ class PerSampleRopeDenoiser(Denoiser):
 
     @classmethod
     def adopt(cls, stock: nn.Module) -> Self:
-        """Build this denoiser around the layers of a QwenImageTransformer2DModel; tensors are shared, not copied."""
+        """Make this denoiser of the layers of a QwenImageTransformer2DModel. The tensors are shared, not copied."""
         reader: Any = _reader()
         return cls(reader(PerSampleRopeTransformer.adopt(stock)))
 
@@ -88,7 +93,7 @@ class PerSampleRopeDenoiser(Denoiser):
         *,
         forward: ForwardOptions = PLAIN,
     ) -> Tensor:
-        """See `Denoiser.velocity`. Each sample's grids in `x` are its target; no gradient runs into the references."""
+        """See `Denoiser.velocity`. In `x` each sample has one picture, its target. References get no gradient."""
         _check(x.grids, cond, references)
         like = self.like()
         sequence = _with_references(x, references, like)
@@ -111,7 +116,7 @@ class PerSampleRopeDenoiser(Denoiser):
         *,
         forward: ForwardOptions = PLAIN,
     ) -> Velocity:
-        if _attention_kwargs(forward):  # a LoRA scale holds for the text's projection too, which below is done once
+        if _attention_kwargs(forward):  # a LoRA scale changes the projected text too, which is computed once below
             return super().bind(cond, references, grids, forward=forward)
         _check(grids, cond, references)
         like = self.like()
@@ -130,17 +135,17 @@ class PerSampleRopeDenoiser(Denoiser):
         return velocity
 
     def save(self, folder: Path) -> None:
-        """Write `folder`/transformer in the diffusers layout: what denoiser `qwen-image` would write."""
+        """Write `folder`/transformer in the diffusers layout, as denoiser `qwen-image` does."""
         self._reader.save(folder)
 
 
 @functools.cache
 def _reader() -> type[Denoiser]:
-    """The registered `qwen-image`, reading its checkpoints into this network."""
+    """Return a subclass of the registered denoiser `qwen-image` that reads model folders into this network."""
     registry = load_registry()
     stock: Any = registry.resolve(registry.component("denoiser", _STOCK))
 
-    class Reader(stock):  # known by its name alone
+    class Reader(stock):  # the other plugin is not imported
         refused: ClassVar[Mapping[str, str]] = MappingProxyType(
             {"use_additional_t_cond": _LAYERED, "use_layer3d_rope": _LAYERED}
         )
@@ -166,16 +171,16 @@ def _both(grids: Grids, references: Grids) -> Grids:
 
 
 def _with_references(x: PackedSequence, references: PackedSequence | None, like: Tensor) -> PackedSequence:
-    """Per sample its target and then its references, in the model's dtype."""
+    """Join the tokens of each sample's target and of its references, in the model's dtype."""
     x = x.with_tokens(x.tokens.to(like))
     if references is None:
         return x
-    # Detached: references are given, not learnt, even where the caller's codec or latents carry gradients.
+    # Detached: references are inputs, even if the caller's codec or latents need gradients.
     return interleave(x, references.with_tokens(references.tokens.detach().to(like)))
 
 
 def _targets(predicted: Tensor, lengths: Sequence[int], targets: Sequence[int]) -> Tensor:
-    """The first `targets` rows of each sample."""
+    """Return the rows of each sample's target, which are its first ones."""
     if tuple(lengths) == tuple(targets):
         return predicted
     rows = predicted.split(list(lengths))
@@ -188,12 +193,12 @@ def _time(sigma: Tensor, like: Tensor) -> Tensor:
 
 
 def _guidance(forward: ForwardOptions, batch_size: int, like: Tensor) -> Tensor | None:
-    """The guidance scale of every sample, for a guidance-distilled network."""
+    """Return the guidance scale of every sample, [B]; None if the network is not guidance-distilled."""
     return None if forward.guidance is None else torch.full((batch_size,), forward.guidance, device=like.device)
 
 
 def _attention_kwargs(forward: ForwardOptions) -> dict[str, Any] | None:
-    """What the network takes of a run's attention_kwargs. ConfigError for anything but "scale"."""
+    """Return the attention_kwargs of a run for the network. ConfigError if they have another key than "scale"."""
     given = forward.attention_kwargs
     if given is None:
         return None

@@ -1,4 +1,4 @@
-"""Where each sample lies in a packed batch, decided once: order, runs of equal length, attention groups, positions."""
+"""The layout of a packed batch, made once per batch: order of the samples, runs of equal length, groups, positions."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ Grids = Sequence[Sequence[Grid]]
 
 @attrs.frozen
 class Run:
-    """Neighbouring samples of one length in one stream: `count` of them from `first` on, `length` rows each.
+    """Neighbouring samples of equal length in one stream.
 
-    target: how many leading rows of each sample follow its own time; the rest follow time 0 (`zero_cond_t`).
+    Attributes:
+        first: The place of the first of these samples in the layout's order.
+        count: How many samples they are.
+        length: How many rows each sample has.
+        target: How many rows of each sample, its first ones, are modulated by the sample's own time. The other rows, of
+            references, are modulated by time 0 (`zero_cond_t`).
     """
 
     first: int
@@ -30,12 +35,19 @@ class Run:
 
     @property
     def rows(self) -> int:
+        """How many rows all these samples have."""
         return self.count * self.length
 
 
 @attrs.frozen
 class Group:
-    """Neighbouring samples of equal text and equal picture lengths: they attend as one dense batch."""
+    """Neighbouring samples of equal text and equal picture lengths, whose attention is computed as one dense batch.
+
+    Attributes:
+        count: How many samples they are.
+        text: How many text rows each sample has.
+        image: How many picture rows each sample has.
+    """
 
     count: int
     text: int
@@ -50,8 +62,9 @@ class Stream:
         lengths: How many rows each sample has.
         runs: Neighbouring samples of equal lengths.
         turns: The cosine and the sine of each row's rotary positions, [N, 1, d / 2, 2].
-        owner: For each row its row of the modulation [B or 2 B, D], [N], int64. It says the same as `runs`, in a tensor
-            of which only the size changes from batch to batch; so a compiled block is not compiled again.
+        owner: For each row of the stream, which row of the modulation [B or 2 B, D] applies to it: [N], int64. It has
+            the same information as `runs`, in a tensor of which only the size changes from batch to batch, so that a
+            compiled block is not compiled again.
     """
 
     lengths: tuple[int, ...]
@@ -61,7 +74,7 @@ class Stream:
 
     @property
     def at_own_time(self) -> Stream:
-        """The same stream in a network in which every row has its sample's own time, references too."""
+        """The same stream with every row, of references too, modulated by its sample's own time."""
         if all(run.target == run.length for run in self.runs):
             return self
         runs = tuple(attrs.evolve(run, target=run.length) for run in self.runs)
@@ -70,20 +83,22 @@ class Stream:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Layout:
-    """A batch as the blocks see it. Samples are sorted, so that equal ones are neighbours and their slices are views.
+    """The layout of a batch. Samples are sorted, so that samples of equal lengths are neighbours and slices are views.
 
-    The last four attributes are for the kernel that takes all samples as one sequence after another, each its text and
-    then its pictures.
+    The last four attributes are for the attention kernel that takes sequences of different lengths. It gets one
+    sequence per sample: the sample's text, then its pictures.
 
     Attributes:
-        order: The caller's number of each sample. All other attributes are in this order.
+        order: The samples in the order of the layout, as numbers in the caller's batch. All other attributes have this
+            order.
         image: The stream of pictures.
         text: The stream of prompts.
         groups: The samples of equal lengths, which attention computes as one dense batch each.
         ends: Where each sequence starts, and the end of the last one, [B + 1], int32.
         longest: The length of the longest sequence.
-        joined: For each place of the sequences its row in the text followed by the pictures, [M + N], int64.
-        parted: The inverse of `joined`, [M + N].
+        joined: Permutes the rows of the text stream, followed by those of the picture stream, into the sequences:
+            [M + N], int64.
+        parted: The inverse permutation of `joined`, [M + N].
     """
 
     order: tuple[int, ...]
@@ -97,25 +112,40 @@ class Layout:
 
     @property
     def batch_size(self) -> int:
+        """How many samples the batch has."""
         return len(self.order)
 
     def sort(self, rows: Tensor, lengths: Sequence[int]) -> Tensor:
-        """The caller's rows [N, ...] in this order; `lengths` are those of this order."""
+        """Bring rows [N, ...] from the caller's order into the layout's.
+
+        `lengths` counts rows, in the layout's order.
+        """
         return _reorder(rows, self.unsorted(lengths), self.order)
 
     def unsort(self, rows: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Rows [N, ...] of this order back in the caller's."""
+        """Bring rows [N, ...] from the layout's order back into the caller's.
+
+        `lengths` counts rows, in the layout's order.
+        """
         return _reorder(rows, lengths, self.unsorted(range(self.batch_size)))
 
     def unsorted(self, values: Sequence[int]) -> list[int]:
-        """Values per sample of this order in the caller's."""
+        """Bring one value per sample from the layout's order back into the caller's."""
         found = [0] * self.batch_size
         for place, sample in enumerate(self.order):
             found[sample] = values[place]
         return found
 
     def per_sample(self, what: str, values: Tensor) -> Tensor:
-        """The caller's values [B], or one for all, in this order. ValueError names both numbers otherwise."""
+        """Bring the caller's values into the layout's order.
+
+        Args:
+            what: What an error calls the values.
+            values: One value per sample, [B], or one for all samples.
+
+        Raises:
+            ValueError: There is another number of values; the message names both numbers.
+        """
         values = values.reshape(-1)
         if values.shape[0] == 1:
             return values.expand(self.batch_size)
@@ -135,11 +165,21 @@ def make_layout(
     layered: bool = False,
     text_positions: Sequence[Tensor] | None = None,
 ) -> Layout:
-    """The layout of samples with these pictures (the target first) and prompts.
+    """Make the layout of a batch.
 
-    text_positions: per sample, places of its text tokens where they are not simply 0, 1, 2 ...
-    ValueError names an empty sample, lists of different lengths by both numbers, and likewise a sample whose tables of
-    positions would have more than MOST_ROWS rows, before any is made.
+    Args:
+        grids: For each sample the grids of its pictures, the target first.
+        text_lengths: How many text tokens each sample has.
+        axes: How many channels of a head are rotated along each axis.
+        device: Where the tensors of the layout go.
+        zero_cond_t: Whether references are modulated by time 0.
+        layered: Whether a sample's last picture lies at frame -1, as in Qwen-Image-Layered.
+        text_positions: For each sample the positions of its text tokens, counted from the first position of its text.
+            None stands for 0, 1, 2 and so on.
+
+    Raises:
+        ValueError: A sample has no picture or no text, there are not as many prompts as sets of pictures, or a position
+            table would have more than MOST_ROWS rows. The message names the sample and both numbers.
     """
     _check_samples(grids, text_lengths)
     spans = text_lengths if text_positions is None else [int(places.max()) + 1 for places in text_positions]
@@ -174,7 +214,7 @@ def make_layout(
 
 
 def as_grid(sample: int, shape: Sequence[int]) -> Grid:
-    """ValueError names the sample whose picture is not (frames, height, width) in whole tokens."""
+    """Return the shape of a picture as a grid. ValueError names the sample if it is not three positive integers."""
     if len(shape) != 3 or not all(hasattr(side, "__index__") for side in shape) or min(shape) < 1:
         raise ValueError(f"sample {sample}: a grid is 3 positive integers, got {tuple(shape)}")
     frames, height, width = map(operator.index, shape)
@@ -182,7 +222,17 @@ def as_grid(sample: int, shape: Sequence[int]) -> Grid:
 
 
 def check_rows(what: str, lengths: Sequence[int], rows: int) -> None:
-    """ValueError names the sample that runs past the end of the tensor, or the last one if rows are left over."""
+    """Check that the lengths of all samples add up to the number of rows of a tensor.
+
+    Args:
+        what: What the message calls the tokens: "picture" or "text".
+        lengths: How many rows each sample has, in the caller's order.
+        rows: How many rows the tensor has.
+
+    Raises:
+        ValueError: They do not. The message names the sample whose rows end beyond the tensor, or the last sample if
+            the tensor has rows that belong to no sample.
+    """
     end = 0
     for sample, length in enumerate(lengths):
         end += length
@@ -191,12 +241,15 @@ def check_rows(what: str, lengths: Sequence[int], rows: int) -> None:
 
 
 def cut(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-    """Cut x [N, ...] into slices of these sizes. A single slice is x itself, as the backward of a split copies x."""
+    """Cut x [N, ...] into slices of these sizes.
+
+    If there is one size, x is returned: a split costs a copy in backward.
+    """
     return (x,) if len(sizes) == 1 else x.split(list(sizes))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, stream: Stream) -> Tensor:
-    """The sum x [N, D] (1 + scale) + shift, each token with its sample's row of shift and scale [B or 2 B, D]."""
+    """Return x (1 + scale) + shift for x [N, D], with the rows of shift and scale [B or 2 B, D] that `owner` gives."""
 
     def piece(rows: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         return torch.addcmul(shift, rows, 1 + scale)
@@ -205,7 +258,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor, stream: Stream) -> Tensor:
 
 
 def add_gated(x: Tensor, change: Tensor, gate: Tensor, stream: Stream) -> Tensor:
-    """The sum x [N, D] + gate change, each token with its sample's row of gate [B or 2 B, D]."""
+    """Return x + gate change for x and change [N, D], with the rows of gate [B or 2 B, D] that `owner` gives."""
 
     def piece(x: Tensor, change: Tensor, gate: Tensor) -> Tensor:
         return torch.addcmul(x, change, gate)
@@ -216,10 +269,11 @@ def add_gated(x: Tensor, change: Tensor, gate: Tensor, stream: Stream) -> Tensor
 def _per_sample(
     piece: Callable[..., Tensor], stream: Stream, rows: Sequence[Tensor], values: Sequence[Tensor]
 ) -> Tensor:
-    """Applies `piece` to [count, length, D] of the rows and [count, 1, D] of the samples' values, run by run.
+    """Apply `piece` run by run, to rows [count, length, D] and the values [count, 1, D] of their samples.
 
-    Values stay one row per sample: repeated over tokens they would cost as much memory as the streams themselves. A
-    compiler fuses the repetition away, and must not see runs: it would compile anew for every mixture of lengths.
+    The values are not repeated over the tokens, because that would cost as much memory as the streams themselves. Only
+    under `torch.compile` they are: the compiler fuses the repetition, and would compile again for every mixture of
+    lengths if it saw runs.
     """
     if torch.compiler.is_compiling():
         return piece(*rows, *(value[stream.owner] for value in values))
@@ -262,13 +316,13 @@ def _stream(lengths: tuple[int, ...], targets: Sequence[int], turns: Sequence[Te
 
 
 def _joined_rows(text: Sequence[int], image: Sequence[int]) -> Tensor:
-    """Rows of both streams, one after the other, in the order of samples: its text, its pictures, the next one's."""
+    """Make `Layout.joined`: for each sample the rows of its text, then of its pictures."""
     rows = torch.arange(sum(text) + sum(image)).split([*text, *image])
     return torch.cat([part for pair in zip(rows[: len(text)], rows[len(text) :], strict=True) for part in pair])
 
 
 def _neighbours(keys: Iterable[tuple[int, int]]) -> list[tuple[tuple[int, int], int, int]]:
-    """(key, first, count) of each stretch of equal keys."""
+    """Return (key, place of the first, count) for each stretch of equal keys."""
     found = []
     first = 0
     for key, same in itertools.groupby(keys):
@@ -296,14 +350,12 @@ def _check_samples(grids: Grids, text_lengths: Sequence[int]) -> None:
 
 
 def _check_tables(grids: Grids, text_ends: Sequence[int]) -> None:
-    """text_ends: per sample, the position after its text."""
+    """ValueError for a sample that needs too large a position table. `text_ends` has the position after each text."""
     for sample, (own, end) in enumerate(zip(grids, text_ends, strict=True)):
         rows = sum(map(grid_length, own))
         if rows > MOST_ROWS:
-            raise ValueError(
-                f"sample {sample}: {rows} picture tokens, tables of positions have at most {MOST_ROWS} rows"
-            )
+            raise ValueError(f"sample {sample}: {rows} picture tokens, position tables have at most {MOST_ROWS} rows")
         if end > MOST_ROWS:
             raise ValueError(
-                f"sample {sample}: its text ends at position {end}, tables of positions have at most {MOST_ROWS} rows"
+                f"sample {sample}: its text ends at position {end}, position tables have at most {MOST_ROWS} rows"
             )

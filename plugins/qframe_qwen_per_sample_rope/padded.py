@@ -1,4 +1,4 @@
-"""The padded form [B, L, C] of a batch: finding and checking the rows that are no padding, packing and padding them."""
+"""The padded form [B, L, C] of a batch: finds and checks the rows that are not padding, packs them and pads them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Shapes = Sequence[Grid] | Sequence[Sequence[Grid]]
 
 @attrs.frozen(eq=False)
 class Rows:
-    """The rows of a padded batch that are no padding.
+    """The rows of a padded batch that are not padding.
 
     Attributes:
         mask: True for these rows, [B, L]; None where nothing is padded.
@@ -28,11 +28,11 @@ class Rows:
     lengths: tuple[int, ...]
 
     def take(self, padded: Tensor) -> Tensor:
-        """[B, L, C] to packed [N, C]: what lies in the padding has no part in anything."""
+        """Pack these rows of padded [B, L, C] into [N, C]. The values in the padding are dropped."""
         return padded.flatten(0, 1) if self.mask is None else padded[self.mask]
 
     def put(self, packed: Tensor) -> Tensor:
-        """Packed [N, C] to [B, L, C] with zeros in the padding."""
+        """Pad packed rows [N, C] to [B, L, C] with zeros."""
         if self.mask is None:
             return packed.reshape(len(self.lengths), -1, packed.shape[-1])
         padded: Tensor = packed.new_zeros(*self.mask.shape, packed.shape[-1])
@@ -40,7 +40,7 @@ class Rows:
         return padded
 
     def positions(self) -> list[Tensor] | None:
-        """Per sample the columns of its rows; None where they are simply the first ones."""
+        """Return for each sample the columns of its rows. None if the rows of every sample are its first ones."""
         if self.mask is None or all(
             bool(row[:length].all()) for row, length in zip(self.mask, self.lengths, strict=True)
         ):
@@ -49,7 +49,15 @@ class Rows:
 
 
 def per_sample_shapes(img_shapes: Shapes, batch: int) -> tuple[tuple[Grid, ...], ...]:
-    """Shapes nested per sample, or flat and shared by all samples. ValueError if neither, or not as many as samples."""
+    """Return the grids of each sample.
+
+    Args:
+        img_shapes: One list of grids that all samples share, or one list of grids for each sample.
+        batch: The number of samples.
+
+    Raises:
+        ValueError: `img_shapes` is neither of these, or there is not one list for each sample.
+    """
     items: list[Any] = list(img_shapes)
     nested = [not isinstance(item[0], int) for item in items if len(item)]
     if not nested or any(nested) != all(nested) or len(nested) != len(items):
@@ -65,9 +73,16 @@ def per_sample_shapes(img_shapes: Shapes, batch: int) -> tuple[tuple[Grid, ...],
 
 
 def image_rows(grids: Sequence[Sequence[Grid]], mask: Tensor | None, columns: int, device: torch.device) -> Rows:
-    """The rows that hold pictures: those a mask [B, L] marks, or without one the first of each sample.
+    """Find the rows that hold pictures.
 
-    ValueError names the first sample whose grids and rows disagree, with both numbers.
+    Args:
+        grids: The grids of each sample.
+        mask: Marks the rows with pictures, [B, L], bool. Without a mask, the first rows of each sample have them.
+        columns: L, the number of rows of each sample with the padding.
+        device: Where the mask of the result goes, if one must be made.
+
+    Raises:
+        ValueError: Grids and rows of a sample disagree. The message names the first such sample and both numbers.
     """
     lengths = [sum(map(grid_length, own)) for own in grids]
     if mask is not None:
@@ -86,7 +101,18 @@ def image_rows(grids: Sequence[Sequence[Grid]], mask: Tensor | None, columns: in
 def text_rows(
     batch: int, columns: int, lengths: Sequence[int] | None, masks: Sequence[Tensor], device: torch.device
 ) -> Rows:
-    """The rows that hold text: those that every mask [B, T] marks and `lengths` reach; all where neither is given."""
+    """Find the rows that hold text: those that all masks mark, among the first `lengths` of each sample.
+
+    Args:
+        batch: The number of samples.
+        columns: T, the number of rows of each sample with the padding.
+        lengths: How many rows of each sample have text; None does not limit them.
+        masks: Any number of masks [B, T], bool.
+        device: Where the mask of the result goes.
+
+    Raises:
+        ValueError: A sample has no text, or more rows than the tensor; the message names it.
+    """
     if lengths is not None:
         if len(lengths) != batch:
             raise ValueError(f"sample {min(len(lengths), batch)}: {len(lengths)} text lengths, {batch} samples")
@@ -104,7 +130,10 @@ def text_rows(
 
 
 def as_mask(name: str, mask: Tensor, batch: int, columns: int) -> Tensor:
-    """A mask of any dtype as bool. ValueError if it is not [batch, columns], or holds anything but 0 and 1."""
+    """Convert a mask of any dtype to bool.
+
+    ValueError if it is not [batch, columns] or has values other than 0 and 1.
+    """
     if mask.ndim != 2 or mask.shape[0] != batch:
         raise ValueError(f"{name} is [{batch}, {columns}], got {list(mask.shape)}: sample 0 has no row of its own")
     if mask.shape[1] != columns:
@@ -117,7 +146,7 @@ def as_mask(name: str, mask: Tensor, batch: int, columns: int) -> Tensor:
 
 
 def _leading(lengths: Sequence[int], columns: int, device: torch.device) -> Tensor:
-    """[B, columns] bool: the first `length` entries of each row."""
+    """Return a mask [B, columns], bool, that is True for the first `lengths` entries of each row."""
     return torch.arange(columns, device=device) < torch.tensor(lengths, device=device)[:, None]
 
 

@@ -1,8 +1,9 @@
-"""Rotary positions of pictures and text, as unit complex numbers: what queries and keys are turned by.
+"""Rotary positions of pictures and text, as tables of unit complex numbers that rotate queries and keys.
 
-The arithmetic of diffusers' QwenEmbedRope (transformer_qwenimage.py): three axes (frame, row, column), rows and columns
-counted from the middle of a picture, text on the diagonal after the largest half side of its sample. Tables are kept
-per grid, and grow as they are asked to, up to MOST_ROWS (`make_layout` refuses a sample that needs more).
+The arithmetic is that of diffusers' QwenEmbedRope (transformer_qwenimage.py). Positions have three axes: frame, row and
+column. Rows and columns are counted from the middle of a picture. Text lies on the diagonal, where all three numbers
+are equal, and begins after the largest half side of the pictures of its sample. Position tables are cached. They have
+at most MOST_ROWS rows; `make_layout` refuses a sample that needs more.
 """
 
 from __future__ import annotations
@@ -16,24 +17,27 @@ from torch import Tensor
 from qframe.interfaces import Grid
 
 Axes = tuple[int, int, int]
-"""How many of a head's channels turn with the frame, the row and the column (`axes_dims_rope` of the configuration)."""
+"""How many of a head's channels are rotated by the frame, the row and the column (`axes_dims_rope` of the model)."""
 
 _THETA = 10000  # QwenImageTransformer2DModel.__init__ in diffusers' transformer_qwenimage.py
-_ROWS = 4096  # text positions a table starts with
+_ROWS = 4096  # the smallest table of text positions
 MOST_ROWS = 2**20
-"""The most rows of a table: 512 MiB at the published size, as many as a picture of 16384 x 16384 pixels has tokens."""
+"""The most rows of a position table, which are the tokens of a picture of 16384 x 16384 pixels.
+
+A table of so many rows takes 512 MiB if a head has 128 channels, as in the published models.
+"""
 
 
 @functools.lru_cache(maxsize=128)
 def picture_table(grid: Grid, frame: int, axes: Axes, device: torch.device) -> Tensor:
-    """[f h w, sum(axes) / 2] complex64, of a picture whose frames are numbered from `frame` on."""
+    """Return the position table of a picture, [f h w, sum(axes) / 2] complex64. Its first frame has number `frame`."""
     frames, height, width = grid
     counted = (
         torch.arange(frame, frame + frames),
         torch.arange(height) - (height - height // 2),
         torch.arange(width) - (width - width // 2),
     )
-    with torch.inference_mode(False):  # a table made while sampling may serve training later
+    with torch.inference_mode(False):  # training may use a table that was made while sampling
         turned = [_turns(positions, channels) for positions, channels in zip(counted, axes, strict=True)]
         along = [
             turn.reshape([-1 if place == axis else 1 for place in range(3)] + [turn.shape[-1]]).expand(*grid, -1)
@@ -43,7 +47,7 @@ def picture_table(grid: Grid, frame: int, axes: Axes, device: torch.device) -> T
 
 
 def text_table(start: int, length: int, axes: Axes, device: torch.device) -> Tensor:
-    """[length, sum(axes) / 2] complex64, of text at positions `start` and on: a view of a longer table."""
+    """Return the position table of text from position `start` on, [length, sum(axes) / 2] complex64. It is a view."""
     rows = _ROWS
     while rows < start + length:
         rows *= 2
@@ -51,7 +55,10 @@ def text_table(start: int, length: int, axes: Axes, device: torch.device) -> Ten
 
 
 def sample_pictures(grids: Sequence[Grid], axes: Axes, device: torch.device, *, layered: bool = False) -> list[Tensor]:
-    """The tables of one sample's pictures: picture i begins at frame i. layered: the last one lies at frame -1."""
+    """Return the position table of each picture of a sample.
+
+    Picture i begins at frame i; if `layered`, the last at -1.
+    """
     frames = list(range(len(grids)))
     if layered:
         frames[-1] = -1
@@ -59,15 +66,21 @@ def sample_pictures(grids: Sequence[Grid], axes: Axes, device: torch.device, *, 
 
 
 def text_start(grids: Sequence[Grid], *, layered: bool = False) -> int:
-    """The first position of a sample's text: the largest half side of its pictures (`layered`: or its last layer)."""
+    """Return the first position of a sample's text: the largest half side of its pictures.
+
+    If `layered`, it is at least the number of pictures minus 1, so that it comes after all layers.
+    """
     sides = max(max(height // 2, width // 2) for _, height, width in grids)
     return max(sides, len(grids) - 1) if layered else sides
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Rotate heads [N, H, d] by `turns` [N, 1, d / 2, 2] in float32, pairs of channels being complex numbers."""
+    """Rotate heads [N, H, d] by `turns` [N, 1, d / 2, 2].
+
+    Pairs of channels are complex numbers; computed in float32.
+    """
     pairs = x.float().unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # compilers fuse real products, and leave complex ones alone
+    if torch.compiler.is_compiling():  # compilers fuse products of real numbers, and not those of complex ones
         (real, imaginary), (cosine, sine) = pairs.unbind(-1), turns.unbind(-1)
         turned = torch.stack([real * cosine - imaginary * sine, real * sine + imaginary * cosine], dim=-1)
     else:
@@ -82,7 +95,7 @@ def _diagonal(rows: int, axes: Axes, device: torch.device) -> Tensor:
 
 
 def _turns(positions: Tensor, channels: int) -> Tensor:
-    """[n, channels / 2]: exp(i p theta^(-2k / channels)), Su et al., RoFormer (arXiv 2104.09864), section 3.2.2."""
+    """Return exp(i p theta^(-2k / channels)), [n, channels / 2] (RoFormer, arXiv 2104.09864, section 3.2.2)."""
     # 1 / pow, not pow(-x): at position 4096 the last bit of a frequency is worth 2e-4 of angle.
     frequencies = 1.0 / torch.pow(_THETA, torch.arange(0, channels, 2).float() / channels)
     angles = torch.outer(positions.float(), frequencies)

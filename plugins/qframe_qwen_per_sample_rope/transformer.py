@@ -1,7 +1,7 @@
-"""Qwen-Image's transformer with positions per sample: any shapes and prompt lengths in one pass, no work on padding.
+"""Qwen-Image's transformer with positions for each sample: one pass takes samples of any shapes and prompt lengths.
 
-Parameters, configuration and files are those of diffusers' QwenImageTransformer2DModel; the arithmetic of one sample is
-that of its transformer_qwenimage.py.
+It computes nothing for padding. Parameters, configuration and files are those of diffusers'
+QwenImageTransformer2DModel; the arithmetic of one sample is that of its transformer_qwenimage.py.
 """
 
 from __future__ import annotations
@@ -32,14 +32,17 @@ _TIME_CHANNELS = 256  # QwenTimestepProjEmbeddings.__init__ there
 
 
 class TimeEmbedding(nn.Module):
-    """Time in [0, 1], with guidance or a class of condition where a checkpoint was trained with them, to [B, D]."""
+    """Embeds time in [0, 1], [B], into [B, D].
+
+    It adds the guidance scale or the class of condition if the model has them.
+    """
 
     def __init__(self, width: int, *, guidance: bool, additional: bool) -> None:
         super().__init__()
         self.time_proj = Timesteps(_TIME_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0, scale=1000)
         self.timestep_embedder = TimestepEmbedding(_TIME_CHANNELS, width)
         if guidance:
-            # Diffusers has the flag and no layer for it; name and sum as in its FLUX transformer.
+            # Diffusers has the flag and no layer for it. The name and the sum are those of its FLUX transformer.
             self.guidance_embedder = TimestepEmbedding(_TIME_CHANNELS, width)
         if additional:
             self.addition_t_embedding = nn.Embedding(2, width)
@@ -56,9 +59,9 @@ class TimeEmbedding(nn.Module):
 
 
 class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
-    """Two entries to one network: `packed` over ragged sequences, and `forward` over padded ones.
+    """Qwen-Image's transformer, with two entries: `packed` takes sequences without padding, `forward` padded ones.
 
-    Reads what QwenImageTransformer2DModel wrote, and what it writes diffusers reads as QwenImageTransformer2DModel.
+    It reads the files of QwenImageTransformer2DModel, and diffusers reads its files as that class.
     """
 
     _supports_gradient_checkpointing = True
@@ -98,7 +101,10 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
 
     @classmethod
     def adopt(cls, stock: nn.Module) -> Self:
-        """This network around the layers of a loaded QwenImageTransformer2DModel: the same tensors, no copy."""
+        """Make this network of the layers of a loaded QwenImageTransformer2DModel.
+
+        The tensors are shared, not copied.
+        """
         with torch.device("meta"):
             found: Self = cls.from_config(stock.config)
         for name, part in list(found.named_modules()):
@@ -115,7 +121,7 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         device: torch.device,
         text_positions: Sequence[Tensor] | None = None,
     ) -> Layout:
-        """What of a batch does not change between steps, on the device of its tokens: see `make_layout`."""
+        """Make the layout of a batch, which does not change between steps. The arguments are those of `make_layout`."""
         return make_layout(
             grids,
             text_lengths,
@@ -126,10 +132,13 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
             text_positions=text_positions,
         )
 
-    # Offloaded weights come before any of the ways in, not only before `forward`.
+    # The hook loads offloaded weights; by default only `forward` does.
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def project_text(self, text: Tensor) -> Tensor:
-        """Text [M, D] to the stream's width: independent of sigma, so once per sampling run is enough."""
+        """Project text [M, D] to the width of the stream.
+
+        It does not depend on sigma: once per sampling run is enough.
+        """
         return self.txt_in(self.txt_norm(text))  # type: ignore[no-any-return]
 
     @apply_lora_scale("attention_kwargs")  # type: ignore[untyped-decorator]
@@ -145,10 +154,20 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         additional_t_cond: Tensor | None = None,
         attention_kwargs: dict[str, Any] | None = None,
     ) -> Tensor:
-        """Velocity [N, C] of tokens [N, C] given text [M, D], samples one after another; timestep [B] in [0, 1].
+        """Predict the velocity [N, C] of a packed batch.
 
-        grids: per sample its pictures, target first. text_lengths: per sample, adding up to M. attention_kwargs: only
-        {"scale": s}, for LoRA. ValueError names the sample whose lengths do not fit, and both numbers.
+        Args:
+            tokens: The image tokens of all samples, one sample after another, [N, C].
+            text: The text tokens of all samples, likewise, [M, D].
+            timestep: The time of each sample in [0, 1], [B], or one for all.
+            grids: For each sample the grids of its pictures, the target first.
+            text_lengths: How many text tokens each sample has; they add up to M.
+            guidance: The guidance scale of each sample, [B], or one for all; only for a guidance-distilled network.
+            additional_t_cond: The class of condition of each sample, [B]; only for a network that has such classes.
+            attention_kwargs: {"scale": s} scales the loaded LoRAs. Other keys are refused.
+
+        Raises:
+            ValueError: The lengths of a sample do not fit; the message names it and both numbers.
         """
         _refuse(attention_kwargs)
         layout = self.layout(grids, text_lengths, device=tokens.device)
@@ -173,12 +192,26 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         additional_t_cond: Tensor | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
-        """Velocity [B, L, C] of padded hidden_states [B, L, C] given padded text [B, T, D]; zeros in the padding.
+        """Predict the velocity [B, L, C] of a padded batch, with zeros in the padding.
 
-        img_shapes: a list of (frames, height, width) that all samples share, or one such list per sample.
-        encoder_hidden_states_mask [B, T], attention_mask [B, T + L] (text, then pictures): 1 where there is something,
-        of any dtype. txt_seq_lens: text tokens of each sample. Text keeps the positions of its columns. Without a mask
-        each sample's pictures are its first rows. ValueError names the sample that does not fit, and both numbers.
+        The arguments are those of diffusers' QwenImageTransformer2DModel. A mask may have any dtype; 1 marks a token.
+
+        Args:
+            hidden_states: The image tokens, [B, L, C].
+            encoder_hidden_states: The text tokens, [B, T, D]. The position of a text token is its column.
+            encoder_hidden_states_mask: Marks the text tokens, [B, T].
+            timestep: The time of each sample in [0, 1], [B], or one for all.
+            img_shapes: A list of (frames, height, width) that all samples share, or one such list for each sample.
+            txt_seq_lens: How many text tokens each sample has.
+            guidance: See `packed`.
+            attention_kwargs: See `packed`.
+            attention_mask: Marks the text tokens and then the image tokens, [B, T + L]. Without it, the image tokens of
+                a sample are its first rows.
+            additional_t_cond: See `packed`.
+            return_dict: False returns a tuple.
+
+        Raises:
+            ValueError: A sample does not fit; the message names it and both numbers.
         """
         _refuse(attention_kwargs)
         if timestep is None or img_shapes is None:
@@ -222,7 +255,10 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         guidance: Tensor | None = None,
         additional_t_cond: Tensor | None = None,
     ) -> Tensor:
-        """Velocity [N, C] of tokens [N, C] given projected text [M, width]: the implementation behind both entries."""
+        """Predict the velocity [N, C] from tokens [N, C] and projected text [M, width].
+
+        `packed` and `forward` call it.
+        """
         image_lengths, text_lengths = layout.image.lengths, layout.text.lengths
         check_rows("picture", layout.unsorted(image_lengths), tokens.shape[0])
         check_rows("text", layout.unsorted(text_lengths), projected_text.shape[0])
@@ -242,14 +278,19 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
     def enable_gradient_checkpointing(
         self, gradient_checkpointing_func: Callable[..., Any] | None = None, *, every: int = 1
     ) -> None:
-        """Recompute blocks in the backward pass instead of keeping what they computed; only each `every`-th if > 1."""
+        """Recompute blocks in the backward pass instead of keeping their activations.
+
+        Args:
+            gradient_checkpointing_func: The function that recomputes a block, as in diffusers.
+            every: 1 recomputes every block, 2 every second one, and so on.
+        """
         if every < 1:
             raise ValueError(f"every {every}-th block cannot be checkpointed; 1 means all of them")
         self.checkpoint_every = every
         super().enable_gradient_checkpointing(gradient_checkpointing_func)
 
     def to_json_string(self) -> str:
-        """The configuration as diffusers reads it: this is the same network, under the name of the published class."""
+        """Return the configuration for diffusers, with the name of the published class in place of this one's."""
         return (
             json.dumps(json.loads(super().to_json_string()) | {"_class_name": _SAVED_AS}, indent=2, sort_keys=True)
             + "\n"
@@ -263,7 +304,10 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         layout: Layout,
         dtype: torch.dtype,
     ) -> Tensor:
-        """[B, D] in the layout's order; with `zero_cond_t` [2 B, D], the second half at time 0."""
+        """Embed the time of each sample, [B, D] in the layout's order.
+
+        With `zero_cond_t` [2 B, D]; the second half is time 0.
+        """
         _check_condition("guidance", guidance, "guidance_embeds", self.config.guidance_embeds)
         _check_condition("additional_t_cond", additional, "use_additional_t_cond", self.config.use_additional_t_cond)
         timestep = layout.per_sample("timesteps", timestep).to(dtype)

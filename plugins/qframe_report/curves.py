@@ -145,7 +145,7 @@ def make_panel(title: str, unit: str, curves: Curves, *, smooth: bool, from_zero
     last = max(float(series.steps[-1]) for _, _, series in curves if len(series))
     low, high = _range(thinned, from_zero)
     hidden = sum(int((series.values > high).sum()) for _, _, series in curves)
-    across, up = _ticks(first, last, whole=True), _ticks(low, high, whole=False)
+    across, up = _ticks(first, last, integers=True), _ticks(low, high, integers=False)
 
     def x(step: float) -> float:
         return FRAME.left + (step - first) / max(last - first, 1e-12) * (FRAME.right - FRAME.left)
@@ -247,14 +247,14 @@ def _in_words(label: str, series: Series) -> str:
     )
 
 
-def _ticks(low: float, high: float, *, whole: bool) -> list[float]:
-    """Return up to about six round values between two bounds; only whole numbers if `whole` is True."""
+def _ticks(low: float, high: float, *, integers: bool) -> list[float]:
+    """Return up to about six round values between two bounds; only whole numbers if `integers` is True."""
     if high <= low:
         return [low]
     raw = (high - low) / 6
     base = 10.0 ** math.floor(math.log10(raw))
     step = next(base * factor for factor in (1, 2, 2.5, 5, 10) if base * factor >= raw)
-    if whole:
+    if integers:
         step = max(round(step), 1)
     first = math.ceil(low / step - 1e-9)
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]

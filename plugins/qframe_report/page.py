@@ -150,24 +150,24 @@ def _strips(runs: Sequence[RunFiles], album: Album) -> list[Strip]:
     seen: dict[str, int] = defaultdict(int)
     turns: list[tuple[bool, int, str]] = []
     for name, members in named.items():
-        told = _told(members)
-        turns.append((told.target is None, seen[told.group], name))
-        seen[told.group] += 1
+        described = _described(members)
+        turns.append((described.target is None, seen[described.group], name))
+        seen[described.group] += 1
     each = _MOST_MOMENTS if len(runs) == 1 else 2
     moments = {run.name: chosen_moments(run.moments, each) for run in runs}
     strips = []
     for _, _, name in sorted(turns, key=lambda turn: turn[:2])[:_MOST_STRIPS]:
         members = named[name]
-        told = _told(members)
-        figures = [*_inputs(told, album)]
+        described = _described(members)
+        figures = [*_inputs(described, album)]
         for run, row in members:
             figures += _samples(row, moments[run.name], "" if len(runs) == 1 else run.name, album)
         if figures:
-            strips.append(Strip(prompt=short(told.prompt), group=told.group, figures=figures))
+            strips.append(Strip(prompt=short(described.prompt), group=described.group, figures=figures))
     return strips
 
 
-def _told(members: Sequence[tuple[RunFiles, SampleRow]]) -> SampleRow:
+def _described(members: Sequence[tuple[RunFiles, SampleRow]]) -> SampleRow:
     """Return the row of a run that stored the inputs of the record; if no run did, the row of the first run."""
     return next((row for _, row in members if row.target is not None), members[0][1])
 

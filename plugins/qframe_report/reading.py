@@ -136,8 +136,8 @@ class RunFiles:
         """
         found: dict[str, str] = {}
         for session in self.sessions:
-            told = session.get("sources")
-            for key, source in (told if isinstance(told, dict) else {}).items():
+            stored = session.get("sources")
+            for key, source in (stored if isinstance(stored, dict) else {}).items():
                 if key not in found or Path(str(source).rpartition(":")[0]).name != "config.toml":
                     found[key] = source
         return found
@@ -288,9 +288,9 @@ def _results(file: Path, gaps: list[str]) -> dict[str, tuple[int, int]]:
 def _rows(folder: Path, moments: Sequence[str], gaps: list[str]) -> list[SampleRow]:
     text = _text(folder / "records.json", gaps)
     try:
-        told = None if text is None else json.loads(text)
-        if told is not None:
-            return [_told_row(folder, row, moments) for row in told]
+        stored = None if text is None else json.loads(text)
+        if stored is not None:
+            return [_stored_row(folder, row, moments) for row in stored]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         gaps.append("samples/records.json is damaged: prompts and inputs of the samples are not known.")
     else:
@@ -310,7 +310,7 @@ def _rows(folder: Path, moments: Sequence[str], gaps: list[str]) -> list[SampleR
     ]
 
 
-def _told_row(folder: Path, row: Mapping[str, Any], moments: Sequence[str]) -> SampleRow:
+def _stored_row(folder: Path, row: Mapping[str, Any], moments: Sequence[str]) -> SampleRow:
     name = str(row["name"])
     if Path(name).name != name:
         raise ValueError(f"{name!r} is no file name")

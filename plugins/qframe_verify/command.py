@@ -35,18 +35,22 @@ from qframe.cli.shared import (
 @click.option("--prompt", help="What to make [default: a sentence that the embedded model knows].")
 @click.option("--negative-prompt", default=" ", help="What to steer away from [default: a space].")
 @click.option("--steps", type=click.IntRange(min=1), default=4, show_default=True, help="Sampling steps.")
-@click.option("--guidance", type=click.FloatRange(min=0.0), default=4.0, show_default=True, help="Up to 1 is off.")
+@click.option(
+    "--guidance",
+    type=click.FloatRange(min=0.0),
+    default=4.0,
+    show_default=True,
+    help="Guidance scale; up to 1: no guidance.",
+)
 @click.option("--size", metavar="WxH", help="Width and height in pixels [default: the family's].")
-@click.option("--seed", type=click.IntRange(min=0, max=2**62), default=0, show_default=True, help="Of the noise.")
+@click.option("--seed", type=click.IntRange(min=0, max=2**62), default=0, show_default=True, help="Seed of the noise.")
 @click.option(
-    "--batch", type=click.IntRange(min=1), default=3, show_default=True, help="How many at once; 1: no batch."
+    "--batch", type=click.IntRange(min=1), default=3, show_default=True, help="Samples that are computed together."
 )
-@click.option(
-    "--examples", "with_examples", is_flag=True, help="Make up pictures that the family could do without too."
-)
+@click.option("--examples", "with_examples", is_flag=True, help="Make up the optional pictures of the family too.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
-@click.option("--device", help="cpu, cuda, cuda:1, ... [default: the best there is].")
-@click.option("--json", "as_json", is_flag=True, help="The table as JSON.")
+@click.option("--device", help="cpu, cuda, cuda:1, ... [default: the best one of this machine].")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 @options(CONFIG, SET)
 def verify(
     family: str | None,
@@ -68,8 +72,8 @@ def verify(
 ) -> None:
     """Compare with diffusers' pipeline, stage by stage: sigmas, pictures, prompts, every step, the result.
 
-    Both sides use the same networks, seed and inputs. Pictures that are not given are made up. Ends with 1 if a stage
-    is outside its tolerance.
+    Both sides use the same networks, seed and inputs. Pictures that are not given are made up. The exit code is 1 if a
+    stage is outside its tolerance.
     """
     plugins = registry()
     from qframe.compose import recipe_class

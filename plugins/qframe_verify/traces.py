@@ -16,7 +16,7 @@ from qframe.sample.settling import plan_request
 from qframe.testing.listening import Norms, Steps, listening
 
 
-class _Heard(Sampler):
+class _Recording(Sampler):
     """Calls another sampler, and records the velocities that it is given."""
 
     def __init__(self, sampler: Sampler, steps: Steps, norms: Norms) -> None:
@@ -31,13 +31,13 @@ class _Heard(Sampler):
         after_step: AfterStep | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        def heard(tokens: Tensor, sigma: Tensor) -> Tensor:
-            self._norms.heard.clear()
+        def recorded(tokens: Tensor, sigma: Tensor) -> Tensor:
+            self._norms.recorded.clear()
             found = velocity(tokens, sigma)
-            self._steps.predicted(found, float(sigma * 1000), self._norms.heard)
+            self._steps.predicted(found, float(sigma * 1000), self._norms.recorded)
             return found
 
-        return self._sampler.sample(heard, x, sigmas, after_step=after_step, on_step=on_step)
+        return self._sampler.sample(recorded, x, sigmas, after_step=after_step, on_step=on_step)
 
 
 @torch.no_grad()
@@ -61,18 +61,18 @@ def our_trace(request: Request, parts: Parts, recipe: Recipe, oracle: Oracle) ->
         plan = plan_request(recipe, request, parts)
         guide, after_step = plan.guide, plan.after_step
 
-        def heard_guide(positive: Tensor, negative: Tensor) -> Tensor:
+        def recorded_guide(positive: Tensor, negative: Tensor) -> Tensor:
             assert guide is not None
             with norms:
                 return guide(positive, negative)
 
-        def heard_step(tokens: Tensor, step: int) -> Tensor:
+        def recorded_step(tokens: Tensor, step: int) -> Tensor:
             tokens = tokens if after_step is None else after_step(tokens, step)
             steps.stepped(tokens)
             return tokens
 
-        heard = attrs.evolve(plan, guide=None if guide is None else heard_guide, after_step=heard_step)
-        pictures = run_plan(heard, parts.denoiser, _Heard(parts.sampler, steps, norms))
+        recorded = attrs.evolve(plan, guide=None if guide is None else recorded_guide, after_step=recorded_step)
+        pictures = run_plan(recorded, parts.denoiser, _Recording(parts.sampler, steps, norms))
     return Trace(
         sigmas=plan.sigmas,
         mu=oracle.mu(parts, plan.start.lengths[0]),

@@ -106,7 +106,7 @@ def _scale_metadata(file: Path, layout: LoraLayout, layers: Mapping[str, LoraLay
     if layout == "diffusers":
         return {METADATA_KEY: json.dumps(_peft_metadata(layers), sort_keys=True)}
     if layout == "comfyui":
-        return {}  # alpha lies beside each layer; if it were in the metadata too, diffusers would apply it twice
+        return {}  # alpha is stored with each layer; if it were in the metadata too, diffusers would apply it twice
     clashes = [" and ".join(names) for names in by_flat_name(layers).values() if len(names) > 1]
     if clashes:
         raise ConfigError(f"{file}: the layout {layout!r} does not tell apart {clashes[0]}", "Choose another layout.")

@@ -241,7 +241,7 @@ class _Noted:
     """What peft's configuration in a file's metadata says of alphas.
 
     Attributes:
-        alpha: The alpha of every layer that no pattern names; None if nothing is said.
+        alpha: The alpha of every layer that no pattern names; None if it is not set.
         patterns: Alphas by the name of a layer, or by the end of its name.
         rslora: Whether updates are scaled by alpha over the root of the rank (rsLoRA).
         dora: Whether the LoRA is a DoRA.

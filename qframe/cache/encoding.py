@@ -125,7 +125,7 @@ def encode_loss_map(loss_map: PixelInput, compression: int) -> Tensor:
     height, width = grey.shape
     if height % compression or width % compression:
         raise DataError(
-            f"{loss_map.picture.origin}: a weight map of {width} x {height} pixels has no whole latent places of "
+            f"{loss_map.picture.origin}: a loss map of {width} x {height} pixels has no whole latent places of "
             f"{compression} x {compression}",
             "This is a bug in a recipe: its geometry must fit the codec.",
         )
@@ -182,9 +182,9 @@ def make_example(
     """
     if loss_map is not None and loss_map.shape != target.shape[-2:]:
         raise DataError(
-            f"example {id}: its weight map covers {tuple(loss_map.shape)} latent places, its target "
+            f"example {id}: its loss map covers {tuple(loss_map.shape)} latent places, its target "
             f"{tuple(target.shape[-2:])}",
-            "A weight map has the size of its target picture.",
+            "A loss map has the size of its target picture.",
         )
     return Example(
         id=id,

@@ -226,7 +226,7 @@ class _Builder:
                 ({_WEIGHT: encode_loss_map(one, compression)}, canonical(weight_parts(one, maker))) for one in inputs
             ]
 
-        self._run("reading weight maps", list(plan.weights), loader, encode)
+        self._run("reading loss maps", list(plan.weights), loader, encode)
 
     def encode_texts(self, loader: PartsLoader) -> None:
         plan, maker = self.plan, self.plan.maker

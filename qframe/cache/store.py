@@ -201,7 +201,7 @@ class Cache:
         """Return the path of the shard with this file name."""
         return self._listing.shards / shard
 
-    # -- damage, and entries that nobody wants ------------------------------------------------------------------
+    # -- damage, and entries that no data set needs --------------------------------------------------------------
 
     def verify(self, progress: Progress = SILENT) -> list[Damage]:
         """Read every entry of the cache, verify all checksums, and return what is damaged. No file is changed."""

@@ -72,7 +72,7 @@ def _report(error: Exception, debug: bool) -> int:
         )
         return 6
     if isinstance(error, OSError) and error.errno in _FULL:
-        click.echo(f"error: the disk is full ({error})\nFree some space, then go on with --resume.", err=True)
+        click.echo(f"error: the disk is full ({error})\nFree some space, then continue with --resume.", err=True)
         return 6
     click.echo(f"error: {type(error).__name__}: {error}", err=True)
     if not debug:

@@ -17,7 +17,7 @@ from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, embedded_line, example
 @click.option(
     "--memory",
     is_flag=True,
-    help="Also tell what sampling would load, how much memory it would need, and whether that fits.",
+    help="Also print what sampling would load, how much memory it would need, and whether that fits.",
 )
 def compose(
     family: str | None, model: str | None, config_file: str | None, overrides: tuple[str, ...], memory: bool

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def foretold(forecast: Forecast) -> Iterator[None]:
+def with_forecast(forecast: Forecast) -> Iterator[None]:
     """Print a forecast of memory, and give a context whose out-of-memory errors name settings that need less.
 
     Raises:

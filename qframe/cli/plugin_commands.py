@@ -21,7 +21,7 @@ def registry() -> Registry:
 
 
 class PluginGroup(click.Group):
-    """A click group that has the commands of one kind of component beside the commands that were added to it.
+    """A click group that has the commands of one kind of component in addition to the commands that were added to it.
 
     A help text shows the name and the summary that the plugin declared, so that nothing of the plugin is imported for
     it. The module of a command is imported when that command is called. A command that was added to the group hides a

@@ -35,7 +35,7 @@ class RequestCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         recipe = _recipe(args)
         ctx.meta["qframe.recipe"] = recipe
-        if recipe is None:  # what is wrong with family or configuration comes first, not an option nobody declared
+        if recipe is None:  # an error of the family or the configuration is reported before one of an unknown option
             ctx.ignore_unknown_options = ctx.allow_extra_args = True
         return super().parse_args(ctx, args)
 
@@ -114,7 +114,7 @@ def _recipe(args: Sequence[str]) -> type[Recipe] | None:
 
         return recipe_class(family)
     except QframeError:
-        return None  # the command itself says so
+        return None  # the command itself reports the error
 
 
 def _stored_family(pictures: Sequence[str]) -> str | None:
@@ -132,9 +132,9 @@ def _with_defaults(parameter: click.Parameter, recipe: type[Recipe]) -> click.Pa
     if sampling is None or not isinstance(parameter, click.Option) or parameter.name not in ("steps", "guidance"):
         return parameter
     number = getattr(sampling, parameter.name)
-    told = copy.copy(parameter)
-    told.help = (parameter.help or "").replace("the family's", f"{number:g}")
-    return told
+    own = copy.copy(parameter)
+    own.help = (parameter.help or "").replace("the family's", f"{number:g}")
+    return own
 
 
 def _option(field: OwnField) -> click.Option:
@@ -149,7 +149,7 @@ def _option(field: OwnField) -> click.Option:
         return click.Option([flag, field.key], type=float, callback=finite, help=about)
     if field.kind == "choice":
         return click.Option([flag, field.key], type=click.Choice(field.choices), help=about)
-    return click.Option([flag, field.key], type=int if field.kind == "whole" else str, help=about)
+    return click.Option([flag, field.key], type=int if field.kind == "integer" else str, help=about)
 
 
 def _flag(field: OwnField) -> str:

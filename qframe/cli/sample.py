@@ -62,10 +62,16 @@ def _flag(name: str) -> str:
 )
 @options(FAMILY, MODEL)
 @click.option("--prompt", multiple=True, help="What to make. Repeat it for several pictures.")
-@click.option("--prompt-file", metavar="FILE", help="A text file that is one prompt, as a whole.")
-@click.option("--batch", metavar="FILE", help="JSON lines, each a request; what is done already is skipped.")
-@click.option("--from", "picture", metavar="FILE", help="Make this picture again; other options change what they name.")
-@click.option("--negative-prompt", multiple=True, help="What to steer away from: one for all, or one per prompt.")
+@click.option("--prompt-file", metavar="FILE", help="A text file whose content is one prompt.")
+@click.option(
+    "--batch", metavar="FILE", help="Requests, one per line in JSON; pictures that exist already are skipped."
+)
+@click.option(
+    "--from", "picture", metavar="FILE", help="Recreate this picture; other options change single values of it."
+)
+@click.option(
+    "--negative-prompt", multiple=True, help="What guidance steers away from: one for all, or one per prompt."
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Sampling steps [default: the family's].")
 @click.option(
     "--guidance",
@@ -76,7 +82,7 @@ def _flag(name: str) -> str:
 @click.option("--size", metavar="WxH", help="Width and height in pixels [default: the family's].")
 @click.option("--seed", type=int, callback=seed, help="Picture i takes seed + i [default: 0].")
 @click.option("--num-images", type=click.IntRange(min=1), help="Pictures per prompt [default: 1].")
-@click.option("--lora", metavar="FILE[:WEIGHT]", multiple=True, help="Put a LoRA on the denoiser. Repeatable.")
+@click.option("--lora", metavar="FILE[:SCALE]", multiple=True, help="Put a LoRA on the denoiser. Repeatable.")
 @click.option(
     "--offload",
     type=click.Choice(["none", "model", "group"]),
@@ -93,8 +99,8 @@ def _flag(name: str) -> str:
     help="PNG, JPEG or WebP; several pictures are numbered. A folder with --batch [default with --from: NAME-again].",
 )
 @click.option("--overwrite", is_flag=True, help="Replace pictures that exist.")
-@click.option("--no-metadata", is_flag=True, help="Store nothing in the pictures of how they were made.")
-@click.option("--allow-outside", is_flag=True, help="Let --batch read pictures outside of its own folder.")
+@click.option("--no-metadata", is_flag=True, help="Do not store in the pictures how they were made.")
+@click.option("--allow-outside", is_flag=True, help="Let --batch read pictures outside of the folder of its file.")
 @options(CONFIG, SET)
 def sample(
     family: str | None,
@@ -112,7 +118,7 @@ def sample(
     overrides: tuple[str, ...],
     **request: Any,
 ) -> None:
-    """Make pictures: from a prompt, a file of requests, or a picture that was made before.
+    """Make pictures: from a prompt, a file of requests, or a picture that qframe made before.
 
     Each picture stores how it was made, so that --from can repeat it. With --family, --help shows that family's own
     options too (--image, --mask, ...).
@@ -149,13 +155,13 @@ def sample(
     progress, metadata = terminal_progress(), not no_metadata
     if batch is None:
         jobs = _jobs(desk, prompts, given, {} if stored is None else stored.request, files)
-        make(composition, loras, jobs, progress, metadata=metadata, going_on=False)
+        make(composition, loras, jobs, progress, metadata=metadata, continue_after_failure=False)
         return
     folder = Path(output or "")
     with _results(Path(batch), folder):
         todo = _todo(desk, Path(batch), folder, given, overwrite=overwrite, allow_outside=allow_outside)
         if todo:
-            make(composition, loras, todo, progress, metadata=metadata, going_on=True)
+            make(composition, loras, todo, progress, metadata=metadata, continue_after_failure=True)
 
 
 def _given_loras(lora: Sequence[str]) -> dict[Path, float]:
@@ -192,10 +198,10 @@ def _prompts(prompt: Sequence[str], file: str | None, stored: Stored | None) -> 
             text = read_text(Path(file)).rstrip("\r\n")
         except ValueError as error:
             raise DataError(
-                f"--prompt-file {file}: {error}", "It is a text file in UTF-8, one prompt as a whole."
+                f"--prompt-file {file}: {error}", "It must be a text file in UTF-8; its content is one prompt."
             ) from error
         if not text.strip():
-            raise DataError(f"--prompt-file {file}: the file is empty", "It is one prompt, as a whole.")
+            raise DataError(f"--prompt-file {file}: the file is empty", "Write the prompt into it.")
         return [text]
     if not prompt and stored is not None:
         return [str(stored.request.get("prompt", ""))]
@@ -270,7 +276,10 @@ def _jobs(
 
 @contextmanager
 def _results(batch: Path, folder: Path) -> Iterator[None]:
-    """Inside, no other run writes to the results. DataError or ConfigError: batch or folder cannot be used."""
+    """A context in which no other run writes to the results.
+
+    DataError or ConfigError if batch or folder is unusable.
+    """
     from qframe.cli.sample_jobs import check_folder
     from qframe.files.storage import clear_leftovers, lock_folder
 

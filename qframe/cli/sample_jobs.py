@@ -28,7 +28,7 @@ def make(
     progress: Progress,
     *,
     metadata: bool,
-    going_on: bool,
+    continue_after_failure: bool,
 ) -> int:
     """Load the model, make every picture, and return how many were made.
 
@@ -40,16 +40,16 @@ def make(
         jobs: The pictures to make.
         progress: Shows the pictures and their steps.
         metadata: Whether pictures store how they were made.
-        going_on: Whether the others are made after one has failed. Then the error that names all that failed comes
-            last.
+        continue_after_failure: Whether the other pictures are made after one has failed. Then one error that names all
+            failures is raised at the end.
     """
-    from qframe.cli.memory import foretold
+    from qframe.cli.memory import with_forecast
     from qframe.preflight import explained, forecast_sampling
     from qframe.sample.jobs.picture_files import write_picture
     from qframe.sample.loading import assemble
 
     forecast = forecast_sampling(composition)
-    with foretold(forecast):
+    with with_forecast(forecast):
         pipe = assemble(composition, loras)
 
     failed: list[tuple[Job, QframeError]] = []
@@ -60,7 +60,7 @@ def make(
                 made = _picture(pipe, job, progress)
         # One request that meets a bug must not cost a night's work on all the others.
         except Exception as error:
-            if not going_on:
+            if not continue_after_failure:
                 raise
             logger.debug("%s", job.origin, exc_info=True)
             told = error if isinstance(error, QframeError) else QframeError(f"{type(error).__name__}: {error}")

@@ -51,9 +51,9 @@ __all__ = [
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 FAMILY = click.option("--family", metavar="NAME", help="The task; `qframe plugins list` shows them.")
-MODEL = click.option("--model", metavar="DIR|HUB_ID", help="The checkpoint [default: the embedded one].")
+MODEL = click.option("--model", metavar="DIR|HUB_ID", help="The model [default: the embedded one].")
 DATA = click.option("--data", metavar="PATH", help="A folder, .jsonl, .csv or .parquet [default: the embedded set].")
-CONFIG = click.option("--config", "config_file", metavar="FILE", help="A TOML file; flags and --set stand above it.")
+CONFIG = click.option("--config", "config_file", metavar="FILE", help="A TOML file; options and --set override it.")
 SET = click.option(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set any key, e.g. train.max_steps=200. Repeatable."
 )
@@ -112,16 +112,16 @@ def resolve(
 
 
 def weighted_file(text: str) -> tuple[Path, float]:
-    """The file and the weight of FILE[:WEIGHT], as --lora takes it. ConfigError if the weight is not finite."""
-    file, colon, weight = text.rpartition(":")
+    """Split FILE[:SCALE], as --lora takes it, into the file and its scale. ConfigError if the scale is not finite."""
+    file, colon, scale = text.rpartition(":")
     if not colon or Path(text).exists():
         return Path(text), 1.0
     try:
-        number = float(weight)
+        number = float(scale)
     except ValueError:
         return Path(text), 1.0
     if not math.isfinite(number):
-        raise ConfigError(f"--lora {text}: the weight must be a finite number")
+        raise ConfigError(f"--lora {text}: the scale must be a finite number")
     return Path(file), number
 
 

@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     metavar="[latest|PATH]",
     is_flag=False,
     flag_value="latest",
-    help="Go on from a checkpoint of the run: the newest whole one, or this one.",
+    help="Continue from a checkpoint of the run: the newest intact one, or this one.",
 )
 @click.option(
-    "--nproc", type=click.IntRange(min=1), metavar="N", help="Train in N processes on this machine, a GPU each."
+    "--nproc", type=click.IntRange(min=1), metavar="N", help="Train in N processes on this machine, one per GPU."
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be loaded and whether it fits; load and train nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be loaded and whether it fits, and stop.")
 def train(
     family: str | None,
     model: str | None,

@@ -23,7 +23,7 @@ def fit(resolved: Resolved, resume: str | None = None, processes: Processes | No
     Raises:
         ResourceError: The run needs more memory than there is.
     """
-    from qframe.cli.memory import foretold
+    from qframe.cli.memory import with_forecast
     from qframe.cli.progress import terminal_progress
     from qframe.preflight import forecast_training
     from qframe.train.distributed import ALONE
@@ -34,5 +34,5 @@ def fit(resolved: Resolved, resume: str | None = None, processes: Processes | No
     trainer = Trainer(
         resolved.config, progress=terminal_progress(), processes=processes or ALONE, sources=resolved.sources
     )
-    with foretold(forecast_training(trainer.composition, trainer.inputs, processes=trainer.processes.world)):
+    with with_forecast(forecast_training(trainer.composition, trainer.inputs, processes=trainer.processes.world)):
         return trainer.fit(resume)

@@ -36,7 +36,7 @@ def _joined(recipe: type[Request], transform: type[Request]) -> type[Request]:
         if field.name in known and known[field.name].converter != field.converter:
             raise PluginError(
                 f"{recipe.__name__} and {transform.__name__} both take {field.name!r}, and read it differently",
-                "A transform works on recipes that take what it takes in the same form, or under another name.",
+                "The transform fits only recipes that read this field in the same way, or do not have it.",
             )
     added = {
         field.name: attrs.field(

@@ -95,7 +95,7 @@ def resolve_config(
     dropped = drop_foreign(tree, user, registry)
     put(tree, user, own_source)
     plain = plain_tables(tree)
-    chosen = choose(plain, registry)  # now that every layer has said which components it means
+    chosen = choose(plain, registry)  # all layers have been read, so that the components are known
     declared, unknown = declared_settings(plain, chosen)
     problems += unknown
     config = fill(plain, declared, problems)

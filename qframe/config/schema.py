@@ -118,7 +118,7 @@ class CacheConfig:
     """The section `cache`: settings of the cache, which stores encoded examples on disk."""
 
     dir: str | None = attrs.field(
-        default=None, metadata={"help": "folder of the cache; by default 'cache' beside the folder of the run"}
+        default=None, metadata={"help": "folder of the cache; by default 'cache' next to the folder of the run"}
     )
     enabled: bool = attrs.field(
         default=True,

@@ -134,7 +134,7 @@ def _exact(value: Any, kind: Any) -> Any:
     return value
 
 
-def _whole(value: Any, kind: Any) -> int:
+def _integer(value: Any, kind: Any) -> int:
     number: int = _exact(value, int)
     if not -_WHOLE <= number < _WHOLE:
         raise InvalidError(Problem((), "expected a whole number of at most 64 bits"))
@@ -142,7 +142,7 @@ def _whole(value: Any, kind: Any) -> int:
 
 
 def _number(value: Any, kind: Any) -> float:
-    number = float(_whole(value, int)) if type(value) is int else _exact(value, float)
+    number = float(_integer(value, int)) if type(value) is int else _exact(value, float)
     if not math.isfinite(number):
         raise InvalidError(Problem((), f"expected a finite number, got {show(number)}"))
     return float(number)
@@ -283,7 +283,7 @@ def _converter() -> cattrs.Converter:
     ]
     for predicate, hook in hooks:
         converter.register_structure_hook_func(predicate, hook)
-    for kind, hook in ((bool, _exact), (str, _exact), (int, _whole), (float, _number), (Path, _path)):
+    for kind, hook in ((bool, _exact), (str, _exact), (int, _integer), (float, _number), (Path, _path)):
         converter.register_structure_hook(kind, hook)
     return converter
 

@@ -179,8 +179,7 @@ class TrainConfig:
         default=1.0,
         validator=ge(0.0),
         metadata={
-            "help": "guidance scale that a guidance-distilled network is told in training; 1 is unguided, as the "
-            "data are"
+            "help": "guidance scale that a guidance-distilled network gets in training; 1 is unguided, as the data are"
         },
     )
     gradient_checkpointing: bool = attrs.field(
@@ -255,7 +254,7 @@ class SampleConfig:
     guidance_scale: float | None = attrs.field(
         default=None,
         validator=optional(ge(0.0)),
-        metadata={"help": "guidance scale that a guidance-distilled network is told; by default that of the family"},
+        metadata={"help": "guidance scale that a guidance-distilled network gets; by default that of the family"},
     )
     negative_prompt: str | None = attrs.field(
         default=None, metadata={"help": "negative prompt, which guidance needs; ' ' is enough"}

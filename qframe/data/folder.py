@@ -128,7 +128,7 @@ class FolderSource(FileSource):
         prompt = self._prompt(target, files.captions, root, problems)
         references = _ordered(name, files.references, problems)
         if len(files.loss_maps) > 1:
-            problems.add(files.loss_maps[1], f"a second weight map beside {files.loss_maps[0]}")
+            problems.add(files.loss_maps[1], f"a second loss map, after {files.loss_maps[0]}")
         pictures = {path: Picture(path, self.path / path) for path in [target, *references, *files.loss_maps]}
         for path, picture in pictures.items():
             if (problem := root.problem(self.path / path)) is not None:

@@ -13,6 +13,6 @@ def qframe_components() -> list[Component]:
             "folder",
             "qframe.data.folder:FolderSource",
             options="qframe.data.options:FolderOptions",
-            summary="pictures in a folder, captions and references beside them",
+            summary="pictures in a folder, captions and references next to them",
         ),
     ]

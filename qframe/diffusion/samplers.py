@@ -1,4 +1,4 @@
-"""Samplers that integrate dx/dsigma = v from noise to data. Built in, registered as any plugin's are."""
+"""The built-in samplers, which integrate dx/dsigma = v from noise to data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _euler_step(x: Tensor, velocity: Tensor, delta: Tensor) -> Tensor:
 
 
 class EulerSampler(Sampler):
-    """First order: x + (sigma_next - sigma) v. One velocity a step."""
+    """Integrates to first order: a step computes one velocity v, and gives x + (sigma_next - sigma) v."""
 
     def sample(
         self,
@@ -36,9 +36,10 @@ class EulerSampler(Sampler):
 
 
 class HeunSampler(Sampler):
-    """Second order: the mean of the velocities at both ends of the step (Karras et al. 2022, algorithm 1).
+    """Integrates to second order with the mean velocity of both ends of a step (Karras et al. 2022, algorithm 1).
 
-    Two velocities a step, one at the last, where sigma_next = 0 and the correction would leave the domain.
+    A step computes two velocities. The last step computes one: the second would be that at sigma_next = 0, outside
+    of the domain.
     """
 
     def sample(

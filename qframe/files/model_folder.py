@@ -180,9 +180,9 @@ class ModelFolder:
         files = [file for file in files if file.suffix in _FINGERPRINTED]
         digests = self.digests or FileDigests()
         unread = [file for file in files if digests.recall(file) is None]
-        with self._telling(unread, subfolders) as told:
+        with self._showing(unread, subfolders) as reported:
             for file in unread:
-                digests.remember(file, _file_digest(file, told))
+                digests.remember(file, _file_digest(file, reported))
         total = hashlib.sha256()
         for file in files:
             total.update(f"{file.relative_to(self.folder).as_posix()} {digests.recall(file)}\n".encode())
@@ -214,8 +214,11 @@ class ModelFolder:
         return total.hexdigest()
 
     @contextlib.contextmanager
-    def _telling(self, files: Sequence[Path], subfolders: Sequence[str]) -> Iterator[Callable[[int], None]]:
-        """Yield what must be called with the number of bytes read; it reports a stage in MB if there is much."""
+    def _showing(self, files: Sequence[Path], subfolders: Sequence[str]) -> Iterator[Callable[[int], None]]:
+        """Yield a function to call with the number of bytes read.
+
+        If there is much to read, it reports a stage in MB.
+        """
         size = sum(file.stat().st_size for file in files)
         if size < _WORTH_TELLING:
             yield lambda count: None
@@ -224,25 +227,25 @@ class ModelFolder:
         name = f"fingerprinting {', '.join(subfolders)} (MB)"
         with self.progress.stage(name, size // _MEGABYTE) as stage:
 
-            def told(count: int) -> None:
+            def reported(count: int) -> None:
                 nonlocal done
                 before, done = done // _MEGABYTE, done + count
                 stage.advance(done // _MEGABYTE - before)
 
-            yield told
+            yield reported
 
     def _fetch(self, subfolder: str) -> None:
         if self.remote:
             _download(self.name, tuple(f"{subfolder}/{kind}" for kind in (*_CONFIGURATION, "*.safetensors")))
 
 
-def _file_digest(file: Path, told: Callable[[int], None]) -> str:
+def _file_digest(file: Path, reported: Callable[[int], None]) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(8 * _MEGABYTE))
     with file.open("rb", buffering=0) as stream:
         while count := stream.readinto(buffer):
             digest.update(buffer[:count])
-            told(count)
+            reported(count)
     return digest.hexdigest()
 
 

@@ -251,7 +251,7 @@ def _part_name(target: Path) -> Path:
 
 @contextlib.contextmanager
 def _draft(target: Path, *, folder: bool) -> Iterator[Path]:
-    """Yield a new draft beside `target`, locked by this process; afterwards it is deleted unless it was renamed."""
+    """Yield a new draft next to `target`, locked by this process; afterwards it is deleted unless it was renamed."""
     while True:
         draft = _part_name(target)
         if folder:

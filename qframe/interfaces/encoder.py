@@ -15,7 +15,7 @@ from qframe.interfaces.sequences import Conditioning
 from qframe.pictures.geometry import Size
 
 TokenCounter = Callable[[str, Sequence[Size]], int]
-"""`(prompt, sizes of the pictures that the encoder sees with it)` -> the number of text tokens, without a network."""
+"""`(prompt, sizes of the pictures that the encoder sees with it) -> number of text tokens`; it runs no network."""
 
 
 @attrs.frozen(kw_only=True)

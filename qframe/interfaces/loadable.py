@@ -90,5 +90,5 @@ class Loadable(ABC):
         """Return by name everything that the output depends on: digests of weights, settings, versions of libraries.
 
         Nothing is loaded. The keys of the cache and the checkpoints of a training run hold the ingredients: when one
-        changes, examples are encoded again, and `qframe cache explain` tells which one it was.
+        changes, examples are encoded again, and `qframe cache explain` names it.
         """

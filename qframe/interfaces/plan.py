@@ -46,7 +46,7 @@ class Plan:
 
     Attributes:
         start: The tokens that the run starts from: noise, or a noised picture.
-        references: Tokens of the pictures that the denoiser gets beside the target; None where there are none.
+        references: Tokens of the pictures that the denoiser gets in addition to the target; None where there are none.
         cond: Conditioning of the prompts.
         uncond: Conditioning of the negative prompts; it is there exactly where `guide` is.
         sigmas: Noise levels [S + 1], float32, falling to 0.

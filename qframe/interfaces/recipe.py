@@ -34,7 +34,7 @@ class Recipe(ABC):
         request_type: The class of requests whose fields the task takes: `Request` or a subclass.
         sampling: What the family samples with where a request leaves a value open.
         references: Whether the denoiser gets references in the plans of this recipe.
-        pictures: Whether the encoder looks at pictures beside the prompts.
+        pictures: Whether the encoder looks at pictures in addition to the prompts.
         positional: The arguments that a call takes by position, as diffusers' pipeline of the task does.
         settings: The settings that the family declares, filled in from the configuration.
         model: The model folder. It is there for what belongs to no component (areas, default sigmas); a recipe reads no

@@ -35,7 +35,7 @@ class Sampler(ABC):
             velocity: Gives the velocity [N, C] of tokens [N, C] at a scalar sigma.
             x: The tokens at the first noise level, [N, C].
             sigmas: The noise levels, [S + 1] float32, descending.
-            after_step: Called after step i, which ends at sigmas[i + 1], with the tokens and i. The run goes on with
-                the tokens that it returns.
+            after_step: Called after step i, which ends at sigmas[i + 1], with the tokens and i. The run continues
+                with the tokens that it returns.
             on_step: Called with i after that. If it returns True, the run ends there.
         """

@@ -34,7 +34,7 @@ class Survey:
     """The records of a data set, and the problems that were found when they were listed.
 
     Attributes:
-        records: The records to train on, also those with problems as far as they can be told apart.
+        records: The records to train on, also those with problems if they can be distinguished.
         validation: The records that are kept from training.
         problems: The problems that were found.
         unusable: The ids of records that have problems.

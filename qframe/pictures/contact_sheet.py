@@ -42,8 +42,8 @@ PlainRow = tuple[str, Sequence[Image.Image | None]]
 def contact_sheet(rows: Sequence[Row | PlainRow], columns: Sequence[str], *, title: str = "") -> Image.Image:
     """Draw a contact sheet: for each row its label, its pictures, and a tick or cross.
 
-    Pictures whose longer side has under 128 pixels are enlarged by a whole factor, without smoothing, to at least 128;
-    those whose longer side has over 384 pixels are scaled down to 384.
+    Pictures whose longer side has under 128 pixels are enlarged by an integer factor, without smoothing, to at least
+    128; those whose longer side has over 384 pixels are scaled down to 384.
 
     Args:
         rows: The rows, from top to bottom.

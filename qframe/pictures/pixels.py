@@ -39,7 +39,7 @@ _ORIENTATION = 0x0112
 _QUARTER_TURNS = {5, 6, 7, 8}  # EXIF 2.32, 4.6.4, tag 274
 _WITHOUT_RANGE = {"I", "F"}
 
-# The exceptions that Pillow's decoders were seen to raise on damaged files, beside its own DecompressionBombError.
+# The exceptions that Pillow's decoders were seen to raise on damaged files, besides its own DecompressionBombError.
 DAMAGED = (
     OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError,
     RuntimeError, EOFError, struct.error, zlib.error,

@@ -121,8 +121,8 @@ def forward_options(request: Request, parts: Parts) -> ForwardOptions:
     """
     guidance = request.guidance_scale
     if parts.denoiser_spec.guidance and guidance is None:
-        raise ConfigError("guidance_scale is needed: this checkpoint is guidance-distilled", "Give guidance_scale=....")
+        raise ConfigError("guidance_scale is needed: this model is guidance-distilled", "Give guidance_scale=....")
     if not parts.denoiser_spec.guidance and guidance is not None:
-        logger.warning("guidance_scale is %g, but this checkpoint is not guidance-distilled: it is ignored", guidance)
+        logger.warning("guidance_scale is %g, but this model is not guidance-distilled: it is ignored", guidance)
         guidance = None
     return ForwardOptions(guidance=guidance, attention_kwargs=request.attention_kwargs)

@@ -77,7 +77,7 @@ def assemble(composition: Composition, loras: Mapping[Path, float]) -> Pipeline:
         loras: LoRA files to put on the denoiser, with the scale of each.
     """
     if loras:
-        check_files(composition, loras)  # a wrong file is told before minutes of loading
+        check_files(composition, loras)  # so that a wrong file is reported before minutes of loading
     log.info("weights of %s, licence %s", composition.model_name, composition.licence)
     moved = composition.config.offload
     parts = composition.load(*ORDER, offloaded=moved != "none")
@@ -98,7 +98,7 @@ def _loras(lora: str | Path | Mapping[str | Path, float] | Sequence[str | Path] 
     given = list(lora.items()) if isinstance(lora, Mapping) else [(file, 1.0) for file in lora]
     for file, scale in given:
         if not isinstance(scale, int | float) or not math.isfinite(scale):
-            raise ConfigError(f"lora {file}: the weight must be a finite number, got {scale!r}", "1.0 is usual.")
+            raise ConfigError(f"lora {file}: the scale must be a finite number, got {scale!r}", "1.0 is usual.")
     found = {Path(file): float(scale) for file, scale in given}
     if len(found) < len(given):
         raise ConfigError("lora: a file is given twice", "Give it once, with the sum of its weights.")

@@ -27,7 +27,7 @@ from qframe.sample.settling import filled, settle
 
 @attrs.frozen(eq=False, kw_only=True)
 class _Watch:
-    """Who is told of every step of a run.
+    """What every step of a run is reported to.
 
     Attributes:
         progress: Shows the steps.

@@ -49,7 +49,7 @@ def check_request(request: Request, sampling: SamplingDefaults, parts: Parts) ->
 
 
 def _check_kinds(request: Request) -> None:
-    """ConfigError for a value of another kind than its field's: told before anything computes with it."""
+    """ConfigError for a value of another kind than its field's, before anything computes with the value."""
     for field in attrs.fields(type(request)):
         value = getattr(request, field.name)
         for declared, kind, wanted in _KINDS:

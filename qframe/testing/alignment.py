@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 from PIL import Image
 
-_WINDOWS = 3  # along each side: enough to tell a zoom from a shift, each large enough to be found again
+_WINDOWS = 3  # along each side: enough to distinguish a zoom from a shift, each large enough to be found again
 _UPSAMPLING = 100  # shifts are measured to a hundredth of a pixel
 _PASSES = 4  # each leaves about an eighth of what the pass before it left
 

@@ -55,13 +55,13 @@ class EncoderContract:
 
     def test_a_limit_keeps_the_first_tokens(self, encoder: Encoder, spec: EncoderSpec) -> None:
         shown = self.shown(spec)
-        whole = encoder.encode(self.prompts, shown).split()
+        uncut = encoder.encode(self.prompts, shown).split()
         for limit in (1, 10_000):
-            for found, wanted in zip(encoder.encode(self.prompts, shown, max_length=limit).split(), whole, strict=True):
+            for found, wanted in zip(encoder.encode(self.prompts, shown, max_length=limit).split(), uncut, strict=True):
                 kept = found.lengths[0]
                 assert kept <= wanted.lengths[0]
                 torch.testing.assert_close(found.embeds, wanted.embeds[:kept], rtol=self.tolerance, atol=self.tolerance)
-        assert sum(encoder.encode(self.prompts, shown, max_length=1).lengths) < sum(one.lengths[0] for one in whole)
+        assert sum(encoder.encode(self.prompts, shown, max_length=1).lengths) < sum(one.lengths[0] for one in uncut)
 
     def test_prompts_matter(self, encoder: Encoder, spec: EncoderSpec) -> None:
         shown = self.shown(spec)[:1]

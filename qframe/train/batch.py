@@ -1,4 +1,4 @@
-"""Examples to a training batch: packing, noise, timesteps and caption dropout."""
+"""Makes a training batch of examples: packing, noise, timesteps, caption dropout, and the loss of its samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LossMap = Callable[[Example, torch.Generator], Tensor | None]
 
 
 def own_loss_map(example: Example, generator: torch.Generator) -> Tensor | None:
-    """The loss map of the example itself."""
+    """The loss map that the example brings, which ignores the generator."""
     return example.loss_map
 
 
@@ -137,26 +137,26 @@ def _conditioning(example: Example, drop: bool) -> Conditioning:
 
 
 def _token_factor(example: Example, patch: int, tokens: int) -> Tensor:
-    """The fraction of each of the example's tokens in its loss, [L]; they add up to 1."""
+    """Return for each token of an example its fraction of the example's loss, [L]; the fractions add up to 1."""
     if example.loss_map is None:
         return torch.full((tokens,), 1.0 / tokens)
     factor = avg_pool2d(example.loss_map[None].float(), patch).flatten()
     if not factor.sum() > 0:
         raise DataError(
-            f"example {example.id}: its weight map is empty, so nothing could be learned from it",
-            "Paint the places that count in white, or leave the weight map out.",
+            f"example {example.id}: its loss map is empty, so nothing could be learned from it",
+            "Paint the places that count in white, or leave the loss map out.",
         )
     return factor / factor.sum()
 
 
 def sample_losses(predicted: Tensor, batch: TrainingBatch) -> Tensor:
-    """Each sample's weighted mean squared error [B], in float32."""
+    """Return the weighted mean squared error of each sample, [B], in float32."""
     error = (predicted.float() - batch.velocity).square().mean(dim=-1) * batch.loss_factor  # [N]
     return torch.stack([part.sum() for part in error.split(list(batch.noisy.lengths))])
 
 
 def flow_loss(predicted: Tensor, batch: TrainingBatch, samples: int) -> Tensor:
-    """Mean over `samples` of each sample's weighted mean squared error, in float32.
+    """Return the sum of the samples' weighted mean squared errors, divided by `samples`, in float32.
 
     `samples` is how many samples the optimizer step has. A forward pass over some of them gives its part of the mean.
     """

@@ -20,19 +20,30 @@ _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def launch(arguments: Sequence[str], count: int) -> int:
-    """Run `python -m qframe ARGUMENTS` in `count` processes that train together; the exit code of the first to fail.
+    """Run `python -m qframe ARGUMENTS` in several processes that train together, and wait for them.
 
-    That process has said why; ResourceError if one was killed and could not. SIGTERM and SIGINT reach all of them,
-    and what has not ended after 30 s is killed (TORCH_ELASTIC_SHUTDOWN_TIMEOUT).
+    SIGTERM and SIGINT are passed on to all processes. A process that has not ended 30 s later is killed
+    (TORCH_ELASTIC_SHUTDOWN_TIMEOUT).
+
+    Args:
+        arguments: The arguments of the command line, without the name of the program.
+        count: How many processes to start.
+
+    Returns:
+        0, or the exit code of the first process that failed. That process has printed the reason itself.
+
+    Raises:
+        ResourceError: A process was killed by SIGKILL, most likely because the machine ran out of memory.
+        QframeError: A process was ended by another signal.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # Processes that share the cores: as many threads each as there are cores for it. torchrun would say 1.
+    # The processes divide the cores among themselves: each gets as many threads as it has cores. torchrun sets 1.
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
     for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed.elastic"):  # what they report is said below
+        if name.startswith("torch.distributed.elastic"):  # `_outcome` reports failures instead
             logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="qframe-launch-") as logs:
         config = LaunchConfig(
@@ -54,14 +65,18 @@ def launch(arguments: Sequence[str], count: int) -> int:
             rank, failure = error.get_first_failure()
             return _outcome(rank, count, failure.exitcode)
         finally:
-            if threading.current_thread() is threading.main_thread():  # elsewhere the agent sets none
+            if threading.current_thread() is threading.main_thread():  # in other threads the agent sets no handlers
                 for number, handler in kept.items():
                     signal.signal(number, handler)
     return 0
 
 
 def _outcome(rank: int, count: int, code: int) -> int:
-    """The exit code of a process that said why it failed. An error for one that could not."""
+    """Return the exit code of a process that failed and printed the reason itself.
+
+    Raises:
+        QframeError: A signal ended the process, so that it could not print a reason; ResourceError for SIGKILL.
+    """
     if code >= 0:
         return code
     name = signal.Signals(-code).name
@@ -70,6 +85,6 @@ def _outcome(rank: int, count: int, code: int) -> int:
         raise ResourceError(
             message,
             "Unless somebody did that, the machine was out of memory: try fewer processes, or smaller batches. "
-            "Go on with --resume.",
+            "Continue with --resume.",
         )
-    raise QframeError(message, "Go on with --resume; if it happens again, --debug shows more.")
+    raise QframeError(message, "Continue with --resume; if it happens again, --debug shows more.")

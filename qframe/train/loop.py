@@ -44,7 +44,7 @@ class StepSetup:
         denoiser: The denoiser that is trained.
         schedule: Shifts noise levels, if `train.timestep_density` asks for it.
         patch: The side of a patch that becomes one token, in latent cells.
-        forward: What every forward pass is given beside its batch.
+        forward: Options that every forward pass is given in addition to its batch.
         loss_map: Says where the loss of an example counts.
         examples: The examples to train on.
         order: Which examples make which batch.
@@ -94,7 +94,7 @@ def run_steps(setup: StepSetup, state: TrainingState) -> None:
     with StopSignals() as signals, setup.progress.stage("training", config.max_steps, done=state.step) as bar:
 
         def asked_to_stop() -> int:
-            return setup.processes.most(signals.received or 0)  # not every process may have heard of it yet
+            return setup.processes.most(signals.received or 0)  # the signal may not have reached every process yet
 
         while state.step < config.max_steps:
             taken = optimizer_step(setup, state, asked_to_stop)
@@ -129,7 +129,7 @@ def run_steps(setup: StepSetup, state: TrainingState) -> None:
 
 
 def _stopped(asked: int, state: TrainingState) -> Stopped:
-    return Stopped(asked, f"stopped at step {state.step}; everything is saved", "Go on with --resume.")
+    return Stopped(asked, f"stopped at step {state.step}; everything is saved", "Continue with --resume.")
 
 
 def optimizer_step(
@@ -176,7 +176,7 @@ def optimizer_step(
 
 @attrs.define(eq=False)
 class _Passes:
-    """What is known of the forward and backward passes of one optimizer step, in this process.
+    """The results of the forward and backward passes of one optimizer step, in this process.
 
     Attributes:
         samples: How many samples the step has, over all processes.
@@ -254,7 +254,7 @@ def predict_velocity(setup: StepSetup, batch: TrainingBatch) -> torch.Tensor:
 
 
 def _passes(setup: StepSetup, number: int, portion: BatchPortion) -> list[tuple[tuple[int, ...], bool]]:
-    """The forward passes of this process's portion of batch `number`: places in it, and whether their loss counts.
+    """Return the forward passes of this process in batch `number`: places in its portion, and whether the loss counts.
 
     If the denoiser is sharded, every process must make equally many forward passes, or the others wait for it for ever.
     So a pass has one sample then, and a process with fewer samples repeats its first one without counting its loss.
@@ -275,7 +275,7 @@ def _dropout_seed(setup: StepSetup, step: int, micro: int) -> int:
 
 
 def attention_kernels(device: torch.device, tokens: int) -> AbstractContextManager[None]:
-    """Inside, attention uses the kernels that are fastest for samples of at most `tokens` picture tokens."""
+    """A context in which attention uses the kernels that are fastest for samples of at most `tokens` picture tokens."""
     if device.type == "cpu" and tokens <= _MATH_ATTENTION_TOKENS:
         return sdpa_kernel(SDPBackend.MATH)
     return contextlib.nullcontext()

@@ -27,7 +27,19 @@ def draw_sigma(config: TrainConfig, schedule: Schedule, tokens: int, generator: 
 
 
 def sigma_quantile(config: TrainConfig, schedule: Schedule, tokens: int, fraction: Tensor) -> Tensor:
-    """The sigmas below which these fractions in (0, 1) of what `draw_sigma` gives lie; a shift keeps the order."""
+    """Return the quantiles of the sigmas that `draw_sigma` draws.
+
+    Shifting does not change the order of sigmas, so the quantiles of the density are shifted.
+
+    Args:
+        config: The settings of `[train]`.
+        schedule: Shifts the sigmas, if the density asks for it.
+        tokens: The number of tokens of the target.
+        fraction: Fractions in (0, 1), of any shape.
+
+    Returns:
+        For each fraction, the sigma below which this fraction of the drawn sigmas lies; shaped as `fraction`.
+    """
     sigma = fraction
     if _logit_normal(config):
         sigma = logit_normal_quantile(fraction, mean=config.logit_mean, std=config.logit_std)
@@ -35,7 +47,7 @@ def sigma_quantile(config: TrainConfig, schedule: Schedule, tokens: int, fractio
 
 
 def sigma_factor(config: TrainConfig, sigma: Tensor) -> Tensor:
-    """The factor of each sigma in the loss, by `train.loss_weighting` and `train.sigma_floor`; shaped as `sigma`."""
+    """Return the factor of each sigma in the loss, shaped as `sigma`. `loss_weighting` and `sigma_floor` choose it."""
     factor = torch.ones_like(sigma)
     if config.loss_weighting == "sigma-sqrt":
         factor = inverse_square_factor(sigma)

@@ -98,9 +98,9 @@ class Optimizers:
         """
         found = []
         for part in self.parts:
-            whole = part.state_dict()
-            groups = [{k: v for k, v in group.items() if k not in _GROUP} for group in whole["param_groups"]]
-            found.append({"state": whole["state"], "groups": groups})
+            full = part.state_dict()
+            groups = [{k: v for k, v in group.items() if k not in _GROUP} for group in full["param_groups"]]
+            found.append({"state": full["state"], "groups": groups})
         return found
 
     def load(self, state: list[dict[str, Any]]) -> None:

@@ -49,13 +49,13 @@ class SizedExamples(Protocol):
     """Examples whose sizes are known without reading or encoding them."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of examples."""
 
     def shape(self, index: int) -> Shape:
         """The sides of the latents of the target and of each reference."""
 
     def text_length(self, index: int) -> int:
-        """How many text tokens the caption has, or the empty prompt that may replace it, if that has more."""
+        """The number of text tokens: of the caption, or of the empty prompt if that may replace it and is longer."""
 
 
 def sample_sizes(examples: SizedExamples, patch: int) -> list[SampleSize]:
@@ -89,9 +89,10 @@ class BatchPortion:
 
 
 class BatchOrder(ABC):
-    """An endless sequence of batches. Within an epoch every example is visited, and at most one batch topped up.
+    """An endless sequence of batches. In every epoch each example is visited at least once.
 
-    The examples that top up come from a fresh shuffle: so no example is left out, and no batch is small.
+    If the last batch of an epoch would be too small, it is filled up with examples from a fresh shuffle. So no example
+    is left out, and no batch is small.
     """
 
     def __init__(self, sizes: Sequence[SampleSize], seed: int) -> None:
@@ -103,9 +104,14 @@ class BatchOrder(ABC):
 
     @abstractmethod
     def batch(self, number: int, rank: int = 0, world: int = 1) -> BatchPortion:
-        """The portion of process `rank` of `world` of batch `number`, which is counted from 0 over all epochs.
+        """The portion that one process computes of a batch.
 
-        Portions are disjoint, none is empty, and they are even in tokens, not in samples.
+        The portions of a batch are disjoint, and none is empty. They have about equally many tokens, not samples.
+
+        Args:
+            number: The number of the batch, counted from 0 over all epochs.
+            rank: The number of the process.
+            world: The number of processes.
         """
 
     @abstractmethod
@@ -118,7 +124,7 @@ class BatchOrder(ABC):
 
 
 class FixedOrder(BatchOrder):
-    """`batch_size` examples for every process, in random order, whatever their shapes."""
+    """Gives every process `batch_size` examples of a batch, in random order, whatever their shapes."""
 
     def __init__(self, sizes: Sequence[SampleSize], seed: int, batch_size: int) -> None:
         super().__init__(sizes, seed)
@@ -134,16 +140,18 @@ class FixedOrder(BatchOrder):
         return epoch * self.batches_per_epoch(world)
 
     def batch(self, number: int, rank: int = 0, world: int = 1) -> BatchPortion:
-        """See `BatchOrder.batch`. The batch is that of one process with `world` times the batch size."""
+        """See `BatchOrder.batch`. A single process with a `world` times larger batch size has the same batch."""
         epoch, place = divmod(number, self.batches_per_epoch(world))
         batch = self._epoch(epoch, self._batch_size * world)[place]
         slots = tuple(range(len(batch))) if world == 1 else self._split(batch, world)[rank]
         return BatchPortion(tuple(batch[slot] for slot in slots), slots, len(batch))
 
     def _split(self, batch: Sequence[int], world: int) -> list[tuple[int, ...]]:
-        """Places in the batch per process: the largest first, each to whoever has the fewest tokens (Graham 1969).
+        """Return for each process the places in the batch of the examples that it computes.
 
-        No process has more than the mean and one sample; none is empty, as the batch has at least one for each.
+        Examples are assigned from the largest to the smallest, each to the process that has the fewest tokens so far
+        (Graham 1969). So no process has more tokens than the mean and one more sample. None is without examples, as the
+        batch has at least one for each process.
         """
         loads = [(0, rank) for rank in range(world)]
         parts: list[list[int]] = [[] for _ in range(world)]
@@ -165,17 +173,18 @@ class FixedOrder(BatchOrder):
 
 
 class BucketedOrder(FixedOrder):
-    """`batch_size` examples for every process, of one shape and of similar prompt length.
+    """Gives every process `batch_size` examples of a batch, of one shape and of similar prompt length.
 
-    Each shape's examples are shuffled and cut into whole batches, prompts of similar length together; what is left
-    over of all shapes is put together into mixed ones. So a small bucket loses nothing, and every batch has one size.
+    The examples of each shape are shuffled, sorted by prompt length in stretches (`SORTED_TOGETHER`), and cut into full
+    batches. The examples that are left over of all shapes make batches of mixed shapes. So no example of a rare shape
+    is dropped, and every batch has the same number of examples.
     """
 
     SORTED_TOGETHER: ClassVar[int] = 4
-    """So many batches of examples are sorted by length together. More of them mean less padding and less randomness.
+    """How many batches of examples are sorted by prompt length together. More mean less padding and less randomness.
 
-    At 4, about a quarter of the padding of a bucket that is not sorted is left: of edits at 1024 x 1024 with prompts
-    of 20 to 500 tokens, 1 % of what is computed. 16 would save another 0.7 %, and put captions of one kind together.
+    At 4, the padding is about a quarter of that without sorting. For edits at 1024 x 1024 with prompts of 20 to 500
+    tokens, it is 1 % of the computed tokens. 16 would save another 0.7 %, but put captions of one kind into one batch.
     """
 
     def __init__(self, sizes: Sequence[SampleSize], seed: int, batch_size: int) -> None:
@@ -202,18 +211,22 @@ class BucketedOrder(FixedOrder):
 
 
 class PackedOrder(BatchOrder):
-    """As many examples of any shapes as fit into `budget` tokens, for every process.
+    """Gives every process as many examples of a batch, of any shapes, as fit into `budget` tokens.
 
-    Portions of consecutive batches are consecutive: two processes compute what one does with twice the accumulation.
-    Within an epoch all portions but one are at least half full, and that one is topped up; most are nearly full.
-    To find a place takes time in proportion to the examples seen before it, about 2 s for a million.
+    The portions are numbered, and each batch takes the next ones, one for every process. So two processes compute in
+    one batch what one process computes in two batches that it accumulates. Within an epoch all portions but one are at
+    least half full, and that one is filled up from a fresh shuffle; most are nearly full. Looking up a batch takes time
+    in proportion to the number of examples before it, about 2 s for a million.
     """
 
     OPEN: ClassVar[int] = 64
-    """So many portions are filled at the same time. With more of them, portions are fuller and take longer to fill."""
+    """How many portions are filled at the same time.
+
+    With more of them, portions get fuller, and making them is slower.
+    """
 
     def __init__(self, sizes: Sequence[SampleSize], seed: int, budget: int) -> None:
-        """ValueError if an example is larger than the budget; see `make_order`."""
+        """Make the order. ValueError if an example is larger than the budget; `make_order` checks it with a message."""
         super().__init__(sizes, seed)
         if max(self._tokens) > budget:
             raise ValueError(f"an example has {max(self._tokens)} tokens, the budget is {budget}")
@@ -229,7 +242,10 @@ class PackedOrder(BatchOrder):
         return BatchPortion(portions[rank], slots, sum(map(len, portions)))
 
     def first_batch(self, epoch: int, world: int = 1) -> int:
-        """See `BatchOrder.first_batch`. Of several processes the last batch may hold portions of two epochs."""
+        """See `BatchOrder.first_batch`.
+
+        With several processes, the last batch of an epoch may have portions of two epochs.
+        """
         while len(self._ends) < epoch:
             self._add_epoch()
         return -(-self._ends[epoch - 1] // world) if epoch else 0
@@ -304,7 +320,8 @@ def make_order(sizes: Sequence[SampleSize], config: TrainConfig, name: Callable[
 def step_batches(order: BatchOrder, config: TrainConfig, step: int, world: int = 1) -> range:
     """The numbers of the batches that optimizer step `step` (from 0) accumulates.
 
-    By epochs no step crosses the end of one: the last step of an epoch accumulates what is left of it.
+    If the length of the run is set by `train.epochs`, no step has batches of two epochs: the last step of an epoch
+    accumulates the batches that are left of it.
     """
     size = config.gradient_accumulation
     if config.epochs is None:

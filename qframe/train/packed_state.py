@@ -16,17 +16,26 @@ _PLAIN = (bool, int, str, type(None))
 
 
 def pack(value: Any, *, keep: bool = True) -> tuple[dict[str, Tensor], Any]:
-    """The tensors of `value` by their place ("0.state.3.exp_avg"), on the CPU, and all the rest as JSON.
+    """Split a value into its tensors and everything else.
 
-    Lists, tuples and dicts with keys of text or whole numbers may be nested. WeightsError names the place of
-    anything else. keep: False only takes part in gathering what is shared out over processes.
+    Args:
+        value: Tensors, numbers, text and None, in lists, tuples and dicts that may be nested. The keys of dicts are
+            text or integers.
+        keep: False collects no tensors. If `value` has sharded tensors, all processes must call this function so that
+            the shards can be gathered, but only one of them needs the result.
+
+    Returns:
+        Copies of the tensors on the CPU, by their place (such as "0.state.3.exp_avg"), and the rest as JSON.
+
+    Raises:
+        WeightsError: The value contains something else; the message names its place.
     """
     tensors: dict[str, Tensor] = {}
     return tensors, _pack(value, (), tensors if keep else None)
 
 
 def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `pack`. KeyError for a tensor that is not there."""
+    """Put a value together again from what `pack` returned. KeyError names a tensor that is missing."""
     if not isinstance(packed, dict):
         return packed
     ((kind, inner),) = packed.items()
@@ -44,7 +53,7 @@ def _pack(value: Any, place: tuple[str, ...], tensors: dict[str, Tensor] | None)
     if isinstance(value, Tensor):
         name = ".".join(place)
         found = gathered(value.detach())
-        if tensors is not None:  # of its own: two names for one storage cannot be told apart in a file
+        if tensors is not None:  # a copy, because safetensors cannot store two names for one storage
             tensors[name] = found.to("cpu", copy=True, memory_format=torch.contiguous_format)
         return {"tensor": name}
     if type(value) in _PLAIN:

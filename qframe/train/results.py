@@ -107,7 +107,7 @@ def _overwrite(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str
 
 @contextlib.contextmanager
 def _rounded(module: torch.nn.Module, dtype: Precision) -> Iterator[None]:
-    """Inside, the module's parameters have this dtype; afterwards they are as they were, to the bit."""
+    """A context in which the module's parameters have this dtype. Afterwards they are restored to the bit."""
     kept = [(parameter, parameter.data) for parameter in module.parameters()]
     try:
         for parameter, values in kept:

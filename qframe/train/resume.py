@@ -57,7 +57,7 @@ def run_folder(config: Config, resume: str | None) -> Path:
         if resume is None and folder.exists() and not _free(folder):
             raise WeightsError(
                 f"{folder}: this folder is not empty, and a run never overwrites",
-                "Give another --output, or --resume to go on with the run in it.",
+                "Give another --output, or --resume to continue the run in it.",
             )
         return folder
     base = Path("runs")
@@ -155,7 +155,7 @@ def check_parts(checkpoint: Path, made_of: Mapping[str, Mapping[str, str]]) -> N
 
 
 def _short(ingredient: str | None) -> str:
-    """The first characters of a digest, which are enough to tell it from another; anything else as it is."""
+    """The first characters of a digest, which are enough to recognise it; anything else as it is."""
     return "none" if ingredient is None else ingredient if len(ingredient) < 64 else f"{ingredient[:12]}..."
 
 

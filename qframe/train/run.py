@@ -1,4 +1,4 @@
-"""A training run as plugins see it, and what it writes into its folder while it goes on."""
+"""A training run as plugins see it, and what it writes into its folder while it trains."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Run:
         folder: The folder of everything that the run writes.
         config: The settings of the run.
         step: How many optimizer steps are done.
-        resumed_from: The step of the checkpoint that this session goes on from; None for a new run.
+        resumed_from: The step of the checkpoint that this session continues from; None for a new run.
     """
 
     folder: Path

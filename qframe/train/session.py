@@ -135,7 +135,7 @@ class Session:
         return self._result(weights)
 
     def _begin(self, resume: str | None) -> tuple[Path | None, list[str]]:
-        """The checkpoint to go on from, if any, and the settings that changed since. A new run gets its folder."""
+        """The checkpoint to continue from, if any, and the settings that changed since. A new run gets its folder."""
         trainer, run, processes = self.trainer, self.run, self.trainer.processes
         checkpoint, changes = None, list[str]()
         if resume is not None:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first asks the loop to save and stop, the second stops at once."""
+"""Handling of SIGINT and SIGTERM: the first signal asks the loop to save and stop, the second stops at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qframe.errors import QframeError
 
 
 class Stopped(QframeError):
-    """The run was asked to stop, and saved its state first. Exit code 128 + signal, as shells count."""
+    """Raised when a signal stopped the run, after its state was saved. The exit code is 128 + signal, as in shells."""
 
     def __init__(self, number: int, message: str, hint: str) -> None:
         super().__init__(message, hint)
@@ -21,7 +21,13 @@ class Stopped(QframeError):
 
 
 class StopSignals:
-    """Inside this context `received` is the first signal's number, or None; a second one has its usual effect."""
+    """A context that notes the first SIGINT or SIGTERM instead of letting it end the process.
+
+    A second signal has its usual effect, which is to end the process at once.
+
+    Attributes:
+        received: The number of the first signal; None while none has come.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -33,7 +39,7 @@ class StopSignals:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, a signal has its usual effect at once: what must not be lost is saved."""
+        """A context in which a signal ends the process at once. Enter it only when everything that matters is saved."""
         self._restore()
         try:
             yield

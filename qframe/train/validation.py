@@ -19,7 +19,7 @@ from qframe.pictures.pixels import open_picture
 
 _MOST_ROWS = 20
 _LARGEST_INPUT = 512
-"""Longer side, in pixels, of the inputs that are kept beside a run's samples."""
+"""The longest side, in pixels, of the copies of inputs that are kept with a run's samples."""
 
 
 @attrs.frozen(kw_only=True)
@@ -29,7 +29,7 @@ class GroupResult:
     Attributes:
         group: The group of the records (`Record.group`).
         count: How many samples the group has.
-        judged: How many of them the source could judge; 0 where only a person can tell.
+        judged: How many of them the source could judge; 0 where only a person can judge.
         right: How many of them are right.
     """
 

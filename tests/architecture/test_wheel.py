@@ -53,7 +53,7 @@ def test_wheel_holds_every_module_and_no_other(wheel: zipfile.ZipFile) -> None:
 
 
 @pytest.mark.slow
-def test_wheel_holds_the_embedded_checkpoint(wheel: zipfile.ZipFile) -> None:
+def test_wheel_holds_the_embedded_model(wheel: zipfile.ZipFile) -> None:
     folder = ROOT / "plugins" / "qframe_shapes" / "checkpoint"
     files = {path_in_wheel(path) for path in folder.rglob("*") if path.is_file()}
     assert files <= set(wheel.namelist())

@@ -59,7 +59,7 @@ def test_waiting_is_what_passes_before_the_network_is_entered(measured: bench._B
     assert step.waited[0].processor < step.waited[0].wall
 
 
-def test_turns_of_all_contestants_are_told(measured: bench._Bench) -> None:
+def test_turns_of_all_contestants_are_reported(measured: bench._Bench) -> None:
     found = measured.run(1)
     names = {"bare", "cached step", "live step", "bare again", "waiting for data"}
     assert {name: len(several) for name, several in found.items()} == dict.fromkeys(names, 1)

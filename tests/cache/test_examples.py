@@ -183,7 +183,7 @@ def test_the_unconditional_side_is_made_with_the_example_s_own_pictures(tmp_path
     assert not torch.equal(one.embeds, two.embeds)
 
 
-def test_a_weight_map_is_the_mean_over_a_latent_place(tmp_path: Path) -> None:
+def test_a_loss_map_is_the_mean_over_a_latent_place(tmp_path: Path) -> None:
     picture = Image.new("L", (32, 32))
     picture.paste(255, (0, 0, 8, 4))
     path = tmp_path / "w.png"
@@ -195,8 +195,8 @@ def test_a_weight_map_is_the_mean_over_a_latent_place(tmp_path: Path) -> None:
     assert weight.sum() == 0.5
 
 
-def test_a_weight_map_of_another_size_than_the_target_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"example r0: its weight map covers \(2, 4\)"):
+def test_a_loss_map_of_another_size_than_the_target_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"example r0: its loss map covers \(2, 4\)"):
         build(tmp_path, [record(0, loss_map=Picture("w", grey(9, (16, 32))))])[0]
 
 

@@ -103,7 +103,7 @@ def filled(where: Path, disk: Path) -> Report:
     wanted = shutil.disk_usage(disk).used - used
     shutil.rmtree(disk / "run")
     problems = [] if calm_run == 0 else ["the disk is too small for a whole run"]
-    sizes = [int(wanted * share / 16) // _SMALLEST * _SMALLEST for share in range(16)]
+    sizes = [int(wanted * sixteenth / 16) // _SMALLEST * _SMALLEST for sixteenth in range(16)]
     full = 0
     for size in sizes:
         shutil.rmtree(disk / "cache", ignore_errors=True)

@@ -87,9 +87,9 @@ class Scene:
 
     @classmethod
     def make(cls, where: Path) -> Scene:
-        checkpoint = tiny.tiny_qwen_checkpoint(where / "model")
+        model = tiny.tiny_qwen_model(where / "model")
         sizes = {"recipe": {"min_area": 40 * 40, "max_area": 96 * 96, "multiple": 16, "side": 64}}
-        (checkpoint.folder / "qframe.json").write_text(json.dumps(sizes))
+        (model.folder / "qframe.json").write_text(json.dumps(sizes))
         (where / "pictures").mkdir()
         for number, size in enumerate(_SIZES):
             tiny.picture(number, *size).save(where / "pictures" / f"{number}.png")

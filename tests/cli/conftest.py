@@ -40,6 +40,6 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny model with random weights and the architecture of Qwen-Image-Edit."""
-    from tests.qwen.tiny import tiny_qwen_checkpoint
+    from tests.qwen.tiny import tiny_qwen_model
 
-    return tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny")).folder
+    return tiny_qwen_model(tmp_path_factory.mktemp("tiny")).folder

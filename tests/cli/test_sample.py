@@ -100,7 +100,7 @@ def test_existing_picture_is_kept_unless_overwritten(run: Run, tiny_model: Path)
         (("--output", "a.png", "--guidance", "inf"), "expected a finite number"),
         (("--output", "file/a.png"), "file is no folder that can be written to"),
         (("--output", "a.png", "--seed", "-1"), "from 0 to 2^62"),
-        (("--output", "a.png", "--lora", "x.safetensors:nan"), "the weight must be a finite number"),
+        (("--output", "a.png", "--lora", "x.safetensors:nan"), "the scale must be a finite number"),
         (("--output", "a.png", "--set", "sampler.use=eular"), "did you mean 'euler'?"),
     ],
 )
@@ -201,7 +201,7 @@ def test_help_of_inpainting_names_its_options(run: Run) -> None:
         (("--mask", "mask.png", "--padding-mask-crop", "-3"), 2, "padding_mask_crop"),
     ],
 )
-def test_wrong_masks_and_strengths_are_told(
+def test_wrong_masks_and_strengths_are_reported(
     run: Run, tiny_model: Path, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     Image.new("L", (64, 64)).save("black.png")
@@ -211,7 +211,7 @@ def test_wrong_masks_and_strengths_are_told(
 
 
 @pytest.mark.usefixtures("inputs")
-def test_mask_of_another_size_is_told(run: Run, tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_mask_of_another_size_is_reported(run: Run, tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     painted((32, 16)).save("mask.png")
     outcome = run(*INPAINT, "--mask", "mask.png", "--model", tiny_model, "--output", "out.png")
     assert outcome.code == 0

@@ -125,9 +125,9 @@ def test_changed_and_missing_pictures_are_named_and_others_replace_them(run: Run
 
 
 def test_a_changed_model_is_refused_unless_it_is_named(run: Run, tmp_path: Path) -> None:
-    from tests.qwen.tiny import tiny_qwen_checkpoint
+    from tests.qwen.tiny import tiny_qwen_model
 
-    tiny_qwen_checkpoint(tmp_path / "model")
+    tiny_qwen_model(tmp_path / "model")
     run(*TEXT, "--model", "model", "--output", "a.png")
     config = tmp_path / "model" / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text() + " ")

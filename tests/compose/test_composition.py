@@ -184,7 +184,7 @@ class FakeRecipe(Recipe):
 BUNDLED: list[Path] = []
 
 
-def bundled_checkpoint() -> Path:
+def bundled_model() -> Path:
     return BUNDLED[-1]
 
 
@@ -202,7 +202,7 @@ def make_registry() -> Registry:
         Component("schedule", "flow-match", f"{here}:FakeSchedule"),
         Component("sampler", "euler", "qframe.diffusion.samplers:EulerSampler"),
         Component("sampler", "with-options", f"{here}:OptionSampler", options=width),
-        Component("model", "bundled", f"{here}:bundled_checkpoint"),
+        Component("model", "bundled", f"{here}:bundled_model"),
     ]
     family = Family(
         "edit",
@@ -232,13 +232,13 @@ REGISTRY = make_registry()
 
 @pytest.fixture(autouse=True)
 def model(tmp_path: Path) -> Path:
-    folder = make_checkpoint(tmp_path / "checkpoint")
+    folder = make_model(tmp_path / "made")
     BUNDLED[:] = [folder]
     LOADED.clear()
     return folder
 
 
-def make_checkpoint(folder: Path, channels: int = 16) -> Path:
+def make_model(folder: Path, channels: int = 16) -> Path:
     (folder / "vae").mkdir(parents=True)
     (folder / "model_index.json").write_text("{}")
     (folder / "vae" / "config.json").write_text(json.dumps({"z_dim": channels}))
@@ -287,7 +287,7 @@ def test_codec_of_equal_shape_from_another_latent_space_is_refused_with_the_whol
 
 
 def test_every_mismatch_is_in_the_table(tmp_path: Path) -> None:
-    other = make_checkpoint(tmp_path / "other", channels=4)
+    other = make_model(tmp_path / "other", channels=4)
     message = refused("codec.use=flux-vae", f"codec.model={other}", "encoder.options.width=64", "denoiser.use=plain")
     states = {line[11:25].strip(): line.split()[0] for line in message.splitlines()[1:]}
     assert states == {
@@ -339,11 +339,11 @@ def test_wrong_spec_is_named() -> None:
         composed("denoiser.use=misdescribed")
 
 
-# Checkpoints
+# Model folders
 
 
-def test_one_role_may_come_from_another_checkpoint(tmp_path: Path, model: Path) -> None:
-    other = make_checkpoint(tmp_path / "other")
+def test_one_role_may_come_from_another_model(tmp_path: Path, model: Path) -> None:
+    other = make_model(tmp_path / "other")
     composition = composed(f"codec.model={other}")
     assert composition.model("codec").folder == other
     assert composition.model("encoder").folder == model
@@ -351,7 +351,7 @@ def test_one_role_may_come_from_another_checkpoint(tmp_path: Path, model: Path) 
 
 
 def test_model_may_be_a_folder(tmp_path: Path) -> None:
-    other = make_checkpoint(tmp_path / "other")
+    other = make_model(tmp_path / "other")
     assert composed(f"model={other}").model("denoiser").folder == other
 
 
@@ -418,7 +418,7 @@ def test_sampler_is_built_with_its_options_if_it_declares_any() -> None:
     assert type(composed().load().sampler).__name__ == "EulerSampler"
 
 
-def test_recipe_has_settings_and_checkpoint(model: Path) -> None:
+def test_recipe_has_settings_and_model(model: Path) -> None:
     recipe = composed("recipe.width=9").recipe
     assert recipe.settings == WidthOptions(9)
     assert recipe.model.folder == model

@@ -35,7 +35,7 @@ from qframe.plugins.registry import Registry
 from tests.fake_distributions import registry_of
 
 HERE = __name__
-CHECKPOINT: Any = None
+MODEL: Any = None
 PARTS: Any = None
 
 
@@ -169,7 +169,7 @@ def found(family: str) -> type[Recipe]:
 
 
 def test_a_plan_passes_through_the_transforms_in_their_order() -> None:
-    recipe = found("mixed")(None, CHECKPOINT)
+    recipe = found("mixed")(None, MODEL)
     request = recipe.request_type(prompt="a", blur=[2.0])  # type: ignore[call-arg]
     (settled,) = recipe.settle(request, PARTS)
     assert recipe.plan(settled, PARTS) == "plan of a, sharpened, blurred by (2.0,)"
@@ -178,7 +178,7 @@ def test_a_plan_passes_through_the_transforms_in_their_order() -> None:
 
 def test_another_generator_reaches_every_recipe_inside() -> None:
     """What was settled once is run with several seeds."""
-    recipe = found("mixed")(None, CHECKPOINT)
+    recipe = found("mixed")(None, MODEL)
     (settled,) = recipe.settle(recipe.request_type(prompt="a"), PARTS)
     seeded = settled.seeded(5)
     assert isinstance(seeded, SettledBlur)
@@ -221,11 +221,11 @@ def test_a_mixed_recipe_is_known_and_described_as_the_recipe_itself() -> None:
     """Cache keys hold its name and version; the composition check asks for its references."""
     kind = found("mixed")
     assert (kind.__module__, kind.__qualname__, kind.version, kind.references) == (HERE, "SomeRecipe", 7, True)
-    assert kind(None, CHECKPOINT).geometry == Geometry(16, 16, 4)
+    assert kind(None, MODEL).geometry == Geometry(16, 16, 4)
 
 
 def test_a_record_asks_for_what_it_asks_the_recipe_for() -> None:
-    recipe = transformed(SomeRecipe, Blur)(None, CHECKPOINT)
+    recipe = transformed(SomeRecipe, Blur)(None, MODEL)
     record: Any = "r"
     request: Any = recipe.request_for(record)
     assert (type(request), request.prompt, request.image) == (recipe.request_type, ("r",), "its own")
@@ -235,7 +235,7 @@ def test_a_record_asks_for_what_it_asks_the_recipe_for() -> None:
 def test_a_transform_that_needs_its_fields_cannot_be_trained_with() -> None:
     record: Any = "r"
     with pytest.raises(ConfigError, match=r"samples only.*Sharpen"):
-        transformed(SomeRecipe, Sharpen)(None, CHECKPOINT).inputs(record)
+        transformed(SomeRecipe, Sharpen)(None, MODEL).inputs(record)
 
 
 class Trained(Sharpen):
@@ -249,7 +249,7 @@ class Trained(Sharpen):
 
 
 def test_a_transform_that_fills_its_fields_from_a_record_trains_and_says_where_the_loss_counts() -> None:
-    recipe = transformed(SomeRecipe, Trained)(None, CHECKPOINT)
+    recipe = transformed(SomeRecipe, Trained)(None, MODEL)
     record: Any = "r"
     example: Any = "e"
     assert recipe.inputs(record) == "inputs of r"
@@ -261,7 +261,7 @@ def test_a_transform_that_fills_its_fields_from_a_record_trains_and_says_where_t
 
 def test_a_recipe_without_a_geometry_is_named() -> None:
     with pytest.raises(PluginError, match="NoGeometry has no geometry"):
-        transformed(NoGeometry, Blur)(None, CHECKPOINT)
+        transformed(NoGeometry, Blur)(None, MODEL)
 
 
 def test_as_request_keeps_what_the_other_kind_has() -> None:

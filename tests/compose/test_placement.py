@@ -26,7 +26,7 @@ META = torch.device("meta")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-placement")).folder
+    return tiny.tiny_qwen_model(tmp_path_factory.mktemp("tiny-placement")).folder
 
 
 def load(model: Path, *, denoiser: str = STOCK, **arguments: Any) -> Pipeline:

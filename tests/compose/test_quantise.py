@@ -34,7 +34,7 @@ FOUR_BITS = pytest.param("qint4", marks=pytest.mark.slow)  # its first use compi
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-quantise")).folder
+    return tiny.tiny_qwen_model(tmp_path_factory.mktemp("tiny-quantise")).folder
 
 
 def network(*, dtype: torch.dtype = torch.float32, width: int = 64) -> nn.Sequential:

@@ -59,7 +59,7 @@ def test_a_mask_is_a_weight_by_another_name(tmp_path: Path) -> None:
     weights = [record.loss_map for record in read(tmp_path)]
     assert [weight and weight.origin for weight in weights] == ["a_mask.png", "mask/b.png"]
     write(tmp_path, "a_weight.png")
-    assert "a second weight map beside" in problems(tmp_path)
+    assert "a second loss map, after" in problems(tmp_path)
 
 
 def test_or_in_folders_of_their_own(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_captions_may_have_a_byte_order_mark(tmp_path: Path) -> None:
         (["a.png", "a.txt", "a_ref.png", "a_ref2.png"], "its references cannot be put in order"),
         (["a.png", "a.txt", "a_ref1.png", "a_ref3.png"], "its references cannot be put in order"),
         (["a.png", "a.txt", "a_ref.png", "control/a.png"], "its references cannot be put in order"),
-        (["a.png", "a.txt", "a_weight.png", "weight/a.png"], "weight/a.png: a second weight map"),
+        (["a.png", "a.txt", "a_weight.png", "weight/a.png"], "weight/a.png: a second loss map"),
         (["a.png", "a.txt", "b.heic"], "b.heic: pictures of this format are not read"),
     ],
 )
@@ -162,7 +162,7 @@ def test_linked_folders_are_refused_unless_allowed_and_never_walked_twice(tmp_pa
     assert [record.id for record in read(tmp_path / "data", allow_outside=True)] == ["b", "more/a"]
 
 
-def test_dangling_links_and_special_files_are_told(tmp_path: Path) -> None:
+def test_dangling_links_and_special_files_are_reported(tmp_path: Path) -> None:
     write(tmp_path, "a.txt", "b.txt")
     (tmp_path / "a.png").symlink_to("gone.png")
     os.mkfifo(tmp_path / "b.png")

@@ -173,7 +173,7 @@ def test_all_faults_stand_in_one_table(folder: Path, check: CheckRun) -> None:
     assert "error: 4 errors and 1 warning in 11 records; 7 can be used" in outcome.err
 
 
-def test_several_faults_of_one_record_are_all_told(folder: Path, check: CheckRun) -> None:
+def test_several_faults_of_one_record_are_all_reported(folder: Path, check: CheckRun) -> None:
     for fault in ("black mask", "special token", "another aspect ratio"):
         FAULTS[fault][0](folder)
     found = json.loads(check("--json").out)["findings"]
@@ -256,7 +256,7 @@ def test_the_embedded_data_set_has_no_fault() -> None:
     assert report.record(23).id.endswith("/3")
 
 
-def test_unreadable_files_are_told(folder: Path, check: CheckRun) -> None:
+def test_unreadable_files_are_reported(folder: Path, check: CheckRun) -> None:
     if os.geteuid() == 0:
         pytest.skip("root reads everything")
     (folder / "good1.png").chmod(0)

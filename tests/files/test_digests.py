@@ -56,4 +56,4 @@ def test_without_a_store_a_file_is_read_once_in_a_run(tmp_path: Path, reads: lis
     assert reads == ["a.json"]
     plain = ModelFolder.open(tmp_path)
     assert plain.digest("vae") == plain.digest("vae")
-    assert reads == ["a.json"] * 3, "a checkpoint alone remembers nothing"
+    assert reads == ["a.json"] * 3, "a model folder alone remembers nothing"

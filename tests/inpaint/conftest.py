@@ -32,7 +32,7 @@ def quiet_upstream() -> None:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    model = tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-qwen"))
+    model = tiny.tiny_qwen_model(tmp_path_factory.mktemp("tiny-qwen"))
     # A run that starts from a picture gives the network larger numbers than noise does, so the matrices of the tiny
     # model are multiplied by 3 here instead of 5.
     folder = model.folder / "transformer"

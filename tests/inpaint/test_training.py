@@ -38,10 +38,10 @@ def masks(count: int, height: int = 32, width: int = 48) -> Tensor:
 def test_random_masks_are_boxes_and_strokes_of_all_sizes_and_never_empty() -> None:
     drawn = masks(300)
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
-    share = drawn.mean(dim=(1, 2))
-    assert share.min() > 0
-    assert 0.15 < share.mean() < 0.4
-    assert share.std() > 0.08
+    fraction = drawn.mean(dim=(1, 2))
+    assert fraction.min() > 0
+    assert 0.15 < fraction.mean() < 0.4
+    assert fraction.std() > 0.08
     assert (drawn.mean(0) > 0).all(), "a place is left out"
     rows, columns = drawn.amax(2).sum(1), drawn.amax(1).sum(1)
     boxes = (drawn.sum(dim=(1, 2)) == rows * columns).float().mean()

@@ -160,10 +160,10 @@ def test_what_a_recipe_does_between_steps_goes_on(model: ModelFolder, parts: Par
     """Its own steps keep their numbers, and it comes before the blending."""
     request = Request(prompt="a", true_cfg_scale=1.0, num_inference_steps=5, generator=seeded())
     plan = plan_request(TextToImageRecipe(None, model), request, parts)
-    heard: list[int] = []
+    recorded: list[int] = []
 
     def after_step(tokens: torch.Tensor, step: int) -> torch.Tensor:
-        heard.append(step)
+        recorded.append(step)
         return torch.full_like(tokens, 3.0)
 
     original = source_tokens([tiny.picture(0, 64, 64)], request, parts)
@@ -171,7 +171,7 @@ def test_what_a_recipe_does_between_steps_goes_on(model: ModelFolder, parts: Par
     mask[:8] = 1
     kept = keep_unmasked(attrs.evolve(plan, after_step=after_step), original, mask, first_step(5, 0.6, SAMPLING))
     end = sample_plan(kept, parts.denoiser, parts.sampler)
-    assert heard == [2, 3, 4]
+    assert recorded == [2, 3, 4]
     assert torch.equal(end[:8], torch.full_like(end[:8], 3.0))
     assert torch.equal(end[8:], original[8:])
 

@@ -12,7 +12,7 @@ from qframe.files.model_folder import ModelFolder
 from qframe_qwen_per_sample_rope.transformer import PerSampleRopeTransformer
 from tests.per_sample_rope import oracle
 from tests.per_sample_rope.oracle import own_network, stock_network
-from tests.qwen.tiny import tiny_qwen_checkpoint
+from tests.qwen.tiny import tiny_qwen_model
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,7 +50,7 @@ def exact(stock: Any) -> PerSampleRopeTransformer:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    return tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-qwen"))
+    return tiny_qwen_model(tmp_path_factory.mktemp("tiny-qwen"))
 
 
 @pytest.fixture

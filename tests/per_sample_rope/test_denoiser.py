@@ -46,7 +46,7 @@ class TestPerSampleRopeDenoiser(DenoiserContract):
 
 
 class TestZeroCondT(TestPerSampleRopeDenoiser):
-    """Checkpoints of Edit-2511."""
+    """Models of the architecture of Edit-2511."""
 
     @pytest.fixture
     def denoiser(self, model: ModelFolder, tmp_path: Path) -> Denoiser:

@@ -1,4 +1,4 @@
-"""Guidance-distilled checkpoints, from the file to the picture. Diffusers has the flag and cannot run it.
+"""Guidance-distilled models, from the file to the picture. Diffusers has the flag and cannot run it.
 
 The oracle is made by hand: diffusers' network and pipeline, with the embedding of the scale added to that of time.
 """
@@ -36,7 +36,7 @@ REQUEST: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def distilled(model: ModelFolder, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    """The tiny checkpoint with a network that takes the scale: the same weights, and an embedding of its own."""
+    """The tiny model with a network that takes the scale: the same weights, and an embedding of its own."""
     folder = tmp_path_factory.mktemp("distilled") / "model"
     shutil.copytree(model.folder, folder)
     stock = StockDenoiser.load(model, None, device=CPU, dtype=torch.float32).module
@@ -64,7 +64,7 @@ def by_hand(distilled: ModelFolder, pipeline: Any, scale: float) -> Any:
 @pytest.mark.parametrize("scale", [1.0, 3.5])
 @torch.no_grad()
 def test_pictures_are_those_of_the_scale(model: ModelFolder, distilled: ModelFolder, scale: float) -> None:
-    """E14, A1: from the checkpoint to the latents."""
+    """E14, A1: from the model folder to the latents."""
     own = qframe.load("qwen-image", model=distilled.folder, device="cpu", components={"denoiser": NAME})
     assert own.parts.denoiser_spec.guidance
     found = own(**REQUEST, guidance_scale=scale, seed=0).images
@@ -99,7 +99,7 @@ def test_the_stock_denoiser_says_which_one_takes_it(distilled: ModelFolder) -> N
         StockDenoiser.describe(distilled, None)
 
 
-def test_a_checkpoint_without_the_layer_is_refused(model: ModelFolder, distilled: ModelFolder, tmp_path: Path) -> None:
+def test_a_model_without_the_layer_is_refused(model: ModelFolder, distilled: ModelFolder, tmp_path: Path) -> None:
     """The flag without its weights: they would be random."""
     folder = tmp_path / "model"
     shutil.copytree(model.folder, folder)

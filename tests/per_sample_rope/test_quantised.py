@@ -1,4 +1,4 @@
-"""Quantised checkpoints load by the way diffusers loads them, and run as diffusers' transformer runs them (E16)."""
+"""Quantised models load in the way that diffusers loads them, and run as diffusers' transformer runs them (E16)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_quantised_while_loading(plain: Path, int8: dict[str, Any], entry: Any) 
 
 @both_entries
 @torch.no_grad()
-def test_a_checkpoint_saved_quantised_is_read_with_its_quantisation(
+def test_a_model_saved_quantised_is_read_with_its_quantisation(
     plain: Path, int8: dict[str, Any], tmp_path: Path, entry: Any
 ) -> None:
     stock = Stock.from_pretrained(plain, **int8).eval()
@@ -85,7 +85,7 @@ def test_a_checkpoint_saved_quantised_is_read_with_its_quantisation(
 
 
 @pytest.mark.parametrize("load", [Stock, Own])
-def test_a_4_bit_checkpoint_asks_for_what_it_needs(plain: Path, tmp_path: Path, load: Any) -> None:
+def test_a_4_bit_model_asks_for_what_it_needs(plain: Path, tmp_path: Path, load: Any) -> None:
     """Both classes read `quantization_config` and come to the same: no library, or no GPU."""
     folder = tmp_path / "nf4"
     shutil.copytree(plain, folder)
@@ -95,7 +95,7 @@ def test_a_4_bit_checkpoint_asks_for_what_it_needs(plain: Path, tmp_path: Path, 
         load.from_pretrained(folder)
 
 
-def test_a_4_bit_checkpoint_that_cannot_run_here_says_what_is_lacking(model: ModelFolder, tmp_path: Path) -> None:
+def test_a_4_bit_model_that_cannot_run_here_says_what_is_lacking(model: ModelFolder, tmp_path: Path) -> None:
     small = changed(model, tmp_path, "transformer", quantization_config=NF4)
     with pytest.raises(
         WeightsError, match=r"transformer \(quantised: bitsandbytes\) cannot be loaded on this"

@@ -85,7 +85,7 @@ def test_grouping_of_samples_does_not_change_the_lora_update(
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The trainer's whole loop with both denoisers: same data, same seed."""
     folder = tmp_path_factory.mktemp("runs")
-    model = tiny.tiny_qwen_checkpoint(folder / "tiny").folder
+    model = tiny.tiny_qwen_model(folder / "tiny").folder
     sizes = {"recipe": {"min_area": 48 * 48, "max_area": 96 * 96, "multiple": 16, "side": 64}}
     (model / "qframe.json").write_text(json.dumps(sizes))
     settings = [

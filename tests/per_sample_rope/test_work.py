@@ -45,7 +45,7 @@ def storage(tensor: Tensor) -> int:
 
 def work(run: Callable[[], None]) -> tuple[int, int]:
     """Multiplications and additions of all products of matrices, and bytes written, of a forward and backward pass."""
-    run()  # gradients exist, and tables of positions are kept, from then on
+    run()  # gradients exist, and position tables are kept, from then on
     with Written() as written, FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops(), written.bytes

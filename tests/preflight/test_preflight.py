@@ -26,7 +26,7 @@ AMPLE = Room(10**12, 10**12)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-preflight")).folder
+    return tiny.tiny_qwen_model(tmp_path_factory.mktemp("tiny-preflight")).folder
 
 
 SETTINGS = [

@@ -26,7 +26,7 @@ from tests.qwen.calls import UPSTREAM, Load, Upstream, family_of
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    return tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-qwen"))
+    return tiny.tiny_qwen_model(tmp_path_factory.mktemp("tiny-qwen"))
 
 
 def load_parts(model: ModelFolder, options: QwenVLOptions | None = None, **replaced: Any) -> Parts:

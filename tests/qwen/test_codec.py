@@ -63,7 +63,7 @@ def test_another_normalisation_is_another_latent_space() -> None:
     assert all(name.startswith("qwen-image:") and len(name) == len("qwen-image:") + 8 for name in names)
 
 
-def test_codec_and_denoiser_of_one_checkpoint_name_the_same_space(parts: Parts) -> None:
+def test_codec_and_denoiser_of_one_model_name_the_same_space(parts: Parts) -> None:
     assert parts.codec_spec.latent_space == parts.denoiser_spec.latent_space != "qwen-image"
 
 

@@ -29,7 +29,7 @@ class TestStockDenoiser(DenoiserContract):
 
 
 class TestZeroCondT(TestStockDenoiser):
-    """Checkpoints of Edit-2511: references are modulated at time 0."""
+    """Models of the architecture of Edit-2511: references are modulated at time 0."""
 
     @pytest.fixture
     def denoiser(self, model: ModelFolder, tmp_path: Path) -> Denoiser:
@@ -38,7 +38,7 @@ class TestZeroCondT(TestStockDenoiser):
 
 
 def changed(model: ModelFolder, tmp_path: Path, subfolder: str, **values: Any) -> ModelFolder:
-    """A copy of the checkpoint with other values in a component's config.json."""
+    """A copy of the model folder with other values in a component's config.json."""
     folder = tmp_path / "changed"
     shutil.copytree(model.folder, folder)
     file = folder / subfolder / "config.json"

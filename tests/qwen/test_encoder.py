@@ -215,7 +215,7 @@ def without_processor(model: ModelFolder, tmp_path: Path) -> ModelFolder:
     return ModelFolder.open(folder)
 
 
-def test_a_checkpoint_without_processor_serves_prompts_only(model: ModelFolder, tmp_path: Path) -> None:
+def test_a_model_without_processor_serves_prompts_only(model: ModelFolder, tmp_path: Path) -> None:
     text_only = without_processor(model, tmp_path)
     assert not QwenVLEncoder.describe(text_only, None).pictures
     encoder = QwenVLEncoder.load(text_only, None, device=torch.device("cpu"), dtype=torch.float32)

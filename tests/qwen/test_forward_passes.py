@@ -50,7 +50,7 @@ def test_guidance_in_one_forward_pass_gives_the_same(load: Load, name: str, deno
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
-def test_a_scale_for_distilled_checkpoints_is_ignored_with_a_word_by_others(
+def test_a_scale_for_distilled_models_is_ignored_with_a_word_by_others(
     load: Load, upstream: Upstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     arguments = {"prompt": "a", **given("qwen-image"), **GUIDED}
@@ -60,7 +60,7 @@ def test_a_scale_for_distilled_checkpoints_is_ignored_with_a_word_by_others(
     assert "not guidance-distilled" in caplog.text
 
 
-def test_a_distilled_checkpoint_needs_its_scale(load: Load) -> None:
+def test_a_distilled_model_needs_its_scale(load: Load) -> None:
     pipe = load("qwen-image")
     spec = attrs.evolve(pipe.parts.denoiser_spec, guidance=True)
     distilled = Pipeline(pipe.composition, attrs.evolve(pipe.parts, denoiser_spec=spec))

@@ -1,4 +1,4 @@
-"""Nothing of diffusers or transformers is heard while a checkpoint loads and a long prompt is cut."""
+"""Nothing of diffusers or transformers is printed while a model loads and a long prompt is cut."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qframe_qwen.options import QwenVLOptions
 HERE = {"device": torch.device("cpu"), "dtype": torch.float32}
 
 
-def test_a_checkpoint_of_several_shards_loads_without_bars(
+def test_a_model_of_several_shards_loads_without_bars(
     model: ModelFolder, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(model.folder / "vae", tmp_path / "vae")

@@ -58,16 +58,16 @@ def published(model: ModelFolder, tmp_path: Path, table: Any = None) -> ModelFol
     return ModelFolder.open(folder)
 
 
-def test_a_published_checkpoint_has_the_published_geometry(model: ModelFolder, tmp_path: Path) -> None:
+def test_a_published_model_has_the_published_geometry(model: ModelFolder, tmp_path: Path) -> None:
     wanted = Geometry(1024 * 1024, 1024 * 1024, 32)
     assert EditRecipe(None, published(model, tmp_path)).geometry == wanted
 
 
-def test_a_checkpoint_says_what_sizes_it_was_made_for(edit: EditRecipe, text: TextToImageRecipe) -> None:
+def test_a_model_says_what_sizes_it_was_made_for(edit: EditRecipe, text: TextToImageRecipe) -> None:
     assert edit.geometry == text.geometry == Geometry(tiny.AREA, tiny.AREA, tiny.MULTIPLE)
 
 
-def test_the_configuration_overrules_the_checkpoint(model: ModelFolder) -> None:
+def test_the_configuration_overrules_the_model(model: ModelFolder) -> None:
     recipe = EditRecipe(EditSettings(min_area=48 * 48, multiple=16), model)
     assert recipe.geometry == Geometry(48 * 48, tiny.AREA, 16)
 
@@ -100,7 +100,7 @@ def test_one_picture_goes_into_encoder_and_codec(edit: EditRecipe) -> None:
     assert {one.geometry for one in (inputs.target, *inputs.references)} == {edit.geometry}
 
 
-def test_a_weight_map_is_brought_into_the_targets_geometry(edit: EditRecipe, text: TextToImageRecipe) -> None:
+def test_a_loss_map_is_brought_into_the_targets_geometry(edit: EditRecipe, text: TextToImageRecipe) -> None:
     for inputs in (edit.inputs(record(B, loss_map=B)), text.inputs(record(loss_map=B))):
         assert inputs.loss_map is not None
         assert inputs.loss_map.geometry == inputs.target.geometry
@@ -305,7 +305,7 @@ def test_guidance_asked_for_by_half_is_said(
         assert said in caplog.text
 
 
-def test_text_to_image_has_the_checkpoints_side(text: TextToImageRecipe, model: ModelFolder, parts: Parts) -> None:
+def test_text_to_image_has_the_models_side(text: TextToImageRecipe, model: ModelFolder, parts: Parts) -> None:
     assert plan_request(text, Request(prompt="a", true_cfg_scale=1.0), parts).start.grids == (((1, 4, 4),),)
     wider = TextToImageRecipe(TextToImageSettings(side=96), model)
     assert plan_request(wider, Request(prompt="a", true_cfg_scale=1.0, height=32), parts).start.grids == (((1, 2, 6),),)

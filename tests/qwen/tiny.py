@@ -41,7 +41,7 @@ ENCODER_AREA = 64 * 64
 MULTIPLE = 32
 
 
-def tiny_qwen_checkpoint(folder: Path, *, seed: int = 0, z_dim: int = 4, zero_cond_t: bool = False) -> ModelFolder:
+def tiny_qwen_model(folder: Path, *, seed: int = 0, z_dim: int = 4, zero_cond_t: bool = False) -> ModelFolder:
     """Write a tiny Qwen-Image model with random weights into a folder.
 
     The transformer's matrices are large enough that another prompt changes the latents by about 1.

@@ -34,14 +34,14 @@ class Oracle:
 def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     """One oracle per published model: 2509, and 2511, which has the flag `zero_cond_t`."""
     folder = tmp_path_factory.mktemp("tiny-edit-plus")
-    model = tiny.tiny_qwen_checkpoint(folder, zero_cond_t=request.param)
+    model = tiny.tiny_qwen_model(folder, zero_cond_t=request.param)
     parts = load_parts(model, QwenVLOptions(template="edit-plus", positions="upstream"))
     return Oracle(model, parts, tiny.upstream_edit_plus(model))
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    return tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny"), zero_cond_t=True)
+    return tiny.tiny_qwen_model(tmp_path_factory.mktemp("tiny"), zero_cond_t=True)
 
 
 @pytest.fixture(scope="session")

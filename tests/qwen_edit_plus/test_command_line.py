@@ -46,7 +46,7 @@ def test_the_references_serve_every_prompt(run: Run, sample: tuple[object, ...])
         (("a.png", "text.png"), 3, "--image text.png"),
     ],
 )
-def test_wrong_references_are_told(
+def test_wrong_references_are_reported(
     run: Run, sample: tuple[object, ...], images: tuple[str, ...], code: int, message: str
 ) -> None:
     Path("text.png").write_text("no picture")

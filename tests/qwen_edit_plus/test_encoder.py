@@ -20,7 +20,7 @@ from tests.qwen_edit_plus.conftest import Oracle
 
 SIZES = [(64, 64), (96, 48), (48, 80)]
 one_oracle = pytest.mark.parametrize("oracle", [False], indirect=True, ids=["any"])
-"""Both checkpoints have the same encoder."""
+"""Both models have the same encoder."""
 
 
 class TestEditPlusEncoder(EncoderContract):

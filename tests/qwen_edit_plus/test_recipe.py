@@ -53,13 +53,13 @@ def bare(model: ModelFolder, tmp_path: Path, table: Any = None) -> ModelFolder:
     return ModelFolder.open(folder)
 
 
-def test_a_published_checkpoint_has_the_published_geometries(model: ModelFolder, tmp_path: Path) -> None:
+def test_a_published_model_has_the_published_geometries(model: ModelFolder, tmp_path: Path) -> None:
     recipe = EditPlusRecipe(None, bare(model, tmp_path))
     assert recipe.geometry == Geometry(1024 * 1024, 1024 * 1024, 32)
     assert recipe.encoder_geometry == Geometry(384 * 384, 384 * 384, 32)
 
 
-def test_checkpoint_and_configuration_say_otherwise_in_this_order(model: ModelFolder) -> None:
+def test_model_and_configuration_say_otherwise_in_this_order(model: ModelFolder) -> None:
     recipe = EditPlusRecipe(EditPlusSettings(encoder_min_area=48 * 48, multiple=16), model)
     assert recipe.geometry == Geometry(tiny.AREA, tiny.AREA, 16)
     assert recipe.encoder_geometry == Geometry(48 * 48, tiny.ENCODER_AREA, 16)

@@ -175,7 +175,7 @@ def test_a_mixed_batch_equals_its_samples_alone(
 
 
 @torch.no_grad()
-def test_zero_cond_t_is_read_from_the_checkpoint(oracle: Oracle, parts: Parts, data: Path) -> None:
+def test_zero_cond_t_is_read_from_the_model(oracle: Oracle, parts: Parts, data: Path) -> None:
     """The same weights with and without it: it moves the prediction, so the tests above see it."""
     found = examples(EditPlusRecipe(None, oracle.model), data, parts)
     flag = oracle.model.config("transformer")["zero_cond_t"]

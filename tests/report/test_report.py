@@ -396,7 +396,7 @@ def test_an_average_of_equal_values_is_that_value_from_the_first_step_on() -> No
     assert panel.lines[0].last == "0.25"
 
 
-def test_one_peak_does_not_flatten_the_rest_and_is_told() -> None:
+def test_one_peak_does_not_flatten_the_rest_and_is_reported() -> None:
     values = np.linspace(1.0, 0.5, 200)
     values[10] = 1e6
     panel = make_panel("Gradient norm", "", [(0, "norm", series(values))], smooth=True)

@@ -34,7 +34,7 @@ class ForeignRecipe(TextToImageRecipe):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    return tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-qwen"))
+    return tiny.tiny_qwen_model(tmp_path_factory.mktemp("tiny-qwen"))
 
 
 @pytest.fixture
@@ -50,11 +50,11 @@ def test_a_foreign_family_samples_with_its_own_numbers(pipe: Pipeline, monkeypat
     encoder: Any = pipe.parts.encoder
     encode = encoder.encode
 
-    def heard(*given: Any, max_length: int | None = None, **more: Any) -> Any:
+    def recorded(*given: Any, max_length: int | None = None, **more: Any) -> Any:
         limits.append(max_length)
         return encode(*given, max_length=max_length, **more)
 
-    monkeypatch.setattr(encoder, "encode", heard)
+    monkeypatch.setattr(encoder, "encode", recorded)
     steps: list[int] = []
     arguments: dict[str, Any] = {"seed": 0, "callback_on_step_end": lambda pipe, step, *_: steps.append(step)}
     pipe(prompt="a", negative_prompt="b", **arguments)

@@ -35,13 +35,13 @@ MASK = torch.ones(1, 4, dtype=torch.long)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    return tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-qwen"))
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    return tiny.tiny_qwen_model(tmp_path_factory.mktemp("tiny-qwen"))
 
 
 @pytest.fixture(scope="module")
-def pipes(checkpoint: ModelFolder) -> dict[str, Pipeline]:
-    return {family: qframe.load(family, model=checkpoint.folder, device="cpu") for family in FAMILIES}
+def pipes(tiny_model: ModelFolder) -> dict[str, Pipeline]:
+    return {family: qframe.load(family, model=tiny_model.folder, device="cpu") for family in FAMILIES}
 
 
 @pytest.fixture
@@ -299,10 +299,10 @@ def test_a_mask_that_is_white_everywhere_repaints_everything(pipes: dict[str, Pi
     assert len(made.images) == 1
 
 
-def test_special_tokens_may_be_read_as_letters(checkpoint: ModelFolder) -> None:
+def test_special_tokens_may_be_read_as_letters(tiny_model: ModelFolder) -> None:
     """Then the template stays what it is: the same number of tokens before the prompt are dropped."""
     pipe = qframe.load(
-        "qwen-image", model=checkpoint.folder, device="cpu", overrides=["encoder.options.special_tokens=literal"]
+        "qwen-image", model=tiny_model.folder, device="cpu", overrides=["encoder.options.special_tokens=literal"]
     )
     encoder: Any = pipe.parts.encoder
     special = encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -319,38 +319,38 @@ def lora(folder: Path, layers: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> 
     return file
 
 
-def load_with(checkpoint: ModelFolder, file: Path) -> QframeError:
+def load_with(tiny_model: ModelFolder, file: Path) -> QframeError:
     with pytest.raises(QframeError) as caught:
-        qframe.load("qwen-image", model=checkpoint.folder, device="cpu", lora=file)
+        qframe.load("qwen-image", model=tiny_model.folder, device="cpu", lora=file)
     assert caught.value.hint, "no next step"
     return caught.value
 
 
-def test_a_lora_for_another_model_names_its_keys(checkpoint: ModelFolder, tmp_path: Path) -> None:
+def test_a_lora_for_another_model_names_its_keys(tiny_model: ModelFolder, tmp_path: Path) -> None:
     file = lora(tmp_path, {"double_blocks.0.img_attn.qkv": (torch.zeros(2, 32), torch.zeros(32, 2))})
-    error = load_with(checkpoint, file)
+    error = load_with(tiny_model, file)
     assert isinstance(error, WeightsError)
     assert "double_blocks.0.img_attn.qkv" in error.message
 
 
-def test_a_lora_of_another_width_names_its_layer(checkpoint: ModelFolder, tmp_path: Path) -> None:
+def test_a_lora_of_another_width_names_its_layer(tiny_model: ModelFolder, tmp_path: Path) -> None:
     file = lora(tmp_path, {"transformer_blocks.0.attn.to_q": (torch.zeros(2, 48), torch.zeros(48, 2))})
-    error = load_with(checkpoint, file)
+    error = load_with(tiny_model, file)
     assert "transformer_blocks.0.attn.to_q" in error.message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_lora_with_values_that_are_not_finite_names_the_key(
-    checkpoint: ModelFolder, tmp_path: Path, value: float
+    tiny_model: ModelFolder, tmp_path: Path, value: float
 ) -> None:
     file = lora(tmp_path, {"transformer_blocks.0.attn.to_q": (torch.full((2, 32), value), torch.zeros(32, 2))})
-    error = load_with(checkpoint, file)
+    error = load_with(tiny_model, file)
     assert "transformer_blocks.0.attn.to_q" in error.message
     assert "not finite" in error.message
 
 
-def test_a_missing_shard_is_named(checkpoint: ModelFolder, tmp_path: Path) -> None:
-    model = shutil.copytree(checkpoint.folder, tmp_path / "model")
+def test_a_missing_shard_is_named(tiny_model: ModelFolder, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_model.folder, tmp_path / "model")
     weights = model / "transformer" / "diffusion_pytorch_model.safetensors"
     names = sorted(load_file(weights))
     index = {name: f"diffusion_pytorch_model-0000{1 + (i > 5)}-of-00002.safetensors" for i, name in enumerate(names)}
@@ -362,8 +362,8 @@ def test_a_missing_shard_is_named(checkpoint: ModelFolder, tmp_path: Path) -> No
         qframe.load("qwen-image", model=model, device="cpu")
 
 
-def test_code_in_a_model_folder_is_refused(checkpoint: ModelFolder, tmp_path: Path) -> None:
-    model = shutil.copytree(checkpoint.folder, tmp_path / "model")
+def test_code_in_a_model_folder_is_refused(tiny_model: ModelFolder, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_model.folder, tmp_path / "model")
     (model / "transformer" / "modeling.py").write_text("raise SystemExit('code ran')")
     with pytest.raises(UntrustedError, match=r"modeling\.py"):
         qframe.load("qwen-image", model=model, device="cpu")
@@ -392,7 +392,7 @@ ON_THE_LINE = {
 
 @pytest.mark.parametrize("case", ON_THE_LINE)
 def test_the_command_line_says_it_in_a_message_and_an_exit_code(
-    run: Run, checkpoint: ModelFolder, tmp_path: Path, case: str
+    run: Run, tiny_model: ModelFolder, tmp_path: Path, case: str
 ) -> None:
     SQUARE.save(tmp_path / "in.png")
     HALF.save(tmp_path / "mask.png")
@@ -408,7 +408,7 @@ def test_the_command_line_says_it_in_a_message_and_an_exit_code(
     arguments, code, message = ON_THE_LINE[case]
     pictures = [part for name in ("image", "mask") if f"--{name}" not in arguments
                 for part in (f"--{name}", {"image": "in.png", "mask": "mask.png"}[name])]  # fmt: skip
-    model = ("--family", "qwen-inpaint", "--model", checkpoint.folder, "--output", "out.png")
+    model = ("--family", "qwen-inpaint", "--model", tiny_model.folder, "--output", "out.png")
     outcome = run("sample", *model, *pictures, *arguments)
     assert outcome.code == code, outcome.err
     assert message in outcome.err

@@ -30,7 +30,7 @@ FAST = {"num_inference_steps": 2, "true_cfg_scale": 1.0}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    return tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-qwen"))
+    return tiny.tiny_qwen_model(tmp_path_factory.mktemp("tiny-qwen"))
 
 
 @pytest.fixture(scope="module")
@@ -96,22 +96,22 @@ def test_output_types_are_those_of_diffusers(pipe: Pipeline) -> None:
 
 
 def test_progress_hears_every_step(pipe: Pipeline) -> None:
-    heard: list[Any] = []
+    recorded: list[Any] = []
 
     class Listener:
         @contextmanager
         def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Listener]:
-            heard.append((name, total))
+            recorded.append((name, total))
             yield self
 
         def advance(self, count: int = 1, **metrics: float) -> None:
-            heard.append(count)
+            recorded.append(count)
 
         def note(self, text: str) -> None:
             """Nothing."""
 
     pipe(prompt="a", image=tiny.picture(0, 96, 96), progress=Listener(), **FAST)  # type: ignore[arg-type]
-    assert heard == [("sampling", 2), 1, 1]
+    assert recorded == [("sampling", 2), 1, 1]
 
 
 def test_on_step_stops_a_plan_early(pipe: Pipeline) -> None:
@@ -187,8 +187,8 @@ def test_calls_that_cannot_be_met_say_why(pipe: Pipeline, arguments: dict[str, A
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"lora": {"a.safetensors": float("nan")}}, "lora a.safetensors: the weight must be a finite number, got nan"),
-        ({"lora": {"a.safetensors": "x"}}, "lora a.safetensors: the weight must be a finite number, got 'x'"),
+        ({"lora": {"a.safetensors": float("nan")}}, "lora a.safetensors: the scale must be a finite number, got nan"),
+        ({"lora": {"a.safetensors": "x"}}, "lora a.safetensors: the scale must be a finite number, got 'x'"),
         ({"lora": ["a.safetensors", "a.safetensors"]}, "lora: a file is given twice"),
         ({"lora": 5}, "lora must be a file, a list of files or a mapping, got 5"),
         ({"devices": {"vae": "cpu"}}, "devices: no component 'vae'"),

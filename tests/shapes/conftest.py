@@ -12,5 +12,5 @@ __all__ = ["run", "tiny_model"]
 
 
 @pytest.fixture(scope="session")
-def checkpoint() -> Path:
+def shipped() -> Path:
     return Path(os.environ.get("QFRAME_SHAPES_CHECKPOINT") or model_folder())

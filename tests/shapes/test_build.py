@@ -35,14 +35,14 @@ def test_every_stage_leaves_a_published_result_and_is_not_run_again(
 
 
 @pytest.mark.slow
-def test_the_checkpoint_loads_is_small_and_carries_its_card(built: BuildConfig) -> None:
-    checkpoint = built.folder("checkpoint")
-    assert folder_bytes(checkpoint) < BYTE_LIMIT
-    pipeline = qframe.load("qwen-edit", model=checkpoint)
+def test_the_model_loads_is_small_and_carries_its_card(built: BuildConfig) -> None:
+    shipped = built.folder("checkpoint")
+    assert folder_bytes(shipped) < BYTE_LIMIT
+    pipeline = qframe.load("qwen-edit", model=shipped)
     picture = Image.new("RGB", (48, 64), "red")
     (edited,) = pipeline(prompt="make the circle blue", image=picture, num_inference_steps=2, seed=0).images
     assert edited.size == (48, 64)
-    card = (checkpoint / "README.md").read_text(encoding="utf-8")
+    card = (shipped / "README.md").read_text(encoding="utf-8")
     for expected in ("license: apache-2.0", "| recolour |", "--seed 0", "A remark.", "| denoiser |", " dB on held-out"):
         assert expected in card
 

@@ -51,8 +51,8 @@ UNLEARNED = 0.10
 
 
 @pytest.fixture(scope="module")
-def sample(checkpoint: Path) -> Sample:
-    return card_sampler(checkpoint, steps=STEPS)
+def sample(shipped: Path) -> Sample:
+    return card_sampler(shipped, steps=STEPS)
 
 
 def few(operations: Sequence[str]) -> list[Group]:
@@ -61,14 +61,14 @@ def few(operations: Sequence[str]) -> list[Group]:
     return [group for group in groups if group.operation != "paint" or (group.situation, group.strength) == ("over", 1)]
 
 
-def test_the_checkpoint_is_whole_and_small_and_names_no_folder(checkpoint: Path) -> None:
-    assert storage.verify_folder(checkpoint) == []
-    assert folder_bytes(checkpoint) <= BYTE_LIMIT
-    assert not [path for path in checkpoint.rglob("*.json") if "_name_or_path" in path.read_text(encoding="utf-8")]
+def test_the_model_is_whole_and_small_and_names_no_folder(shipped: Path) -> None:
+    assert storage.verify_folder(shipped) == []
+    assert folder_bytes(shipped) <= BYTE_LIMIT
+    assert not [path for path in shipped.rglob("*.json") if "_name_or_path" in path.read_text(encoding="utf-8")]
 
 
-def test_the_vae_reconstructs_held_out_pictures(checkpoint: Path) -> None:
-    model = AutoencoderKLQwenImage.from_pretrained(checkpoint / "vae", torch_dtype=torch.float32)
+def test_the_vae_reconstructs_held_out_pictures(shipped: Path) -> None:
+    model = AutoencoderKLQwenImage.from_pretrained(shipped / "vae", torch_dtype=torch.float32)
     assert vae.held_out_psnr(model, batches=5) >= 34.0
 
 
@@ -104,24 +104,24 @@ def test_the_demanded_rates_are_met(sample: Sample) -> None:
 
 
 @pytest.mark.slow
-def test_guidance_and_negative_prompts_push_in_the_right_direction(checkpoint: Path) -> None:
-    effects = measure_effects(checkpoint, steps=STEPS)
+def test_guidance_and_negative_prompts_push_in_the_right_direction(shipped: Path) -> None:
+    effects = measure_effects(shipped, steps=STEPS)
     assert effects.success_with_guidance >= effects.success_without_guidance - 0.02
     assert effects.distance_when_named > effects.distance_without_negative + 10
     assert effects.distance_when_named > effects.distance_when_another_is_named + 10
 
 
 @pytest.mark.slow
-def test_twelve_steps_and_twenty_are_alike(checkpoint: Path) -> None:
+def test_twelve_steps_and_twenty_are_alike(shipped: Path) -> None:
     group = Group("reshape", UNSEEN)
-    results = run_group(qframe_sampler(checkpoint, steps=20), group, count=WHOLE, seed=0)
+    results = run_group(qframe_sampler(shipped, steps=20), group, count=WHOLE, seed=0)
     assert sum(result.verdict.success for result in results) >= WHOLE * DEMANDED[group.operation][group.kind]
 
 
 @pytest.mark.parametrize("operation", ["text-to-image", "paint"])
-def test_the_checkpoint_works_in_diffusers(checkpoint: Path, operation: str) -> None:
+def test_the_model_works_in_diffusers(shipped: Path, operation: str) -> None:
     situation = "empty" if operation == "paint" else ""
-    sampler = diffusers_sampler(checkpoint, steps=STEPS)
+    sampler = diffusers_sampler(shipped, steps=STEPS)
     results = run_group(sampler, Group(operation, UNSEEN, situation), count=FEW, seed=0)
     assert sum(result.verdict.success for result in results) >= LEAST_OF_FEW
 
@@ -134,9 +134,9 @@ def upstream_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("upstream_sizes")
-def test_the_checkpoint_edits_in_diffusers(checkpoint: Path) -> None:
-    components = diffusers_components(checkpoint)
-    pictures = Qwen2VLImageProcessorPil.from_pretrained(checkpoint / "processor")
+def test_the_model_edits_in_diffusers(shipped: Path) -> None:
+    components = diffusers_components(shipped)
+    pictures = Qwen2VLImageProcessorPil.from_pretrained(shipped / "processor")
     processor = PictureProcessor(pictures, components["tokenizer"])
     pipeline = QwenImageEditPipeline(**components, processor=processor)
     pipeline.set_progress_bar_config(disable=True)

@@ -56,7 +56,7 @@ def test_a_wanted_dot_that_is_missing_fails() -> None:
 
 
 def test_what_remains_of_a_small_figure_is_no_removal() -> None:
-    """A small cross is under 5 % of a large canvas: the share of the whole background alone would let it pass."""
+    """A small cross is under 5 % of a large canvas: the fraction of the whole background alone would let it pass."""
     canvas = world.Canvas(96, 96)
     left = world.Scene(canvas, "grey", (world.Figure("cross", "red", "small", "centre"),))
     assert metrics.judge(world.render(left), left.evolve(objects=())).failed == ("clean",)

@@ -36,7 +36,7 @@ def test_a_scene_is_drawn_the_same_every_time() -> None:
 
 
 def test_a_known_scene_has_known_pixels() -> None:
-    """A golden picture: the split and the checkpoint depend on drawings that never change."""
+    """A golden picture: the split and the shipped model depend on drawings that never change."""
     circle = world.Figure("circle", "red", "large", "bottom right")
     pixels = world.render_array(world.Scene(world.MAIN_CANVAS, "white", (circle,)))
     assert tuple(pixels[48, 48]) == world.PALETTE["red"]
@@ -110,7 +110,7 @@ def test_a_colour_is_a_name_or_six_hexadecimal_digits() -> None:
 
 
 def test_the_split_of_a_scene_never_changes() -> None:
-    """Golden: a shipped checkpoint was trained on one side of exactly this split."""
+    """Golden: a shipped model was trained on one side of exactly this split."""
     scenes = [world.random_scene(world.sample_rng(1, i), world.MAIN_CANVAS) for i in range(2000)]
     counts = Counter(world.split(scene) for scene in scenes)
     assert counts == Counter(SPLIT_OF_2000)

@@ -162,7 +162,7 @@ def test_a_mistake_is_told_with_the_row(root: Path, row: object, message: str) -
         (b"x" * 1_000_001, "row 1: longer than 1000000 bytes"),
     ],
 )
-def test_a_line_that_is_no_json_is_told(root: Path, line: bytes, message: str) -> None:
+def test_a_line_that_is_no_json_is_reported(root: Path, line: bytes, message: str) -> None:
     assert message in problems(root, line + b"\n", ".jsonl")
 
 

@@ -1,4 +1,4 @@
-"""Batches and the loss: a sample's share depends on nobody else."""
+"""Batches and the loss: what a sample adds to the loss does not depend on the other samples."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_a_mixed_batch_gives_the_gradient_of_its_samples_one_by_one(
 def test_a_large_picture_weighs_as_much_as_a_small_one(schedule: HalvingSchedule) -> None:
     examples = [toy_example(0, height=2, width=2), toy_example(1, height=16, width=16)]
     batch = batch_of(examples, [0, 1], schedule)
-    shares = [part.sum().item() for part in batch.loss_factor.split(list(batch.noisy.lengths))]
-    assert shares == pytest.approx([1.0, 1.0])
+    sums = [part.sum().item() for part in batch.loss_factor.split(list(batch.noisy.lengths))]
+    assert sums == pytest.approx([1.0, 1.0])
 
 
 def test_noise_and_timestep_depend_on_seed_step_and_slot_only(
@@ -83,9 +83,9 @@ def test_quantiles_are_those_of_what_is_drawn(density: str, schedule: HalvingSch
     config = TrainConfig(timestep_density=density, logit_mean=-0.7, logit_std=0.6)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
     drawn = torch.cat([draw_sigma(config, schedule, 4, generator) for _ in range(4000)])
-    shares = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])
-    told = sigma_quantile(config, schedule, 4, shares)
-    torch.testing.assert_close((drawn[:, None] < told).float().mean(0), shares, atol=0.03, rtol=0)
+    fractions = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])
+    quantiles = sigma_quantile(config, schedule, 4, fractions)
+    torch.testing.assert_close((drawn[:, None] < quantiles).float().mean(0), fractions, atol=0.03, rtol=0)
 
 
 def test_the_logit_normal_density_has_its_mean_and_spread(schedule: HalvingSchedule) -> None:
@@ -113,15 +113,15 @@ def test_sigmas_below_the_floor_weigh_less(schedule: HalvingSchedule) -> None:
     assert floored.loss_factor.sum() < 1
 
 
-def test_a_weight_map_moves_the_loss_to_where_it_is_white(schedule: HalvingSchedule) -> None:
+def test_a_loss_map_moves_the_loss_to_where_it_is_white(schedule: HalvingSchedule) -> None:
     weight = torch.zeros(4, 4)
     weight[:2, :2] = 1
     batch = batch_of([attrs.evolve(toy_example(0), loss_map=weight)], [0], schedule)
     assert batch.loss_factor.tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
-def test_an_empty_weight_map_names_the_example(schedule: HalvingSchedule) -> None:
-    with pytest.raises(DataError, match="example-0: its weight map is empty"):
+def test_an_empty_loss_map_names_the_example(schedule: HalvingSchedule) -> None:
+    with pytest.raises(DataError, match="example-0: its loss map is empty"):
         batch_of([attrs.evolve(toy_example(0), loss_map=torch.zeros(4, 4))], [0], schedule)
 
 

@@ -124,8 +124,8 @@ def test_a_step_says_how_many_tokens_of_which_kind_it_computed(
     run_steps(run.setup, run.state)
     sizes = sample_sizes(SizedList.of(mixed_examples), PATCH)
     for step, metrics in run.seen:
-        shares = [run.setup.order.batch(2 * (step - 1) + micro) for micro in range(2)]
-        indices = [index for share in shares for index in share.indices]
+        portions = [run.setup.order.batch(2 * (step - 1) + micro) for micro in range(2)]
+        indices = [index for portion in portions for index in portion.indices]
         assert metrics["samples"] == len(indices)
         assert metrics["text_tokens"] == sum(sizes[index].text for index in indices)
         assert metrics["target_tokens"] == sum(mixed_examples[i].target[0].numel() // PATCH**2 for i in indices)

@@ -28,7 +28,7 @@ WORDS = [3, 9, 5, 17, 1, 8]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-mixed")).folder
+    return tiny.tiny_qwen_model(tmp_path_factory.mktemp("tiny-mixed")).folder
 
 
 def composition_of(folder: Path, denoiser: str) -> Composition:
@@ -97,15 +97,15 @@ def test_both_denoisers_make_the_same_packed_step(folder: Path) -> None:
     assert ((stock - own).norm() / stock.norm()).item() < 1e-4
 
 
-def test_a_step_of_packed_shares_is_one_batch_of_them_all(folder: Path) -> None:
-    """What two processes would compute, each its share: noise, and weight in the mean, are those of the whole."""
+def test_a_step_of_packed_portions_is_one_batch_of_them_all(folder: Path) -> None:
+    """What two processes would compute, each its portion: noise, and weight in the mean, are those of the whole."""
     composition = composition_of(folder, "qwen-per-sample-rope")
     config = TrainConfig(batching="packed", tokens_per_batch=60)
     sizes = sample_sizes(SizedList.of(examples_of(composition)), composition.specs["denoiser"].patch)
     order = make_order(sizes, config, str)
-    shares = [order.batch(0, rank, 2) for rank in range(2)]
-    assert len({share.samples for share in shares}) == 1
-    assert shares[0].samples == len(shares[0].indices) + len(shares[1].indices)
-    apart, _ = update(folder, "qwen-per-sample-rope", [share.indices for share in shares])
-    together, _ = update(folder, "qwen-per-sample-rope", [[i for share in shares for i in share.indices]])
+    portions = [order.batch(0, rank, 2) for rank in range(2)]
+    assert len({portion.samples for portion in portions}) == 1
+    assert portions[0].samples == len(portions[0].indices) + len(portions[1].indices)
+    apart, _ = update(folder, "qwen-per-sample-rope", [portion.indices for portion in portions])
+    together, _ = update(folder, "qwen-per-sample-rope", [[i for portion in portions for i in portion.indices]])
     assert ((apart - together).norm() / together.norm()).item() < 1e-5

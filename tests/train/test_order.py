@@ -1,4 +1,4 @@
-"""Which examples make a batch, and how processes share it."""
+"""Which examples make a batch, and how it is split over processes."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ def test_packed_batches_keep_the_budget_and_all_but_one_are_half_full(
     loads = []
     number = 0
     while set(seen) != set(range(len(sizes))):
-        share = order.batch(number)
-        assert len(set(share.indices)) == len(share.indices) == share.samples
-        loads.append(sum(sizes[index].tokens for index in share.indices))
-        seen.update(share.indices)
+        portion = order.batch(number)
+        assert len(set(portion.indices)) == len(portion.indices) == portion.samples
+        loads.append(sum(sizes[index].tokens for index in portion.indices))
+        seen.update(portion.indices)
         number += 1
     assert max(loads) <= budget
     assert sum(load < budget / 2 for load in loads) <= 1
@@ -114,11 +114,11 @@ def test_packed_batches_keep_the_budget_and_all_but_one_are_half_full(
 def test_packed_batches_are_nearly_full() -> None:
     sizes = varied_sizes(3000)
     order = PackedOrder(sizes, 0, 40_000)
-    shares = [order.batch(number) for number in range(400)]
-    loads = [sum(sizes[index].tokens for index in share.indices) for share in shares]
+    portions = [order.batch(number) for number in range(400)]
+    loads = [sum(sizes[index].tokens for index in portion.indices) for portion in portions]
     assert sum(loads) / len(loads) > 0.97 * 40_000
-    assert len({share.samples for share in shares}) > 3
-    assert any(len({sizes[index].grids for index in share.indices}) > 2 for share in shares)
+    assert len({portion.samples for portion in portions}) > 3
+    assert any(len({sizes[index].grids for index in portion.indices}) > 2 for portion in portions)
 
 
 def test_examples_above_the_budget_are_named_with_both_numbers() -> None:
@@ -169,11 +169,11 @@ def test_processes_share_a_batch_without_overlap_or_gap(
     mode: str, sizes: list[SampleSize], world: int, number: int
 ) -> None:
     order = order_of(mode, sizes)
-    shares = [order.batch(number, rank, world) for rank in range(world)]
-    slots = sorted(slot for share in shares for slot in share.slots)
-    assert all(share.indices for share in shares), "no process is without work"
-    assert slots == list(range(shares[0].samples)), "each place is computed by one process"
-    assert {share.samples for share in shares} == {len(slots)}
+    portions = [order.batch(number, rank, world) for rank in range(world)]
+    slots = sorted(slot for portion in portions for slot in portion.slots)
+    assert all(portion.indices for portion in portions), "no process is without work"
+    assert slots == list(range(portions[0].samples)), "each place is computed by one process"
+    assert {portion.samples for portion in portions} == {len(slots)}
 
 
 @pytest.mark.parametrize("mode", ["fixed", "bucketed"])
@@ -183,8 +183,8 @@ def test_processes_compute_the_batch_of_one_process_with_as_many_more_samples(mo
     for number in range(12):
         indices = whole.batch(number).indices
         for rank in range(3):
-            share = split.batch(number, rank, 3)
-            assert [indices[slot] for slot in share.slots] == list(share.indices)
+            portion = split.batch(number, rank, 3)
+            assert [indices[slot] for slot in portion.slots] == list(portion.indices)
 
 
 def test_packed_processes_compute_what_accumulation_computes() -> None:
@@ -201,12 +201,12 @@ def test_processes_are_even_in_tokens(mode: str, world: int) -> None:
     order = order_of(mode, sizes, **({"tokens_per_batch": 60_000} if mode == "packed" else {"batch_size": 8}))
     ratios, counts = [], []
     for number in range(50):
-        shares = [order.batch(number, rank, world).indices for rank in range(world)]
-        loads = [sum(sizes[index].tokens for index in share) for share in shares]
+        portions = [order.batch(number, rank, world).indices for rank in range(world)]
+        loads = [sum(sizes[index].tokens for index in portion) for portion in portions]
         ratios.append(max(loads) * world / sum(loads))
-        counts.append(len(set(map(len, shares))))
+        counts.append(len(set(map(len, portions))))
         if mode != "packed":
-            largest = max(sizes[index].tokens for share in shares for index in share)
+            largest = max(sizes[index].tokens for portion in portions for index in portion)
             assert max(loads) <= sum(loads) / world + largest, "Graham's bound"
     assert max(ratios) < 1.35
     assert sum(ratios) / len(ratios) < 1.06

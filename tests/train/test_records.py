@@ -41,10 +41,10 @@ def config(tmp_path: Path, model: Path) -> Callable[..., Config]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    checkpoint = tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-records"))
+    model = tiny.tiny_qwen_model(tmp_path_factory.mktemp("tiny-records"))
     sizes = {"recipe": {"min_area": 48 * 48, "max_area": 96 * 96, "multiple": 16, "side": 64}}
-    (checkpoint.folder / "qframe.json").write_text(json.dumps(sizes))
-    return checkpoint.folder
+    (model.folder / "qframe.json").write_text(json.dumps(sizes))
+    return model.folder
 
 
 def counted(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:

@@ -1,4 +1,4 @@
-"""Weights shared out over two processes: the steps of whole ones, and checkpoints that any number resumes."""
+"""A sharded denoiser takes the steps of one that is not sharded; any number of processes resumes its checkpoints."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ pytestmark = needs_fork
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    checkpoint = tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-sharding"))
+    model = tiny.tiny_qwen_model(tmp_path_factory.mktemp("tiny-sharding"))
     sizes = {"recipe": {"min_area": 48 * 48, "max_area": 96 * 96, "multiple": 16, "side": 64}}
-    (checkpoint.folder / "qframe.json").write_text(json.dumps(sizes))
-    return checkpoint.folder
+    (model.folder / "qframe.json").write_text(json.dumps(sizes))
+    return model.folder
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 
 class ShardedScene(Scene):
-    """A toy run whose denoiser is shared out over the processes."""
+    """A toy run whose denoiser is sharded over the processes."""
 
     def __init__(self, folder: Path, examples: list[Example], config: TrainConfig) -> None:
         super().__init__(folder, examples, config)
@@ -110,7 +110,7 @@ def test_two_processes_with_half_of_the_weights_each_take_the_steps_of_one(
     def work(processes: Processes) -> dict[str, Tensor]:
         processes.connect(torch.device("cpu"), timeout=20)
         scene = ShardedScene(tmp_path / "run", mixed_examples, config)
-        share = sum(p.to_local().numel() for p in scene.setup.denoiser.module.parameters() if hasattr(p, "to_local"))
+        elements = sum(p.to_local().numel() for p in scene.setup.denoiser.module.parameters() if hasattr(p, "to_local"))
         run_steps(
             attrs.evolve(scene.setup, processes=processes, save=lambda: None, one_by_one=True),
             scene.state,
@@ -123,7 +123,7 @@ def test_two_processes_with_half_of_the_weights_each_take_the_steps_of_one(
             {name: gathered(value) for name, value in state.parameters.items()} for state in (scene.state, again.state)
         )
         assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
-        return mine | {"elements": torch.tensor(share)}
+        return mine | {"elements": torch.tensor(elements)}
 
     alone = Scene(tmp_path / "alone", mixed_examples, attrs.evolve(config, batch_size=4))
     total = sum(p.numel() for p in alone.setup.denoiser.module.parameters())
@@ -150,9 +150,9 @@ def test_sharded_training_takes_the_same_steps(
     config: Callable[..., Config], tmp_path: Path, settings: list[str]
 ) -> None:
     """Three samples a step over two processes: one of them has fewer, and both gather equally often."""
-    share = ["train.batch_size=2", "train.gradient_accumulation=2", *settings]
-    whole = fit(2, config("whole", *share), tmp_path / "a")
-    shards = fit(2, config("shards", "train.shard=full", *share), tmp_path / "b")
+    sizes = ["train.batch_size=2", "train.gradient_accumulation=2", *settings]
+    whole = fit(2, config("whole", *sizes), tmp_path / "a")
+    shards = fit(2, config("shards", "train.shard=full", *sizes), tmp_path / "b")
     close(shards, whole)
     pictures = [sorted((tmp_path / run / "samples" / "after").glob("*.png")) for run in ("whole", "shards")]
     assert [len(files) for files in pictures] == [3, 3]
@@ -174,7 +174,7 @@ def test_a_run_resumes_on_another_number_of_processes(
 ) -> None:
     """Sharded where there are two. With as many samples a step, they are the steps of a run that never changed."""
 
-    def share(world: int, steps: int) -> list[str]:
+    def settings_of(world: int, steps: int) -> list[str]:
         return [
             f"train.batch_size={2 // world}",
             f"train.max_steps={steps}",
@@ -184,9 +184,9 @@ def test_a_run_resumes_on_another_number_of_processes(
             "data.options.validation=0",
         ]
 
-    fit(before, config("run", *share(before, 2)), tmp_path / "a")
-    resumed = fit(after, config("run", *share(after, 4)), tmp_path / "b", resume="latest")
-    whole = fit(1, config("whole", *share(1, 4)), tmp_path / "c")
+    fit(before, config("run", *settings_of(before, 2)), tmp_path / "a")
+    resumed = fit(after, config("run", *settings_of(after, 4)), tmp_path / "b", resume="latest")
+    whole = fit(1, config("whole", *settings_of(1, 4)), tmp_path / "c")
     close(resumed, whole)
 
 
@@ -220,7 +220,7 @@ def test_what_cannot_be_trained_on_shards_is_refused_before_anything_is_loaded(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         Trainer(config("run", "train.shard=full", *settings), processes=Processes(0, 2))
-    Trainer(config("run", "train.shard=full", *settings))  # alone there is nothing to share
+    Trainer(config("run", "train.shard=full", *settings))  # alone there is nothing to shard
 
 
 def test_methods_that_need_all_weights_in_one_process_say_so(config: Callable[..., Config]) -> None:

@@ -75,8 +75,8 @@ def test_a_signal_that_one_process_hears_stops_all_at_the_same_batch(
     def work(processes: Processes) -> dict[str, torch.Tensor]:
         processes.connect(torch.device("cpu"), timeout=20)
         run = Scene(tmp_path / f"run-{processes.rank}", mixed_examples, LONG_STEPS)
-        heard = 6 + 3 if processes.rank else 0  # never in the first process
-        examples = Signalling(list(run.setup.examples), heard, signal.SIGTERM)
+        received = 6 + 3 if processes.rank else 0  # never in the first process
+        examples = Signalling(list(run.setup.examples), received, signal.SIGTERM)
         with pytest.raises(Stopped, match="stopped at step 1"):
             run_steps(attrs.evolve(run.setup, examples=examples, processes=processes), run.state)
         assert verify_folder(checkpoint_folder(run.folder, 1)) == []

@@ -23,7 +23,7 @@ pytestmark = needs_fork
 SPLIT = ("encoding pictures", "encoding prompts", "sampling before training", "sampling after training")
 
 
-class Heard(SilentProgress):
+class Recorder(SilentProgress):
     """Counts what each stage is told to do."""
 
     def __init__(self) -> None:
@@ -51,11 +51,11 @@ def configured(output: Path) -> Config:
 
 
 def fit(config: Config, processes: Processes) -> dict[str, Tensor]:
-    heard = Heard()
-    result = Trainer(config, processes=processes, progress=heard).fit()
+    recorded = Recorder()
+    result = Trainer(config, processes=processes, progress=recorded).fit()
     assert result.weights.is_file()
     assert (result.sheet is not None) == processes.first
-    return {name: torch.tensor(heard.totals[name]) for name in SPLIT}
+    return {name: torch.tensor(recorded.totals[name]) for name in SPLIT}
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_encoding_and_samples_are_split_and_one_process_writes_the_run(tmp_path:
     (code, first), (other_code, second) = together(2, lambda processes: fit(config, processes), tmp_path / "results")
     assert (code, other_code) == (0, 0)
     for name, total in alone.items():
-        assert first[name] + second[name] == total  # each part once; so few pictures and prompts are one share
+        assert first[name] + second[name] == total  # each part once; so few pictures and prompts are one portion
         assert min(int(first[name]), int(second[name])) > 0 or name.startswith("encoding")
     alone_run, run = tmp_path / "alone" / "run", tmp_path / "two" / "run"
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2

@@ -1,4 +1,4 @@
-"""The whole trainer on a tiny random checkpoint: stages, run folders, resume, results other programs read."""
+"""The whole trainer on a tiny random model: stages, run folders, resume, results other programs read."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ PROMPT = "put a dot on the circle"
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that takes 64 x 64 pictures as they are."""
-    checkpoint = tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-trainer"))
+    """A model that takes 64 x 64 pictures as they are."""
+    model = tiny.tiny_qwen_model(tmp_path_factory.mktemp("tiny-trainer"))
     sizes = {"recipe": {"min_area": 48 * 48, "max_area": 96 * 96, "multiple": 16, "side": 64}}
-    (checkpoint.folder / "qframe.json").write_text(json.dumps(sizes))
-    return checkpoint.folder
+    (model.folder / "qframe.json").write_text(json.dumps(sizes))
+    return model.folder
 
 
 @pytest.fixture
@@ -348,12 +348,12 @@ def test_the_stored_configuration_names_its_folder_and_resumes(
 
 def test_plugins_hear_at_the_start_that_a_run_resumes(config: Callable[..., Config]) -> None:
     quiet = ("data.options.validation=0", "sample.count=0")
-    heard: list[tuple[int | None, int]] = []
+    recorded: list[tuple[int | None, int]] = []
 
     class Listener:
         @qframe.hookimpl
         def qframe_run_start(self, run: Run) -> None:
-            heard.append((run.resumed_from, run.step))
+            recorded.append((run.resumed_from, run.step))
 
     plugins = load_registry()._manager
     listener = Listener()
@@ -363,7 +363,7 @@ def test_plugins_hear_at_the_start_that_a_run_resumes(config: Callable[..., Conf
         Trainer(config("run", *quiet, "train.max_steps=5")).fit(resume="latest")
     finally:
         plugins.unregister(listener)
-    assert heard == [(None, 0), (STEPS, STEPS)]
+    assert recorded == [(None, 0), (STEPS, STEPS)]
 
 
 def test_resuming_reads_the_checkpoint_with_the_trainers_own_plugins(

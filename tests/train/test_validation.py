@@ -40,10 +40,10 @@ WATCHED = ("validation.every=2", "validation.count=2", "sample.every=1")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that takes 64 x 64 pictures as they are."""
-    checkpoint = tiny.tiny_qwen_checkpoint(tmp_path_factory.mktemp("tiny-validation"))
+    model = tiny.tiny_qwen_model(tmp_path_factory.mktemp("tiny-validation"))
     sizes = {"recipe": {"min_area": 48 * 48, "max_area": 96 * 96, "multiple": 16, "side": 64}}
-    (checkpoint.folder / "qframe.json").write_text(json.dumps(sizes))
-    return checkpoint.folder
+    (model.folder / "qframe.json").write_text(json.dumps(sizes))
+    return model.folder
 
 
 @pytest.fixture
@@ -180,8 +180,8 @@ def test_processes_share_the_held_out_examples(scene: Scene, mixed_examples: lis
     alone = held_out_losses(scene.setup, mixed_examples)
     parts: list[list[float]] = []
     for rank in range(4):  # six examples: two of the processes have one less to do, and enter the network as often
-        shares = SimpleNamespace(rank=rank, world=4, total=lambda values: parts.append(list(values)) or values)
-        held_out_losses(attrs.evolve(scene.setup, processes=shares), mixed_examples)
+        processes = SimpleNamespace(rank=rank, world=4, total=lambda values: parts.append(list(values)) or values)
+        held_out_losses(attrs.evolve(scene.setup, processes=processes), mixed_examples)
     summed = [sum(column) / len(mixed_examples) for column in zip(*parts, strict=True)]
     assert summed == pytest.approx([alone[f"val_loss_q{quantile}"] for quantile in range(QUANTILES)])
 

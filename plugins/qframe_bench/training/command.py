@@ -20,12 +20,18 @@ _HARD = "--set recipe.min_area=65536 --set recipe.max_area=65536 --set train.bat
 )
 @options(FAMILY, MODEL, DATA, CONFIG, SET)
 @click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True, help="Turns of each contestant.")
-@click.option("--examples", "count", type=click.IntRange(min=1), default=32, show_default=True, help="To encode.")
+@click.option(
+    "--examples", "count", type=click.IntRange(min=1), default=32, show_default=True, help="Examples to encode."
+)
 @click.option("--reading/--no-reading", default=True, show_default=True, help="Also read examples of 11 MB.")
 @click.option(
-    "--index", type=click.IntRange(min=0), default=1_000_000, show_default=True, help="Its entries; 0 leaves it out."
+    "--index",
+    type=click.IntRange(min=0),
+    default=1_000_000,
+    show_default=True,
+    help="Entries of the index; 0: no index.",
 )
-@click.option("--check", is_flag=True, help="End with 1 if a promise is not kept.")
+@click.option("--check", is_flag=True, help="Exit with code 1 if a ratio exceeds its limit.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def train(
     family: str | None,
@@ -40,11 +46,11 @@ def train(
     check: bool,
     as_json: bool,
 ) -> int:
-    """Measure what a training step takes beside its forward pass, backward pass and optimizer.
+    """Measure what a training step takes in addition to its forward pass, backward pass and optimizer.
 
     Three contestants take steps over the first batch of a run: the training loop with cached examples, the training
     loop with examples that are encoded live, and the network with its optimizer alone. Then examples of the size that
-    a published model has are read from a cache, and compared with reading the same bytes. At last an index of a million
+    a published model has are read from a cache, and compared with reading the same bytes. Finally an index of a million
     entries is opened. Contestants run in turns; on a CPU the processor time of this process counts.
     """
     config = resolve(family or "qwen-edit", config_file, overrides, model=model, data=data).config

@@ -25,20 +25,22 @@ def _sizes(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
 
 @click.command()
 @click.option("--s", default="8,16", show_default=True, callback=_sizes, help="Sides of the small pictures, in tokens.")
-@click.option("--width", type=click.IntRange(min=64), default=128, show_default=True, help="Of the stream.")
+@click.option("--width", type=click.IntRange(min=64), default=128, show_default=True, help="Width of the streams.")
 @click.option("--head", type=click.IntRange(min=16), default=64, show_default=True, help="Channels of a head.")
 @click.option("--layers", type=click.IntRange(min=1), default=2, show_default=True)
-@click.option("--text-width", type=click.IntRange(min=1), default=256, show_default=True, help="Of the prompts.")
+@click.option(
+    "--text-width", type=click.IntRange(min=1), default=256, show_default=True, help="Width of the text tokens."
+)
 @click.option("--full", is_flag=True, help="The published size: 60 layers, width 3072 (40 GB in bfloat16).")
-@click.option("--quick", is_flag=True, help="Small: s = 8, one layer.")
+@click.option("--quick", is_flag=True, help="Measure a small network: s = 8, one layer.")
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each contestant.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
-@click.option("--gradient-checkpointing", is_flag=True, help="In every contestant.")
-@click.option("--profile", is_flag=True, help="Also operations per second and time by component.")
+@click.option("--gradient-checkpointing", is_flag=True, help="Use it in all contestants.")
+@click.option("--profile", is_flag=True, help="Also print operations per second, and the time of each component.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def transformer(full: bool, quick: bool, as_json: bool, **options: Any) -> None:
-    """Measure packed batches of mixed shapes beside diffusers, forward and backward pass with a LoRA.
+    """Compare packed batches of mixed shapes with diffusers: a forward and a backward pass with a LoRA.
 
     The batch has four samples. Two of them have two pictures of s x s tokens, the other two have two pictures of
     2s x 2s. All prompts have 77 tokens, or lengths are mixed. Weights are random. Contestants run in turns; on a CPU

@@ -59,7 +59,7 @@ class Profile:
         return (
             f"{self.operations / 1e12:.3f} TFLOP in {self.seconds:.3f} s: {self.operations / self.seconds / 1e12:.3f} "
             f"TFLOP/s, {self.utilisation:.0%} of the {self.ceiling / 1e12:.3f} that one large product reaches\n"
-            f"{table(['component', 'time', 'share'], rows)}"
+            f"{table(['component', 'time', 'fraction'], rows)}"
         )
 
 

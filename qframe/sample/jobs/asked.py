@@ -17,7 +17,7 @@ from qframe.pictures.picture import Picture
 _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 
 
-def _whole_characters(instance: Any, attribute: attrs.Attribute[Any], value: str) -> None:
+def _complete_characters(instance: Any, attribute: attrs.Attribute[Any], value: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -38,8 +38,8 @@ class Asked:
         num_images: How many pictures to make.
     """
 
-    prompt: str = attrs.field(validator=_whole_characters)
-    negative_prompt: str | None = attrs.field(default=None, validator=optional(_whole_characters))
+    prompt: str = attrs.field(validator=_complete_characters)
+    negative_prompt: str | None = attrs.field(default=None, validator=optional(_complete_characters))
     steps: int | None = attrs.field(default=None, validator=optional(ge(1)))
     guidance: float | None = attrs.field(default=None, validator=optional(ge(0.0)))
     size: str | None = None
@@ -66,7 +66,7 @@ class OwnField:
 
     name: str
     key: str
-    kind: Literal["picture", "flag", "number", "whole", "choice", "text"]
+    kind: Literal["picture", "flag", "number", "integer", "choice", "text"]
     help: str | None = None
     default: Any = None
     required: bool = False
@@ -89,7 +89,7 @@ def own_fields(request_type: type[Request]) -> tuple[OwnField, ...]:
 
 def _own_field(field: attrs.Attribute[Any]) -> OwnField:
     annotation, choices = str(field.type), field.metadata.get("choices")
-    kinds = (("picture", r"Image|Picture"), ("flag", "bool"), ("number", "float"), ("choice", None), ("whole", "int"))
+    kinds = (("picture", r"Image|Picture"), ("flag", "bool"), ("number", "float"), ("choice", None), ("integer", "int"))
     kind = next(
         (kind for kind, words in kinds if (re.search(words, annotation) if words else choices is not None)), "text"
     )
@@ -112,7 +112,13 @@ def asked_type(fields: Sequence[OwnField], base: type[Asked] = Asked) -> type[As
 
     A picture field holds a path or, if it takes several pictures, a list of paths.
     """
-    plain: dict[str, Any] = {"flag": bool, "number": float, "whole": int, "text": str, "picture": str | tuple[str, ...]}
+    plain: dict[str, Any] = {
+        "flag": bool,
+        "number": float,
+        "integer": int,
+        "text": str,
+        "picture": str | tuple[str, ...],
+    }
     added: dict[str, Any] = {}
     for field in fields:
         kind: Any = Literal[field.choices] if field.kind == "choice" else plain[field.kind]

@@ -59,7 +59,7 @@ class Batch:
             path: The file of requests.
             output: The folder of the results.
             defaults: Values for lines that do not give them.
-            overwrite: Whether pictures that exist, made from something else, are made anew.
+            overwrite: Whether pictures that exist but were made from another request are replaced.
             allow_outside: Whether lines may name pictures outside of the folder of the file.
         """
         self._desk, self._path, self._output = desk, path, output
@@ -173,7 +173,7 @@ class Batch:
         except QframeError:
             different = ["no request of qframe in it"]
         if not different:
-            return not _is_whole(job.file)
+            return not _is_complete(job.file)
         if not self._overwrite:
             self._problems.add(
                 job.origin,
@@ -189,7 +189,7 @@ class Batch:
             self._problems.add(where, error.message if error.hint is None else f"{error.message}. {error.hint}")
 
 
-def _is_whole(file: Path) -> bool:
+def _is_complete(file: Path) -> bool:
     try:
         open_picture(Picture(str(file), file))
     except DataError:

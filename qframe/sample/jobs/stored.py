@@ -59,7 +59,7 @@ class Stored:
         loras: The LoRAs on the denoiser.
         request: The request as `qframe.sample.jobs.asked.stored_values` writes it.
         files: The sha256 of every picture that the request names, by path.
-        made_with: Versions and device, which may differ when the picture is made again.
+        made_with: Versions and device, which may differ when the picture is recreated.
     """
 
     format: Literal["qframe-picture-1"]
@@ -124,8 +124,8 @@ def setting(composition: Composition, loras: Mapping[Path, float]) -> Stored:
         models={name: model.identity() for name, model in models.items()},
         config={key: value for key, value in changed.items() if _is_sampling(key)},
         loras=tuple(
-            StoredLora(file=str(file), weight=weight, sha256=digest_of(file, f"LoRA file {file}", WeightsError))
-            for file, weight in loras.items()
+            StoredLora(file=str(file), weight=scale, sha256=digest_of(file, f"LoRA file {file}", WeightsError))
+            for file, scale in loras.items()
         ),
         made_with={
             "qframe": version(),

@@ -53,7 +53,7 @@ def test_fields_are_told_by_their_annotations() -> None:
         "image": "picture",
         "mask": "picture",
         "strength": "number",
-        "rounds": "whole",
+        "rounds": "integer",
         "tiled": "flag",
         "edges": "choice",
     }

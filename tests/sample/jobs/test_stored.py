@@ -13,7 +13,7 @@ from qframe.files.model_folder import ModelFolder
 from qframe.sample.jobs.picture_files import write_picture
 from qframe.sample.jobs.sources import digest_of, unchanged_picture
 from qframe.sample.jobs.stored import Stored, StoredLora, check_files, check_models, read_stored
-from tests.qwen.tiny import tiny_qwen_checkpoint
+from tests.qwen.tiny import tiny_qwen_model
 
 STORED = Stored(
     format="qframe-picture-1",
@@ -95,7 +95,7 @@ def test_any_text_ends_in_a_message(tmp_path: Path, text: str) -> None:
         read_stored(tmp_path / "a.png")
 
 
-def test_a_picture_without_a_request_is_told(tmp_path: Path) -> None:
+def test_a_picture_without_a_request_is_reported(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="stores no request of qframe"):
         read_stored(tmp_path / "a.png")
@@ -121,7 +121,7 @@ def test_another_model_is_told_by_name() -> None:
     check_models(STORED, attrs.evolve(STORED, models={"elsewhere": "2"}), "old.png")
 
 
-def test_a_picture_that_changes_while_it_waits_is_told(tmp_path: Path) -> None:
+def test_a_picture_that_changes_while_it_waits_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "in.png"
     file.write_bytes(b"first")
     picture = unchanged_picture("in", file, digest_of(file, "in"))
@@ -137,8 +137,8 @@ def test_devices_and_folders_are_no_files(tmp_path: Path) -> None:
             digest_of(path, "it")
 
 
-def test_the_identity_of_a_checkpoint_follows_its_contents(tmp_path: Path) -> None:
-    folder = tiny_qwen_checkpoint(tmp_path / "model").folder
+def test_the_identity_of_a_model_follows_its_contents(tmp_path: Path) -> None:
+    folder = tiny_qwen_model(tmp_path / "model").folder
     before = ModelFolder.open(folder).identity()
     assert ModelFolder.open(folder.rename(tmp_path / "moved")).identity() == before
     weights = next((tmp_path / "moved" / "transformer").glob("*.safetensors"))
