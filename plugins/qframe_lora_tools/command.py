@@ -21,7 +21,7 @@ from qframe.cli.shared import (
     options,
     registry,
     resolve,
-    weighted_file,
+    scaled_file,
 )
 from qframe.config.schema import LoraLayout
 from qframe.errors import ConfigError, QframeError, WeightsError
@@ -144,7 +144,7 @@ def merge(
     from qframe_lora_tools.merged import write_merged
 
     chosen = None if dtype is None else {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    write_merged(composition, [weighted_file(text) for text in loras], output, dtype=chosen)
+    write_merged(composition, [scaled_file(text) for text in loras], output, dtype=chosen)
     click.echo(f"wrote {output}; use it with --set denoiser.model={output}")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qframe.cli.request_options import RequestCommand, finite, seed
-from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, announce, examples, options, resolve, weighted_file
+from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, announce, examples, options, resolve, scaled_file
 from qframe.errors import ConfigError, DataError, UntrustedError, WeightsError, bullet_list
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def sample(
 
 def _given_loras(lora: Sequence[str]) -> dict[Path, float]:
     """The LoRA files of the options, with the scale of each. ConfigError if one is given twice."""
-    loras = dict(map(weighted_file, lora))
+    loras = dict(map(scaled_file, lora))
     if len(loras) < len(lora):
         raise ConfigError("--lora: a file is given twice", "Give it once, with the sum of its weights.")
     return loras

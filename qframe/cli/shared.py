@@ -45,7 +45,7 @@ __all__ = [
     "registry",
     "resolve",
     "terminal_progress",
-    "weighted_file",
+    "scaled_file",
 ]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -111,7 +111,7 @@ def resolve(
     return resolved
 
 
-def weighted_file(text: str) -> tuple[Path, float]:
+def scaled_file(text: str) -> tuple[Path, float]:
     """Split FILE[:SCALE], as --lora takes it, into the file and its scale. ConfigError if the scale is not finite."""
     file, colon, scale = text.rpartition(":")
     if not colon or Path(text).exists():
