@@ -44,8 +44,8 @@ __all__ = [
     "options",
     "registry",
     "resolve",
-    "terminal_progress",
     "scaled_file",
+    "terminal_progress",
 ]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
