@@ -24,6 +24,15 @@ def shards(config: Config, processes: Processes) -> bool:
     return config.train.shard == "full" and processes.world > 1
 
 
+def refuse_shards(sharded: bool, method: str) -> None:
+    """Raise ConfigError for a method of `Trainer` that needs all of the denoiser, if the denoiser is sharded."""
+    if sharded:
+        raise ConfigError(
+            f"Trainer.{method}: train.shard is 'full', so no process has all of the denoiser",
+            "Use what the run wrote: qframe.load(..., lora=...) or its `denoiser` folder.",
+        )
+
+
 def check_settings(config: Config, registry: Registry, processes: Processes) -> None:
     """Check that the settings do not contradict each other, and that the optimizer's package is installed.
 

@@ -72,6 +72,11 @@ class LoadedParts:
             torch.cuda.empty_cache()
 
 
+def registered_loggers(config: Config, registry: Registry) -> dict[str, Any]:
+    """Make the loggers that `logging.use` names, by name. Raises ConfigError if a logger lacks its package."""
+    return {name: registry.resolve(registry.component("logger", name))() for name in config.logging.use}
+
+
 def prepare_training(
     denoiser: Denoiser, config: Config, registry: Registry, shard_onto: torch.device | None
 ) -> TrainingState:

@@ -11,21 +11,21 @@ import torch
 from PIL import Image
 
 from qframe import adapters
-from qframe.cache import ALL, Cache, CachedExamples, DeclaredInputs, Portion, build_cache
-from qframe.cache.configured import cache_folder, made_by
+from qframe.cache import ALL, CachedExamples, Portion
+from qframe.cache.configured import cache_folder
 from qframe.cache.live import LiveExamples
 from qframe.compose import Composition, compose
 from qframe.config.schema import Config
 from qframe.data.choose import open_source
-from qframe.errors import ConfigError
 from qframe.interfaces import Denoiser, Parts, Plan, Record, RecordSource
 from qframe.plugins.registry import Registry, load_registry
 from qframe.progress import SILENT, Progress
 from qframe.sample.pipeline import Pipeline
-from qframe.train.checks import check_composition, check_settings, check_sizes, shards
+from qframe.train.checks import check_composition, check_settings, refuse_shards, shards
 from qframe.train.distributed import ALONE, Processes
+from qframe.train.examples import declared_inputs, encoded_examples
 from qframe.train.optim import schedule_factor
-from qframe.train.parts import LoadedParts, prepare_training
+from qframe.train.parts import LoadedParts, prepare_training, registered_loggers
 from qframe.train.records import measured_records, sampled_records, split_records
 from qframe.train.results import FitResult, averaged
 from qframe.train.samples import run_plans
@@ -40,12 +40,7 @@ class Trainer:
     loads the denoiser. Making a trainer loads no weights, but checks the settings and lists the records, so that most
     mistakes are reported at once.
 
-    Attributes:
-        config: The settings of the run.
-        sources: Where each value of the configuration comes from, by its key.
-        progress: Is told how far each stage has come.
-        processes: The processes that train together.
-        registry: The plugins.
+    Attributes (besides the arguments of the constructor):
         composition: The components of the model, checked against each other.
         source: The data source that the records come from.
         inputs: For each record to train on, the pictures and prompts that the recipe wants encoded.
@@ -93,21 +88,14 @@ class Trainer:
         check_composition(self.composition, processes)
         self.source: RecordSource = open_source(config, self.registry)
         records, held_out = split_records(self.source, config)
-        self.inputs = self._declare(records)
+        self.inputs = declared_inputs(records, self.composition)
         self.measured = measured_records(held_out, config)
         self.judge, self.sampled = sampled_records(self.source, records, held_out, config, self.registry)
-        self.loggers = {name: self._logger(name) for name in config.logging.use}  # may lack a package
+        self.loggers = registered_loggers(config, self.registry)
         self.state: TrainingState | None = None
         self.total_steps: int | None = None
         self.loaded = LoadedParts(self.composition, sharded=self.sharded)
         self._loaded_loras = self._merged_at = 0
-
-    def _declare(self, records: Sequence[Record]) -> DeclaredInputs:
-        drops = self.config.train.caption_dropout > 0
-        return DeclaredInputs(records, self.composition.recipe, unconditional=drops)
-
-    def _logger(self, name: str) -> Any:
-        return self.registry.resolve(self.registry.component("logger", name))()
 
     def load(self, *roles: str) -> Parts:
         """Load the components of these roles unless they are loaded, and return all components that are loaded now."""
@@ -139,12 +127,9 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the next step: `train.learning_rate` times the factor of `train.lr_schedule`.
-
-        If there are several optimizers, the others may have other rates.
-        """
-        train = self.config.train
-        return train.learning_rate * schedule_factor(train, self.global_step, steps=self.total_steps)
+        """The learning rate of the next step: `train.learning_rate` times the factor of `train.lr_schedule`."""
+        train, step = self.config.train, self.global_step
+        return train.learning_rate * schedule_factor(train, step, steps=self.total_steps)
 
     @property
     def use_cache(self) -> bool:
@@ -187,18 +172,13 @@ class Trainer:
             ConfigError: The recipe resizes pictures to sizes that codec and denoiser cannot take.
             DataError: A record or a picture cannot be used; the message names it.
         """
-        inputs = self.inputs if records is None else self._declare(records)
-        check_sizes(self.composition, inputs[0])
-        if not self.use_cache:
-            return LiveExamples(inputs, self.load("encoder", "codec"), counter=self.composition.token_counter())
-        cache, size, progress = Cache(folder or self.cache_dir), self.config.cache.batch_size, self.progress
-        ingredients = made_by(self.composition, cache, progress)
-        return build_cache(inputs, self.load, cache, ingredients, batch_size=size, portion=portion, progress=progress)
+        inputs = self.inputs if records is None else declared_inputs(records, self.composition)
+        return encoded_examples(self, inputs, folder or self.cache_dir, portion)
 
     def prepare(self) -> TrainingState:
         """Prepare the denoiser for training, and return the training state at step 0, which `state` keeps.
 
-        The weights to train are a new LoRA if `train.mode` is "lora", else all weights of the denoiser.
+        The trained weights are a new LoRA if `train.mode` is "lora", else all weights of the denoiser.
         """
         device = self.composition.device("denoiser") if self.sharded else None
         self.state = prepare_training(self.denoiser, self.config, self.registry, device)
@@ -207,45 +187,32 @@ class Trainer:
     def fit(self, resume: str | None = None) -> FitResult:
         """Train: encode the records, sample, make all steps, sample again, and write the results into the run folder.
 
-        Args:
-            resume: None starts a new run; "latest" goes on from the newest checkpoint of the run folder, and another
-                text is the name or the path of the checkpoint to go on from.
+        `resume` is None for a new run, "latest" to go on from the newest checkpoint of the run folder, or the name or
+        the path of the checkpoint to go on from.
         """
         return run_session(self, resume)
 
     def sample(self, plans: Sequence[Plan], *, title: str = "sampling") -> list[Image.Image]:
         """Sample one picture for each plan with the present weights, and return the pictures in the order of the plans.
 
-        If the run keeps a moving average of the weights, the average is used. If there are several processes, all must
-        call this method with the same plans; each samples a portion of them, and all get all pictures.
-
-        Args:
-            plans: The plans, each for one picture.
-            title: The name under which the progress shows this stage.
+        If the run keeps a moving average of the weights, the average is used. Each plan must be for one picture. All
+        processes must call this method with the same plans; each samples a portion of them, and all get all pictures.
         """
         parts = self.load("denoiser")
         parts.denoiser.module.eval()
         with self.loaded.codec_placement.freed(), self.averaged():
+            settings, progress = self.config.sample, self.progress
             return run_plans(
-                plans,
-                parts,
-                self.config.sample,
-                processes=self.processes,
-                sharded=self.sharded,
-                progress=self.progress,
-                title=title,
+                plans, parts, settings, processes=self.processes, sharded=self.sharded, progress=progress, title=title
             )
 
     def predict(self, **request: Any) -> Any:
         """Sample pictures with the present weights, or with their moving average if the run keeps one.
 
-        The arguments and the result are the same as in `Pipeline.__call__`, except that `num_inference_steps`,
-        `true_cfg_scale` and `negative_prompt` have the values of `[sample]` if they are not given.
-
-        Raises:
-            ConfigError: The denoiser is sharded.
+        Arguments and result are those of `Pipeline.__call__`, except that `num_inference_steps`, `true_cfg_scale` and
+        `negative_prompt` have the values of `[sample]` if they are not given. A sharded denoiser is a ConfigError.
         """
-        self._refuse_shards("predict")
+        refuse_shards(self.sharded, "predict")
         names = ("num_inference_steps", "true_cfg_scale", "negative_prompt")
         request = {**{name: getattr(self.config.sample, name) for name in names}, **request}
         pipe = Pipeline(self.composition, self.load("encoder", "codec", "denoiser"))
@@ -253,22 +220,12 @@ class Trainer:
         with self.loaded.codec_placement.freed(), self.averaged():
             return pipe(**request)
 
-    def _refuse_shards(self, method: str) -> None:
-        if self.sharded:
-            raise ConfigError(
-                f"Trainer.{method}: train.shard is 'full', so no process has all of the denoiser",
-                "Use what the run wrote: qframe.load(..., lora=...) or its `denoiser` folder.",
-            )
-
     def averaged(self) -> AbstractContextManager[None]:
         """A context in which the trained weights are replaced by their moving average, if the run keeps one."""
         return averaged(self.state)
 
     def save_lora(self, path: str | Path) -> Path:
-        """Write the LoRA in training to a file in the diffusers layout, and return the path.
-
-        If the run keeps a moving average of the weights, the average is written.
-        """
+        """Write the LoRA in training, or its moving average, to a file in the diffusers layout; return the path."""
         with self.averaged():
             layers = adapters.lora_layers(self.denoiser.module)
             metadata = {"weights_licence": self.composition.licence, "base_model": self.composition.model_name}
@@ -276,24 +233,17 @@ class Trainer:
         return Path(path)
 
     def load_lora(self, path: str | Path, scale: float = 1.0) -> None:
-        """Put the LoRA of a file on the denoiser, beside adapters that are on it already, and freeze all parameters.
-
-        Args:
-            path: The LoRA file.
-            scale: The strength of the LoRA, by which its update is multiplied.
-        """
+        """Put a LoRA file, whose update is multiplied by `scale`, on the denoiser, and freeze all parameters."""
         self._loaded_loras += 1
         adapters.load_lora(self.denoiser.module, Path(path), scale, adapter=f"loaded_{self._loaded_loras}")
 
     def merge_lora(self) -> None:
         """Add the updates of all adapters on the denoiser to its weights, and remove the adapters.
 
-        Training cannot go on afterwards: `state` is None until `prepare` makes a new one.
-
-        Raises:
-            ConfigError: The denoiser is sharded or quantised.
+        Training cannot go on afterwards: `state` is None until `prepare` makes a new one. Raises ConfigError if the
+        denoiser is sharded or quantised.
         """
-        self._refuse_shards("merge_lora")
+        refuse_shards(self.sharded, "merge_lora")
         self._merged_at = self.global_step
         adapters.merge_lora(self.denoiser.module)
         self.state = None

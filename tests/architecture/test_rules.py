@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from pathlib import Path
 
@@ -196,3 +197,18 @@ def test_an_arrow_that_a_longer_way_implies_is_left_out() -> None:
 def test_the_core_has_at_most_20_rooms() -> None:
     entries = {path.name for path in (ROOT / "qframe").iterdir()} - {"__pycache__"}
     assert len(entries) <= 20, sorted(entries)
+
+
+def test_files_and_functions_of_the_core_stay_small() -> None:
+    """At most 400 lines a file and 60 a function; the face of training at most 250."""
+    files = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "qframe").rglob("*.py"))}
+    assert len(files) > 100
+    assert [path.name for path, text in files.items() if text.count("\n") > 400] == []
+    assert files[ROOT / "qframe" / "train" / "trainer.py"].count("\n") <= 250
+    long = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for path, text in files.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+    ]
+    assert long == []

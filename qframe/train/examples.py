@@ -1,0 +1,39 @@
+"""The examples of a training run: what is to be encoded of each record, and the records once they are encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qframe.cache import Cache, CachedExamples, DeclaredInputs, Portion, build_cache
+from qframe.cache.configured import made_by
+from qframe.cache.live import LiveExamples
+from qframe.compose import Composition
+from qframe.interfaces import Record
+from qframe.train.checks import check_sizes
+
+if TYPE_CHECKING:
+    from qframe.train.trainer import Trainer
+
+
+def declared_inputs(records: Sequence[Record], composition: Composition) -> DeclaredInputs:
+    """Return, for each record, the pictures and prompts that the recipe wants encoded; the recipe is asked when needed.
+
+    The empty prompt is included only if captions are dropped in training.
+    """
+    drops = composition.config.train.caption_dropout > 0
+    return DeclaredInputs(records, composition.recipe, unconditional=drops)
+
+
+def encoded_examples(
+    trainer: Trainer, inputs: DeclaredInputs, folder: Path, portion: Portion
+) -> CachedExamples | LiveExamples:
+    """Encode what the cache in `folder` lacks of this portion, and return all examples; see `Trainer.cache`."""
+    config, composition, progress = trainer.config, trainer.composition, trainer.progress
+    check_sizes(composition, inputs[0])
+    if not config.cache.enabled:
+        return LiveExamples(inputs, trainer.load("encoder", "codec"), counter=composition.token_counter())
+    cache, size = Cache(folder), config.cache.batch_size
+    ingredients = made_by(composition, cache, progress)
+    return build_cache(inputs, trainer.load, cache, ingredients, batch_size=size, portion=portion, progress=progress)
