@@ -148,7 +148,7 @@ class _Calls:
         self._norms = norms
 
     def __call__(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        self._norms.recorded.clear()
+        self._norms.heard.clear()
         target = kwargs["img_shapes"][0][0]
         if self.start is None:
             length = target[0] * target[1] * target[2]
@@ -188,7 +188,7 @@ def run_traced(
         encoded.extend(map(Encoded, image[:, :, 0], latents[:, :, 0]))
 
     def stepping(result: Any, velocity: Tensor, timestep: Tensor, *_: Any, **__: Any) -> None:
-        steps.predicted(velocity, float(timestep), norms.recorded)
+        steps.predicted(velocity, float(timestep), norms.heard)
 
     def stepped(pipeline: Any, step: int, timestep: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
         steps.stepped(state["latents"])

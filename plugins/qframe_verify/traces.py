@@ -32,9 +32,9 @@ class _Recording(Sampler):
         on_step: OnStep | None = None,
     ) -> Tensor:
         def recorded(tokens: Tensor, sigma: Tensor) -> Tensor:
-            self._norms.recorded.clear()
+            self._norms.heard.clear()
             found = velocity(tokens, sigma)
-            self._steps.predicted(found, float(sigma * 1000), self._norms.recorded)
+            self._steps.predicted(found, float(sigma * 1000), self._norms.heard)
             return found
 
         return self._sampler.sample(recorded, x, sigmas, after_step=after_step, on_step=on_step)

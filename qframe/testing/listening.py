@@ -58,12 +58,12 @@ class Norms(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.recorded: list[tuple[Tensor, Tensor]] = []
+        self.heard: list[tuple[Tensor, Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in (torch.norm, Tensor.norm):
-            self.recorded.append((args[0], result))
+            self.heard.append((args[0], result))
         return result
 
 

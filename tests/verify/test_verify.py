@@ -172,7 +172,7 @@ def test_norms_are_heard_whatever_they_are_called_as() -> None:
     with Norms() as norms:
         values.norm(dim=-1)
         torch.norm(values, dim=-1)
-    assert [tensor is values for tensor, _ in norms.recorded] == [True, True]
+    assert [tensor is values for tensor, _ in norms.heard] == [True, True]
 
 
 def test_example_pictures_must_be_resized_and_parts_lie_inside() -> None:
