@@ -31,7 +31,7 @@ class PartReport:
     """Whether one part of an example is stored, and if not, why.
 
     Attributes:
-        part: The name of the part: "target", "reference 1", "caption", "empty prompt" or "weight map".
+        part: The name of the part: "target", "reference 1", "caption", "empty prompt" or "loss map".
         key: The key of the part's entry.
         stored: Whether the cache has the entry.
         differences: If it is missing, how it differs from the nearest stored entry; empty if no entry of its kind is
@@ -83,7 +83,7 @@ def _example_parts(inputs: ExampleInputs, maker: KeyMaker) -> dict[str, dict[str
     if inputs.unconditional is not None:
         named["empty prompt"] = text_parts(inputs.unconditional, maker)
     if inputs.loss_map is not None:
-        named["weight map"] = weight_parts(inputs.loss_map, maker)
+        named["loss map"] = weight_parts(inputs.loss_map, maker)
     return named
 
 

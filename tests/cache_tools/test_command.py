@@ -149,7 +149,7 @@ CHANGES = {
     "encoder.options.max_length=77": ({"caption"}, "encoder max_length None -> 77"),
     "encoder.dtype=bfloat16": ({"caption"}, "encoder dtype float32 -> bfloat16"),
     "transformers": ({"caption"}, "encoder transformers"),
-    "codec.dtype=bfloat16": ({"target", "reference", "weight"}, "codec dtype float32 -> bfloat16"),
+    "codec.dtype=bfloat16": ({"target", "reference", "loss"}, "codec dtype float32 -> bfloat16"),
     "train.learning_rate=0.5": (set(), ""),
     "denoiser.dtype=bfloat16": (set(), ""),
 }

@@ -55,7 +55,7 @@ def versioned(version: int) -> TinyRecipe:
 
 def test_a_stored_sample_is_stored_in_all_its_parts(built: Path) -> None:
     parts = told(built)
-    assert list(parts) == ["target", "reference 1", "caption", "empty prompt", "weight map"]
+    assert list(parts) == ["target", "reference 1", "caption", "empty prompt", "loss map"]
     assert all(part.stored and part.differences == () for part in parts.values())
 
 
@@ -76,7 +76,7 @@ def test_a_changed_reference_is_told_of_its_latents_and_of_the_text_that_sees_it
 
 
 ENCODER = {"caption", "empty prompt"}
-CODEC = {"target", "reference 1", "weight map"}
+CODEC = {"target", "reference 1", "loss map"}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_each_change_of_a_component_is_told_alone(
 def test_another_area_and_another_recipe_version_are_told(built: Path) -> None:
     smaller = TinyRecipe(Geometry(1, GEOMETRY.max_area // 4, multiple=16))
     found = differences(told(built, recipe=smaller))
-    assert found["target"] == found["weight map"] == ("geometry max_area 4096 -> 1024",)
+    assert found["target"] == found["loss map"] == ("geometry max_area 4096 -> 1024",)
     assert found["caption"] == ("geometry of picture 1: max_area 4096 -> 1024",)
     assert set(differences(told(built, recipe=versioned(2))).values()) == {("recipe version 1 -> 2",)}
 
