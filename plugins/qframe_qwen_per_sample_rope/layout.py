@@ -243,7 +243,7 @@ def check_rows(what: str, lengths: Sequence[int], rows: int) -> None:
 def cut(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
     """Cut x [N, ...] into slices of these sizes.
 
-    If there is one size, x is returned: a split costs a copy in backward.
+    If there is only one size, x itself is returned, because splitting would cost a copy in the backward pass.
     """
     return (x,) if len(sizes) == 1 else x.split(list(sizes))
 
