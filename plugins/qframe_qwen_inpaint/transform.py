@@ -25,7 +25,7 @@ from qframe.interfaces import (
     SettledAround,
     as_request,
 )
-from qframe.pictures.pixels import from_pixels, open_picture, resize, to_pixels
+from qframe.pictures.pixels import from_pixels, picture_size, resize, to_pixels
 from qframe.sample.per_prompt import broadcast, repeat_each
 from qframe.sample.request_pictures import PictureLike, as_pictures, one_size, open_pictures, output_sizes
 from qframe.sample.settling import SizedPart, settle_inner, split_by_size
@@ -187,7 +187,7 @@ class KeepUnmasked(RecipeTransform):
 
 def _mask_of(record: Record) -> Image.Image:
     """A random mask of the target's size. One record always gets the same mask."""
-    width, height = open_picture(record.target).size
+    height, width = picture_size(record.target)  # from the header: the picture is decoded when it is painted in
     seed = int.from_bytes(hashlib.sha256(record.id.encode()).digest()[:7], "big")
     return from_pixels(random_mask(height, width, torch.Generator().manual_seed(seed)).expand(3, -1, -1) * 2 - 1)
 

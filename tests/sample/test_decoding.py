@@ -10,9 +10,14 @@ from typing import Any
 import pytest
 
 import qframe
+from qframe.config.training import SampleConfig
 from qframe.files.model_folder import ModelFolder
+from qframe.interfaces import Record
 from qframe.pictures import pixels
+from qframe.pictures.picture import Picture
+from qframe.progress import SILENT
 from qframe.sample.jobs import rehearse
+from qframe.train.samples import validation_plans
 from tests.cli.conftest import Run
 from tests.cli.conftest import run as run  # the fixture
 from tests.qwen import tiny
@@ -62,6 +67,21 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
         {**BOTH, "prompt": ["a", "b"], "padding_mask_crop": 4, "num_images_per_prompt": 2},
     ),
 }
+
+
+@pytest.mark.parametrize("family", ["qwen-image", "qwen-edit", "qwen-inpaint", "qwen-edit-inpaint"])
+def test_the_samples_of_a_training_run_decode_each_picture_once(
+    model: ModelFolder, decoded: Counter[str], family: str
+) -> None:
+    """Also where a record has no mask, and a transform draws one of the target's size."""
+    pipe = qframe.load(family, model=model.folder, device="cpu")
+    target = Picture("in.png", Path("in.png"))
+    references = (Picture("tall.png", Path("tall.png")),) if "edit" in family else ()
+    record = Record(id="a", origin="row 1", prompt="a", target=target, references=references)
+    sample = SampleConfig(num_inference_steps=2)
+    validation_plans([record], pipe.recipe, pipe.parts, sample, SILENT)
+    opened = references or ((target,) if family == "qwen-inpaint" else ())
+    assert decoded == Counter(one.origin for one in opened)
 
 
 @pytest.mark.parametrize("case", CALLS)
