@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from qframe.cache.keys import KeyMaker, key_of, pixel_parts, text_parts, weight_parts
+from qframe.cache.keys import KeyMaker, key_of, loss_map_parts, pixel_parts, text_parts
 from qframe.cache.store import Cache
 from qframe.interfaces import ExampleInputs
 from qframe.progress import SILENT, Progress
@@ -83,7 +83,7 @@ def _example_parts(inputs: ExampleInputs, maker: KeyMaker) -> dict[str, dict[str
     if inputs.unconditional is not None:
         named["empty prompt"] = text_parts(inputs.unconditional, maker)
     if inputs.loss_map is not None:
-        named["loss map"] = weight_parts(inputs.loss_map, maker)
+        named["loss map"] = loss_map_parts(inputs.loss_map, maker)
     return named
 
 

@@ -32,7 +32,7 @@ def write_merged(
 
     Args:
         composition: Names the denoiser and its model.
-        loras: LoRA files, each with its scale (strength).
+        loras: LoRA files, each with its scale.
         target: The folder to publish, which must not exist; `denoiser.model` can name it afterwards.
         dtype: The dtype in which the weights are written; by default the one that the model's files have.
 

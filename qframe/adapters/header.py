@@ -67,7 +67,7 @@ class StoredLayer:
 
     @property
     def scale(self) -> float:
-        """The factor alpha / rank, by which the update is multiplied besides the strength that a user sets."""
+        """The factor alpha / rank, by which the update is multiplied besides the scale that a user sets."""
         return self.alpha / self.rank
 
     @property

@@ -56,7 +56,7 @@ class LoraLayer:
 
         Args:
             weight: The layer's weight [out, in] without any LoRA.
-            scale: The strength of the LoRA, by which up @ down is multiplied further. With DoRA the magnitudes are not
+            scale: The factor by which up @ down is multiplied further. With DoRA the magnitudes are not
                 multiplied by it, as in peft and diffusers.
         """
         base = weight.float()

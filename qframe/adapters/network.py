@@ -164,7 +164,7 @@ def load_lora(module: nn.Module, file: Path, scale: float = 1.0, *, adapter: str
     Args:
         module: The network.
         file: The LoRA file.
-        scale: The strength of the LoRA, by which its update is multiplied.
+        scale: The factor by which the LoRA's update is multiplied.
         adapter: The name of the adapter on the network. No other adapter there may have the same name.
 
     Raises:
@@ -301,7 +301,7 @@ def add_updates(module: nn.Module, loras: Sequence[tuple[Mapping[str, LoraLayer]
 
     Args:
         module: The network.
-        loras: One pair for each LoRA: its updates by the full name of the changed layer, and its scale (strength).
+        loras: One pair for each LoRA: its updates by the full name of the changed layer, and its scale.
 
     Raises:
         ConfigError: The weight of a changed layer is quantised, so that nothing can be added to it exactly.

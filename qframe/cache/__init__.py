@@ -6,7 +6,7 @@ docs/explanation/cache.md explains the design.
 
 from qframe.cache.declared import DeclaredInputs
 from qframe.cache.examples import CachedExamples, build_cache
-from qframe.cache.keys import ExampleKeys, Ingredients, KeyMaker, PictureDigests, pixel_key, text_key, weight_key
+from qframe.cache.keys import ExampleKeys, Ingredients, KeyMaker, PictureDigests, loss_map_key, pixel_key, text_key
 from qframe.cache.portion import ALL, Portion
 from qframe.cache.reading import DamagedEntryError
 from qframe.cache.repair import Damage
@@ -26,7 +26,7 @@ __all__ = [
     "PictureDigests",
     "Portion",
     "build_cache",
+    "loss_map_key",
     "pixel_key",
     "text_key",
-    "weight_key",
 ]

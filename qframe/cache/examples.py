@@ -16,9 +16,9 @@ from qframe.cache.keys import (
     Ingredients,
     PictureDigests,
     canonical,
+    loss_map_parts,
     pixel_parts,
     text_parts,
-    weight_parts,
 )
 from qframe.cache.lengths import Shape
 from qframe.cache.live import content_digest
@@ -140,7 +140,7 @@ class CachedExamples(Sequence[Example]):
             references=tuple(next(parts)[_LATENTS] for _ in keys.references),
             conditioning=_conditioning(next(parts)),
             unconditional=None if keys.unconditional is None else _conditioning(next(parts)),
-            loss_map=None if keys.weight is None else next(parts)[_WEIGHT],
+            loss_map=None if keys.loss_map is None else next(parts)[_WEIGHT],
         )
 
     def extents(self, index: int) -> list[tuple[Path, int, int]]:
@@ -220,13 +220,13 @@ class _Builder:
         plan, maker = self.plan, self.plan.maker
 
         def encode(keys: list[str], parts: Parts) -> Encoded:
-            inputs = [plan.weights[key] for key in keys]
+            inputs = [plan.loss_maps[key] for key in keys]
             compression = parts.codec_spec.compression
             return [
-                ({_WEIGHT: encode_loss_map(one, compression)}, canonical(weight_parts(one, maker))) for one in inputs
+                ({_WEIGHT: encode_loss_map(one, compression)}, canonical(loss_map_parts(one, maker))) for one in inputs
             ]
 
-        self._run("reading loss maps", list(plan.weights), loader, encode)
+        self._run("reading loss maps", list(plan.loss_maps), loader, encode)
 
     def encode_texts(self, loader: PartsLoader) -> None:
         plan, maker = self.plan, self.plan.maker
@@ -270,7 +270,7 @@ Encoded = list[tuple[dict[str, Tensor], str]]
 
 def entries_of(keys: ExampleKeys) -> list[str]:
     """Return the keys of an example as a list: target, references, caption, then empty prompt and loss map if any."""
-    named = [keys.target, *keys.references, keys.conditioning, keys.unconditional, keys.weight]
+    named = [keys.target, *keys.references, keys.conditioning, keys.unconditional, keys.loss_map]
     return [key for key in named if key is not None]
 
 

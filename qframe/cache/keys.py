@@ -72,14 +72,14 @@ class ExampleKeys:
         references: The key of each reference's latents.
         conditioning: The key of the caption's conditioning.
         unconditional: The key of the empty prompt's conditioning; None if the empty prompt is not encoded.
-        weight: The key of the loss map; None if the record has no loss map.
+        loss_map: The key of the loss map; None if the record has no loss map.
     """
 
     target: str
     references: tuple[str, ...]
     conditioning: str
     unconditional: str | None
-    weight: str | None
+    loss_map: str | None
 
 
 @attrs.frozen(eq=False)
@@ -118,7 +118,7 @@ class KeyMaker:
             references=tuple(pixel_key(reference, self) for reference in inputs.references),
             conditioning=text_key(inputs.conditioning, self),
             unconditional=None if inputs.unconditional is None else text_key(inputs.unconditional, self),
-            weight=None if inputs.loss_map is None else weight_key(inputs.loss_map, self),
+            loss_map=None if inputs.loss_map is None else loss_map_key(inputs.loss_map, self),
         )
 
 
@@ -132,9 +132,9 @@ def text_key(text: TextInput, maker: KeyMaker) -> str:
     return key_of(text_parts(text, maker))
 
 
-def weight_key(weight: PixelInput, maker: KeyMaker) -> str:
+def loss_map_key(loss_map: PixelInput, maker: KeyMaker) -> str:
     """Return the key of a loss map. It depends on the codec, because the codec decides the size of a latent cell."""
-    return key_of(weight_parts(weight, maker))
+    return key_of(loss_map_parts(loss_map, maker))
 
 
 def pixel_parts(pixels: PixelInput, maker: KeyMaker) -> dict[str, Any]:
@@ -142,9 +142,9 @@ def pixel_parts(pixels: PixelInput, maker: KeyMaker) -> dict[str, Any]:
     return {**_common("latents", maker), "codec": dict(maker.codec), "picture": _picture(pixels, maker)}
 
 
-def weight_parts(weight: PixelInput, maker: KeyMaker) -> dict[str, Any]:
+def loss_map_parts(loss_map: PixelInput, maker: KeyMaker) -> dict[str, Any]:
     """Return the values that the key of a loss map is hashed from, by field."""
-    return {**_common("weight", maker), "codec": dict(maker.codec), "picture": _picture(weight, maker)}
+    return {**_common("weight", maker), "codec": dict(maker.codec), "picture": _picture(loss_map, maker)}
 
 
 def text_parts(text: TextInput, maker: KeyMaker) -> dict[str, Any]:

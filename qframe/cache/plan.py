@@ -18,7 +18,7 @@ from qframe.progress import SILENT, Progress
 class CachePlan:
     """The list of the entries that must be in the cache before every record can be read as an example.
 
-    `read` fills `ids`, `keys`, `pixels`, `texts` and `weights`; before, they are empty.
+    `read` fills `ids`, `keys`, `pixels`, `texts` and `loss_maps`; before, they are empty.
 
     Attributes:
         inputs: The pictures and prompts that the recipe wants encoded for each record.
@@ -28,7 +28,7 @@ class CachePlan:
         keys: The keys of each record's entries, in the order of the records.
         pixels: By key of an entry of latents, the picture that is encoded.
         texts: By key of an entry of conditioning, the prompt that is encoded, with its pictures.
-        weights: By key of the entry of a loss map, the picture of the loss map.
+        loss_maps: By key of the entry of a loss map, the picture of the loss map.
         maker: Computes the keys.
     """
 
@@ -39,7 +39,7 @@ class CachePlan:
     keys: list[ExampleKeys] = attrs.field(factory=list, init=False)
     pixels: dict[str, PixelInput] = attrs.field(factory=dict, init=False)
     texts: dict[str, TextInput] = attrs.field(factory=dict, init=False)
-    weights: dict[str, PixelInput] = attrs.field(factory=dict, init=False)
+    loss_maps: dict[str, PixelInput] = attrs.field(factory=dict, init=False)
     maker: KeyMaker = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -74,7 +74,7 @@ class CachePlan:
 
     def every_key(self) -> list[str]:
         """Return the keys of all entries that the records need, without repeats."""
-        return [*self.pixels, *self.weights, *self.texts]
+        return [*self.pixels, *self.loss_maps, *self.texts]
 
     def _add(self, inputs: ExampleInputs) -> None:
         keys = self.maker.example(inputs)
@@ -84,8 +84,8 @@ class CachePlan:
         self.texts.setdefault(keys.conditioning, inputs.conditioning)
         if keys.unconditional is not None and inputs.unconditional is not None:
             self.texts.setdefault(keys.unconditional, inputs.unconditional)
-        if keys.weight is not None and inputs.loss_map is not None:
-            self.weights.setdefault(keys.weight, inputs.loss_map)
+        if keys.loss_map is not None and inputs.loss_map is not None:
+            self.loss_maps.setdefault(keys.loss_map, inputs.loss_map)
 
     def _hash(self, inputs: ExampleInputs) -> None:
         texts = [text for text in (inputs.conditioning, inputs.unconditional) if text is not None]

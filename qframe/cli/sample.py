@@ -168,7 +168,7 @@ def _given_loras(lora: Sequence[str]) -> dict[Path, float]:
     """The LoRA files of the options, with the scale of each. ConfigError if one is given twice."""
     loras = dict(map(scaled_file, lora))
     if len(loras) < len(lora):
-        raise ConfigError("--lora: a file is given twice", "Give it once, with the sum of its weights.")
+        raise ConfigError("--lora: a file is given twice", "Give it once, with the sum of its scales.")
     return loras
 
 

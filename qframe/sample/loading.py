@@ -101,5 +101,5 @@ def _loras(lora: str | Path | Mapping[str | Path, float] | Sequence[str | Path] 
             raise ConfigError(f"lora {file}: the scale must be a finite number, got {scale!r}", "1.0 is usual.")
     found = {Path(file): float(scale) for file, scale in given}
     if len(found) < len(given):
-        raise ConfigError("lora: a file is given twice", "Give it once, with the sum of its weights.")
+        raise ConfigError("lora: a file is given twice", "Give it once, with the sum of its scales.")
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qframe.cache import Cache, KeyMaker, PictureDigests, pixel_key, text_key, weight_key
+from qframe.cache import Cache, KeyMaker, PictureDigests, loss_map_key, pixel_key, text_key
 from qframe.cache import keys as keys_module
 from qframe.errors import DataError
 from qframe.interfaces import TextInput
@@ -43,7 +43,7 @@ LATENTS = {
     "codec": pixel_key(pixels(), maker(codec={"weights": "c2"})),
     "recipe": pixel_key(pixels(), maker(recipe=("family:Other", 1))),
     "recipe's version": pixel_key(pixels(), maker(recipe=("family:Recipe", 2))),
-    "kind": weight_key(pixels(), maker()),
+    "kind": loss_map_key(pixels(), maker()),
 }
 TEXT = {
     "prompt": text_key(text("another prompt"), maker()),
@@ -76,9 +76,9 @@ def test_no_two_changes_make_the_same_key() -> None:
 
 @pytest.mark.parametrize("constant", ["POLICY", "SCHEMA"])
 def test_keys_change_with_the_policies_of_this_code(constant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = pixel_key(pixels(), maker()), text_key(text(), maker()), weight_key(pixels(), maker())
+    before = pixel_key(pixels(), maker()), text_key(text(), maker()), loss_map_key(pixels(), maker())
     monkeypatch.setattr(keys_module, constant, 99)
-    after = pixel_key(pixels(), maker()), text_key(text(), maker()), weight_key(pixels(), maker())
+    after = pixel_key(pixels(), maker()), text_key(text(), maker()), loss_map_key(pixels(), maker())
     assert not set(before) & set(after)
 
 

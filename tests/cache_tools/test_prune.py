@@ -26,7 +26,7 @@ def build(folder: Path, records: list[Record] = RECORDS) -> list[str]:
     return [
         k
         for keys in examples._keys
-        for k in (keys.target, *keys.references, keys.conditioning, keys.unconditional, keys.weight)
+        for k in (keys.target, *keys.references, keys.conditioning, keys.unconditional, keys.loss_map)
         if k
     ]
 
