@@ -26,6 +26,7 @@ from qframe.interfaces import (
     ForwardOptions,
     Grid,
     PackedSequence,
+    SavedAs,
     Velocity,
 )
 from qframe.plugins.registry import load_registry
@@ -134,9 +135,9 @@ class PerSampleRopeDenoiser(Denoiser):
 
         return velocity
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, saved_as: SavedAs | None = None) -> None:
         """Write `folder`/transformer in the diffusers layout, as denoiser `qwen-image` does."""
-        self._reader.save(folder)
+        self._reader.save(folder, saved_as)
 
 
 @functools.cache

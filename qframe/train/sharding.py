@@ -6,10 +6,11 @@ tensors, not shards, so that a sharded run can be resumed on another number of p
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -98,61 +99,64 @@ def gathered(tensor: Tensor) -> Tensor:
     return tensor if full is None else full()
 
 
-def full_on_cpu(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Gather tensors one after another, and return the full tensors on the CPU, by name.
+@attrs.frozen
+class Box:
+    """A part of a tensor: a range of each of its dimensions.
 
-    Every process must call it with the same tensors.
-
-    Args:
-        tensors: The tensors, sharded or not, by name.
-        keep: Whether this process keeps the full tensors. If not, it only takes part in gathering, and returns an empty
-            dictionary.
+    Attributes:
+        begin: The place of the part's first element.
+        shape: The shape of the part.
     """
-    found = {}
-    for name, tensor in tensors.items():
-        full = gathered(tensor.detach())
-        if keep:
-            found[name] = full.cpu().contiguous()
-    return found
+
+    begin: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def end(self) -> tuple[int, ...]:
+        """The place after the part's last element, in each dimension."""
+        return tuple(begin + size for begin, size in zip(self.begin, self.shape, strict=True))
+
+    @property
+    def elements(self) -> int:
+        """How many elements the part has."""
+        return math.prod(self.shape)
 
 
-def sharded_like(value: Any, parameter: Tensor) -> Any:
-    """Return this process's shard of a full tensor, split over the processes in the same way as a parameter.
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds only its shard of the tensor."""
+    return hasattr(tensor, "full_tensor")
 
-    If the parameter is not sharded, or `value` is not a tensor of the parameter's shape, `value` is returned itself.
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor: its shard, or the tensor itself if that is not sharded."""
+    found: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    return found.detach()
+
+
+def local_box(tensor: Tensor) -> Box:
+    """Return which part of the full tensor this process holds; of a tensor that is not sharded, all of it."""
+    shape = tuple(tensor.shape)
+    if not is_sharded(tensor):
+        return Box((0,) * len(shape), shape)
+    (placement,) = tensor.placements  # type: ignore[attr-defined]
+    assert placement.is_shard(0), f"{placement}: `shard` splits the first dimension"
+    mesh = tensor.device_mesh  # type: ignore[attr-defined]
+    rows = -(-shape[0] // mesh.size())  # as torch.chunk: equal numbers of rows, and fewer or none at the end
+    begin = min(rows * mesh.get_local_rank(), shape[0])
+    local = tuple(local_part(tensor).shape)
+    assert local == (min(begin + rows, shape[0]) - begin, *shape[1:])
+    return Box((begin, *(0,) * (len(shape) - 1)), local)
+
+
+def from_local(local: Tensor, like: Tensor) -> Tensor:
+    """Return the sharded tensor of which this process holds `local`, split over the processes as `like` is split.
+
+    No process waits for another one.
     """
-    if not hasattr(parameter, "full_tensor") or not isinstance(value, Tensor) or value.shape != parameter.shape:
-        return value
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.distributed.tensor import DTensor
 
-    assert isinstance(parameter, DTensor)
-    mesh = parameter.device_mesh
-    return distribute_tensor(value.to(mesh.device_type), mesh, parameter.placements, src_data_rank=None)
-
-
-def sharded_state(values: Any, parameter: Tensor) -> Any:
-    """Shard the values that an optimizer keeps for a parameter, such as moments, in the same way as the parameter.
-
-    If the parameter is not sharded, `values` is returned itself.
-    """
-    if not hasattr(parameter, "full_tensor"):
-        return values
-    return {name: sharded_like(value, parameter) for name, value in values.items()}
-
-
-@torch.no_grad()
-def load_full(network: nn.Module, values: Mapping[str, Tensor], *, keep: bool) -> None:
-    """Gather tensors one after another, and copy the full tensors into the parameters of a network.
-
-    Every process must call it with the same tensors.
-
-    Args:
-        network: The network, which is not sharded in a process that keeps the tensors.
-        values: The tensors, sharded or not, by the name of the parameter.
-        keep: Whether this process copies the full tensors into `network`. If not, it only takes part in gathering.
-    """
-    parameters = dict(network.named_parameters())
-    for name, value in values.items():
-        found = gathered(value.detach())
-        if keep:
-            parameters[name].copy_(found)
+    assert isinstance(like, DTensor)
+    mesh = like.device_mesh
+    return DTensor.from_local(
+        local.to(mesh.device_type), mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )

@@ -14,19 +14,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import qframe
-from qframe.config.schema import Config, TrainConfig
+from qframe.config.schema import Config
 from qframe.errors import ConfigError, WeightsError
 from qframe.interfaces import Example
 from qframe.plugins.registry import load_registry
 from qframe.train.distributed import Processes
 from qframe.train.loop import run_steps
-from qframe.train.optim import Optimizers, WeightAverage
 from qframe.train.resume import check_changes
-from qframe.train.sharding import gathered, shard
-from qframe.train.state import TrainingState, checkpoint_folder, restore, save_checkpoint
+from qframe.train.sharding import gathered
+from qframe.train.slices import stored_tensors
+from qframe.train.state import checkpoint_folder, restore, save_checkpoint
 from qframe.train.trainer import Trainer
 from tests.qwen import tiny
 from tests.train.processes import needs_fork, together
+from tests.train.sharded import ShardedScene
 from tests.train.test_loop import BASE, Scene
 
 pytestmark = needs_fork
@@ -71,11 +72,15 @@ def fit(world: int, config: Config, folder: Path, resume: str | None = None) -> 
 
     assert [code for code, _ in together(world, work, folder)] == [0] * world
     assert config.output is not None
-    last = max((Path(config.output) / "checkpoints").glob("step-*"))
+    return content(max((Path(config.output) / "checkpoints").glob("step-*")))
+
+
+def content(checkpoint: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, put together from whatever files hold it."""
     return {
-        f"{file.stem} {name}": value
-        for file in sorted(last.glob("*.safetensors"))
-        for name, value in load_file(file).items()
+        f"{group} {name}": tensor.read()
+        for group in ("weights", "optimizer", "average")
+        for name, tensor in stored_tensors(checkpoint, group).items()
     }
 
 
@@ -84,20 +89,6 @@ def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=f"{name}: {{}}".format)
-
-
-class ShardedScene(Scene):
-    """A toy run whose denoiser is sharded over the processes."""
-
-    def __init__(self, folder: Path, examples: list[Example], config: TrainConfig) -> None:
-        super().__init__(folder, examples, config)
-        denoiser = self.setup.denoiser
-        type(denoiser).entered_by_forward = True
-        shard(denoiser, self.state.parameters.values(), torch.device("cpu"))
-        if config.mode == "full":  # the parameters are others now
-            trained = dict(denoiser.module.named_parameters())
-            average = WeightAverage(trained, config.ema_decay)
-            self.state = TrainingState(trained, Optimizers(trained, config, denoiser.blocks), average)
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
@@ -111,11 +102,8 @@ def test_two_processes_with_half_of_the_weights_each_take_the_steps_of_one(
         processes.connect(torch.device("cpu"), timeout=20)
         scene = ShardedScene(tmp_path / "run", mixed_examples, config)
         elements = sum(p.to_local().numel() for p in scene.setup.denoiser.module.parameters() if hasattr(p, "to_local"))
-        run_steps(
-            attrs.evolve(scene.setup, processes=processes, save=lambda: None, one_by_one=True),
-            scene.state,
-        )
-        save_checkpoint(tmp_path, scene.state, config="", about={}, keep=1, writes=processes.first)
+        run_steps(scene.sharded_setup(processes), scene.state)
+        save_checkpoint(tmp_path, scene.state, config="", about={}, keep=1, processes=processes)
         again = ShardedScene(tmp_path / "run", mixed_examples, config)
         processes.meet()
         restore(checkpoint_folder(tmp_path, 4), again.state)
