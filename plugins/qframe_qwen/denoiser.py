@@ -32,7 +32,7 @@ from qframe.interfaces import (
     SavedAs,
     Velocity,
 )
-from qframe_qwen.loading import component_config, load_weights, outline_of
+from qframe_qwen.loading import component_config, load_weights, only_dtype, outline_of
 from qframe_qwen.options import QwenDenoiserOptions
 from qframe_qwen.saving import save_streamed
 from qframe_qwen.spaces import TEXT_SPACE, latent_space
@@ -162,6 +162,10 @@ class StockDenoiser(Denoiser):
     def outline(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> Self:
         cls.describe(model, options)
         return cls(outline_of(cls.network_class(), model.config(_FOLDER), dtype), _spaces(model))
+
+    @classmethod
+    def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:
+        return only_dtype(model.weight_files(_FOLDER))
 
     @classmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> dict[str, str]:

@@ -62,10 +62,14 @@ class Denoiser(Loadable):
     Attributes:
         module: The network. LoRA, compilation and quantisation change it.
         blocks: The name of the attribute of `module` that holds the repeated blocks.
+        entries: The names of methods of `module`, besides `forward`, by which the denoiser enters its network. None of
+            them may call another one, or `forward`. If a sharded network is entered by a method that is not named here,
+            its blocks are gathered one by one, each when it is needed, and its other weights cannot be sharded.
         lora_presets: Sets of target modules for a LoRA, by name. There is one called "default".
     """
 
     blocks: ClassVar[str] = "transformer_blocks"
+    entries: ClassVar[tuple[str, ...]] = ()
     lora_presets: ClassVar[Mapping[str, tuple[str, ...]]]
     module: nn.Module
 

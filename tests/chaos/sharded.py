@@ -76,15 +76,19 @@ def both(run: Path, moments: Mapping[int, Moment]) -> int | None:
     """Let two processes save until one of them is killed, and kill the other one. The rank that died; None if none."""
     port = free_port()
     children = {start(partial(save_on, run, rank, port), moments.get(rank, Moment()), run): rank for rank in range(2)}
+    timers = []
     for child, rank in children.items():
         if (seconds := moments.get(rank, Moment()).seconds) is not None:
-            threading.Timer(seconds, _kill, [child]).start()
+            timers.append(threading.Timer(seconds, _kill, [child]))
+            timers[-1].start()
     ended, status = os.wait()
     (other,) = children.keys() - {ended}
     if status:
         time.sleep(0.1)  # of two that ended at once, either may be reported first
         _kill(other)  # as the launcher does
     _, other_status = os.waitpid(other, 0)
+    for timer in timers:
+        timer.cancel()
     if os.WIFSIGNALED(status):
         return children[ended]
     if os.WIFSIGNALED(other_status):

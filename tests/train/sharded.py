@@ -27,7 +27,8 @@ class ShardedScene(Scene):
         super().__init__(folder, examples, config)
         denoiser = self.setup.denoiser
         type(denoiser).entered_by_forward = True
-        shard(denoiser, self.state.parameters.values(), torch.device("cpu"))
+        adapter = self.state.parameters.values() if config.mode == "lora" else ()
+        shard(denoiser, adapter, torch.device("cpu"), precision=config.precision)
         if config.mode == "full":  # the parameters are others now
             trained = dict(denoiser.module.named_parameters())
             average = WeightAverage(trained, config.ema_decay)

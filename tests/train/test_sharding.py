@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
+from unittest import mock
 
 import attrs
 import pytest
@@ -21,11 +22,12 @@ from qframe.plugins.registry import load_registry
 from qframe.train.distributed import Processes
 from qframe.train.loop import run_steps
 from qframe.train.resume import check_changes
-from qframe.train.sharding import gathered
+from qframe.train.sharding import check_sharding, gathered
 from qframe.train.slices import stored_tensors
 from qframe.train.state import checkpoint_folder, restore, save_checkpoint
 from qframe.train.trainer import Trainer
 from tests.qwen import tiny
+from tests.train.conftest import ToyDenoiser
 from tests.train.processes import needs_fork, together
 from tests.train.sharded import ShardedScene
 from tests.train.test_loop import BASE, Scene
@@ -131,6 +133,7 @@ def test_two_processes_with_half_of_the_weights_each_take_the_steps_of_one(
         pytest.param(['denoiser.use="qwen-per-sample-rope"'], id="lora, a network entered past forward"),
         pytest.param(["train.gradient_checkpointing=true"], id="lora, checkpointing"),
         pytest.param(["train.mode=full"], id="full"),
+        pytest.param(["train.mode=full", 'denoiser.use="qwen-per-sample-rope"'], id="full, entered past forward"),
         pytest.param(["train.mode=full", "train.gradient_checkpointing=true"], id="full, checkpointing"),
     ],
 )
@@ -199,7 +202,6 @@ def test_a_batch_size_that_does_not_match_the_processes_is_refused(
     [
         (["lora.dora=true"], "DoRA needs whole rows"),
         (["train.mode=full", "train.optimizer=muon"], "'muon' may look at whole matrices"),
-        (["train.mode=full", 'denoiser.use="qwen-per-sample-rope"'], "enters its network past `forward`"),
         (['denoiser.quantise.use="quanto"'], "the denoiser is quantised"),
     ],
 )
@@ -209,6 +211,19 @@ def test_what_cannot_be_trained_on_shards_is_refused_before_anything_is_loaded(
     with pytest.raises(ConfigError, match=message):
         Trainer(config("run", "train.shard=full", *settings), processes=Processes(0, 2))
     Trainer(config("run", "train.shard=full", *settings))  # alone there is nothing to shard
+
+
+def test_a_denoiser_that_does_not_say_where_it_enters_its_network_trains_no_full_shards(
+    config: Callable[..., Config],
+) -> None:
+    """A LoRA it does train: of a frozen base only the blocks are sharded, and they gather themselves."""
+    assert ToyDenoiser.entries == ()
+    with (
+        mock.patch.object(ToyDenoiser, "entered_by_forward", False),
+        pytest.raises(ConfigError, match="ToyDenoiser does not say by which methods it enters its network"),
+    ):
+        check_sharding(config("run", "train.mode=full"), ToyDenoiser, quantised=False)
+    check_sharding(config("run"), ToyDenoiser, quantised=False)
 
 
 def test_methods_that_need_all_weights_in_one_process_say_so(config: Callable[..., Config]) -> None:
