@@ -5,7 +5,9 @@ Imports no torch.
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from pathlib import Path
 
 _MOUNTS = Path("/proc/self/mounts")
@@ -37,3 +39,20 @@ def network_type(path: Path) -> str | None:
         if place.is_relative_to(mounted) and len(mounted.parts) >= depth:
             depth, kind = len(mounted.parts), fields[2]
     return kind if _NETWORK.fullmatch(kind) else None
+
+
+def local_folder(name: str) -> Path:
+    """Return a folder of this user on a disk of this machine, for files that can be made again. It is created.
+
+    It lies in the user's cache folder ($XDG_CACHE_HOME or ~/.cache), or in the folder for temporary files if the former
+    is on a network file system too.
+
+    Args:
+        name: The folder's name, within the folders of qframe.
+    """
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qframe"
+    if network_type(caches) is not None:
+        caches = Path(tempfile.gettempdir()) / f"qframe-{os.getuid()}"
+    folder = caches / name
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
