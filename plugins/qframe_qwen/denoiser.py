@@ -29,10 +29,12 @@ from qframe.interfaces import (
     ForwardOptions,
     Grid,
     PackedSequence,
+    SavedAs,
     Velocity,
 )
-from qframe_qwen.loading import component_config, load_weights, outline_of
+from qframe_qwen.loading import component_config, load_weights, only_dtype, outline_of
 from qframe_qwen.options import QwenDenoiserOptions
+from qframe_qwen.saving import save_streamed
 from qframe_qwen.spaces import TEXT_SPACE, latent_space
 
 _CLASS = "QwenImageTransformer2DModel"
@@ -162,6 +164,10 @@ class StockDenoiser(Denoiser):
         return cls(outline_of(cls.network_class(), model.config(_FOLDER), dtype), _spaces(model))
 
     @classmethod
+    def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:
+        return only_dtype(model.weight_files(_FOLDER))
+
+    @classmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> dict[str, str]:
         return {"fingerprint": model.digest(_FOLDER)}  # checkpoints of training runs hold it under this name
 
@@ -210,10 +216,13 @@ class StockDenoiser(Denoiser):
             alike.setdefault(own, []).append(length)
         return sum(max(lengths) * len(lengths) - sum(lengths) for lengths in alike.values())
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, saved_as: SavedAs | None = None) -> None:
         """Write `folder`/transformer in the diffusers layout, with the names of the spaces it was made for."""
         target = folder / _FOLDER
-        self.module.save_pretrained(target, safe_serialization=True)  # type: ignore[operator]
+        if saved_as is None:
+            self.module.save_pretrained(target, safe_serialization=True)  # type: ignore[operator]
+        else:
+            save_streamed(self.module, target, saved_as)
         if self._spaces:
             (target / _SPACES).write_text(json.dumps(self._spaces, indent=2) + "\n", encoding="utf-8")
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from qframe.errors import WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.plugins.distribution import install_hint
+
+_FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def component_config(model: ModelFolder, subfolder: str, expected: str, *, file: str = "config.json") -> dict[str, Any]:
@@ -91,6 +94,21 @@ def load_weights(cls: Any, model: ModelFolder, subfolder: str, *, device: torch.
             "The configuration and the weights do not belong together; download the model again.",
         )
     return module.to(device).eval().requires_grad_(False)
+
+
+def only_dtype(files: Iterable[Path]) -> torch.dtype | None:
+    """Return the dtype of all tensors in safetensors files; None if it is not one dtype of floats, or not a plain one.
+
+    Only the headers are read. A file that cannot be read has no dtype here; loading it says why.
+    """
+    names: set[str] = set()
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                names |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError):
+            return None
+    return _FLOATS.get(names.pop()) if len(names) == 1 else None
 
 
 def outline_of(cls: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:

@@ -26,6 +26,7 @@ from qframe.interfaces import (
     ForwardOptions,
     Grid,
     PackedSequence,
+    SavedAs,
     Velocity,
 )
 from qframe.plugins.registry import load_registry
@@ -43,6 +44,7 @@ Grids = tuple[tuple[Grid, ...], ...]
 class PerSampleRopeDenoiser(Denoiser):
     """The denoiser that computes samples of any shapes and prompt lengths in one forward pass."""
 
+    entries: ClassVar[tuple[str, ...]] = ("packed", "project_text", "predict")
     module: PerSampleRopeTransformer
 
     def __init__(self, reader: Denoiser) -> None:
@@ -73,6 +75,10 @@ class PerSampleRopeDenoiser(Denoiser):
     def outline(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> Self | None:
         reader = _reader().outline(model, options, dtype=dtype)
         return None if reader is None else cls(reader)
+
+    @classmethod
+    def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:
+        return _reader().stored_dtype(model, options)
 
     @classmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> Mapping[str, str]:
@@ -134,9 +140,9 @@ class PerSampleRopeDenoiser(Denoiser):
 
         return velocity
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, saved_as: SavedAs | None = None) -> None:
         """Write `folder`/transformer in the diffusers layout, as denoiser `qwen-image` does."""
-        self._reader.save(folder)
+        self._reader.save(folder, saved_as)
 
 
 @functools.cache

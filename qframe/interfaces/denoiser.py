@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -41,6 +41,19 @@ class DenoiserSpec:
     guidance: bool = False
 
 
+@attrs.frozen
+class SavedAs:
+    """Which values `Denoiser.save` writes in place of those that the network has.
+
+    Attributes:
+        dtype: The dtype of all values.
+        value: Returns the value of a parameter by its name: a tensor of the parameter's shape, not sharded.
+    """
+
+    dtype: torch.dtype
+    value: Callable[[str], Tensor]
+
+
 class Denoiser(Loadable):
     """A denoiser that predicts the velocity of noisy tokens.
 
@@ -49,10 +62,14 @@ class Denoiser(Loadable):
     Attributes:
         module: The network. LoRA, compilation and quantisation change it.
         blocks: The name of the attribute of `module` that holds the repeated blocks.
+        entries: The names of methods of `module`, besides `forward`, by which the denoiser enters its network. None of
+            them may call another one, or `forward`. If a sharded network is entered by a method that is not named here,
+            its blocks are gathered one by one, each when it is needed, and its other weights cannot be sharded.
         lora_presets: Sets of target modules for a LoRA, by name. There is one called "default".
     """
 
     blocks: ClassVar[str] = "transformer_blocks"
+    entries: ClassVar[tuple[str, ...]] = ()
     lora_presets: ClassVar[Mapping[str, tuple[str, ...]]]
     module: nn.Module
 
@@ -128,5 +145,12 @@ class Denoiser(Loadable):
         return 0
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write the network into `folder` as safetensors, so that the folder is a model folder that `load` reads."""
+    def save(self, folder: Path, saved_as: SavedAs | None = None) -> None:
+        """Write the network into `folder` as safetensors, so that the folder is a model folder that `load` reads.
+
+        Args:
+            folder: The folder to write into.
+            saved_as: What to write in place of the network's own weights. The weights of a sharded network are not in
+                this process, and a network may be too large for a second copy in another dtype: so ask for one value
+                at a time, and write it before asking for the next. None writes the weights as they are.
+        """

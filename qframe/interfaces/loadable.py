@@ -60,6 +60,15 @@ class Loadable(ABC):
         return None
 
     @classmethod
+    def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:
+        """Return the dtype that all weights of the component have in their files; None if they have several.
+
+        Weights that are loaded in this dtype can be mapped into memory: nothing is copied before it is used. The
+        default returns None.
+        """
+        return None
+
+    @classmethod
     @abstractmethod
     def describe(cls, model: ModelFolder, options: Any) -> Any:
         """Return the component's spec (such as `CodecSpec`), read from configuration files alone.
