@@ -18,6 +18,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from qframe.diffusion.norms import keep_stream_dtype
 from qframe.diffusion.packing import pad
 from qframe.errors import ConfigError, DataError, WeightsError
 from qframe.files.model_folder import ModelFolder
@@ -149,6 +150,7 @@ class StockDenoiser(Denoiser):
     def load(cls, model: ModelFolder, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
         cls.describe(model, options)
         module = load_weights(cls.network_class(), model, _FOLDER, device=device, dtype=dtype)
+        keep_stream_dtype(module)
         options = options or QwenDenoiserOptions()
         if options.attention_backend is not None:
             _use_attention(module, options.attention_backend)
@@ -159,7 +161,9 @@ class StockDenoiser(Denoiser):
     @classmethod
     def outline(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> Self:
         cls.describe(model, options)
-        return cls(outline_of(cls.network_class(), model.config(_FOLDER), dtype), _spaces(model))
+        module = outline_of(cls.network_class(), model.config(_FOLDER), dtype)
+        keep_stream_dtype(module)
+        return cls(module, _spaces(model))
 
     @classmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> dict[str, str]:
