@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from qframe.diffusion.norms import keep_stream_dtype
 from qframe.diffusion.packing import pad
+from qframe.diffusion.tables import TableCache
 from qframe.errors import ConfigError, DataError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import (
@@ -151,6 +152,8 @@ class StockDenoiser(Denoiser):
         cls.describe(model, options)
         module = load_weights(cls.network_class(), model, _FOLDER, device=device, dtype=dtype)
         keep_stream_dtype(module)
+        if hasattr(module, "pos_embed"):
+            _bound_tables(module.pos_embed)
         options = options or QwenDenoiserOptions()
         if options.attention_backend is not None:
             _use_attention(module, options.attention_backend)
@@ -257,6 +260,21 @@ class StockDenoiser(Denoiser):
                 return_dict=False,
             )[0]
         return predicted[:, : group.length]
+
+
+def _bound_tables(rope: Any) -> None:
+    """Keep the position tables of pictures up to a number of bytes.
+
+    diffusers keeps the last 128 of them, whatever their size, on the device; for pictures of 4 MP that is 1 GB.
+    """
+    tables = TableCache()
+    compute = type(rope)._compute_video_freqs.__wrapped__  # without diffusers' cache
+
+    def kept(frame: int, height: int, width: int, idx: int = 0, device: torch.device | None = None) -> Tensor:
+        place = (frame, height, width, idx)
+        return tables.get((*place, device), lambda: compute(rope, *place, device))
+
+    rope._compute_video_freqs = kept
 
 
 def _use_attention(module: Any, name: str) -> None:

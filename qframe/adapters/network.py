@@ -117,8 +117,8 @@ def _spare_copies(module: nn.Module) -> None:
     """Let the layers with adapters pass on their input as it is under autocast, which converts it itself.
 
     peft converts the input of an adapter to float32, the dtype of its matrices, and autocast converts it back to
-    bfloat16. Nothing is gained by this, but the backward pass keeps a copy of the input for every adapter. DoRA measures
-    the weight in the dtype of its input, and dropout multiplies in it, so that both need the copy in float32.
+    bfloat16. Nothing is gained by this, but the backward pass keeps a copy of the input for every adapter. DoRA
+    measures the weight in the dtype of its input, and dropout multiplies in it, so that both need the copy in float32.
     """
     from peft.tuners.lora import LoraLayer as PeftLayer
 
