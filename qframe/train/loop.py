@@ -18,10 +18,10 @@ from qframe.config.schema import TrainConfig
 from qframe.errors import NumericsError
 from qframe.interfaces import PLAIN, Denoiser, Example, ForwardOptions, Schedule
 from qframe.progress import Progress
+from qframe.train import precision
 from qframe.train.batch import LossMap, TrainingBatch, flow_loss, make_batch, own_loss_map
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.order import BatchOrder, BatchPortion, step_batches
-from qframe.train.precision import in_precision
 from qframe.train.sharding import gathered
 from qframe.train.signals import Stopped, StopSignals
 from qframe.train.state import TrainingState
@@ -250,7 +250,7 @@ def _forward(setup: StepSetup, batch: TrainingBatch, samples: int, *, seed: int)
 
 def predict_velocity(setup: StepSetup, batch: TrainingBatch) -> torch.Tensor:
     """The velocity [N, C] that the denoiser predicts for a batch, in the precision of training."""
-    with in_precision(setup.device, setup.config)():
+    with precision.in_precision(setup.device, setup.config)():
         return setup.denoiser.velocity(batch.noisy, batch.sigma, batch.cond, batch.references, forward=setup.forward)
 
 
