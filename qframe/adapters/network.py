@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from qframe.adapters.files import read_lora
 from qframe.adapters.layer import LoraLayer, as_float32
 from qframe.config.schema import LoraConfig
 from qframe.errors import ConfigError, NumericsError, WeightsError, bullet_list
+from qframe.files.lora_file import find_lora
 
 _SHOWN = 10
 
@@ -184,7 +185,7 @@ def load_lora(module: nn.Module, file: Path, scale: float = 1.0, *, adapter: str
 
     Args:
         module: The network.
-        file: The LoRA file.
+        file: The LoRA file, or a folder in which `find_lora` finds one.
         scale: The factor by which the LoRA's update is multiplied.
         adapter: The name of the adapter on the network. No other adapter there may have the same name.
 
@@ -198,6 +199,7 @@ def load_lora(module: nn.Module, file: Path, scale: float = 1.0, *, adapter: str
     from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraLayer as PeftLayer
 
+    file = find_lora(file)
     layers = read_fitting(module, file)
     _check_dora(module, file, layers)
     # Patterns only for layers that differ from most: peft compares every layer with every pattern, which takes half
@@ -277,9 +279,26 @@ def read_fitting(module: nn.Module, file: Path) -> dict[str, LoraLayer]:
             f"LoRA file {file} does not fit {type(module).__name__} ({len(problems)} of {len(layers)} layers):\n"
             + bullet_list(problems[:_SHOWN])
             + more,
-            "It was made for another model.",
+            _misfit(layers.keys(), linears.keys()),
         )
     return layers
+
+
+def _misfit(found: Set[str], known: Set[str]) -> str:
+    """Say what the names of a file's layers tell about the network that it was made for."""
+    common = found & known
+    if len(common) == len(found):
+        return "It was made for a network of another size."
+    if common:
+        return "It was made for another network, which has some layers of the same names."
+    endings = {name.rpartition(".")[2] for name in known}
+    if not any(name.rpartition(".")[2] in endings for name in found):
+        return "No name in it is like one of this network's: it was made for another network."
+    beginning, own = min(found).partition(".")[0], min(known).partition(".")[0]
+    return (
+        f"Its names begin with {beginning!r}, the network's with {own!r} or the like: it was made for another network, "
+        "or its names have a prefix that only a part of them shares."
+    )
 
 
 def _linears(module: nn.Module) -> dict[str, nn.Linear]:
