@@ -18,7 +18,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from qframe.diffusion.norms import keep_stream_dtype
 from qframe.diffusion.packing import pad
+from qframe.diffusion.tables import TableCache
 from qframe.errors import ConfigError, DataError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import (
@@ -151,6 +153,9 @@ class StockDenoiser(Denoiser):
     def load(cls, model: ModelFolder, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
         cls.describe(model, options)
         module = load_weights(cls.network_class(), model, _FOLDER, device=device, dtype=dtype)
+        keep_stream_dtype(module)
+        if hasattr(module, "pos_embed"):
+            _bound_tables(module.pos_embed)
         options = options or QwenDenoiserOptions()
         if options.attention_backend is not None:
             _use_attention(module, options.attention_backend)
@@ -161,7 +166,9 @@ class StockDenoiser(Denoiser):
     @classmethod
     def outline(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> Self:
         cls.describe(model, options)
-        return cls(outline_of(cls.network_class(), model.config(_FOLDER), dtype), _spaces(model))
+        module = outline_of(cls.network_class(), model.config(_FOLDER), dtype)
+        keep_stream_dtype(module)
+        return cls(module, _spaces(model))
 
     @classmethod
     def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:
@@ -262,6 +269,21 @@ class StockDenoiser(Denoiser):
                 return_dict=False,
             )[0]
         return predicted[:, : group.length]
+
+
+def _bound_tables(rope: Any) -> None:
+    """Keep the position tables of pictures up to a number of bytes.
+
+    diffusers keeps the last 128 of them, whatever their size, on the device; for pictures of 4 MP that is 1 GB.
+    """
+    tables = TableCache()
+    compute = type(rope)._compute_video_freqs.__wrapped__  # without diffusers' cache
+
+    def kept(frame: int, height: int, width: int, idx: int = 0, device: torch.device | None = None) -> Tensor:
+        place = (frame, height, width, idx)
+        return tables.get((*place, device), lambda: compute(rope, *place, device))
+
+    rope._compute_video_freqs = kept
 
 
 def _use_attention(module: Any, name: str) -> None:

@@ -107,9 +107,30 @@ def add_lora(
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
         parameter.data = parameter.data.float()  # peft gave the weight's dtype; bfloat16 would lose small updates
+    if not config.dora and config.dropout == 0:
+        _spare_copies(module)
     for name, length in lengths.items():
         module.get_parameter(f"{name}.lora_magnitude_vector.default.weight").data = length
     return trained
+
+
+def _spare_copies(module: nn.Module) -> None:
+    """Let the layers with adapters pass on their input as it is under autocast, which converts it itself.
+
+    peft converts the input of an adapter to float32, the dtype of its matrices, and autocast converts it back to
+    bfloat16. Nothing is gained by this, but the backward pass keeps a copy of the input for every adapter. DoRA
+    measures the weight in the dtype of its input, and dropout multiplies in it, so that both need the copy in float32.
+    """
+    from peft.tuners.lora import LoraLayer as PeftLayer
+
+    for part in module.modules():
+        if isinstance(part, PeftLayer):
+            part._cast_input_dtype = _unless_autocast  # type: ignore[method-assign]
+
+
+def _unless_autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    kind = x.device.type
+    return x if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) else x.to(dtype)
 
 
 def _row_lengths(name: str, linear: nn.Linear) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, overload
 
 import attrs
@@ -21,7 +22,7 @@ from qframe.sample.callbacks import TENSORS, StepCallback, StepState, check_call
 from qframe.sample.conditioning import encode_padded
 from qframe.sample.outputs import OutputType, Pictures, PipelineOutput, as_output
 from qframe.sample.request_checks import check_request
-from qframe.sample.running import sample_plan
+from qframe.sample.running import Computing, sample_plan
 from qframe.sample.settling import filled, settle
 
 
@@ -52,13 +53,20 @@ class Pipeline:
 
     _callback_tensor_inputs = TENSORS
 
-    def __init__(self, composition: Composition, parts: Parts, placement: Placement | None = None) -> None:
+    def __init__(
+        self,
+        composition: Composition,
+        parts: Parts,
+        placement: Placement | None = None,
+        computing: Computing = nullcontext,
+    ) -> None:
         """Make a pipeline of components that are loaded already; `qframe.load` is the usual way.
 
         Args:
             composition: The checked composition.
             parts: Its components, all loaded.
             placement: Moves the weights where they do not stay on the device that computes; None where they do.
+            computing: Makes the context in which each forward pass of the denoiser computes.
         """
         self.composition = composition
         self.recipe = composition.recipe
@@ -70,6 +78,7 @@ class Pipeline:
         self._current_timestep: Tensor | None = None
         self._current_pictures: tuple[int, ...] = ()
         self.placement = placement or Placement()
+        self._computing = computing
 
     @overload
     def __call__(self, *positional: Any, return_dict: Literal[True] = True, **arguments: Any) -> PipelineOutput: ...
@@ -240,6 +249,7 @@ class Pipeline:
                     on_step,
                     steer=None if callback is None else steer,
                     guidance_batching=self.composition.config.sample.guidance_batching,
+                    computing=self._computing,
                 )
         finally:
             self._current_timestep, self._current_pictures = None, ()

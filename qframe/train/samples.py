@@ -13,7 +13,7 @@ from qframe.interfaces import Parts, Plan, Recipe, Record
 from qframe.pictures.pixels import from_pixels
 from qframe.progress import Progress
 from qframe.sample.plan_batches import group_plans, join_plans
-from qframe.sample.running import run_plan
+from qframe.sample.running import Computing, run_plan
 from qframe.sample.settling import plan_request
 from qframe.train.distributed import Processes
 from qframe.train.streams import derived_seed
@@ -57,6 +57,7 @@ def run_plans(
     parts: Parts,
     sample: SampleConfig,
     *,
+    computing: Computing,
     processes: Processes,
     sharded: bool,
     progress: Progress,
@@ -69,6 +70,7 @@ def run_plans(
             `sample.batch_size`.
         parts: The components of the model; the denoiser must be loaded and in evaluation mode.
         sample: The settings of `[sample]`.
+        computing: Makes the context in which each forward pass of the denoiser computes.
         processes: The processes of the run. Each samples a portion of the plans, and all get all pictures.
         sharded: Whether the denoiser is sharded. If it is, every process samples all plans, because all processes must
             gather the weights together.
@@ -88,6 +90,7 @@ def run_plans(
                 parts.denoiser,
                 parts.sampler,
                 guidance_batching=sample.guidance_batching,
+                computing=computing,
             )
             for index, picture in zip(group, made, strict=True):
                 pictures[index] = from_pixels(picture)

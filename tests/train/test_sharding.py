@@ -51,7 +51,6 @@ def config(model: Path, tmp_path: Path) -> Callable[..., Config]:
             "train.learning_rate=0.001",
             "train.checkpoint_every=2",
             "train.keep_checkpoints=5",
-            "train.precision=float32",
             "train.ema_decay=0.9",
             "lora.rank=4",
             "data.options.count=5",
