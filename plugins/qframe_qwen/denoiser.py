@@ -31,7 +31,7 @@ from qframe.interfaces import (
     PackedSequence,
     Velocity,
 )
-from qframe_qwen.loading import component_config, load_weights, outline_of
+from qframe_qwen.loading import component_config, load_weights, maps_weights, outline_of
 from qframe_qwen.options import QwenDenoiserOptions
 from qframe_qwen.spaces import TEXT_SPACE, latent_space
 
@@ -160,6 +160,10 @@ class StockDenoiser(Denoiser):
     def outline(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> Self:
         cls.describe(model, options)
         return cls(outline_of(cls.network_class(), model.config(_FOLDER), dtype), _spaces(model))
+
+    @classmethod
+    def maps_weights(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> bool:
+        return maps_weights(model, _FOLDER, dtype)
 
     @classmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> dict[str, str]:

@@ -15,6 +15,9 @@ from qframe.errors import WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.plugins.distribution import install_hint
 
+_SPELLED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+"""The dtypes of weights as safetensors spells them."""
+
 
 def component_config(model: ModelFolder, subfolder: str, expected: str, *, file: str = "config.json") -> dict[str, Any]:
     """Read the configuration of a component, and check the class that it names and that no file of weights is missing.
@@ -91,6 +94,14 @@ def load_weights(cls: Any, model: ModelFolder, subfolder: str, *, device: torch.
             "The configuration and the weights do not belong together; download the model again.",
         )
     return module.to(device).eval().requires_grad_(False)
+
+
+def maps_weights(model: ModelFolder, subfolder: str, dtype: torch.dtype) -> bool:
+    """Whether `load_weights` onto the CPU maps the weights from their files, because the files have their dtype.
+
+    False if the weights are not on this machine yet, or are stored in another form than as numbers (in 4 bits).
+    """
+    return model.stored_dtypes(subfolder) == {_SPELLED[dtype]}
 
 
 def outline_of(cls: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:

@@ -75,6 +75,10 @@ class PerSampleRopeDenoiser(Denoiser):
         return None if reader is None else cls(reader)
 
     @classmethod
+    def maps_weights(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> bool:
+        return bool(_reader().maps_weights(model, None, dtype=dtype))
+
+    @classmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> Mapping[str, str]:
         return _reader().ingredients(model, options)
 

@@ -60,6 +60,20 @@ class Loadable(ABC):
         return None
 
     @classmethod
+    def maps_weights(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> bool:
+        """Whether `load` onto the CPU maps the weights from the files of the model folder, instead of copying them.
+
+        Mapped weights take no memory of their own: the system reads their pages when they are needed, and drops them
+        again where memory is short. So they may be larger than the machine's memory. The default returns False.
+
+        Args:
+            model: The model folder.
+            options: The component's options.
+            dtype: The dtype that the weights would be loaded in.
+        """
+        return False
+
+    @classmethod
     @abstractmethod
     def describe(cls, model: ModelFolder, options: Any) -> Any:
         """Return the component's spec (such as `CodecSpec`), read from configuration files alone.

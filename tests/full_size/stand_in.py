@@ -63,7 +63,7 @@ class Depth:
 
     @classmethod
     def short(cls, blocks: int) -> Depth:
-        """The depth with this many blocks, and with as many layers in each part of the text encoder, at most its own."""
+        """The depth with this many blocks, and at most as many layers in each part of the text encoder."""
         return cls(blocks=blocks, text=min(blocks, cls().text), vision=min(blocks, cls().vision))
 
 
@@ -189,9 +189,7 @@ def published_names(encoder: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def write_weights(
-    folder: Path, stem: str, tensors: Mapping[str, torch.Tensor], generator: np.random.Generator
-) -> None:
+def write_weights(folder: Path, stem: str, tensors: Mapping[str, torch.Tensor], generator: np.random.Generator) -> None:
     """Write sparse safetensors files in bfloat16, and their index if there are several of them.
 
     Args:
@@ -201,16 +199,16 @@ def write_weights(
         generator: Draws the numbers that are not zero.
     """
     shards = list(_shards(tensors))
-    names = [f"{stem}-{place + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else stem for place in range(len(shards))]
+    names = [
+        f"{stem}-{place + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else stem for place in range(len(shards))
+    ]
     for name, shard in zip(names, shards, strict=True):
         with (folder / f"{name}.safetensors").open("wb") as file:
             _write_file(file, shard, generator)
     if len(shards) > 1:
         total = sum(2 * tensor.numel() for tensor in tensors.values())
         places = {key: f"{name}.safetensors" for name, shard in zip(names, shards, strict=True) for key in shard}
-        write_json(
-            folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places}
-        )
+        write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
 
 
 def write_json(file: Path, value: object) -> None:
