@@ -34,7 +34,7 @@ from qframe.interfaces import (
     SavedAs,
     Velocity,
 )
-from qframe_qwen.loading import component_config, load_weights, only_dtype, outline_of
+from qframe_qwen.loading import component_config, load_weights, outline_of, stored_dtype
 from qframe_qwen.options import QwenDenoiserOptions
 from qframe_qwen.saving import save_streamed
 from qframe_qwen.spaces import TEXT_SPACE, latent_space
@@ -172,7 +172,7 @@ class StockDenoiser(Denoiser):
 
     @classmethod
     def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:
-        return only_dtype(model.weight_files(_FOLDER))
+        return stored_dtype(model, _FOLDER)
 
     @classmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> dict[str, str]:
