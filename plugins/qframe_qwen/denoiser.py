@@ -7,7 +7,9 @@ masked.
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -28,6 +30,7 @@ from qframe.interfaces import (
     Conditioning,
     Denoiser,
     DenoiserSpec,
+    Flops,
     ForwardOptions,
     Grid,
     PackedSequence,
@@ -43,6 +46,7 @@ _CLASS = "QwenImageTransformer2DModel"
 _FOLDER = "transformer"
 _SPACES = "qframe.json"
 _ROTARY_ROWS = 4096  # QwenEmbedRope.__init__ in diffusers' transformer_qwenimage.py
+_TIME_CHANNELS = 256  # QwenTimestepProjEmbeddings.__init__ there
 
 _ATTENTION = (
     "attn.to_q",
@@ -223,6 +227,14 @@ class StockDenoiser(Denoiser):
             alike.setdefault(own, []).append(length)
         return sum(max(lengths) * len(lengths) - sum(lengths) for lengths in alike.values())
 
+    def flops(self, grids: Sequence[tuple[Grid, ...]], text: Sequence[int]) -> Flops:
+        """See `Denoiser.flops`. The widths are those of the network's configuration."""
+        alike: dict[tuple[Grid, ...], list[int]] = {}
+        for own, length in zip(grids, text, strict=True):
+            alike.setdefault(own, []).append(length)
+        groups = [_group_flops(self.module.config, len(lengths), own, max(lengths)) for own, lengths in alike.items()]
+        return functools.reduce(operator.add, groups)
+
     def save(self, folder: Path, saved_as: SavedAs | None = None) -> None:
         """Write `folder`/transformer in the diffusers layout, with the names of the spaces it was made for."""
         target = folder / _FOLDER
@@ -284,6 +296,24 @@ def _bound_tables(rope: Any) -> None:
         return tables.get((*place, device), lambda: compute(rope, *place, device))
 
     rope._compute_video_freqs = kept
+
+
+def _group_flops(config: Any, samples: int, shapes: tuple[Grid, ...], text: int) -> Flops:
+    """The operations of one forward pass of a group: `samples` with the same shapes and `text` padded text tokens.
+
+    The layers are those of QwenImageTransformer2DModel in diffusers' transformer_qwenimage.py.
+    """
+    image = sum(frames * height * width for frames, height, width in shapes)
+    width = config.num_attention_heads * config.attention_head_dim
+    times = 2 if config.zero_cond_t else 1  # references are modulated by time 0
+    token = 4 * width**2 + 8 * width**2  # queries, keys, values and output; both layers of the perceptron
+    block = (image + text) * token + (times + 1) * 6 * width**2
+    time = times * (1 + bool(config.guidance_embeds)) * (_TIME_CHANNELS * width + width**2)
+    out = config.patch_size**2 * (config.out_channels or config.in_channels)
+    ends = image * config.in_channels * width + text * config.joint_attention_dim * width + image * width * out
+    products = config.num_layers * block + ends + time + 2 * width**2
+    attention = config.num_layers * 2 * (image + text) ** 2 * width
+    return Flops(linear=2 * samples * products, attention=2 * samples * attention)
 
 
 def _use_attention(module: Any, name: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from qframe.interfaces import Conditioning, Denoiser, DenoiserSpec, Grid, PackedSequence
 
@@ -101,6 +103,18 @@ class DenoiserContract:
         assert predicted.shape == batch.x.tokens.shape
         assert predicted.dtype == batch.x.tokens.dtype
         assert predicted.isfinite().all()
+
+    def test_the_declared_operations_are_those_of_a_forward_pass(self, denoiser: Denoiser, spec: DenoiserSpec) -> None:
+        for references in (False, True)[: 1 + spec.references]:
+            batch = _join(self.samples(spec, references=references))
+            given = batch.references.grids if batch.references is not None else ((),) * len(self.grids)
+            grids = [own + shown for own, shown in zip(batch.x.grids, given, strict=True)]
+            declared = denoiser.flops(grids, batch.cond.lengths)
+            if declared is None:  # this denoiser does not know them
+                return
+            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # only those are all counted
+                _velocity(denoiser, batch)
+            assert abs(declared.total / counter.get_total_flops() - 1) < 0.01
 
     def test_arguments_are_left_alone(self, denoiser: Denoiser, spec: DenoiserSpec) -> None:
         batch = _join(self.samples(spec, references=spec.references))
