@@ -270,6 +270,8 @@ class StockDenoiser(Denoiser):
         hidden = target if group.references is None else torch.cat([target, group.references], dim=1)
         # To the model's dtype before the division, as the pipelines do: bf16 rounds differently otherwise.
         timestep = (sigma.float() * 1000).to(hidden) / 1000
+        if torch.is_inference_mode_enabled():
+            self._make_tables(group, hidden)
         with cached_as(self.module, forward.cache_context):
             predicted: Tensor = self.module(
                 hidden_states=hidden,
@@ -281,6 +283,14 @@ class StockDenoiser(Denoiser):
                 return_dict=False,
             )[0]
         return predicted[:, : group.length]
+
+    def _make_tables(self, group: _Group, hidden: Tensor) -> None:
+        """Make the position tables that the network keeps, as ordinary tensors, which training may use later.
+
+        In inference mode the network itself would make tables that a backward pass refuses.
+        """
+        with torch.inference_mode(False):
+            self.module.pos_embed([list(group.shapes)], max_txt_seq_len=group.text.shape[1], device=hidden.device)  # type: ignore[operator]
 
 
 def _bound_tables(rope: Any) -> None:

@@ -10,11 +10,11 @@ from typing import Any, Literal, overload
 
 import attrs
 import numpy as np
-import torch
 from torch import Tensor
 
 from qframe.compose import Composition
 from qframe.compose.placement import Placement
+from qframe.diffusion.gradients import without_gradients
 from qframe.errors import ConfigError
 from qframe.interfaces import Parts, Plan, Request, Settled
 from qframe.progress import SILENT, Progress
@@ -167,7 +167,7 @@ class Pipeline:
         """Whether a callback has asked to end the run."""
         return self._interrupt
 
-    @torch.no_grad()
+    @without_gradients()
     def encode_prompt(self, prompt: str | Sequence[str], **request: Any) -> tuple[Tensor, Tensor]:
         """Encode prompts into what a call takes as `prompt_embeds` [B, T, D] and `prompt_embeds_mask` [B, T].
 
@@ -186,7 +186,7 @@ class Pipeline:
         """Make the pictures of a request. The other arguments are the same as in `Pipeline.__call__`."""
         return self.run_settled(settle(self.recipe, request, self.parts), output_type=output_type, progress=progress)
 
-    @torch.no_grad()
+    @without_gradients()
     def run_settled(
         self,
         settled: Sequence[Settled],

@@ -136,6 +136,16 @@ class DenoiserContract:
         assert batch.references.tokens.grad is None
         assert batch.x.tokens.grad is not None
 
+    def test_what_it_keeps_from_inference_mode_serves_training(self, denoiser: Denoiser, spec: DenoiserSpec) -> None:
+        """A backward pass refuses tensors that were made in inference mode, such as a kept position table."""
+        batch = _join(self.samples(spec, references=spec.references))
+        with torch.inference_mode():
+            denoiser.velocity(batch.x, batch.sigma, batch.cond, batch.references)
+        tokens = batch.x.tokens.clone().requires_grad_()
+        predicted = denoiser.velocity(batch.x.with_tokens(tokens), batch.sigma, batch.cond, batch.references)
+        predicted.square().sum().backward()
+        assert tokens.grad is not None
+
     def test_lora_presets_name_linear_layers(self, denoiser: Denoiser) -> None:
         linear = [name for name, part in denoiser.module.named_modules() if isinstance(part, nn.Linear)]
         assert "default" in denoiser.lora_presets

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from qframe.config.schema import SampleConfig
+from qframe.diffusion.gradients import without_gradients
 from qframe.interfaces import Parts, Plan, Recipe, Record
 from qframe.pictures.pixels import from_pixels
 from qframe.progress import Progress
@@ -37,7 +38,7 @@ def validation_plans(
     scale = 1.0 if sample.negative_prompt is None else sample.true_cfg_scale  # guidance needs both
     distilled = recipe.sampling.guidance if sample.guidance_scale is None else sample.guidance_scale
     plans = []
-    with torch.inference_mode(), progress.stage("preparing samples", len(records)) as bar:
+    with without_gradients(), progress.stage("preparing samples", len(records)) as bar:
         for index, record in enumerate(records):
             request = attrs.evolve(
                 recipe.request_for(record),
@@ -81,9 +82,7 @@ def run_plans(
     if not sharded:
         groups = groups[processes.rank :: processes.world]
     pictures: dict[int, Image.Image] = {}
-    # Weights that were gathered in inference mode cannot be trained on any more.
-    without_gradients = torch.no_grad() if sharded else torch.inference_mode()
-    with without_gradients, progress.stage(title, sum(map(len, groups))) as bar:
+    with without_gradients(), progress.stage(title, sum(map(len, groups))) as bar:
         for group in groups:
             made = run_plan(
                 join_plans([plans[i] for i in group]),
