@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from qframe.errors import WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.plugins.distribution import install_hint
 
-_FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""The dtypes of weights by the names that safetensors has for them."""
 
 
 def component_config(model: ModelFolder, subfolder: str, expected: str, *, file: str = "config.json") -> dict[str, Any]:
@@ -96,19 +96,14 @@ def load_weights(cls: Any, model: ModelFolder, subfolder: str, *, device: torch.
     return module.to(device).eval().requires_grad_(False)
 
 
-def only_dtype(files: Iterable[Path]) -> torch.dtype | None:
-    """Return the dtype of all tensors in safetensors files; None if it is not one dtype of floats, or not a plain one.
+def stored_dtype(model: ModelFolder, subfolder: str) -> torch.dtype | None:
+    """Return the dtype that all weights of a component have in their files.
 
-    Only the headers are read. A file that cannot be read has no dtype here; loading it says why.
+    None if they have several, are not plain floating-point numbers (but 4-bit weights, for example), or are not on this
+    machine yet.
     """
-    names: set[str] = set()
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                names |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError):
-            return None
-    return _FLOATS.get(names.pop()) if len(names) == 1 else None
+    found = model.stored_dtypes(subfolder)
+    return _DTYPES.get(next(iter(found))) if len(found) == 1 else None
 
 
 def outline_of(cls: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:

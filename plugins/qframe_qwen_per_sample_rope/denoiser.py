@@ -7,6 +7,7 @@ LoRA presets, so this component reads and refuses the same model folders. Only t
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,7 @@ from qframe.interfaces import (
     Conditioning,
     Denoiser,
     DenoiserSpec,
+    Flops,
     ForwardOptions,
     Grid,
     PackedSequence,
@@ -139,6 +141,16 @@ class PerSampleRopeDenoiser(Denoiser):
             return _targets(predicted, sequence.lengths, x.lengths).to(tokens)
 
         return velocity
+
+    def flops(self, grids: Sequence[tuple[Grid, ...]], text: Sequence[int]) -> Flops:
+        """See `Denoiser.flops`. Each sample costs what denoiser `qwen-image` needs for it alone, without padding."""
+        reader: Any = self._reader
+        each = [reader.flops([own], [length]) for own, length in zip(grids, text, strict=True)]
+        config = self.module.config
+        width = config.num_attention_heads * config.attention_head_dim
+        # Here the time of references goes through the modulation of text, too; no text token uses the result.
+        unused = 2 * len(text) * config.num_layers * 6 * width**2 if config.zero_cond_t else 0
+        return functools.reduce(operator.add, each, Flops(linear=unused, attention=0))
 
     def save(self, folder: Path, saved_as: SavedAs | None = None) -> None:
         """Write `folder`/transformer in the diffusers layout, as denoiser `qwen-image` does."""

@@ -22,6 +22,7 @@ from diffusers.utils import apply_lora_scale
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from qframe.diffusion.norms import keep_stream_dtype
 from qframe_qwen_per_sample_rope.block import PerSampleRopeBlock
 from qframe_qwen_per_sample_rope.layout import Grids, Layout, check_rows, make_layout, modulate
 from qframe_qwen_per_sample_rope.padded import Shapes, as_mask, image_rows, per_sample_shapes, text_rows
@@ -96,6 +97,7 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         )
         self.norm_out = AdaLayerNormContinuous(width, width, elementwise_affine=False, eps=_EPS)
         self.proj_out = nn.Linear(width, patch_size * patch_size * (out_channels or in_channels))
+        keep_stream_dtype(self)
         self.gradient_checkpointing = False
         self.checkpoint_every = 1
 

@@ -143,6 +143,15 @@ class Composition:
         outline = self.outlines.get(role)
         return None if outline is None else placement.network_bytes(outline.network, self.quantisers.get(role))
 
+    def maps_weights(self, role: str) -> bool:
+        """Whether loading the component in a role maps its weights from the files of its model folder.
+
+        They are if they stay on the CPU as the files have them: not converted to another dtype, and not quantised.
+        """
+        if role in self.quantisers or self.device(role).type != "cpu":
+            return False
+        return bool(self.classes[role].stored_dtype(self.model(role), self.options(role)) == self.dtype(role))
+
     @functools.cached_property
     def _spread(self) -> Mapping[str, torch.device]:
         """The devices of the components that the key `devices` has to place, by role."""

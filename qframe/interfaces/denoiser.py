@@ -54,6 +54,30 @@ class SavedAs:
     value: Callable[[str], Tensor]
 
 
+@attrs.frozen(kw_only=True)
+class Flops:
+    """The floating point operations of one forward pass: two for each multiplication and addition of a matrix product.
+
+    Both parts are stated, because a backward pass costs them differently: `qframe.train.arithmetic`.
+
+    Attributes:
+        linear: The operations of products with weights, padded tokens included, LoRAs left out.
+        attention: The operations of both matrix products of attention.
+    """
+
+    linear: int
+    attention: int
+
+    @property
+    def total(self) -> int:
+        """The operations of the forward pass."""
+        return self.linear + self.attention
+
+    def __add__(self, other: Flops) -> Flops:
+        """Return the operations of both forward passes together."""
+        return Flops(linear=self.linear + other.linear, attention=self.attention + other.attention)
+
+
 class Denoiser(Loadable):
     """A denoiser that predicts the velocity of noisy tokens.
 
@@ -143,6 +167,18 @@ class Denoiser(Loadable):
             text: The number of text tokens of each sample.
         """
         return 0
+
+    def flops(self, grids: Sequence[tuple[Grid, ...]], text: Sequence[int]) -> Flops | None:
+        """Return the floating point operations of one forward pass of `velocity`, or None if they are not known.
+
+        Training reports from them which share of the device's arithmetic a step used. The default returns None.
+        The method must not compute with the network, whose weights may be missing (`outline`), quantised or sharded.
+
+        Args:
+            grids: The grids of each sample's pictures: its target, then its references.
+            text: The number of text tokens of each sample.
+        """
+        return None
 
     @abstractmethod
     def save(self, folder: Path, saved_as: SavedAs | None = None) -> None:

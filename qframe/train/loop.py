@@ -18,6 +18,7 @@ from qframe.config.schema import TrainConfig
 from qframe.errors import NumericsError
 from qframe.interfaces import PLAIN, Denoiser, Example, ForwardOptions, Schedule
 from qframe.progress import Progress
+from qframe.train import precision
 from qframe.train.batch import LossMap, TrainingBatch, flow_loss, make_batch, own_loss_map
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.order import BatchOrder, BatchPortion, step_batches
@@ -249,7 +250,7 @@ def _forward(setup: StepSetup, batch: TrainingBatch, samples: int, *, seed: int)
 
 def predict_velocity(setup: StepSetup, batch: TrainingBatch) -> torch.Tensor:
     """The velocity [N, C] that the denoiser predicts for a batch, in the precision of training."""
-    with torch.autocast(setup.device.type, dtype=torch.bfloat16, enabled=setup.config.precision == "bfloat16"):
+    with precision.in_precision(setup.device, setup.config)():
         return setup.denoiser.velocity(batch.noisy, batch.sigma, batch.cond, batch.references, forward=setup.forward)
 
 

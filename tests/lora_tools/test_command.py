@@ -46,9 +46,10 @@ def transformer(folder: Path) -> QwenImageTransformer2DModel:
 def test_info_says_what_a_file_holds(run: Run, file: Path) -> None:
     outcome = run("lora", "info", file)
     assert outcome.code == 0, outcome.err
-    rows = {line[:13].strip(): line[13:] for line in outcome.out.splitlines()[1:10]}
+    rows = {line[:13].strip(): line[13:] for line in outcome.out.splitlines()[1:11]}
     assert rows == {
         "layout": "diffusers",
+        "kind": "LoRA",
         "layers": "4",
         "rank": "4",
         "alpha": "10",
@@ -66,6 +67,7 @@ def test_info_as_json_names_every_layer(run: Run, file: Path, layers: dict[str, 
     assert [layer["name"] for layer in told["layers"]] == sorted(layers)
     assert told["layers"][0] == {
         "name": "transformer_blocks.0.attn.to_out.0",
+        "kind": "LoRA",
         "rank": 4,
         "alpha": 10.0,
         "scale": 2.5,

@@ -39,7 +39,6 @@ def configured(output: Path, *more: str) -> Config:
     settings = [
         "train.max_steps=2",
         "train.batch_size=1",
-        "train.precision=float32",
         "cache.batch_size=2",
         "data.options.count=4",
         "data.options.validation=3",

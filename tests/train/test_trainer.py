@@ -52,7 +52,6 @@ def config(model: Path, tmp_path: Path) -> Callable[..., Config]:
             "train.learning_rate=0.05",
             "train.checkpoint_every=2",
             "train.caption_dropout=0.2",
-            "train.precision=float32",
             "lora.rank=4",
             "lora.alpha=10.0",
             "data.options.count=5",
