@@ -16,7 +16,7 @@ from qframe.errors import DataError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Conditioning, Encoder, EncoderSpec, TokenCounter
 from qframe.pictures.geometry import Size
-from qframe_qwen.loading import component_config, load_weights
+from qframe_qwen.loading import component_config, load_weights, stored_dtype
 from qframe_qwen.options import QwenVLOptions
 from qframe_qwen.prompts import (
     EDIT,
@@ -112,6 +112,10 @@ class QwenVLEncoder(Encoder):
         with torch.device("meta"):
             network = Qwen2_5_VLModel(config)
         return cls(network.to(dtype).eval().requires_grad_(False), tokenizer, None, options or QwenVLOptions())
+
+    @classmethod
+    def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:
+        return stored_dtype(model, _FOLDER)
 
     @classmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> dict[str, str]:

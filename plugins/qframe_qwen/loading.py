@@ -15,6 +15,9 @@ from qframe.errors import WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.plugins.distribution import install_hint
 
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""The dtypes of weights by the names that safetensors has for them."""
+
 
 def component_config(model: ModelFolder, subfolder: str, expected: str, *, file: str = "config.json") -> dict[str, Any]:
     """Read the configuration of a component, and check the class that it names and that no file of weights is missing.
@@ -91,6 +94,16 @@ def load_weights(cls: Any, model: ModelFolder, subfolder: str, *, device: torch.
             "The configuration and the weights do not belong together; download the model again.",
         )
     return module.to(device).eval().requires_grad_(False)
+
+
+def stored_dtype(model: ModelFolder, subfolder: str) -> torch.dtype | None:
+    """Return the dtype that all weights of a component have in their files.
+
+    None if they have several, are not plain floating-point numbers (but 4-bit weights, for example), or are not on this
+    machine yet.
+    """
+    found = model.stored_dtypes(subfolder)
+    return _DTYPES.get(next(iter(found))) if len(found) == 1 else None
 
 
 def outline_of(cls: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from qframe.diffusion.gradients import without_gradients
 from qframe.errors import DataError, NumericsError, PluginError
 from qframe.interfaces import (
     Conditioning,
@@ -58,7 +59,7 @@ def encode_pixels(
         images = {index: open_fitted(inputs[index], channels=channels) for index in window}
         for group in _groups(window, {index: image.size for index, image in images.items()}, batch_size):
             pixels = torch.stack([to_pixels(images[index]) for index in group])  # [B, channels, H, W]
-            with torch.no_grad():
+            with without_gradients():
                 latents = codec.encode(pixels)
             if latents.ndim != 4 or latents.shape[0] != len(group):
                 raise PluginError(
@@ -95,7 +96,7 @@ def encode_text(encoder: Encoder, inputs: Sequence[TextInput], *, batch_size: in
         sizes = {index: tuple(image.size for image in seen) for index, seen in images.items()}
         for group in _groups(ordered, sizes, batch_size):
             prompts = [inputs[index].prompt for index in group]
-            with torch.no_grad():
+            with without_gradients():
                 encoded = encoder.encode(prompts, [images[index] for index in group])
             if encoded.batch_size != len(group):
                 raise PluginError(

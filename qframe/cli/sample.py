@@ -82,7 +82,7 @@ def _flag(name: str) -> str:
 )
 @click.option("--size", metavar="WxH", help="Width and height in pixels [default: the family's].")
 @click.option("--seed", type=int, callback=seed, help="Picture i takes seed + i [default: 0].")
-@click.option("--num-images", type=click.IntRange(min=1), help="Pictures per prompt [default: 1].")
+@click.option("--num-images", type=click.IntRange(1, 10_000), help="Pictures per prompt [default: 1].")
 @click.option(
     "--lora",
     metavar="FILE[:SCALE]",

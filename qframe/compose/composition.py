@@ -143,6 +143,15 @@ class Composition:
         outline = self.outlines.get(role)
         return None if outline is None else placement.network_bytes(outline.network, self.quantisers.get(role))
 
+    def maps_weights(self, role: str) -> bool:
+        """Whether loading the component in a role maps its weights from the files of its model folder.
+
+        They are if they stay on the CPU as the files have them: not converted to another dtype, and not quantised.
+        """
+        if role in self.quantisers or self.device(role).type != "cpu":
+            return False
+        return bool(self.classes[role].stored_dtype(self.model(role), self.options(role)) == self.dtype(role))
+
     @functools.cached_property
     def _spread(self) -> Mapping[str, torch.device]:
         """The devices of the components that the key `devices` has to place, by role."""
@@ -150,7 +159,7 @@ class Composition:
             return {}
         return devices.spread(self.config, {role: self.weights(role) or 0 for role in placement.ORDER})
 
-    def load(self, *roles: str, offloaded: bool = False) -> Parts:
+    def load(self, *roles: str, offloaded: bool = False, as_stored: bool = False) -> Parts:
         """Load the named components; schedule and sampler are always among the parts.
 
         If the configuration names a number of CPU threads (`threads`), torch is set to it as well.
@@ -159,10 +168,12 @@ class Composition:
             roles: Those of "encoder", "codec" and "denoiser" that are needed.
             offloaded: Whether the weights stay on the CPU. The caller then calls `qframe.compose.placement.place`,
                 which installs the hooks that move them.
+            as_stored: Whether the weights get the dtype of their files, if that is one dtype, and not the configured
+                one. The caller then converts them.
         """
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
-        loaded = {f"loaded_{role}": self._load(role, offloaded=offloaded) for role in roles}
+        loaded = {f"loaded_{role}": self._load(role, offloaded=offloaded, as_stored=as_stored) for role in roles}
         options = self.options("sampler")
         sampler = self.classes["sampler"]
         return Parts(
@@ -173,15 +184,16 @@ class Composition:
             **loaded,
         )
 
-    def _load(self, role: str, *, offloaded: bool = False) -> Any:
+    def _load(self, role: str, *, offloaded: bool = False, as_stored: bool = False) -> Any:
         settings, device = getattr(self.config, role), self.device(role)
+        stored = self.classes[role].stored_dtype(self.models[role], settings.options) if as_stored else None
         return load_component(
             self.classes[role],
             self.models[role],
             settings.options,
             self.quantisers.get(role),
             device=placement.CPU if offloaded else device,
-            dtype=devices.dtype_on(self.config, role, device),
+            dtype=stored or devices.dtype_on(self.config, role, device),
             role=role,
             name=settings.use,
         )

@@ -156,6 +156,30 @@ class ModelFolder:
             )
         return files
 
+    def stored_dtypes(self, subfolder: str) -> frozenset[str]:
+        """Return the dtypes of a component's weights, as safetensors spells them, for example {"BF16"}.
+
+        Only the headers of the files are read. The set is empty if no weights lie on this machine.
+
+        Raises:
+            WeightsError: The header of a file cannot be read.
+        """
+        found: set[str] = set()
+        for file in sorted((self.folder / subfolder).glob("*.safetensors")):
+            try:
+                with file.open("rb") as stream:
+                    size = int.from_bytes(stream.read(8), "little")
+                    if size > _LARGEST_JSON:
+                        raise ValueError(f"its header has {size} bytes")
+                    header = json.loads(stream.read(size))
+                found |= {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+                raise WeightsError(
+                    f"model {self.name!r}: {subfolder}/{file.name} has no header of safetensors: {error}",
+                    "Download the model again.",
+                ) from error
+        return frozenset(found)
+
     def _refuse_code(self, folder: Path) -> None:
         """Refuse code and pickles. qframe would not run them, but other programs may, and a plain model has none."""
         for place in (self.folder, folder):

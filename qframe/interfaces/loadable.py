@@ -60,6 +60,16 @@ class Loadable(ABC):
         return None
 
     @classmethod
+    def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:
+        """Return the dtype that all weights of the component have in their files; None if they have several.
+
+        Weights that are loaded onto the CPU in this dtype are mapped into memory: they take no memory of their own,
+        because the system reads their pages when they are needed, and drops them again where memory is short. So they
+        may be larger than the machine's memory. The default returns None, for a component that copies its weights.
+        """
+        return None
+
+    @classmethod
     @abstractmethod
     def describe(cls, model: ModelFolder, options: Any) -> Any:
         """Return the component's spec (such as `CodecSpec`), read from configuration files alone.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import attrs
@@ -71,15 +71,25 @@ class Forecast:
         needs: By device, then by stage of the run (such as "training"), then by name (such as "activations"): the bytes
             that are needed.
         remedies: Settings with which the run would need less memory, the most effective first.
+        mapped: The names, in the innermost mapping of `needs`, of weights that are mapped from their files. They may be
+            larger than the memory.
     """
 
     loaded: tuple[Loaded, ...]
     needs: Mapping[torch.device, Mapping[str, Mapping[str, int]]]
     remedies: tuple[Remedy, ...]
+    mapped: frozenset[str] = frozenset()
 
     def peak(self, device: torch.device) -> int:
-        """Return the bytes that a device needs in the stage of the run that needs most."""
+        """Return the bytes that a device needs in the stage of the run that needs most, mapped weights among them."""
         return max(sum(parts.values()) for parts in self.needs[device].values())
+
+    def own_peak(self, device: torch.device) -> int:
+        """Return the bytes that a device needs in the stage that needs most, without what is mapped from files."""
+        return max(self._own(parts) for parts in self.needs[device].values())
+
+    def _own(self, parts: Mapping[str, int], names: Collection[str] | None = None) -> int:
+        return sum(size for name, size in parts.items() if name not in self.mapped and (names is None or name in names))
 
     def table(self, room: Callable[[torch.device], Room] = room_on) -> list[str]:
         """Return the forecast as lines of text: components, memory per stage and device, whether it fits, remedies.
@@ -90,7 +100,11 @@ class Forecast:
         lines = ["will load", *(f"  {part}" for part in self.loaded)]
         for device, stages in self.needs.items():
             for stage, parts in stages.items():
-                listed = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
+                listed = ", ".join(
+                    f"{name} {gib(size)}" + (" mapped" if name in self.mapped else "")
+                    for name, size in parts.items()
+                    if size
+                )
                 lines.append(f"{stage} on {device}: about {gib(sum(parts.values()))} ({listed})")
             lines.append(self._verdict(device, room(device)))
         if self.remedies:
@@ -118,7 +132,7 @@ class Forecast:
         warnings = []
         for device, stages in self.needs.items():
             found = room(device)
-            weights = max(sum(size for name, size in parts.items() if name in ORDER) for parts in stages.values())
+            weights = max(self._own(parts, ORDER) for parts in stages.values())
             if weights > found.total:
                 raise ResourceError(
                     f"{device} has {gib(found.total)} of memory, and weights alone take {gib(weights)}",
@@ -129,7 +143,14 @@ class Forecast:
         return warnings
 
     def _verdict(self, device: torch.device, room: Room) -> str:
-        fits = "fits" if self.peak(device) <= room.free else "may not fit"
+        fits = "may not fit"
+        if self.peak(device) <= room.free:
+            fits = "fits"
+        elif self.own_peak(device) <= room.free:
+            fits = (
+                f"all but mapped weights fits ({gib(self.own_peak(device))}), and the weights are read from their "
+                "files again and again, which takes time"
+            )
         return f"{device}: about {gib(self.peak(device))} needed, {gib(room.free)} of {gib(room.total)} free: {fits}"
 
 
@@ -179,6 +200,11 @@ def components(composition: Composition) -> tuple[Loaded, ...]:
         )
 
     return tuple(describe(role) for role in ORDER)
+
+
+def mapped_roles(composition: Composition) -> frozenset[str]:
+    """Return the roles whose weights are mapped from their files when they are loaded."""
+    return frozenset(role for role in ORDER if composition.maps_weights(role))
 
 
 def ranked(remedies: Sequence[Remedy]) -> tuple[Remedy, ...]:

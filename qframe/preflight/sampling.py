@@ -9,7 +9,7 @@ from qframe.cache.lengths import Shape
 from qframe.compose import Composition
 from qframe.compose.placement import ORDER
 from qframe.config.schema import QUANTISABLE
-from qframe.preflight.forecast import PICTURE, Forecast, Remedy, components, quantise_remedies, ranked
+from qframe.preflight.forecast import PICTURE, Forecast, Remedy, components, mapped_roles, quantise_remedies, ranked
 from qframe.preflight.shapes import META, Made, forward_bytes
 
 
@@ -44,7 +44,12 @@ def forecast_sampling(composition: Composition) -> Forecast:
         groups = max(_group_bytes(composition, role) for role in QUANTISABLE)
         held = sum(weights.values()) if config.offload == "none" else max(weights.values())
         remedies.append(Remedy("offload=group", held - groups - weights["codec"]))
-    return Forecast(loaded=components(composition), needs=needs, remedies=ranked(remedies))
+    return Forecast(
+        loaded=components(composition),
+        needs=needs,
+        remedies=ranked(remedies),
+        mapped=mapped_roles(composition),
+    )
 
 
 def _working(composition: Composition) -> dict[str, int]:

@@ -16,7 +16,7 @@ from qframe.compose.placement import network_bytes
 from qframe.interfaces import ExampleInputs
 from qframe.pictures.geometry import Size
 from qframe.pictures.picture import PixelInput
-from qframe.preflight.forecast import PICTURE, Forecast, Remedy, components, quantise_remedies, ranked
+from qframe.preflight.forecast import PICTURE, Forecast, Remedy, components, mapped_roles, quantise_remedies, ranked
 from qframe.preflight.shapes import forward_bytes
 from qframe.train.optim import optimizer_factory
 
@@ -65,7 +65,13 @@ def forecast_training(
             else:
                 remedies.append(Remedy("train.shard=full", sum(parts.values()) - sum(sharded.values())))
         needs.setdefault(device, {})["training"] = parts
-    return Forecast(loaded=components(composition), needs=needs, remedies=ranked(remedies))
+    return Forecast(
+        loaded=components(composition),
+        needs=needs,
+        remedies=ranked(remedies),
+        # A process gets a copy of its part of weights that are sharded.
+        mapped=mapped_roles(composition) - ({"denoiser"} if shards else frozenset()),
+    )
 
 
 @attrs.frozen(kw_only=True)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from qframe.config.schema import TrainConfig
 from qframe.interfaces import OptimizerFactory
 from qframe.plugins.registry import Registry, load_registry
-from qframe.train.sharding import sharded_state
 
 
 def optimizer_factory(config: TrainConfig, registry: Registry | None = None) -> OptimizerFactory:
@@ -104,7 +103,7 @@ class Optimizers:
         return found
 
     def load(self, state: list[dict[str, Any]]) -> None:
-        """Restore the states that the method `state` returned, exactly.
+        """Restore the states that the method `state` returned, exactly. Values of sharded parameters must be sharded.
 
         Raises:
             ValueError: The states are those of other optimizers, or of other parameters.
@@ -115,9 +114,8 @@ class Optimizers:
             groups = part.state_dict()["param_groups"]
             merged = [{**group, **kept} for group, kept in zip(groups, saved["groups"], strict=True)]
             parameters = [parameter for group in part.param_groups for parameter in group["params"]]
-            shared = {index: sharded_state(values, parameters[index]) for index, values in saved["state"].items()}
-            part.load_state_dict({"state": shared, "param_groups": merged})
-            for index, values in shared.items():
+            part.load_state_dict({"state": saved["state"], "param_groups": merged})
+            for index, values in saved["state"].items():
                 part.state[parameters[index]] = _exact(values, part.state[parameters[index]])
 
 

@@ -17,7 +17,7 @@ from qframe.train.checks import gradient_checkpointing
 from qframe.train.loop import StepSetup
 from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory
 from qframe.train.order import BatchOrder
-from qframe.train.sharding import shard
+from qframe.train.sharding import seen_in, shard
 from qframe.train.state import TrainingState
 from qframe.train.streams import derived_seed
 
@@ -42,7 +42,8 @@ class LoadedParts:
         Args:
             composition: The components of the model.
             sharded: Whether the denoiser will be sharded. It is then loaded onto the CPU, because its device may be too
-                small for all of its weights.
+                small for all of its weights, and in the dtype of its files if they have one: so that it is mapped from
+                them, and no process copies more than its own shards.
         """
         self._composition = composition
         self._sharded = sharded
@@ -55,7 +56,7 @@ class LoadedParts:
         missing = [role for role in roles if role not in self._parts]
         parts = composition.load(*(role for role in missing if role != "denoiser" or not self._sharded))
         if self._sharded and "denoiser" in missing:
-            unsharded = composition.load("denoiser", offloaded=True)
+            unsharded = composition.load("denoiser", offloaded=True, as_stored=True)
             parts = attrs.evolve(parts, loaded_denoiser=unsharded.denoiser)
         for role in missing:
             self._parts[role] = getattr(parts, role)
@@ -78,7 +79,7 @@ def registered_loggers(config: Config, registry: Registry) -> dict[str, Any]:
 
 
 def prepare_training(
-    denoiser: Denoiser, config: Config, registry: Registry, shard_onto: torch.device | None
+    denoiser: Denoiser, config: Config, registry: Registry, shard_onto: torch.device | None, dtype: torch.dtype
 ) -> TrainingState:
     """Prepare a denoiser for training, and return the training state at step 0.
 
@@ -90,15 +91,20 @@ def prepare_training(
         config: The settings of the run.
         registry: The plugins, one of which offers the optimizer.
         shard_onto: The device to which this process's shards of the weights go; None does not shard the denoiser.
+        dtype: The dtype of frozen weights. A denoiser that is to be sharded may have another one before it is.
     """
     train, module = config.train, denoiser.module
     if train.mode == "lora":
         seed = derived_seed(train.seed, "adapter")
-        trained = adapters.add_lora(module, config.lora, denoiser.lora_presets, seed=seed)
+        with seen_in(module, dtype):
+            trained = adapters.add_lora(module, config.lora, denoiser.lora_presets, seed=seed)
     else:
-        module.requires_grad_(True).float()
+        module.requires_grad_(True)
     if shard_onto is not None:
-        shard(denoiser, trained.values() if train.mode == "lora" else module.parameters(), shard_onto)
+        adapter = trained.values() if train.mode == "lora" else ()
+        shard(denoiser, adapter, shard_onto, dtype=dtype, precision=train.precision)
+    elif train.mode == "full":
+        module.float()
     if train.mode == "full":
         trained = dict(module.named_parameters())
     if train.gradient_checkpointing:

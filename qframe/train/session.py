@@ -15,6 +15,7 @@ from qframe.cache.configured import cache_folder, made_by
 from qframe.cache.live import LiveExamples
 from qframe.config import dump_config
 from qframe.errors import CacheError
+from qframe.files.sound_folders import SoundFolders
 from qframe.files.storage import lock_folder, write_file
 from qframe.interfaces import Plan, Record
 from qframe.train import resume as resuming
@@ -79,12 +80,14 @@ class Session:
         run: The run that the session belongs to.
         toml: The run's configuration as TOML. The run's folder and every checkpoint hold a copy.
         validation: Keeps the sampled pictures in the run's folder, and judges them.
+        sound: Remembers which checkpoints of the run are undamaged.
     """
 
     trainer: Trainer
     run: Run
     toml: str = attrs.field(init=False)
     validation: Validation = attrs.field(init=False)
+    sound: SoundFolders = attrs.field(init=False, factory=SoundFolders)
 
     def __attrs_post_init__(self) -> None:
         self.toml = dump_config(self.run.config)
@@ -139,7 +142,7 @@ class Session:
         trainer, run, processes = self.trainer, self.run, self.trainer.processes
         checkpoint, changes = None, list[str]()
         if resume is not None:
-            checkpoint = Path(processes.agree(lambda: str(find_checkpoint(run.folder, resume))))
+            checkpoint = Path(processes.agree(lambda: str(find_checkpoint(run.folder, resume, self.sound))))
             changes = resuming.check_changes(checkpoint, run.config, trainer.registry, processes=processes.world)
             for line in changes:
                 trainer.progress.note(line)
@@ -231,6 +234,7 @@ class Session:
             sample=partial(self._sample, plans=plans) if plans else None,
             about=about,
             toml=self.toml,
+            sound=self.sound,
         )
         watch.setup = step_setup(
             trainer,

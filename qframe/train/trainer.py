@@ -185,7 +185,7 @@ class Trainer:
         The trained weights are a new LoRA if `train.mode` is "lora", else all weights of the denoiser.
         """
         device = self.composition.device("denoiser") if self.sharded else None
-        self.state = prepare_training(self.denoiser, self.config, self.registry, device)
+        self.state = prepare_training(self.denoiser, self.config, self.registry, device, self.dtype)
         return self.state
 
     def fit(self, resume: str | None = None) -> FitResult:

@@ -125,7 +125,7 @@ class FakeDenoiser(Loads, Denoiser):
     ) -> Tensor:
         raise NotImplementedError
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, saved_as: Any = None) -> None:
         raise NotImplementedError
 
 

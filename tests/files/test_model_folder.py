@@ -99,6 +99,20 @@ def test_the_digest_changes_with_content_and_names_and_nothing_else(folder: Path
     assert model.digest("vae") != changed
 
 
+def test_the_dtypes_of_weights_are_read_from_the_headers_alone(folder: Path) -> None:
+    model = ModelFolder.open(folder)
+    weights = folder / "vae" / "more.safetensors"
+    save_file({"a": torch.ones(2, dtype=torch.bfloat16), "b": torch.ones(2)}, weights, metadata={"format": "pt"})
+    assert {"BF16", "F32"} <= model.stored_dtypes("vae")
+    assert model.stored_dtypes("nowhere") == frozenset()
+    weights.write_bytes(weights.read_bytes()[:-12])
+    assert {"BF16", "F32"} <= model.stored_dtypes("vae"), "the numbers are not read"
+    for damaged in (b"", b"\xff" * 8, b"\x02" + bytes(7) + b"[]", b"\x09" + bytes(7) + b'{"a": {}}'):
+        weights.write_bytes(damaged)
+        with pytest.raises(WeightsError, match=r"vae/more\.safetensors has no header of safetensors"):
+            model.stored_dtypes("vae")
+
+
 def test_reading_large_weights_for_a_digest_is_told_in_megabytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, int, list[int]]] = []
 

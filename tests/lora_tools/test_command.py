@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,8 +236,8 @@ def test_a_merge_that_fails_while_writing_leaves_nothing(
 
     whole = StockDenoiser.save
 
-    def save(self: StockDenoiser, folder: Path) -> None:
-        whole(self, folder)
+    def save(self: StockDenoiser, folder: Path, saved_as: Any = None) -> None:
+        whole(self, folder, saved_as)
         (weights,) = (folder / "transformer").glob("*.safetensors")
         tensors = load_file(weights)
         tensors["proj_out.weight"] = tensors["proj_out.weight"] + 1

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 
@@ -213,6 +214,44 @@ def test_an_estimate_above_what_is_free_is_a_warning_and_one_below_is_none() -> 
     assert made_up(2**30).summary(lambda device: Room(2**33, 2**33)) == "Memory: about 1.0 GiB of 8.0 GiB on cpu."
 
 
+def test_weights_that_are_mapped_may_be_larger_than_the_memory_and_what_is_not_mapped_may_not() -> None:
+    machine = Room(6 * 2**30, 2**33)
+    mapped = attrs.evolve(made_up(20 * 2**30, 2**30), mapped=frozenset({"denoiser"}))
+    (warning,) = mapped.check(lambda device: machine)
+    assert "about 21.0 GiB needed, 6.0 GiB of 8.0 GiB free: all but mapped weights fits (1.0 GiB)" in warning
+    assert "denoiser 20.0 GiB mapped, working 1.0 GiB" in "\n".join(mapped.table(lambda device: machine))
+    (warning,) = attrs.evolve(mapped, needs={CPU: {"sampling": {"denoiser": 2**30, "working": 2**33}}}).check(
+        lambda device: machine
+    )
+    assert warning.splitlines()[0].endswith("may not fit")
+    encoder = {CPU: {"sampling": {"denoiser": 20 * 2**30, "encoder": 9 * 2**30}}}
+    with pytest.raises(ResourceError, match=r"weights alone take 9\.0 GiB"):
+        attrs.evolve(mapped, needs=encoder).check(lambda device: machine)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs the list of mapped files that Linux has")
+@pytest.mark.parametrize("denoiser", ["qwen-image", "qwen-per-sample-rope"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_are_mapped_where_the_forecast_says_so(model: Path, dtype: str, denoiser: str) -> None:
+    """As they are if the files have their dtype; the files of the tiny model have float32."""
+    made = composition(model, f"dtype={dtype}", f"denoiser.use={denoiser}")
+    assert forecast_sampling(made).mapped == ({"encoder", "denoiser", "codec"} if dtype == "float32" else set())
+    parts = made.load("encoder", "denoiser", "codec")
+    regions = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    files = [[int(end, 16) for end in r[0].split("-")] for r in regions if r[-1].endswith(".safetensors")]
+    for role in ("encoder", "denoiser", "codec"):
+        for name, weight in getattr(parts, role).network.named_parameters():
+            there = any(start <= weight.data_ptr() < end for start, end in files)
+            assert there == made.maps_weights(role), f"{role}: {name}"
+
+
+@pytest.mark.parametrize("changed", ["denoiser.device=meta", "denoiser.quantise.use=quanto", "denoiser.dtype=bfloat16"])
+def test_weights_that_move_or_change_are_not_mapped(model: Path, changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qframe.compose.devices.find_device", lambda key, name: torch.device(name))
+    found = composition(model, "dtype=float32", changed)
+    assert [role for role in ("encoder", "denoiser", "codec") if found.maps_weights(role)] == ["encoder", "codec"]
+
+
 def test_a_component_without_an_outline_is_said_to_be_of_unknown_size() -> None:
     assert str(Loaded("codec", "other", None, "float32", None, CPU)) == "codec     other, size unknown, on cpu"
     assert network_bytes(torch.nn.Linear(3, 2)) == 4 * 8
@@ -243,7 +282,8 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(
 ) -> None:
     monkeypatch.setattr(preflight.Forecast.check, "__defaults__", (lambda device: Room(1000, 1000),))
     monkeypatch.setattr(Composition, "load", lambda *args, **kwargs: pytest.fail("something was loaded"))
-    assert main(command(model, tmp_path)) == 6
+    # In their files the weights have float32. In that dtype they would be mapped, and could be larger than the memory.
+    assert main(command(model, tmp_path, "--set", "dtype=bfloat16")) == 6
     assert "weights alone take" in capsys.readouterr().err
 
 
