@@ -56,7 +56,7 @@ def run(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError("only dense CPU tensors can be pinned")
     stream = streams.current_stream(card)
     _count_wait(op, args, stream)
-    if (special := kernels.KERNELS.get(op)) is not None:
+    if (special := kernels.KERNELS.get(op.overloadpacket)) is not None:
         op_on_held: Callable[..., Any] = special
     else:
         op_on_held = op
