@@ -304,5 +304,5 @@ def test_what_is_kept_for_backward_is_metered() -> None:
     with torch.autocast("card", dtype=torch.bfloat16):
         assert kept_for_backward(lambda: layer(x), [*layer.parameters(), x]) != []
         kept = kept_for_backward(lambda: norm(x), [x])
-    assert [(item.shape, item.dtype) for item in kept][0] == ((4, 256), torch.float32)
+    assert next((item.shape, item.dtype) for item in kept) == ((4, 256), torch.float32)
     assert sum(item.nbytes for item in kept) == 4 * 256 * 4 + 2 * 4 * 4
