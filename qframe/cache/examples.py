@@ -120,6 +120,7 @@ class CachedExamples(Sequence[Example]):
 
         It is above 0 while the processes that encode the other portions have not encoded all of their entries.
         """
+        self._cache.refresh()
         return len(self._cache.missing(key for keys in self._keys for key in entries_of(keys)))
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # slices are of no use here
