@@ -50,12 +50,16 @@ def _has_ragged_kernel(x: Tensor) -> bool:
     heads of a multiple of 8 channels, at most 256, and Ampere or newer.
     """
     return (
-        x.is_cuda
-        and x.dtype in (torch.float16, torch.bfloat16)
+        x.dtype in (torch.float16, torch.bfloat16)
         and x.shape[-1] % 8 == 0
         and x.shape[-1] <= 256
-        and torch.cuda.get_device_capability(x.device) >= (8, 0)
+        and _is_ampere(x.device)
     )
+
+
+def _is_ampere(device: torch.device) -> bool:
+    """Whether a device is a GPU of the generation Ampere or a newer one."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _attend_ragged(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor, Tensor]:

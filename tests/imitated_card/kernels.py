@@ -77,7 +77,7 @@ def flash_backward(
 
 
 KERNELS = {
-    aten._flash_attention_forward.default: flash_forward,
-    aten._flash_attention_backward.default: flash_backward,
+    aten._flash_attention_forward: flash_forward,
+    aten._flash_attention_backward: flash_backward,
 }
-"""Replacements, by operation."""
+"""Replacements, by operation, for all of its overloads."""
