@@ -55,26 +55,48 @@ def test_machines_find_each_others_entries_and_share_no_index(tmp_path: Path, ma
         assert len(list((tmp_path / name / "qframe" / "indexes").glob("*.sqlite"))) == 1
 
 
-def test_an_entry_that_moved_on_another_machine_is_found_again(tmp_path: Path, machine: Machine) -> None:
-    """Both wrote it: each finds its own copy, and a machine that rewrites shards keeps at least one."""
-    folder = tmp_path / "shared"
-    with machine("a"):
-        a = Cache(folder)
-    with machine("b"):
-        b = Cache(folder)
-    for cache, own in ((a, 2), (b, 3)):
+@pytest.fixture
+def doubled(tmp_path: Path, machine: Machine) -> tuple[Cache, Cache]:
+    """Two machines that both wrote entry 1, each beside one of its own, and that know each other's shards."""
+    caches = []
+    for name in ("a", "b"):
+        with machine(name):
+            caches.append(Cache(tmp_path / "shared"))
+    for cache, own in zip(caches, (2, 3), strict=True):
         cache.put_all({key(1): value(1), key(own): value(own)})
         cache.flush()
-    assert len(shards(folder)) == 2
-    assert same(a.get(key(1)), value(1))
-    assert same(b.get(key(1)), value(1))
-    assert a.drop([key(2)]) == 1  # rewrites the shard that a reads
-    assert b.drop([key(3)]) == 1  # and the one that b reads
-    for cache in (a, b):
+    for cache in caches:
+        cache.refresh()
+    assert len(shards(tmp_path / "shared")) == 2
+    first, second = caches
+    return first, second
+
+
+def test_an_entry_whose_shard_another_machine_removed_is_found_in_the_other_shard(
+    doubled: tuple[Cache, Cache],
+) -> None:
+    """The first machine finds entry 1 in its own shard, so nothing is left of the second one's without entry 3."""
+    first, second = doubled
+    assert same(second.get(key(1)), value(1))
+    assert first.drop([key(3)]) == 1
+    second._reader.forget("", ())
+    second._reader.close()
+    assert same(second.get(key(1)), value(1))
+    with pytest.raises(CacheError, match="no entry"):
+        second.get(key(3))
+
+
+def test_two_machines_that_rewrite_shards_do_not_both_leave_out_what_the_other_has(
+    tmp_path: Path, machine: Machine, doubled: tuple[Cache, Cache]
+) -> None:
+    first, second = doubled
+    assert second.drop([key(2)]) == 1
+    assert first.drop([key(3)]) == 1
+    for cache in doubled:
         assert same(cache.get(key(1)), value(1))
-    with machine("c"), Cache(folder) as c:
-        assert same(c.get(key(1)), value(1))
-        assert sorted(c.missing([key(2), key(3)])) == [key(2), key(3)]
+    with machine("c"), Cache(tmp_path / "shared") as third:
+        assert same(third.get(key(1)), value(1))
+        assert third.missing([key(2), key(3)]) == [key(2), key(3)]
 
 
 def test_an_index_of_an_older_version_in_the_shared_folder_is_left_alone(tmp_path: Path, machine: Machine) -> None:

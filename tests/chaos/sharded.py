@@ -148,9 +148,7 @@ def naive_publish(target: Path, write: Callable[[Path], Mapping[str, str]], *, e
     target.mkdir(parents=True)
     write(target)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        storage.publish_folder(
-            Path(scratch) / "whole", lambda draft: shutil.copytree(target, draft, dirs_exist_ok=True)
-        )
+        storage.publish_folder(Path(scratch) / "whole", partial(_copy, target))
         shutil.copy(Path(scratch) / "whole" / storage.MANIFEST, target)
 
 
