@@ -88,7 +88,7 @@ def train(
     config = qframe.load_config(family=family, values=values, overrides=[*COMMON, *overrides])
     Trainer(config).fit(resume)
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line[name] for line in metrics for name in ("loss", "gradient_norm")]
+    return [line[name] for line in metrics if "loss" in line for name in ("loss", "gradient_norm")]
 
 
 def lora(folder: Path) -> dict[str, Tensor]:
