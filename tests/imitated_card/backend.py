@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.imitated_card import autocast, operations, pinned, random_state, streams
-from tests.imitated_card.memory import NAME, CardTensor, set_data
+from tests.imitated_card.memory import NAME, CardTensor, card_for_new_tensor, get_data, set_data
 from tests.imitated_card.meter import METER
 
 CARDS = 2
@@ -115,7 +115,7 @@ def install() -> None:
 
     _setup_privateuseone_for_python_backend(NAME, backend_module=CardModule(f"torch.{NAME}"))
     pinned.install()
-    torch.nn.Parameter.data = property(lambda self: Tensor.data.__get__(self), set_data)  # type: ignore[attr-defined]
+    Tensor.data = property(get_data, set_data)  # type: ignore[attr-defined]
     one, all_others = torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")
     _LIBRARIES.extend((one, all_others))
     one.impl("empty.memory_format", _empty, "PrivateUse1")
@@ -131,7 +131,7 @@ def install() -> None:
 
 
 def _new(held: Tensor, device: Any) -> CardTensor:
-    made = CardTensor(held, streams.index_of(device))
+    made = CardTensor(held, card_for_new_tensor(device))
     streams.launched(streams.current_stream(made.card), [], [made.allocation.use], "a new tensor")
     return made
 

@@ -13,6 +13,7 @@ from tests.imitated_card import streams
 from tests.imitated_card.meter import METER
 
 NAME = "card"
+_DATA: Any = torch._C.TensorBase.data
 _ASKED = threading.local()
 
 
@@ -85,7 +86,7 @@ class CardTensor(Tensor):
 
     @property
     def data(self) -> Tensor:  # type: ignore[override]
-        return Tensor.data.__get__(self)  # type: ignore[attr-defined]
+        return _DATA.__get__(self)  # type: ignore[attr-defined]
 
     @data.setter
     def data(self, value: Tensor) -> None:
@@ -135,12 +136,19 @@ class CardTensor(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if function is Tensor.to:
                 return moved(*args, **(kwargs or {}))
-            return function(*args, **(kwargs or {}))
+            within = getattr(_ASKED, "within", None)
+            _ASKED.within = None if kwargs and "device" in kwargs else _card_among(args)
+            try:
+                return function(*args, **(kwargs or {}))
+            finally:
+                _ASKED.within = within
 
     @classmethod
     def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from tests.imitated_card.operations import run
 
+        if not all(issubclass(kind, CardTensor | torch.nn.Parameter) or kind is Tensor for kind in types):
+            return NotImplemented  # quantised weights are tensors of a class of their own, which knows what to do
         return run(op, args, dict(kwargs or {}))
 
 
@@ -166,6 +174,26 @@ def moved(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         _ASKED.card = None
 
 
+def _card_among(args: Any) -> int | None:
+    """The card of the first tensor among the arguments of a function."""
+    for x in args:
+        if isinstance(x, CardTensor):
+            return x.card
+        if isinstance(x, list | tuple) and x and isinstance(x[0], CardTensor):
+            return x[0].card
+    return None
+
+
+def card_for_new_tensor(device: Any) -> int:
+    """The index of the card on which a new tensor lies.
+
+    torch's C++ code asks for card 0 where it means the card of the function's tensors, since for it all are card 0.
+    """
+    within = getattr(_ASKED, "within", None)
+    asked = streams.index_of(device)
+    return within if within is not None and asked == 0 else asked
+
+
 def card_asked_for() -> int | None:
     """The index of the card that `Tensor.to` moves a tensor to now, in this thread; None if a program did not ask.
 
@@ -174,13 +202,18 @@ def card_asked_for() -> int | None:
     return getattr(_ASKED, "card", None)
 
 
+def get_data(tensor: Tensor) -> Tensor:
+    """`tensor.data`, as torch itself has it."""
+    return _DATA.__get__(tensor)  # type: ignore[no-any-return]
+
+
 def set_data(tensor: Tensor, value: Tensor) -> None:
     """Assign `tensor.data`, also where the value lies in another memory, as it may for tensors of CUDA and the CPU.
 
     Python shows a tensor of the card as one of another class. Therefore the two objects change places.
     """
     if isinstance(tensor, CardTensor) and isinstance(value, CardTensor):
-        Tensor.data.__set__(tensor, value)  # type: ignore[attr-defined]
+        _DATA.__set__(tensor, value)  # type: ignore[attr-defined]
         tensor.held, tensor.allocation = value.held, value.allocation
     elif isinstance(tensor, CardTensor) or isinstance(value, CardTensor):
         made = value.detach()
@@ -188,4 +221,4 @@ def set_data(tensor: Tensor, value: Tensor) -> None:
         made = torch.nn.Parameter(made, requires_grad=tensor.requires_grad) if is_parameter else made
         torch.utils.swap_tensors(tensor, made)
     else:
-        Tensor.data.__set__(tensor, value)  # type: ignore[attr-defined]
+        _DATA.__set__(tensor, value)  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from torch._library.custom_ops import OPDEFS
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.imitated_card import kernels, random_state, streams
-from tests.imitated_card.memory import NAME, CardTensor, card_asked_for
+from tests.imitated_card.memory import NAME, CardTensor, card_asked_for, card_for_new_tensor
 from tests.imitated_card.meter import METER
 from tests.imitated_card.pinned import is_pinned, remember
 
@@ -54,7 +54,7 @@ def run(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if wanted is not None:
         wanted = torch.device(wanted)
         kwargs["device"] = CPU
-        card = streams.index_of(wanted) if wanted.type == NAME else card
+        card = card_for_new_tensor(wanted) if wanted.type == NAME else card
     if kwargs.pop("pin_memory", None):
         raise RuntimeError("only dense CPU tensors can be pinned")
     stream = streams.current_stream(card)
@@ -97,8 +97,8 @@ def _wrapped(
         return result
 
     results = tree_map(wrap, made)
-    reads = [x.allocation.use for x in inputs.values()]
-    streams.launched(stream, reads, written, str(op))
+    if written:  # else it is a view, which computes nothing
+        streams.launched(stream, [x.allocation.use for x in inputs.values()], written, str(op))
     return results
 
 
@@ -191,10 +191,10 @@ def _arrived(source: Tensor, goal: CardTensor, non_blocking: bool) -> None:
         stream = streams.current_stream(source.card)
         if source.card != goal.card:
             METER.copied("card to card", goal)
-            goal_stream = streams.current_stream(goal.card)  # torch makes each of the two wait for the other
-            goal_stream.wait_stream(stream)
-            stream.wait_stream(goal_stream)
+            stream.wait_stream(streams.current_stream(goal.card))
         streams.launched(stream, [source.allocation.use], [goal.allocation.use], "copy")
+        if source.card != goal.card:  # torch makes each of the two streams wait for the other
+            streams.current_stream(goal.card).wait_stream(stream)
         return
     stream = streams.current_stream(goal.card)
     streams.launched(stream, [], [goal.allocation.use], "copy to the card")

@@ -39,7 +39,7 @@ def latents(name: str, model: Path, device: str, **loading: Any) -> Tensor:
     family, asked = REQUESTS[name]
     pipe = qframe.load(family, model=model, device=device, dtype="float32", **loading)
     generator = torch.Generator().manual_seed(0)
-    made = pipe("a dot", num_inference_steps=2, generator=generator, output_type="latent", **asked).images
+    made = pipe(prompt="a dot", num_inference_steps=2, generator=generator, output_type="latent", **asked).images
     assert isinstance(made, Tensor)
     return made.cpu()
 
@@ -56,7 +56,7 @@ def test_a_pipeline_that_was_offloaded_in_inference_mode_can_be_trained(model: P
     """Offloading moves weights while a picture is sampled; a move in inference mode would spoil them for training."""
     with torch.inference_mode():
         pipe = qframe.load("qwen-image", model=model, device="card", dtype="float32", offload="model")
-        pipe("a dot", height=64, width=64, num_inference_steps=1)
+        pipe(prompt="a dot", height=64, width=64, num_inference_steps=1)
     assert not any(weight.is_inference() for weight in pipe.parts.denoiser.module.parameters())
     pipe.parts.denoiser.module.to("card")
     tokens = torch.randn(16, pipe.parts.denoiser_spec.token_channels, device="card").requires_grad_()
