@@ -47,8 +47,11 @@ def save_on(run: Path, rank: int, port: int) -> None:
     with joined() as processes:
         processes.connect(torch.device("cpu"), timeout=30)
         state = ShardedScene(run, _EXAMPLES, FULL).state
-        if any((run / "checkpoints").glob("step-*")):
-            restore(Path(processes.agree(lambda: str(find_checkpoint(run, "latest")))), state)
+        there = any((run / "checkpoints").glob("step-*"))
+        newest = processes.agree(lambda: str(find_checkpoint(run, "latest")) if there else "")
+        processes.meet()  # before one of them writes
+        if newest:
+            restore(Path(newest), state)
             assert wrong_values(state) == []
         for step in range(state.step + 1, state.step + 1 + _SAVES):
             set_values(state, step)
