@@ -104,7 +104,7 @@ MUTANTS = (
         f"{_ROPE}/layout.py",
         "repeated(value, stream.owner)",
         "value[stream.owner]",
-        ("tests/train/test_compiled.py::test_gradients_in_bfloat16_are_as_exact_as_without_compiling",),
+        (f"{_TESTS}/test_compile.py::test_the_compiled_modulation_has_exact_gradients_in_bfloat16",),
     ),
     Mutant(
         "the ragged attention permutes by an index",
@@ -177,13 +177,9 @@ def copy_project(root: Path) -> None:
         else:
             shutil.copy(ROOT / name, root / name)
     for module in ("qframe", "qframe_qwen"):
-        look = [sys.executable, "-c", f"import {module}; print({module}.__file__)"]
-        paths = os.pathsep.join([str(root), str(root / "plugins")])
-        found = subprocess.run(
-            look, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True
-        )
-        if not Path(found.stdout.strip()).is_relative_to(root):
-            raise SystemExit(f"{module} is imported from {found.stdout.strip()}, and not from the copy")
+        found = python(root, "-c", f"import {module}; print({module}.__file__)").stdout.strip()
+        if not Path(found).is_relative_to(root):
+            raise SystemExit(f"{module} is imported from {found!r}, and not from the copy")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

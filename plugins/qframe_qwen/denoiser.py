@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from qframe.diffusion.norms import keep_stream_dtype
 from qframe.diffusion.packing import pad
-from qframe.diffusion.tables import TableCache
-from qframe.errors import ConfigError, DataError, WeightsError
+from qframe.errors import ConfigError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import (
     PLAIN,
@@ -39,13 +38,13 @@ from qframe.interfaces import (
 )
 from qframe_qwen.loading import component_config, load_weights, outline_of, stored_dtype
 from qframe_qwen.options import QwenDenoiserOptions
+from qframe_qwen.positions import bound_tables, check_text_fits
 from qframe_qwen.saving import save_streamed
 from qframe_qwen.spaces import TEXT_SPACE, latent_space
 
 _CLASS = "QwenImageTransformer2DModel"
 _FOLDER = "transformer"
 _SPACES = "qframe.json"
-_ROTARY_ROWS = 4096  # QwenEmbedRope.__init__ in diffusers' transformer_qwenimage.py
 _TIME_CHANNELS = 256  # QwenTimestepProjEmbeddings.__init__ there
 
 _ATTENTION = (
@@ -158,8 +157,7 @@ class StockDenoiser(Denoiser):
         cls.describe(model, options)
         module = load_weights(cls.network_class(), model, _FOLDER, device=device, dtype=dtype)
         keep_stream_dtype(module)
-        if hasattr(module, "pos_embed"):
-            _bound_tables(module.pos_embed)
+        bound_tables(module)
         options = options or QwenDenoiserOptions()
         if options.attention_backend is not None:
             _use_attention(module, options.attention_backend)
@@ -293,21 +291,6 @@ class StockDenoiser(Denoiser):
             self.module.pos_embed([list(group.shapes)], max_txt_seq_len=group.text.shape[1], device=hidden.device)  # type: ignore[operator]
 
 
-def _bound_tables(rope: Any) -> None:
-    """Keep the position tables of pictures up to a number of bytes.
-
-    diffusers keeps the last 128 of them, whatever their size, on the device; for pictures of 4 MP that is 1 GB.
-    """
-    tables = TableCache()
-    compute = type(rope)._compute_video_freqs.__wrapped__  # without diffusers' cache
-
-    def kept(frame: int, height: int, width: int, idx: int = 0, device: torch.device | None = None) -> Tensor:
-        place = (frame, height, width, idx)
-        return tables.get((*place, device), lambda: compute(rope, *place, device))
-
-    rope._compute_video_freqs = kept
-
-
 def _group_flops(config: Any, samples: int, shapes: tuple[Grid, ...], text: int) -> Flops:
     """The operations of one forward pass of a group: `samples` with the same shapes and `text` padded text tokens.
 
@@ -399,7 +382,7 @@ def _groups(grids: Grids, cond: Conditioning, references: PackedSequence | None,
     found = []
     for (own, given), samples in alike.items():
         lengths = [cond.lengths[sample] for sample in samples]
-        _check_text_fits(own + given, max(lengths))
+        check_text_fits(own + given, max(lengths))
         padded, mask = pad(_rows_of(text, cond.lengths, samples), lengths)
         kept = None
         if references is not None and reference_tokens is not None and given:
@@ -417,14 +400,3 @@ def _rows_of(packed: Tensor, lengths: Sequence[int], samples: Sequence[int]) -> 
         return packed
     rows = packed.split(list(lengths))
     return torch.cat([rows[sample] for sample in samples])
-
-
-def _check_text_fits(shapes: tuple[Grid, ...], length: int) -> None:
-    # Text follows the pictures on the rotary axis: QwenEmbedRope.forward, max_vid_index with scale_rope.
-    first = max(max(height // 2, width // 2) for _, height, width in shapes)
-    if first + length > _ROTARY_ROWS:
-        raise DataError(
-            f"a prompt of {length} tokens is too long with pictures of {shapes}: "
-            f"the model has positions for {_ROTARY_ROWS - first}",
-            "Shorten the prompt.",
-        )

@@ -19,7 +19,7 @@ def permuted(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         order: A permutation, [N], int64.
         inverse: The inverse permutation of `order`, [N], int64.
     """
-    found: Tensor = _Permuted.apply(rows, order, inverse)  # type: ignore[no-untyped-call]
+    found: Tensor = _Permuted.apply(rows, order, inverse)
     return found
 
 
@@ -30,7 +30,7 @@ def repeated(values: Tensor, owner: Tensor) -> Tensor:
     once. That of plain indexing adds thousands of rows one after another in the dtype of the gradient: in bfloat16,
     what is added to a large sum is lost.
     """
-    found: Tensor = _Repeated.apply(values, owner)  # type: ignore[no-untyped-call]
+    found: Tensor = _Repeated.apply(values, owner)
     return found
 
 
@@ -41,7 +41,7 @@ class _Permuted(torch.autograd.Function):
         return rows[order]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return gradient[inverse], None, None
 
@@ -54,7 +54,7 @@ class _Repeated(torch.autograd.Function):
         return values[owner]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (owner,) = ctx.saved_tensors
         owned = torch.arange(ctx.count, device=owner.device)[:, None] == owner  # [B, N]
         return owned.to(gradient.dtype) @ gradient, None

@@ -125,7 +125,7 @@ def _spare_copies(module: nn.Module) -> None:
 
     for part in module.modules():
         if isinstance(part, PeftLayer):
-            part._cast_input_dtype = _unless_autocast  # type: ignore[method-assign]
+            part._cast_input_dtype = _unless_autocast
 
 
 def _unless_autocast(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -159,7 +159,7 @@ class Composition:
             return {}
         return devices.spread(self.config, {role: self.weights(role) or 0 for role in placement.ORDER})
 
-    def load(self, *roles: str, offloaded: bool = False, as_stored: bool = False) -> Parts:
+    def load(self, *roles: str, offloaded: bool = False, as_stored: bool = False, progress: Progress = SILENT) -> Parts:
         """Load the named components; schedule and sampler are always among the parts.
 
         If the configuration names a number of CPU threads (`threads`), torch is set to it as well.
@@ -170,9 +170,13 @@ class Composition:
                 which installs the hooks that move them.
             as_stored: Whether the weights get the dtype of their files, if that is one dtype, and not the configured
                 one. The caller then converts them.
+            progress: Is told what the quantisers make ready before anything is loaded.
         """
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
+        if roles:
+            for role, quantiser in self.quantisers.items():  # all of them: the next role may be loaded hours later
+                quantiser.prepare(self.device(role), progress)
         loaded = {f"loaded_{role}": self._load(role, offloaded=offloaded, as_stored=as_stored) for role in roles}
         options = self.options("sampler")
         sampler = self.classes["sampler"]

@@ -333,6 +333,14 @@ class LoggingConfig:
     use: tuple[str, ...] = attrs.field(
         default=(), metadata={"help": "registered names of loggers: csv, tensorboard, wandb, or those of other plugins"}
     )
+    every: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={
+            "help": "after how many steps their metrics are read from the device and written, those of every step; "
+            "unset: 10 on a GPU, because the CPU waits for it to read them, and 1 on a CPU"
+        },
+    )
     project: str = attrs.field(
         default="qframe", metadata={"help": "name of the project, for loggers that group runs by project"}
     )

@@ -15,8 +15,8 @@ from torch import Tensor
 from qframe.compose import Composition
 from qframe.compose.placement import Placement
 from qframe.diffusion.gradients import without_gradients
-from qframe.errors import ConfigError
-from qframe.interfaces import Parts, Plan, Request, Settled
+from qframe.errors import ConfigError, nearest
+from qframe.interfaces import Parts, Plan, Recipe, Request, Settled
 from qframe.progress import SILENT, Progress
 from qframe.sample.callbacks import TENSORS, StepCallback, StepState, check_callback, replaced, tensors_of
 from qframe.sample.conditioning import encode_padded
@@ -79,6 +79,13 @@ class Pipeline:
         self._current_pictures: tuple[int, ...] = ()
         self.placement = placement or Placement()
         self._computing = computing
+        self.__signature__ = _signature(self.recipe)
+
+    def __repr__(self) -> str:
+        made = self.composition
+        devices = {str(made.device(role)) for role in ("encoder", "denoiser", "codec")}
+        dtype = str(made.dtype("denoiser")).removeprefix("torch.")
+        return f"Pipeline({made.family.name!r}, {made.model_name!r}, {', '.join(sorted(devices))}, {dtype})"
 
     @overload
     def __call__(self, *positional: Any, return_dict: Literal[True] = True, **arguments: Any) -> PipelineOutput: ...
@@ -274,9 +281,12 @@ class Pipeline:
         known = {field.name for field in attrs.fields(kind)}
         unknown = sorted(set(fields) - known)
         if unknown:
+            allowed = sorted(known | _own_arguments())
+            meant = [(name, nearest(name, allowed, 1)) for name in unknown]
+            near = ", ".join(f"{found[0]} for {name}" for name, found in meant if found)
             raise ConfigError(
                 f"family {self.composition.family.name!r} takes no {', '.join(unknown)}",
-                f"It takes {', '.join(sorted(known | _own_arguments()))}.",
+                f"Did you mean {near}?" if near else f"It takes {', '.join(allowed)}.",
             )
         return kind(**fields)
 
@@ -289,6 +299,20 @@ def _check_seed(seed: Any, request: Request) -> None:
         raise ConfigError(f"seed must be a whole number from 0 to 2^62, got {seed!r}", "Leave it out for a random one.")
     if request.generator is not None:
         raise ConfigError("both seed and generator are given", "Give one of them.")
+
+
+def _signature(recipe: Recipe) -> inspect.Signature:
+    """Return the signature of a call for one family, with its own fields, for `help`, `inspect` and completion."""
+    kinds, fields = inspect.Parameter, {}
+    for field in (one for one in attrs.fields(recipe.request_type) if one.init):
+        kind = kinds.POSITIONAL_OR_KEYWORD if field.name in recipe.positional else kinds.KEYWORD_ONLY
+        made_anew = field.default is attrs.NOTHING or isinstance(field.default, attrs.Factory)  # type: ignore[arg-type]
+        default = None if made_anew else field.default
+        fields[field.name] = inspect.Parameter(field.name, kind, default=default, annotation=field.type)
+    own = inspect.signature(Pipeline.__call__).parameters.values()
+    called = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
+    first = [fields.pop(name) for name in recipe.positional]
+    return inspect.Signature([*first, *fields.values(), *called], return_annotation=PipelineOutput)
 
 
 def _own_arguments() -> set[str]:

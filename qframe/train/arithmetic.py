@@ -5,8 +5,12 @@ What one forward pass computes, the denoiser declares (`Denoiser.flops`). What a
 
 from __future__ import annotations
 
+import time
+
+import torch
+
 from qframe.config.schema import TrainConfig
-from qframe.interfaces import Flops
+from qframe.interfaces import Denoiser, Flops
 
 _LORA = 1
 _FULL = 2
@@ -32,3 +36,44 @@ def step_flops(forward: Flops, config: TrainConfig) -> int:
     again = 1 if config.gradient_checkpointing else 0
     backward = _FULL if config.mode == "full" else _LORA
     return (1 + again + backward) * forward.linear + (1 + again + _ATTENTION) * forward.attention
+
+
+_SECONDS = 0.1
+_SMALLEST, _LARGEST = 256, 8192
+
+
+def measured_rate(device: torch.device, precision: str) -> float:
+    """Multiply matrices on a device, and return how many floating point operations it does in a second.
+
+    The matrices are doubled in size while a product takes less than a 32nd of `_SECONDS`, because small ones do not
+    keep a GPU busy. No generator that training uses is drawn from.
+
+    Args:
+        device: The device.
+        precision: `train.precision`, the dtype of the matrices by name.
+    """
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    block = torch.randn(_SMALLEST, _SMALLEST, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    best, size, until = 0.0, _SMALLEST, time.monotonic() + _SECONDS
+    while True:
+        matrix = block.repeat(size // _SMALLEST, size // _SMALLEST)
+        torch.mm(matrix, matrix)  # the first one chooses a kernel
+        _wait(matrix)
+        began = time.monotonic()
+        _wait(torch.mm(matrix, matrix))
+        took = max(time.monotonic() - began, 1e-9)
+        best = max(best, 2 * size**3 / took)
+        if time.monotonic() > until:
+            return best
+        if took < _SECONDS / 32 and size < _LARGEST:
+            size *= 2
+
+
+def declares_flops(denoiser: Denoiser) -> bool:
+    """Whether a denoiser declares the operations of its forward passes."""
+    return denoiser.flops([((1, 1, 1),)], [1]) is not None
+
+
+def _wait(made: torch.Tensor) -> None:
+    """Wait until the device has computed a tensor."""
+    made[0, 0].item()

@@ -67,7 +67,6 @@ def _losses(setup: StepSetup, example: Example, place: int, count: int) -> Tenso
         noise=torch.cat(noise),
         drops=[False] * QUANTILES,
         patch=setup.patch,
-        device=setup.device,
-    )
+    ).to(setup.device)
     with attention_kernels(setup.device, max(batch.noisy.lengths)):
         return sample_losses(predict_velocity(setup, batch), batch).double().cpu()

@@ -64,14 +64,27 @@ class Optimizers:
                 parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay, blocks=blocks
             )
         )
+        self._sharded = any(hasattr(parameter, "full_tensor") for parameter in parameters.values())
         self._peaks = [[float(group["lr"]) for group in part.param_groups] for part in self.parts]
 
-    def step(self, step: int, *, steps: int | None = None) -> float:
+    @property
+    def skip_on_device(self) -> bool:
+        """Whether `step` can leave a step out because of a tensor on the device, so that the CPU need not read it.
+
+        The fused kernels of torch can, by the protocol of `torch.amp.GradScaler`. Others would change their moments.
+        Neither can kernels be given a tensor beside shards.
+        """
+        fused = all(getattr(part, "_step_supports_amp_scaling", False) for part in self.parts)
+        return fused and not self._sharded
+
+    def step(self, step: int, *, steps: int | None = None, skip: Tensor | None = None) -> float:
         """Set the learning rates for an optimizer step, and make the step with all optimizers.
 
         Args:
             step: The number of the step, from 0.
             steps: The number of steps of the whole run; by default `config.max_steps`.
+            skip: A truth value on the device; where it is true, the device changes neither parameters nor moments. It
+                may only be given if `skip_on_device` is true.
 
         Returns:
             The learning rate of the last group of parameters of the last optimizer.
@@ -80,6 +93,8 @@ class Optimizers:
         for part, peaks in zip(self.parts, self._peaks, strict=True):
             for group, peak in zip(part.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
+            if skip is not None:
+                part.grad_scale, part.found_inf = None, skip.float()  # type: ignore[attr-defined]
             part.step()
         return self._peaks[-1][-1] * factor
 
@@ -175,9 +190,20 @@ class WeightAverage:
         self.values: dict[str, Tensor] = {name: p.detach().clone().float() for name, p in parameters.items()}
 
     @torch.no_grad()
-    def update(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
-        """Bring the average up to date with the present values of the parameters, after optimizer step `step`."""
+    def update(self, parameters: Mapping[str, nn.Parameter], step: int, *, skip: Tensor | None = None) -> None:
+        """Bring the average up to date with the present values of the parameters, after optimizer step `step`.
+
+        Args:
+            parameters: The parameters, by name.
+            step: The number of the step, from 0.
+            skip: A truth value on the device of the parameters; where it is true, the average does not change.
+        """
         decay = min(self._decay, (1 + step) / (10 + step))
+        if skip is not None:
+            amount = torch.where(skip, 0.0, 1.0 - decay)
+            for name, parameter in parameters.items():
+                self.values[name].lerp_(parameter.detach().float(), amount)
+            return
         torch._foreach_lerp_(
             [self.values[name] for name in parameters], [p.detach().float() for p in parameters.values()], 1.0 - decay
         )

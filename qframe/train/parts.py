@@ -13,6 +13,7 @@ from qframe.compose.placement import Placement, rest_codec
 from qframe.config.schema import Config, TrainConfig
 from qframe.interfaces import Denoiser, ForwardOptions, Parts
 from qframe.plugins.registry import Registry
+from qframe.progress import SILENT, Progress
 from qframe.train.checks import gradient_checkpointing
 from qframe.train.loop import StepSetup
 from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory
@@ -36,7 +37,7 @@ class LoadedParts:
             computes. Before the codec is loaded, it moves nothing.
     """
 
-    def __init__(self, composition: Composition, *, sharded: bool) -> None:
+    def __init__(self, composition: Composition, *, sharded: bool, progress: Progress = SILENT) -> None:
         """Remember what to load, and load nothing yet.
 
         Args:
@@ -44,7 +45,9 @@ class LoadedParts:
             sharded: Whether the denoiser will be sharded. It is then loaded onto the CPU, because its device may be too
                 small for all of its weights, and in the dtype of its files if they have one: so that it is mapped from
                 them, and no process copies more than its own shards.
+            progress: Is told what has to be made ready before the weights are loaded.
         """
+        self._progress = progress
         self._composition = composition
         self._sharded = sharded
         self._parts: dict[str, Any] = {}
@@ -54,7 +57,8 @@ class LoadedParts:
         """Load the components of these roles unless they are loaded, and return all components that are loaded now."""
         composition = self._composition
         missing = [role for role in roles if role not in self._parts]
-        parts = composition.load(*(role for role in missing if role != "denoiser" or not self._sharded))
+        whole = [role for role in missing if role != "denoiser" or not self._sharded]
+        parts = composition.load(*whole, progress=self._progress)
         if self._sharded and "denoiser" in missing:
             unsharded = composition.load("denoiser", offloaded=True, as_stored=True)
             parts = attrs.evolve(parts, loaded_denoiser=unsharded.denoiser)

@@ -19,6 +19,7 @@ from qframe.files.sound_folders import SoundFolders
 from qframe.files.storage import lock_folder, write_file
 from qframe.interfaces import Plan, Record
 from qframe.train import resume as resuming
+from qframe.train.arithmetic import declares_flops, measured_rate
 from qframe.train.checks import check_training
 from qframe.train.loop import run_steps
 from qframe.train.order import make_order, sample_sizes, total_steps
@@ -35,6 +36,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from qframe.train.trainer import Trainer
+
+_AHEAD = 2
+_LOG_EVERY = 10
+"""After how many steps metrics are read from a GPU, if `logging.every` does not say."""
+
+_AHEAD = 2
+_LOG_EVERY = 10
+"""After how many steps metrics are read from a GPU, if `logging.every` does not say."""
 
 _MADE_OF = ("encoder", "codec", "denoiser", "schedule")
 """Components whose change makes another run. A sampler has no part in training."""
@@ -225,6 +234,8 @@ class Session:
         steps = total_steps(order, train, trainer.processes.world)
         resuming.check_length(state.step, steps, "train.epochs")
         trainer.total_steps = steps
+        device, world = trainer.composition.device("denoiser"), trainer.processes.world
+        peak = measured_rate(device, train.precision) * world if declares_flops(trainer.denoiser) else None
         watch = Watch(
             trainer=trainer,
             run=self.run,
@@ -248,6 +259,9 @@ class Session:
             save=watch.save,
             processes=trainer.processes,
             one_by_one=trainer.sharded,
+            ahead=_AHEAD if trainer.use_cache else 0,  # live examples are encoded on the device, in this thread
+            log_every=trainer.config.logging.every or (1 if device.type == "cpu" else _LOG_EVERY),
+            peak=peak,
         )
         if state.step == 0 and (found := watch.validate(0)):
             watch.observe(0, found)

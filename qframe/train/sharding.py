@@ -196,7 +196,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def local_part(tensor: Tensor) -> Tensor:
     """Return what this process holds of a tensor: its shard, or the tensor itself if that is not sharded."""
-    found: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    found: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return found.detach()
 
 

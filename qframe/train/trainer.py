@@ -97,7 +97,7 @@ class Trainer:
         self.loggers = registered_loggers(config, self.registry)
         self.state: TrainingState | None = None
         self.total_steps: int | None = None
-        self.loaded = LoadedParts(self.composition, sharded=self.sharded)
+        self.loaded = LoadedParts(self.composition, sharded=self.sharded, progress=progress)
         self.computing = in_precision(self.composition.device("denoiser"), config.train)
         self._loaded_loras = self._merged_at = 0
 

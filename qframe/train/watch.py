@@ -75,9 +75,16 @@ class Watch:
 
     def save(self) -> None:
         """Save a checkpoint of the present state. Every process must call this method, and waits until it is saved."""
-        processes, keep = self.trainer.processes, self.trainer.config.train.keep_checkpoints
-        saved = {"config": self.toml, "about": self.about, "keep": keep, "sound": self.sound}
-        save_checkpoint(self.run.folder, self.state, processes=processes, **saved)
+        processes = self.trainer.processes
+        save_checkpoint(
+            self.run.folder,
+            self.state,
+            config=self.toml,
+            about=self.about,
+            keep=self.trainer.config.train.keep_checkpoints,
+            processes=processes,
+            sound=self.sound,
+        )
         processes.meet()
 
     def _loss_due(self, step: int) -> bool:

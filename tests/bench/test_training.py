@@ -32,7 +32,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> bench._Bench:
 
 
 def test_the_bare_contestant_passes_what_the_step_passed(measured: bench._Bench) -> None:
-    step = bench._Step(measured.setup, measured.state)
+    step = bench._Step(measured.setup, measured.state, bench._again(measured.setup))
     step()
     given: list[Any] = []
     hook = measured.setup.denoiser.module.register_forward_pre_hook(
@@ -52,7 +52,8 @@ def test_waiting_is_what_passes_before_the_network_is_entered(measured: bench._B
             return super().__getitem__(index)
 
     examples = Slow(measured.setup.examples[index] for index in range(3))
-    step = bench._Step(attrs.evolve(measured.setup, examples=examples), measured.state)
+    setup = attrs.evolve(measured.setup, examples=examples)
+    step = bench._Step(setup, measured.state, bench._again(setup))
     started = time.perf_counter()
     step()
     passed = time.perf_counter() - started
@@ -89,7 +90,7 @@ def test_a_step_that_is_skipped_is_no_measurement(measured: bench._Bench) -> Non
     broken = attrs.evolve(measured.setup.examples[0], target=torch.full((8, 8, 8), torch.nan))
     setup = attrs.evolve(measured.setup, examples=[broken] * 3)
     with pytest.raises(ConfigError, match="not finite"):
-        bench._Step(setup, measured.state)()
+        bench._Step(setup, measured.state, bench._again(setup))()
 
 
 @pytest.mark.parametrize(("value", "arguments", "code"), [(1.5, [], 0), (1.5, ["--check"], 1), (1.0, ["--check"], 0)])
@@ -122,8 +123,9 @@ def test_the_command_ends_with_1_where_it_is_to_check_and_a_promise_is_not_kept(
 
 def test_a_step_computes_and_writes_what_its_network_does(measured: bench._Bench) -> None:
     """Counted, not timed: beside its network, its backward pass and its optimizer, a step only makes the batch."""
-    cached = bench._Step(measured.setup, measured.state)
-    live = bench._Step(attrs.evolve(measured.setup, examples=measured.live), measured.state)
+    cached = bench._Step(measured.setup, measured.state, bench._again(measured.setup))
+    live_setup = attrs.evolve(measured.setup, examples=measured.live)
+    live = bench._Step(live_setup, measured.state, bench._again(live_setup))
     step, encoded_again = work(cached), work(live)
     bare = work(partial(bench._bare, measured.setup, measured.state, cached.passes))
     assert step[0] == bare[0]

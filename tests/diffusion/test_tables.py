@@ -11,7 +11,8 @@ from torch import Tensor
 
 from qframe.diffusion.tables import TableCache
 from qframe.files.model_folder import ModelFolder
-from qframe_qwen import denoiser
+from qframe_qwen import positions
+from qframe_qwen.denoiser import StockDenoiser
 from qframe_qwen_per_sample_rope import rotary
 from tests.qwen.tiny import tiny_qwen_model
 
@@ -51,8 +52,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
 
 
 def test_the_tables_of_denoiser_qwen_image(model: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(denoiser, "TableCache", lambda: TableCache(4 * ONE))
-    rope = denoiser.StockDenoiser.load(model, None, device=CPU, dtype=torch.float32).module.pos_embed
+    monkeypatch.setattr(positions, "TableCache", lambda: TableCache(4 * ONE))
+    rope = StockDenoiser.load(model, None, device=CPU, dtype=torch.float32).module.pos_embed
     plain = type(rope)(10000, [4, 6, 6], scale_rope=True)
     made = []
     for grid in GRIDS:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch.distributed.fsdp
+import torch.distributed.tensor  # noqa: F401 - here, not in each of the forked processes: it takes seconds
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

@@ -9,8 +9,10 @@ from typing import Literal
 from unittest import mock
 
 import attrs
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -51,6 +53,7 @@ def config(model: Path, tmp_path: Path) -> Callable[..., Config]:
             "train.learning_rate=0.001",
             "train.checkpoint_every=2",
             "train.keep_checkpoints=5",
+            "train.precision=float32",  # bfloat16 has tests of its own, and other bounds
             "train.ema_decay=0.9",
             "lora.rank=4",
             "data.options.count=5",
@@ -97,7 +100,8 @@ def test_two_processes_with_half_of_the_weights_each_take_the_steps_of_one(
     tmp_path: Path, mixed_examples: list[Example], mode: Literal["lora", "full"]
 ) -> None:
     """One of them often has fewer samples, and both must enter the network equally often."""
-    config = attrs.evolve(BASE, mode=mode, batch_size=2, gradient_accumulation=2, max_steps=4, ema_decay=0.9)
+    exact = attrs.evolve(BASE, precision="float32")  # to be compared with another order of sums
+    config = attrs.evolve(exact, mode=mode, batch_size=2, gradient_accumulation=2, max_steps=4, ema_decay=0.9)
 
     def work(processes: Processes) -> dict[str, Tensor]:
         processes.connect(torch.device("cpu"), timeout=20)
@@ -154,6 +158,34 @@ def test_sharded_training_takes_the_same_steps(
             close(files[1][name], tensors)
     else:
         close(*(load_file(tmp_path / run / "lora.safetensors") for run in ("shards", "whole")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen-image", "qwen-per-sample-rope"])
+def test_full_fine_tuning_on_shards_samples_and_validates_in_bfloat16(
+    config: Callable[..., Config], tmp_path: Path, name: str
+) -> None:
+    """The gathered weights are bfloat16 there too, and the inputs are not: autocast has to be on in every pass."""
+    settings = ["train.mode=full", "train.precision=bfloat16", f"denoiser.use={name}", "sample.every=2"]
+    for run, shards in (("whole", "none"), ("shards", "full")):
+        fit(2, config(run, f"train.shard={shards}", "validation.every=2", *settings), tmp_path / f"of-{run}")
+    for moment in ("before", "step-000002", "after"):
+        pictures = [sorted((tmp_path / run / "samples" / moment).glob("*.png")) for run in ("whole", "shards")]
+        assert [len(files) for files in pictures] == [3, 3]
+        for files in zip(*pictures, strict=True):
+            whole, shards = (np.asarray(Image.open(file)).astype(float) for file in files)
+            assert abs(whole - shards).mean() < 4  # of 255
+    for name, bound in (("loss", 0.02), ("val_loss", 0.02)):
+        whole, shards = (
+            [
+                row[name]
+                for row in map(json.loads, (tmp_path / run / "metrics.jsonl").read_text().splitlines())
+                if name in row
+            ]
+            for run in ("whole", "shards")
+        )
+        assert len(whole) > 1
+        assert shards == pytest.approx(whole, rel=bound)
 
 
 @pytest.mark.slow
