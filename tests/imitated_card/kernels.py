@@ -77,6 +77,9 @@ def flash_backward(
 
 
 KERNELS = {
+    # Computed at once: the bit with which torch defers them would be ignored further down.
+    aten._conj: lambda x: torch.ops.aten.conj_physical(x),
+    aten._neg_view: lambda x: torch.ops.aten.neg(x),
     aten._flash_attention_forward: flash_forward,
     aten._flash_attention_backward: flash_backward,
 }

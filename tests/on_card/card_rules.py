@@ -69,6 +69,17 @@ def test_results_of_a_second_card_and_their_gradients_lie_on_it() -> None:
         layer(torch.ones(2, 4, device="card:0"))
 
 
+def test_gradients_of_complex_products_are_those_of_the_cpu() -> None:
+    """Rotary positions: backward multiplies by a conjugate, which torch defers by a bit of the tensor."""
+    x, turns = torch.randn(5, 4, 2), torch.polar(torch.ones(5, 4), torch.randn(5, 4))
+    found = []
+    for device in ("cpu", "card"):
+        pairs = x.clone().to(device).requires_grad_()
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * turns.to(device))
+        found.append(torch.autograd.grad((turned * x.to(device)).sum(), pairs)[0].cpu())
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_autocast_has_the_lists_of_cuda() -> None:
     """The lists are read from torch's header; what follows is written down, so that reading nothing cannot pass."""
     lists = autocast.lists()
