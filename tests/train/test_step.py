@@ -22,9 +22,13 @@ def scene(tmp_path: Path, mixed_examples: list[Example]) -> Callable[..., Scene]
     return lambda config, dropout=0.0: Scene(tmp_path / "run", mixed_examples, config, dropout)
 
 
-def test_the_average_follows_the_weights_that_a_step_ends_with(scene: Callable[..., Scene]) -> None:
+@pytest.mark.parametrize(("mode", "optimizer"), [("lora", "adamw"), ("full", "muon")])
+def test_the_average_follows_the_weights_that_a_step_ends_with(
+    scene: Callable[..., Scene], mode: str, optimizer: str
+) -> None:
     """Recomputed from the weights seen after every step: the average of a step contains that step's update."""
-    run = scene(attrs.evolve(BASE, ema_decay=0.9, max_steps=4, learning_rate=0.05))
+    config = attrs.evolve(BASE, mode=mode, optimizer=optimizer, ema_decay=0.9, max_steps=4, learning_rate=0.05)
+    run = scene(config)
     wanted = {name: p.detach().double().clone() for name, p in run.state.parameters.items()}
     seen: list[int] = []
 
@@ -72,7 +76,6 @@ def test_every_step_and_every_slot_draws_other_noise_and_another_sigma() -> None
             config=config,
             schedule=HalvingSchedule(),
             patch=PATCH,
-            device=torch.device("cpu"),
         )
         return batch.noisy.tokens, batch.sigma.item()
 
