@@ -52,16 +52,24 @@ class Mutant:
 
 _ROPE = "plugins/qframe_qwen_per_sample_rope"
 _TESTS = "tests/per_sample_rope"
-_STEP = "        rate = state.optimizers.step(state.step, steps=config.max_steps)\n"
+_STEP = "        rate = state.optimizers.step(state.step, steps=config.max_steps{})\n"
 _AVERAGE = """        if state.average is not None:
-            state.average.update(state.parameters, state.step)
+            state.average.update(state.parameters, state.step{})
 """
+_SKIP = ", skip=~finite"
 MUTANTS = (
     Mutant(
-        "the average of the weights is updated before the step",
+        "the average of the weights is updated before the step of a fused optimizer",
         "qframe/train/loop.py",
-        _STEP + _AVERAGE,
-        _AVERAGE + _STEP,
+        (_STEP + _AVERAGE).format(_SKIP, _SKIP),
+        (_AVERAGE + _STEP).format(_SKIP, _SKIP),
+        ("tests/train/test_step.py::test_the_average_follows_the_weights_that_a_step_ends_with",),
+    ),
+    Mutant(
+        "the average of the weights is updated before the step of another optimizer",
+        "qframe/train/loop.py",
+        (_STEP + _AVERAGE).format("", ""),
+        (_AVERAGE + _STEP).format("", ""),
         ("tests/train/test_step.py::test_the_average_follows_the_weights_that_a_step_ends_with",),
     ),
     Mutant(
@@ -73,7 +81,7 @@ MUTANTS = (
     ),
     Mutant(
         "the seed of dropout lacks the step",
-        "qframe/train/loop.py",
+        "qframe/train/passes.py",
         '"dropout", step, micro',
         '"dropout", micro',
         ("tests/train/test_step.py::test_every_pass_of_every_step_drops_other_inputs",),

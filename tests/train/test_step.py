@@ -13,6 +13,7 @@ from torch import Tensor
 from qframe.interfaces import Example
 from qframe.train.batch import make_batch
 from qframe.train.loop import run_steps
+from qframe_optimizers.options import AdamWOptions
 from tests.train.conftest import PATCH, FixedShares, HalvingSchedule, toy_example
 from tests.train.test_loop import BASE, Scene
 
@@ -22,9 +23,12 @@ def scene(tmp_path: Path, mixed_examples: list[Example]) -> Callable[..., Scene]
     return lambda config, dropout=0.0: Scene(tmp_path / "run", mixed_examples, config, dropout)
 
 
-def test_the_average_follows_the_weights_that_a_step_ends_with(scene: Callable[..., Scene]) -> None:
+@pytest.mark.parametrize("fused", [False, True], ids=["not fused", "fused"])
+def test_the_average_follows_the_weights_that_a_step_ends_with(scene: Callable[..., Scene], fused: bool) -> None:
     """Recomputed from the weights seen after every step: the average of a step contains that step's update."""
-    run = scene(attrs.evolve(BASE, ema_decay=0.9, max_steps=4, learning_rate=0.05))
+    options = AdamWOptions(fused=fused)
+    run = scene(attrs.evolve(BASE, optimizer_options=options, ema_decay=0.9, max_steps=4, learning_rate=0.05))
+    assert run.state.optimizers.skip_on_device == fused  # the loop has one way to skip a step for each of them
     wanted = {name: p.detach().double().clone() for name, p in run.state.parameters.items()}
     seen: list[int] = []
 
@@ -72,7 +76,6 @@ def test_every_step_and_every_slot_draws_other_noise_and_another_sigma() -> None
             config=config,
             schedule=HalvingSchedule(),
             patch=PATCH,
-            device=torch.device("cpu"),
         )
         return batch.noisy.tokens, batch.sigma.item()
 
