@@ -24,6 +24,12 @@ def qframe_components() -> list[Component]:
         ),
         Component(
             "benchmark",
+            "encode",
+            "qframe_bench.training.encode_command:encode",
+            summary="a folder of photographs encoded with pictures opened in threads, and one at a time",
+        ),
+        Component(
+            "benchmark",
             "sample",
             "qframe_bench.sampling.command:sample",
             summary="a sampling run against its forward passes alone, and against diffusers: time and memory",

@@ -25,6 +25,7 @@ from qframe.cli.shared import (
 )
 from qframe.config.schema import LoraLayout
 from qframe.errors import ConfigError, QframeError, WeightsError
+from qframe.files.lora_file import find_lora, find_loras
 
 if TYPE_CHECKING:
     from qframe.adapters import StoredLora
@@ -46,13 +47,14 @@ def info(file: Path, as_json: bool) -> None:
     """
     from qframe.adapters import describe_lora
 
-    stored = describe_lora(file)
+    stored = describe_lora(find_lora(file))
     if as_json:
         click.echo(json.dumps(_as_json(stored), indent=1))
         return
     dtypes = sorted({tensor.dtype for layer in stored.layers for tensor in layer.parts.values()})
     rows = {
         "layout": ", ".join(stored.styles) + (" (DoRA)" if stored.dora else ""),
+        "kind": ", ".join(sorted({layer.kind for layer in stored.layers})),
         "layers": len(stored.layers),
         "rank": _several(layer.rank for layer in stored.layers),
         "alpha": _several(layer.alpha for layer in stored.layers),
@@ -104,6 +106,7 @@ def convert(
         composition = _composition(family, model, config_file, overrides)
         outline = outlined(composition) or composition.load("denoiser").denoiser
         names = layer_names(outline.module)
+    file = find_lora(file)
     layers = read_lora(file, names=names)
     metadata = {key: text for key, text in describe_lora(file).metadata.items() if key not in METADATA_OF_LAYOUTS}
     save_lora(output, layers, layout=layout, metadata=metadata)
@@ -144,7 +147,7 @@ def merge(
     from qframe_lora_tools.merged import write_merged
 
     chosen = None if dtype is None else {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    write_merged(composition, [scaled_file(text) for text in loras], output, dtype=chosen)
+    write_merged(composition, list(find_loras(map(scaled_file, loras)).items()), output, dtype=chosen)
     click.echo(f"wrote {output}; use it with --set denoiser.model={output}")
 
 
@@ -187,12 +190,13 @@ def _as_json(stored: StoredLora) -> dict[str, Any]:
         "layers": [
             {
                 "name": layer.name,
+                "kind": layer.kind,
                 "rank": layer.rank,
                 "alpha": layer.alpha,
                 "scale": layer.scale,
                 "in": layer.features[0],
                 "out": layer.features[1],
-                "dtype": layer.parts["down"].dtype,
+                "dtype": layer.dtype,
             }
             for layer in stored.layers
         ],

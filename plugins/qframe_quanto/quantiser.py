@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from qframe.errors import ConfigError, NumericsError
 from qframe.interfaces import Quantiser
+from qframe.progress import SILENT, Progress
+from qframe_quanto.extension import compiled, prepare_extension
 from qframe_quanto.options import QuantoOptions
 
 _TYPES = {"qint8": quanto.qint8, "qfloat8": quanto.qfloat8, "qint4": quanto.qint4}
@@ -37,6 +39,10 @@ class QuantoQuantiser(Quantiser):
 
     def __init__(self, options: QuantoOptions | None) -> None:
         super().__init__(options or QuantoOptions())
+
+    def prepare(self, device: torch.device, progress: Progress = SILENT) -> None:
+        for name in compiled(self.options.weights, device.type):
+            prepare_extension(name, progress)
 
     def quantise(self, network: nn.Module) -> None:
         """Replace all linear layers of `network` in place, except those that match `exclude`, by quantised ones.

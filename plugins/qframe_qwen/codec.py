@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import CodecSpec, LatentCodec
-from qframe_qwen.loading import component_config, load_weights, maps_weights, outline_of
+from qframe_qwen.loading import component_config, load_weights, outline_of, stored_dtype
 from qframe_qwen.options import QwenCodecOptions
 from qframe_qwen.spaces import PUBLISHED_MEAN, latent_space
 
@@ -67,8 +67,8 @@ class QwenCodec(LatentCodec):
         return cls(outline_of(AutoencoderKLQwenImage, component_config(model, _FOLDER, _CLASS), dtype))
 
     @classmethod
-    def maps_weights(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> bool:
-        return maps_weights(model, _FOLDER, dtype)
+    def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:
+        return stored_dtype(model, _FOLDER)
 
     @classmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> dict[str, str]:

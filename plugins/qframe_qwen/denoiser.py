@@ -7,7 +7,9 @@ masked.
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,27 +20,32 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from qframe.diffusion.norms import keep_stream_dtype
 from qframe.diffusion.packing import pad
-from qframe.errors import ConfigError, DataError, WeightsError
+from qframe.errors import ConfigError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import (
     PLAIN,
     Conditioning,
     Denoiser,
     DenoiserSpec,
+    Flops,
     ForwardOptions,
     Grid,
     PackedSequence,
+    SavedAs,
     Velocity,
 )
-from qframe_qwen.loading import component_config, load_weights, maps_weights, outline_of
+from qframe_qwen.loading import component_config, load_weights, outline_of, stored_dtype
 from qframe_qwen.options import QwenDenoiserOptions
+from qframe_qwen.positions import bound_tables, check_text_fits
+from qframe_qwen.saving import save_streamed
 from qframe_qwen.spaces import TEXT_SPACE, latent_space
 
 _CLASS = "QwenImageTransformer2DModel"
 _FOLDER = "transformer"
 _SPACES = "qframe.json"
-_ROTARY_ROWS = 4096  # QwenEmbedRope.__init__ in diffusers' transformer_qwenimage.py
+_TIME_CHANNELS = 256  # QwenTimestepProjEmbeddings.__init__ there
 
 _ATTENTION = (
     "attn.to_q",
@@ -149,6 +156,8 @@ class StockDenoiser(Denoiser):
     def load(cls, model: ModelFolder, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
         cls.describe(model, options)
         module = load_weights(cls.network_class(), model, _FOLDER, device=device, dtype=dtype)
+        keep_stream_dtype(module)
+        bound_tables(module)
         options = options or QwenDenoiserOptions()
         if options.attention_backend is not None:
             _use_attention(module, options.attention_backend)
@@ -159,11 +168,13 @@ class StockDenoiser(Denoiser):
     @classmethod
     def outline(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> Self:
         cls.describe(model, options)
-        return cls(outline_of(cls.network_class(), model.config(_FOLDER), dtype), _spaces(model))
+        module = outline_of(cls.network_class(), model.config(_FOLDER), dtype)
+        keep_stream_dtype(module)
+        return cls(module, _spaces(model))
 
     @classmethod
-    def maps_weights(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> bool:
-        return maps_weights(model, _FOLDER, dtype)
+    def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:
+        return stored_dtype(model, _FOLDER)
 
     @classmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> dict[str, str]:
@@ -214,10 +225,21 @@ class StockDenoiser(Denoiser):
             alike.setdefault(own, []).append(length)
         return sum(max(lengths) * len(lengths) - sum(lengths) for lengths in alike.values())
 
-    def save(self, folder: Path) -> None:
+    def flops(self, grids: Sequence[tuple[Grid, ...]], text: Sequence[int]) -> Flops:
+        """See `Denoiser.flops`. The widths are those of the network's configuration."""
+        alike: dict[tuple[Grid, ...], list[int]] = {}
+        for own, length in zip(grids, text, strict=True):
+            alike.setdefault(own, []).append(length)
+        groups = [_group_flops(self.module.config, len(lengths), own, max(lengths)) for own, lengths in alike.items()]
+        return functools.reduce(operator.add, groups)
+
+    def save(self, folder: Path, saved_as: SavedAs | None = None) -> None:
         """Write `folder`/transformer in the diffusers layout, with the names of the spaces it was made for."""
         target = folder / _FOLDER
-        self.module.save_pretrained(target, safe_serialization=True)  # type: ignore[operator]
+        if saved_as is None:
+            self.module.save_pretrained(target, safe_serialization=True)  # type: ignore[operator]
+        else:
+            save_streamed(self.module, target, saved_as)
         if self._spaces:
             (target / _SPACES).write_text(json.dumps(self._spaces, indent=2) + "\n", encoding="utf-8")
 
@@ -246,6 +268,8 @@ class StockDenoiser(Denoiser):
         hidden = target if group.references is None else torch.cat([target, group.references], dim=1)
         # To the model's dtype before the division, as the pipelines do: bf16 rounds differently otherwise.
         timestep = (sigma.float() * 1000).to(hidden) / 1000
+        if torch.is_inference_mode_enabled():
+            self._make_tables(group, hidden)
         with cached_as(self.module, forward.cache_context):
             predicted: Tensor = self.module(
                 hidden_states=hidden,
@@ -257,6 +281,32 @@ class StockDenoiser(Denoiser):
                 return_dict=False,
             )[0]
         return predicted[:, : group.length]
+
+    def _make_tables(self, group: _Group, hidden: Tensor) -> None:
+        """Make the position tables that the network keeps, as ordinary tensors, which training may use later.
+
+        In inference mode the network itself would make tables that a backward pass refuses.
+        """
+        with torch.inference_mode(False):
+            self.module.pos_embed([list(group.shapes)], max_txt_seq_len=group.text.shape[1], device=hidden.device)  # type: ignore[operator]
+
+
+def _group_flops(config: Any, samples: int, shapes: tuple[Grid, ...], text: int) -> Flops:
+    """The operations of one forward pass of a group: `samples` with the same shapes and `text` padded text tokens.
+
+    The layers are those of QwenImageTransformer2DModel in diffusers' transformer_qwenimage.py.
+    """
+    image = sum(frames * height * width for frames, height, width in shapes)
+    width = config.num_attention_heads * config.attention_head_dim
+    times = 2 if config.zero_cond_t else 1  # references are modulated by time 0
+    token = 4 * width**2 + 8 * width**2  # queries, keys, values and output; both layers of the perceptron
+    block = (image + text) * token + (times + 1) * 6 * width**2
+    time = times * (1 + bool(config.guidance_embeds)) * (_TIME_CHANNELS * width + width**2)
+    out = config.patch_size**2 * (config.out_channels or config.in_channels)
+    ends = image * config.in_channels * width + text * config.joint_attention_dim * width + image * width * out
+    products = config.num_layers * block + ends + time + 2 * width**2
+    attention = config.num_layers * 2 * (image + text) ** 2 * width
+    return Flops(linear=2 * samples * products, attention=2 * samples * attention)
 
 
 def _use_attention(module: Any, name: str) -> None:
@@ -332,7 +382,7 @@ def _groups(grids: Grids, cond: Conditioning, references: PackedSequence | None,
     found = []
     for (own, given), samples in alike.items():
         lengths = [cond.lengths[sample] for sample in samples]
-        _check_text_fits(own + given, max(lengths))
+        check_text_fits(own + given, max(lengths))
         padded, mask = pad(_rows_of(text, cond.lengths, samples), lengths)
         kept = None
         if references is not None and reference_tokens is not None and given:
@@ -350,14 +400,3 @@ def _rows_of(packed: Tensor, lengths: Sequence[int], samples: Sequence[int]) -> 
         return packed
     rows = packed.split(list(lengths))
     return torch.cat([rows[sample] for sample in samples])
-
-
-def _check_text_fits(shapes: tuple[Grid, ...], length: int) -> None:
-    # Text follows the pictures on the rotary axis: QwenEmbedRope.forward, max_vid_index with scale_rope.
-    first = max(max(height // 2, width // 2) for _, height, width in shapes)
-    if first + length > _ROTARY_ROWS:
-        raise DataError(
-            f"a prompt of {length} tokens is too long with pictures of {shapes}: "
-            f"the model has positions for {_ROTARY_ROWS - first}",
-            "Shorten the prompt.",
-        )

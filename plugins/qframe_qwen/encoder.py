@@ -16,7 +16,7 @@ from qframe.errors import DataError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Conditioning, Encoder, EncoderSpec, TokenCounter
 from qframe.pictures.geometry import Size
-from qframe_qwen.loading import component_config, load_weights, maps_weights
+from qframe_qwen.loading import component_config, load_weights, stored_dtype
 from qframe_qwen.options import QwenVLOptions
 from qframe_qwen.prompts import (
     EDIT,
@@ -114,8 +114,8 @@ class QwenVLEncoder(Encoder):
         return cls(network.to(dtype).eval().requires_grad_(False), tokenizer, None, options or QwenVLOptions())
 
     @classmethod
-    def maps_weights(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> bool:
-        return maps_weights(model, _FOLDER, dtype)
+    def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:
+        return stored_dtype(model, _FOLDER)
 
     @classmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> dict[str, str]:

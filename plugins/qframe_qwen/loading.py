@@ -15,8 +15,8 @@ from qframe.errors import WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.plugins.distribution import install_hint
 
-_SPELLED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-"""The dtypes of weights as safetensors spells them."""
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""The dtypes of weights by the names that safetensors has for them."""
 
 
 def component_config(model: ModelFolder, subfolder: str, expected: str, *, file: str = "config.json") -> dict[str, Any]:
@@ -96,12 +96,14 @@ def load_weights(cls: Any, model: ModelFolder, subfolder: str, *, device: torch.
     return module.to(device).eval().requires_grad_(False)
 
 
-def maps_weights(model: ModelFolder, subfolder: str, dtype: torch.dtype) -> bool:
-    """Whether `load_weights` onto the CPU maps the weights from their files, because the files have their dtype.
+def stored_dtype(model: ModelFolder, subfolder: str) -> torch.dtype | None:
+    """Return the dtype that all weights of a component have in their files.
 
-    False if the weights are not on this machine yet, or are stored in another form than as numbers (in 4 bits).
+    None if they have several, are not plain floating-point numbers (but 4-bit weights, for example), or are not on this
+    machine yet.
     """
-    return model.stored_dtypes(subfolder) == {_SPELLED[dtype]}
+    found = model.stored_dtypes(subfolder)
+    return _DTYPES.get(next(iter(found))) if len(found) == 1 else None
 
 
 def outline_of(cls: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:

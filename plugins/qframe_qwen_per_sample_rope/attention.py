@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from qframe_qwen_per_sample_rope.layout import Layout, cut
+from qframe_qwen_per_sample_rope.rows import permuted
 
 Heads = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values of one stream, each [N, H, d], samples one after another."""
@@ -49,12 +50,16 @@ def _has_ragged_kernel(x: Tensor) -> bool:
     heads of a multiple of 8 channels, at most 256, and Ampere or newer.
     """
     return (
-        x.is_cuda
-        and x.dtype in (torch.float16, torch.bfloat16)
+        x.dtype in (torch.float16, torch.bfloat16)
         and x.shape[-1] % 8 == 0
         and x.shape[-1] <= 256
-        and torch.cuda.get_device_capability(x.device) >= (8, 0)
+        and _is_ampere(x.device)
     )
+
+
+def _is_ampere(device: torch.device) -> bool:
+    """Whether a device is a GPU of the generation Ampere or a newer one."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _attend_ragged(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -62,11 +67,12 @@ def _attend_ragged(text: Heads, image: Heads, layout: Layout) -> tuple[Tensor, T
     from torch.nn.attention.varlen import varlen_attn
 
     query, key, value = (
-        torch.cat([t, i])[layout.joined].to(text[2].dtype)  # autocast leaves normalised queries in float32
+        # To the dtype of the values first: autocast leaves normalised queries in float32.
+        permuted(torch.cat([t, i]).to(text[2].dtype), layout.joined, layout.parted)
         for t, i in zip(text, image, strict=True)
     )
     gathered = varlen_attn(query, key, value, layout.ends, layout.ends, layout.longest, layout.longest)
     assert isinstance(gathered, Tensor)
-    apart = gathered[layout.parted]
+    apart = permuted(gathered, layout.parted, layout.joined)
     rows = text[2].shape[0]
     return apart[:rows], apart[rows:]

@@ -7,6 +7,7 @@ LoRA presets, so this component reads and refuses the same model folders. Only t
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -23,9 +24,11 @@ from qframe.interfaces import (
     Conditioning,
     Denoiser,
     DenoiserSpec,
+    Flops,
     ForwardOptions,
     Grid,
     PackedSequence,
+    SavedAs,
     Velocity,
 )
 from qframe.plugins.registry import load_registry
@@ -43,6 +46,7 @@ Grids = tuple[tuple[Grid, ...], ...]
 class PerSampleRopeDenoiser(Denoiser):
     """The denoiser that computes samples of any shapes and prompt lengths in one forward pass."""
 
+    entries: ClassVar[tuple[str, ...]] = ("packed", "project_text", "predict")
     module: PerSampleRopeTransformer
 
     def __init__(self, reader: Denoiser) -> None:
@@ -75,8 +79,8 @@ class PerSampleRopeDenoiser(Denoiser):
         return None if reader is None else cls(reader)
 
     @classmethod
-    def maps_weights(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> bool:
-        return bool(_reader().maps_weights(model, None, dtype=dtype))
+    def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:
+        return _reader().stored_dtype(model, options)
 
     @classmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> Mapping[str, str]:
@@ -138,9 +142,19 @@ class PerSampleRopeDenoiser(Denoiser):
 
         return velocity
 
-    def save(self, folder: Path) -> None:
+    def flops(self, grids: Sequence[tuple[Grid, ...]], text: Sequence[int]) -> Flops:
+        """See `Denoiser.flops`. Each sample costs what denoiser `qwen-image` needs for it alone, without padding."""
+        reader: Any = self._reader
+        each = [reader.flops([own], [length]) for own, length in zip(grids, text, strict=True)]
+        config = self.module.config
+        width = config.num_attention_heads * config.attention_head_dim
+        # Here the time of references goes through the modulation of text, too; no text token uses the result.
+        unused = 2 * len(text) * config.num_layers * 6 * width**2 if config.zero_cond_t else 0
+        return functools.reduce(operator.add, each, Flops(linear=unused, attention=0))
+
+    def save(self, folder: Path, saved_as: SavedAs | None = None) -> None:
         """Write `folder`/transformer in the diffusers layout, as denoiser `qwen-image` does."""
-        self._reader.save(folder)
+        self._reader.save(folder, saved_as)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qframe.interfaces import Grid, grid_length
 from qframe_qwen_per_sample_rope.rotary import MOST_ROWS, Axes, sample_pictures, text_start, text_table
+from qframe_qwen_per_sample_rope.rows import repeated
 
 Grids = Sequence[Sequence[Grid]]
 
@@ -276,7 +277,7 @@ def _per_sample(
     lengths if it saw runs.
     """
     if torch.compiler.is_compiling():
-        return piece(*rows, *(value[stream.owner] for value in values))
+        return piece(*rows, *(repeated(value, stream.owner) for value in values))
     batch = len(stream.lengths)
     sizes = [run.rows for run in stream.runs]
     found = []

@@ -2,18 +2,19 @@
 
 The arithmetic is that of diffusers' QwenEmbedRope (transformer_qwenimage.py). Positions have three axes: frame, row and
 column. Rows and columns are counted from the middle of a picture. Text lies on the diagonal, where all three numbers
-are equal, and begins after the largest half side of the pictures of its sample. Position tables are cached. They have
-at most MOST_ROWS rows; `make_layout` refuses a sample that needs more.
+are equal, and begins after the largest half side of the pictures of its sample. Position tables are kept on the device
+while there is room for them (`TableCache`). They have at most MOST_ROWS rows; `make_layout` refuses a sample that needs
+more.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from qframe.diffusion.tables import TableCache
 from qframe.interfaces import Grid
 
 Axes = tuple[int, int, int]
@@ -26,11 +27,16 @@ MOST_ROWS = 2**20
 
 A table of so many rows takes 512 MiB if a head has 128 channels, as in the published models.
 """
+_pictures = TableCache()
+_texts = TableCache()
 
 
-@functools.lru_cache(maxsize=128)
 def picture_table(grid: Grid, frame: int, axes: Axes, device: torch.device) -> Tensor:
     """Return the position table of a picture, [f h w, sum(axes) / 2] complex64. Its first frame has number `frame`."""
+    return _pictures.get((grid, frame, axes, device), lambda: _make_picture_table(grid, frame, axes, device))
+
+
+def _make_picture_table(grid: Grid, frame: int, axes: Axes, device: torch.device) -> Tensor:
     frames, height, width = grid
     counted = (
         torch.arange(frame, frame + frames),
@@ -88,8 +94,11 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
     return turned.flatten(-2).to(x.dtype)
 
 
-@functools.lru_cache(maxsize=8)
 def _diagonal(rows: int, axes: Axes, device: torch.device) -> Tensor:
+    return _texts.get((rows, axes, device), lambda: _make_diagonal(rows, axes, device))
+
+
+def _make_diagonal(rows: int, axes: Axes, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.cat([_turns(torch.arange(rows), channels) for channels in axes], dim=-1).to(device)
 

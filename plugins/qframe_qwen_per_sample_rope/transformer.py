@@ -22,6 +22,7 @@ from diffusers.utils import apply_lora_scale
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from qframe.diffusion.norms import keep_stream_dtype
 from qframe_qwen_per_sample_rope.block import PerSampleRopeBlock
 from qframe_qwen_per_sample_rope.layout import Grids, Layout, check_rows, make_layout, modulate
 from qframe_qwen_per_sample_rope.padded import Shapes, as_mask, image_rows, per_sample_shapes, text_rows
@@ -96,6 +97,7 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         )
         self.norm_out = AdaLayerNormContinuous(width, width, elementwise_affine=False, eps=_EPS)
         self.proj_out = nn.Linear(width, patch_size * patch_size * (out_channels or in_channels))
+        keep_stream_dtype(self)
         self.gradient_checkpointing = False
         self.checkpoint_every = 1
 
@@ -139,9 +141,10 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
 
         It does not depend on sigma: once per sampling run is enough.
         """
-        return self.txt_in(self.txt_norm(text))  # type: ignore[no-any-return]
+        return self._project_text(text)
 
     @apply_lora_scale("attention_kwargs")  # type: ignore[untyped-decorator]
+    @apply_forward_hook  # type: ignore[untyped-decorator]
     def packed(
         self,
         tokens: Tensor,
@@ -171,11 +174,8 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         """
         _refuse(attention_kwargs)
         layout = self.layout(grids, text_lengths, device=tokens.device)
-        projected = self.project_text(text)
-        predicted: Tensor = self.predict(
-            tokens, projected, timestep, layout, guidance=guidance, additional_t_cond=additional_t_cond
-        )
-        return predicted
+        projected = self._project_text(text)
+        return self._predict(tokens, projected, timestep, layout, guidance, additional_t_cond)
 
     @apply_lora_scale("attention_kwargs")  # type: ignore[untyped-decorator]
     def forward(
@@ -233,13 +233,13 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         grids = per_sample_shapes(img_shapes, batch)
         image = image_rows(grids, image_mask, columns, hidden_states.device)
         text = text_rows(batch, text_columns, txt_seq_lens, text_masks, hidden_states.device)
-        predicted = self.predict(
+        predicted = self._predict(
             image.take(hidden_states),
-            self.project_text(text.take(encoder_hidden_states)),
+            self._project_text(text.take(encoder_hidden_states)),
             timestep,
             self.layout(grids, text.lengths, device=hidden_states.device, text_positions=text.positions()),
-            guidance=guidance,
-            additional_t_cond=additional_t_cond,
+            guidance,
+            additional_t_cond,
         )
         output = image.put(predicted)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
@@ -255,25 +255,8 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         guidance: Tensor | None = None,
         additional_t_cond: Tensor | None = None,
     ) -> Tensor:
-        """Predict the velocity [N, C] from tokens [N, C] and projected text [M, width].
-
-        `packed` and `forward` call it.
-        """
-        image_lengths, text_lengths = layout.image.lengths, layout.text.lengths
-        check_rows("picture", layout.unsorted(image_lengths), tokens.shape[0])
-        check_rows("text", layout.unsorted(text_lengths), projected_text.shape[0])
-        image = self.img_in(layout.sort(tokens, image_lengths))
-        text = layout.sort(projected_text, text_lengths)
-        time = self._time(timestep, guidance, additional_t_cond, layout, image.dtype)
-        for number, block in enumerate(self.transformer_blocks):
-            if torch.is_grad_enabled() and self.gradient_checkpointing and number % self.checkpoint_every == 0:
-                image, text = self._gradient_checkpointing_func(block, image, text, time, layout)
-            else:
-                image, text = block(image, text, time, layout)
-        own_time = time[: layout.batch_size]
-        scale, shift = self.norm_out.linear(self.norm_out.silu(own_time).to(image.dtype)).chunk(2, dim=-1)
-        output = self.proj_out(modulate(self.norm_out.norm(image), shift, scale, layout.image.at_own_time))
-        return layout.unsort(output, image_lengths)
+        """Predict the velocity [N, C] from tokens [N, C] and projected text [M, width]."""
+        return self._predict(tokens, projected_text, timestep, layout, guidance, additional_t_cond)
 
     def enable_gradient_checkpointing(
         self, gradient_checkpointing_func: Callable[..., Any] | None = None, *, every: int = 1
@@ -295,6 +278,34 @@ class PerSampleRopeTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
             json.dumps(json.loads(super().to_json_string()) | {"_class_name": _SAVED_AS}, indent=2, sort_keys=True)
             + "\n"
         )
+
+    def _project_text(self, text: Tensor) -> Tensor:
+        return self.txt_in(self.txt_norm(text))  # type: ignore[no-any-return]
+
+    def _predict(
+        self,
+        tokens: Tensor,
+        projected_text: Tensor,
+        timestep: Tensor,
+        layout: Layout,
+        guidance: Tensor | None,
+        additional_t_cond: Tensor | None,
+    ) -> Tensor:
+        image_lengths, text_lengths = layout.image.lengths, layout.text.lengths
+        check_rows("picture", layout.unsorted(image_lengths), tokens.shape[0])
+        check_rows("text", layout.unsorted(text_lengths), projected_text.shape[0])
+        image = self.img_in(layout.sort(tokens, image_lengths))
+        text = layout.sort(projected_text, text_lengths)
+        time = self._time(timestep, guidance, additional_t_cond, layout, image.dtype)
+        for number, block in enumerate(self.transformer_blocks):
+            if torch.is_grad_enabled() and self.gradient_checkpointing and number % self.checkpoint_every == 0:
+                image, text = self._gradient_checkpointing_func(block, image, text, time, layout)
+            else:
+                image, text = block(image, text, time, layout)
+        own_time = time[: layout.batch_size]
+        scale, shift = self.norm_out.linear(self.norm_out.silu(own_time).to(image.dtype)).chunk(2, dim=-1)
+        output = self.proj_out(modulate(self.norm_out.norm(image), shift, scale, layout.image.at_own_time))
+        return layout.unsort(output, image_lengths)
 
     def _time(
         self,

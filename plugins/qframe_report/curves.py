@@ -312,5 +312,13 @@ def run_panels(runs: Mapping[str, Mapping[str, Series]]) -> list[Panel]:
         make_panel("Tokens per step", "", valid + (padding if single else []), smooth=True, from_zero=True),
         None if single else make_panel("Padding per step", "tokens", padding, smooth=True, from_zero=True),
         make_panel("Time per step", "seconds", curves("seconds", "seconds"), smooth=True, from_zero=True),
+        make_panel("Speed", "tokens per second", curves("tokens_per_second", "tokens"), smooth=True, from_zero=True),
+        make_panel(
+            "Share of the device's arithmetic",
+            "of the rate of a matrix product that was measured at the start",
+            curves("arithmetic_share", "share"),
+            smooth=True,
+            from_zero=True,
+        ),
     ]
     return [panel for panel in panels if panel is not None]

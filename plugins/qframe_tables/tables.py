@@ -17,9 +17,10 @@ from typing import Any
 
 import attrs
 
-from qframe.data.files import FileSource, Problems, Root, decode, text_problem
+from qframe.data.files import FileSource, Problems, Root, text_problem
 from qframe.data.json_lines import json_lines
 from qframe.errors import DataError
+from qframe.files.text import decode_text
 from qframe.interfaces import Record
 from qframe.pictures.picture import Picture
 from qframe_tables.options import TableOptions
@@ -156,7 +157,7 @@ class CsvSource(TableSource):
         try:
             if self.path.stat().st_size > _LARGEST_CSV:
                 raise ValueError(f"larger than {_LARGEST_CSV} bytes")
-            text = decode(self.path.read_bytes())
+            text = decode_text(self.path.read_bytes())
         except ValueError as error:
             problems.add(self.path.name, str(error))
             return

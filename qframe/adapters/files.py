@@ -7,6 +7,7 @@ rank for alpha, and scale the update wrongly without an error.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from qframe.adapters.header import METADATA_KEY, StoredLora, open_lora, refuse, stored_lora
+from qframe.adapters.header import StoredLora, open_lora, refuse, stored_lora
 from qframe.adapters.layer import LoraLayer
 from qframe.adapters.layouts import by_flat_name, flattened, tensor_name
+from qframe.adapters.lycoris import as_lora
+from qframe.adapters.notes import METADATA_KEY
 from qframe.config.schema import LoraLayout
 from qframe.errors import ConfigError, QframeError, WeightsError
 from qframe.files.storage import write_file
+
+log = logging.getLogger(__name__)
 
 NAMES_KEY = "qframe_layers"
 """The metadata key under which a file with flattened names ("_" for ".") keeps the full names of its layers."""
@@ -61,7 +66,7 @@ def save_lora(
     homeless = []
     for name, layer in layers.items():
         for part, tensor in {**layer.tensors, "alpha": torch.tensor(layer.alpha)}.items():
-            key = tensor_name(layout, name, part)  # type: ignore[arg-type]
+            key = tensor_name(layout, name, part)
             if key is not None:
                 tensors[key] = tensor.detach().cpu().contiguous()
             elif part != "alpha":
@@ -131,12 +136,15 @@ def _peft_metadata(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
 
 
 def read_lora(file: Path, *, names: Iterable[str] | None = None) -> dict[str, LoraLayer]:
-    """Read a LoRA file in the layout of diffusers, peft, ComfyUI or kohya, or with names that have no prefix.
+    """Read a LoRA file in the layout of diffusers, peft, ComfyUI, kohya or DiffSynth, or without a prefix in its names.
+
+    A LoKr or a LoHa is read as the LoRA that has the same update, in float32.
 
     Args:
         file: The LoRA file.
         names: The full names of the network's layers. They are needed to read a file with flattened names (the layout
-            of kohya), unless qframe wrote the file and so stored the full names in its metadata.
+            of kohya), unless qframe wrote the file and so stored the full names in its metadata. They also tell whether
+            the names in the file have an unknown prefix: it is taken off if all layers are the network's then.
 
     Returns:
         The updates of the LoRA, by the full name of the network's layer that each of them changes, in the dtype of the
@@ -159,16 +167,18 @@ def read_lora(file: Path, *, names: Iterable[str] | None = None) -> dict[str, Lo
                 for part, tensor in parts.items()
                 if not bool(torch.isfinite(tensor.float()).all())
             ]
-            magnitude = parts.get("magnitude")
-            layers[full[layer.name]] = LoraLayer(parts["down"], parts["up"], layer.alpha, magnitude)
+            down, up = (parts["down"], parts["up"]) if layer.kind == "LoRA" else as_lora(parts)
+            layers[full[layer.name]] = LoraLayer(down, up, layer.alpha, parts.get("magnitude"))
     refuse(file, problems)
     return layers
 
 
 def _full_names(stored: StoredLora, names: tuple[str, ...] | None) -> dict[str, str]:
     """Return the full name of each layer by the name that the file has for it."""
-    flat = {layer.name for layer in stored.layers if layer.parts["down"].name.flat}
+    flat = {layer.name for layer in stored.layers if layer.flat}
     full = {layer.name: layer.name for layer in stored.layers if layer.name not in flat}
+    if names is not None:
+        full = _without_prefix(stored.file, full, frozenset(names))
     if not flat:
         return full
     known = _recorded_names(stored) if names is None else names
@@ -178,7 +188,7 @@ def _full_names(stored: StoredLora, names: tuple[str, ...] | None) -> dict[str, 
             "that it was made for tells their names",
             "Name the model (--model, --family); from Python, pass the names of the network's layers.",
         )
-    spelled, dotted = by_flat_name(known), set(full)
+    spelled, dotted = by_flat_name(known), set(full.values())
     problems = []
     for name in sorted(flat):
         match spelled.get(name, []):
@@ -188,7 +198,23 @@ def _full_names(stored: StoredLora, names: tuple[str, ...] | None) -> dict[str, 
                 problems.append(f"{name}: the network has no such layer")
             case several:
                 problems.append(f"{name}: may be any of {', '.join(several)}")
-    refuse(stored.file, problems, hint="It was made for another model.")
+    refuse(stored.file, problems, hint="It was made for another network, or its names begin in an unknown way.")
+    return full
+
+
+def _without_prefix(file: Path, full: dict[str, str], names: frozenset[str]) -> dict[str, str]:
+    """Take an unknown prefix off the layers that the network does not have, if all of them are its layers then."""
+    strange = [name for name in full if name not in names]
+    if not strange:
+        return full
+    parts = strange[0].split(".")
+    for length in range(1, len(parts)):
+        prefix = ".".join(parts[:length]) + "."
+        bare = {name: name.removeprefix(prefix) for name in strange}
+        found = set(bare.values()) & names
+        if len(found) == len(strange) and not found & (full.keys() - bare.keys()):
+            log.warning("LoRA file %s: the names of its layers begin with %r, which was taken off", file, prefix)
+            return full | bare
     return full
 
 
@@ -198,7 +224,7 @@ def _recorded_names(stored: StoredLora) -> tuple[str, ...] | None:
         names = json.loads(stored.metadata.get(NAMES_KEY, "[]"))
     except (ValueError, RecursionError):
         return None
-    flat = {layer.name for layer in stored.layers if layer.parts["down"].name.flat}
+    flat = {layer.name for layer in stored.layers if layer.flat}
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
     return tuple(names) if {flattened(name) for name in names} == flat else None

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from qframe.adapters.layer import as_float32
 from qframe.adapters.layouts import Part, TensorName, parse_name
+from qframe.adapters.lycoris import Kind, equal_rank, kind_of
+from qframe.adapters.notes import Notes, read_notes
 from qframe.errors import UntrustedError, WeightsError, bullet_list
-
-METADATA_KEY = "lora_adapter_metadata"
-"""The metadata key under which diffusers keeps the configuration of peft, which contains alpha."""
 
 _LARGEST_HEADER = 16 * 1024 * 1024
 _MOST_BYTES = 64 * 1024**3
@@ -28,6 +24,7 @@ _MOST_TENSORS = 20_000
 _LARGEST_RANK = 4096
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 _NUMBERS = _FLOATS | {"I64", "I32", "I16", "I8", "U8"}
+_OTHER_KINDS = {".oft_": "OFT", ".diff": "differences of whole weights", ".on_input": "IA3", ".glora": "GLoRA"}
 _SHOWN = 20
 _LONGEST_LINE = 300
 
@@ -55,15 +52,19 @@ class StoredLayer:
 
     Attributes:
         name: The layer's name as the file spells it, without the prefix.
-        parts: The update's tensors, by part: "down", "up", "alpha" or "magnitude".
+        kind: The kind of adapter. LoKr and LoHa are read as the LoRA that has the same update.
+        parts: The update's tensors, by part: "down", "up", "alpha" and "magnitude", or those of LoKr or LoHa.
         rank: The rank of the update.
         alpha: The update is multiplied by alpha / rank.
+        features: The numbers of the layer's input features and output features, in this order.
     """
 
     name: str
+    kind: Kind
     parts: Mapping[Part, StoredTensor]
     rank: int
     alpha: float
+    features: tuple[int, int]
 
     @property
     def scale(self) -> float:
@@ -71,9 +72,18 @@ class StoredLayer:
         return self.alpha / self.rank
 
     @property
-    def features(self) -> tuple[int, int]:
-        """The numbers of the layer's input features and output features, in this order."""
-        return self.parts["down"].shape[1], self.parts["up"].shape[0]
+    def flat(self) -> bool:
+        """Whether the file spells the layer's name with "_" for "."."""
+        return self._first.name.flat
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the layer's matrices as safetensors spells it, for example "BF16"."""
+        return self._first.dtype
+
+    @property
+    def _first(self) -> StoredTensor:
+        return next(tensor for part, tensor in self.parts.items() if part != "alpha")
 
 
 @attrs.frozen
@@ -162,19 +172,15 @@ def stored_lora(file: Path, opened: Any) -> StoredLora:
             problems.append(f"{key}: given twice, under several names")
         part = opened.get_slice(key)
         found[name.layer][name.part] = StoredTensor(key, name, part.get_dtype(), tuple(part.get_shape()))
-    if not any({"down", "up"} & parts.keys() for parts in found.values()):
+    if not any(parts.keys() - {"alpha"} for parts in found.values()):
         problems.append("no lora_A / lora_B (or lora_down / lora_up) tensors")
-    noted = _noted(file, metadata)
+    noted = read_notes(file, metadata)
     layers = []
     for layer, parts in found.items():
-        wrong = _wrong_parts(layer, parts)
-        if wrong is None:
-            rank = parts["down"].shape[0]
-            alpha = noted.of(layer, rank) if "alpha" not in parts else float(opened.get_tensor(parts["alpha"].key))
-            wrong = _wrong_alpha(layer, alpha)
-            layers.append(StoredLayer(layer, parts, rank, alpha))
-        if wrong is not None:
-            problems.append(wrong)
+        try:
+            layers.append(_stored_layer(layer, parts, noted, opened))
+        except ValueError as error:
+            problems.append(f"{layer}: {error}")
     with_magnitude = any("magnitude" in layer.parts for layer in layers)
     if with_magnitude or noted.dora:
         bare = [layer.name for layer in layers if "magnitude" not in layer.parts]
@@ -187,37 +193,56 @@ def stored_lora(file: Path, opened: Any) -> StoredLora:
 def _known_as(key: str) -> str:
     if key.endswith(".dora_scale"):
         return " that qframe reads: programs differ in which lengths dora_scale is divided by"
-    if any(part in key for part in (".lokr_", ".hada_", ".oft_", ".diff", ".lora_mid")):
-        return ", but of another kind of adapter"
-    return ""
+    if key.startswith(("lora_te", "text_encoder", "te_", "text_encoders.")):
+        return " of the denoiser, but of one of a text encoder, which qframe does not adapt"
+    if any(part in key for part in (".lokr_t", ".hada_t", ".lora_mid")):
+        return ", but of an adapter of convolutions, which the denoiser has not"
+    kind = next((kind for part, kind in _OTHER_KINDS.items() if part in key), None)
+    return "" if kind is None else f", but of another kind of adapter: {kind}"
 
 
-def _wrong_parts(layer: str, parts: Mapping[Part, StoredTensor]) -> str | None:
-    if not {"down", "up"} <= parts.keys():
-        return f"{layer}: only one of lora_A and lora_B" if {"down", "up"} & parts.keys() else f"{layer}: no lora_A"
-    dtypes = [tensor.dtype for part, tensor in parts.items() if part != "alpha"]  # kohya's may be a whole number
+def _stored_layer(layer: str, parts: Mapping[Part, StoredTensor], noted: Notes, opened: Any) -> StoredLayer:
+    """Describe the update of one layer. ValueError says what is wrong with its tensors or its alpha."""
+    kind = kind_of(parts)
+    dtypes = list(dict.fromkeys(tensor.dtype for part, tensor in parts.items() if part != "alpha"))
     if not set(dtypes) <= _FLOATS:
-        return f"{layer}: holds {' and '.join(dtypes)}, expected floating point"
-    down, up = parts["down"].shape, parts["up"].shape
-    if len(down) != 2 or len(up) != 2 or down[0] != up[1]:
-        return f"{layer}: lora_A {list(down)} and lora_B {list(up)} do not belong together"
-    if not 1 <= down[0] <= _LARGEST_RANK:
-        return f"{layer}: has rank {down[0]}, expected 1 to {_LARGEST_RANK}"
-    if "alpha" in parts and (parts["alpha"].dtype not in _NUMBERS or math.prod(parts["alpha"].shape) != 1):
-        alpha = parts["alpha"]
-        return f"{layer}: its alpha is {alpha.dtype} of shape {list(alpha.shape)}, expected one number"
-    if "magnitude" in parts and parts["magnitude"].shape != (up[0],):
-        return f"{layer}: its magnitude has shape {list(parts['magnitude'].shape)}, expected [{up[0]}]"
-    return None
-
-
-def _wrong_alpha(layer: str, alpha: float) -> str | None:
+        raise ValueError(f"holds {' and '.join(dtypes)}, expected floating point")
+    if kind == "LoRA":
+        rank, features = _plain_rank(parts)
+        divisor: int | None = rank
+    elif "down" in parts or "up" in parts or "magnitude" in parts:
+        raise ValueError(f"mixes LoRA and {kind}")
+    else:
+        rank, features, divisor = equal_rank({part: t.shape for part, t in parts.items() if part != "alpha"})
+    if not 1 <= rank <= _LARGEST_RANK:
+        raise ValueError(f"has rank {rank}, expected 1 to {_LARGEST_RANK}")
+    if "alpha" not in parts:
+        alpha = noted.alpha_of(layer, rank) if kind == "LoRA" else noted.scale * rank
+    else:
+        tensor = parts["alpha"]
+        if tensor.dtype not in _NUMBERS or math.prod(tensor.shape) != 1:  # kohya's may be a whole number
+            raise ValueError(f"its alpha is {tensor.dtype} of shape {list(tensor.shape)}, expected one number")
+        alpha = float(opened.get_tensor(tensor.key))
+        if kind != "LoRA":
+            alpha = float(rank) if divisor is None else alpha / divisor * rank
     rounded = as_float32(alpha)
     if not math.isfinite(rounded):
-        return f"{layer}: its alpha is {alpha}"
+        raise ValueError(f"its alpha is {alpha}")
     if rounded == 0.0:
-        return f"{layer}: its alpha is {alpha}, so that it would change nothing"
-    return None
+        raise ValueError(f"its alpha is {alpha}, so that it would change nothing")
+    return StoredLayer(layer, kind, parts, rank, alpha, features)
+
+
+def _plain_rank(parts: Mapping[Part, StoredTensor]) -> tuple[int, tuple[int, int]]:
+    """Return the rank of a LoRA's layer, and its input and output features."""
+    if not {"down", "up"} <= parts.keys():
+        raise ValueError("only one of lora_A and lora_B" if {"down", "up"} & parts.keys() else "no lora_A")
+    down, up = parts["down"].shape, parts["up"].shape
+    if len(down) != 2 or len(up) != 2 or down[0] != up[1]:
+        raise ValueError(f"lora_A {list(down)} and lora_B {list(up)} do not belong together")
+    if "magnitude" in parts and parts["magnitude"].shape != (up[0],):
+        raise ValueError(f"its magnitude has shape {list(parts['magnitude'].shape)}, expected [{up[0]}]")
+    return down[0], (down[1], up[0])
 
 
 def refuse(file: Path, problems: list[str], *, hint: str | None = None) -> None:
@@ -234,59 +259,3 @@ def _printable(text: str) -> str:
     if len(text) > _LONGEST_LINE:
         text = f"{text[: _LONGEST_LINE // 2]}...{text[-_LONGEST_LINE // 2 :]}"
     return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-@attrs.frozen
-class _Noted:
-    """What peft's configuration in a file's metadata says of alphas.
-
-    Attributes:
-        alpha: The alpha of every layer that no pattern names; None if it is not set.
-        patterns: Alphas by the name of a layer, or by the end of its name.
-        rslora: Whether updates are scaled by alpha over the root of the rank (rsLoRA).
-        dora: Whether the LoRA is a DoRA.
-    """
-
-    alpha: float | None = None
-    patterns: Mapping[str, float] = attrs.field(factory=dict)
-    rslora: bool = False
-    dora: bool = False
-
-    @cached_property
-    def places(self) -> dict[str, int]:
-        """The place of each pattern in their order."""
-        return {pattern: place for place, pattern in enumerate(self.patterns)}
-
-    def of(self, name: str, rank: int) -> float:
-        """Return the alpha of a layer such that alpha / rank scales its update, also for rsLoRA.
-
-        The first pattern that is the layer's name or the end of it counts (peft: `get_pattern_key`). Where nothing is
-        said, alpha is the rank, as in diffusers.
-
-        Args:
-            name: The layer's name as the file spells it.
-            rank: The layer's rank.
-        """
-        parts = name.split(".")
-        endings = {".".join(parts[start:]) for start in range(len(parts))} & self.places.keys()
-        alpha = self.patterns[min(endings, key=self.places.__getitem__)] if endings else self.alpha
-        if alpha is None:
-            return float(rank)
-        return alpha * math.sqrt(rank) if self.rslora else alpha  # rslora: scale is alpha / sqrt(rank)
-
-
-def _noted(file: Path, metadata: Mapping[str, str]) -> _Noted:
-    text = metadata.get(METADATA_KEY)
-    if text is None:
-        return _Noted()
-    try:
-        config = json.loads(text)
-        config = {key.removeprefix("transformer."): value for key, value in config.items()}
-        patterns = {str(name): float(value) for name, value in (config.get("alpha_pattern") or {}).items()}
-        regular = [key for key in patterns if re.fullmatch(r"[\w.]+", key) is None]
-        if regular:
-            raise ValueError(f"alpha_pattern {regular[0]!r} is a regular expression; only names are read")
-        rslora, dora = bool(config.get("use_rslora")), bool(config.get("use_dora"))
-        return _Noted(float(config["lora_alpha"]), patterns, rslora, dora)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise WeightsError(f"LoRA file {file}: its {METADATA_KEY} cannot be read ({error})") from error

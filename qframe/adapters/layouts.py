@@ -7,6 +7,7 @@ prefixes than that of kohya.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -14,33 +15,39 @@ import attrs
 
 from qframe.config.schema import LoraLayout
 
-Style = Literal["diffusers", "comfyui", "kohya", "peft", "bare"]
+Style = Literal["diffusers", "comfyui", "kohya", "peft", "diffsynth", "bare"]
 """The program whose prefix a tensor's name has in a LoRA file; "bare" is a name without a known prefix."""
-Part = Literal["down", "up", "alpha", "magnitude"]
-"""One of the tensors of a layer's update; `LoraLayer` says what each of them means."""
+Part = str
+"""One of the tensors of a layer's update.
+
+"down", "up", "alpha" and "magnitude" are those of `LoraLayer`. The tensors of LoKr and LoHa (`qframe.adapters.lycoris`)
+have the names that LyCORIS gives them, such as "lokr_w1" or "hada_w2_a".
+"""
 
 _LONGEST_KEY = 512
 
 _PREFIXES: tuple[tuple[str, Style], ...] = (
+    ("transformer.base_model.model.", "peft"),
+    ("base_model.model.transformer.", "peft"),
     ("base_model.model.", "peft"),
     ("transformer.", "diffusers"),
+    ("model.diffusion_model.", "comfyui"),
     ("diffusion_model.", "comfyui"),
+    ("pipe.dit.", "diffsynth"),
     ("lora_unet_", "kohya"),
     ("lora_transformer_", "kohya"),  # OneTrainer
     ("lycoris_", "kohya"),  # SimpleTuner
 )
-_ENDINGS: tuple[tuple[str, Part], ...] = (
-    (".lora_A.weight", "down"),
-    (".lora_A.default.weight", "down"),
-    (".lora_down.weight", "down"),
-    (".lora_B.weight", "up"),
-    (".lora_B.default.weight", "up"),
-    (".lora_up.weight", "up"),
-    (".alpha", "alpha"),
-    (".lora_magnitude_vector", "magnitude"),
-    (".lora_magnitude_vector.weight", "magnitude"),
-    (".lora_magnitude_vector.default.weight", "magnitude"),
+"""The prefixes that programs put before the name of a layer, the longer of two that begin alike first."""
+
+_ADAPTER = r"(?:\.[\w-]+)?"  # the name of an adapter, which programs that save a live peft model leave inside
+_ENDINGS: tuple[tuple[re.Pattern[str], Part], ...] = (
+    (re.compile(rf"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down){_ADAPTER}\.weight$"), "down"),
+    (re.compile(rf"\.(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up){_ADAPTER}\.weight$"), "up"),
+    (re.compile(r"\.alpha$"), "alpha"),
+    (re.compile(rf"\.lora_magnitude_vector{_ADAPTER}(?:\.weight)?$"), "magnitude"),
 )
+_LYCORIS = re.compile(rf"\.((?:lokr_w[12](?:_[ab])?)|(?:hada_w[12]_[ab])){_ADAPTER}$")
 _WRITTEN: Mapping[LoraLayout, tuple[str, Mapping[Part, str]]] = {
     "diffusers": (
         "transformer.",
@@ -75,14 +82,17 @@ def parse_name(key: str) -> TensorName | None:
     """Split the name of a tensor in a LoRA file into its parts. Return None if no known layout has such names."""
     if len(key) > _LONGEST_KEY:
         return None
-    for ending, part in _ENDINGS:
-        if key.endswith(ending):
-            layer, style = key.removesuffix(ending), "bare"
-            for prefix, named in _PREFIXES:
-                if layer.startswith(prefix):
-                    layer, style = layer.removeprefix(prefix), named
-            return TensorName(style, layer, part)  # type: ignore[arg-type]
-    return None
+    found = next(((match, part) for ending, part in _ENDINGS if (match := ending.search(key))), None)
+    if found is None and (other := _LYCORIS.search(key)):
+        found = (other, other[1])
+    if found is None:
+        return None
+    match, part = found
+    layer = key[: match.start()]
+    for prefix, style in _PREFIXES:
+        if layer.startswith(prefix):
+            return TensorName(style, layer.removeprefix(prefix), part)
+    return TensorName("bare", layer, part)
 
 
 def tensor_name(layout: LoraLayout, layer: str, part: Part) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from qframe.adapters.files import read_lora
 from qframe.adapters.layer import LoraLayer, as_float32
 from qframe.config.schema import LoraConfig
 from qframe.errors import ConfigError, NumericsError, WeightsError, bullet_list
+from qframe.files.lora_file import find_lora
 
 _SHOWN = 10
 
@@ -106,9 +107,30 @@ def add_lora(
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
         parameter.data = parameter.data.float()  # peft gave the weight's dtype; bfloat16 would lose small updates
+    if not config.dora and config.dropout == 0:
+        _spare_copies(module)
     for name, length in lengths.items():
         module.get_parameter(f"{name}.lora_magnitude_vector.default.weight").data = length
     return trained
+
+
+def _spare_copies(module: nn.Module) -> None:
+    """Let the layers with adapters pass on their input as it is under autocast, which converts it itself.
+
+    peft converts the input of an adapter to float32, the dtype of its matrices, and autocast converts it back to
+    bfloat16. Nothing is gained by this, but the backward pass keeps a copy of the input for every adapter. DoRA
+    measures the weight in the dtype of its input, and dropout multiplies in it, so that both need the copy in float32.
+    """
+    from peft.tuners.lora import LoraLayer as PeftLayer
+
+    for part in module.modules():
+        if isinstance(part, PeftLayer):
+            part._cast_input_dtype = _unless_autocast
+
+
+def _unless_autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    kind = x.device.type
+    return x if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) else x.to(dtype)
 
 
 def _row_lengths(name: str, linear: nn.Linear) -> Tensor:
@@ -163,7 +185,7 @@ def load_lora(module: nn.Module, file: Path, scale: float = 1.0, *, adapter: str
 
     Args:
         module: The network.
-        file: The LoRA file.
+        file: The LoRA file, or a folder in which `find_lora` finds one.
         scale: The factor by which the LoRA's update is multiplied.
         adapter: The name of the adapter on the network. No other adapter there may have the same name.
 
@@ -177,6 +199,7 @@ def load_lora(module: nn.Module, file: Path, scale: float = 1.0, *, adapter: str
     from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraLayer as PeftLayer
 
+    file = find_lora(file)
     layers = read_fitting(module, file)
     _check_dora(module, file, layers)
     # Patterns only for layers that differ from most: peft compares every layer with every pattern, which takes half
@@ -256,9 +279,26 @@ def read_fitting(module: nn.Module, file: Path) -> dict[str, LoraLayer]:
             f"LoRA file {file} does not fit {type(module).__name__} ({len(problems)} of {len(layers)} layers):\n"
             + bullet_list(problems[:_SHOWN])
             + more,
-            "It was made for another model.",
+            _misfit(layers.keys(), linears.keys()),
         )
     return layers
+
+
+def _misfit(found: Set[str], known: Set[str]) -> str:
+    """Say what the names of a file's layers tell about the network that it was made for."""
+    common = found & known
+    if len(common) == len(found):
+        return "It was made for a network of another size."
+    if common:
+        return "It was made for another network, which has some layers of the same names."
+    endings = {name.rpartition(".")[2] for name in known}
+    if not any(name.rpartition(".")[2] in endings for name in found):
+        return "No name in it is like one of this network's: it was made for another network."
+    beginning, own = min(found).partition(".")[0], min(known).partition(".")[0]
+    return (
+        f"Its names begin with {beginning!r}, the network's with {own!r} or the like: it was made for another network, "
+        "or its names have a prefix that only a part of them shares."
+    )
 
 
 def _linears(module: nn.Module) -> dict[str, nn.Linear]:

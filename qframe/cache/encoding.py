@@ -6,13 +6,16 @@ example, and stores nothing.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from qframe.diffusion.gradients import without_gradients
 from qframe.errors import DataError, NumericsError, PluginError
 from qframe.interfaces import (
     Conditioning,
@@ -24,7 +27,8 @@ from qframe.interfaces import (
     TextInput,
 )
 from qframe.pictures.picture import PixelInput
-from qframe.pictures.pixels import open_fitted, open_loss_map, to_pixels
+from qframe.pictures.pixels import open_loss_map, to_pixels
+from qframe.pictures.pool import open_groups
 
 _T = TypeVar("_T")
 
@@ -34,7 +38,12 @@ in memory."""
 
 
 def encode_pixels(
-    codec: LatentCodec, inputs: Sequence[PixelInput], *, batch_size: int, channels: int = 3
+    codec: LatentCodec,
+    inputs: Sequence[PixelInput],
+    *,
+    batch_size: int,
+    channels: int = 3,
+    opened: Iterator[list[Image.Image]] | None = None,
 ) -> list[Tensor]:
     """Encode pictures into latents. Pictures of equal size are encoded together, as one batch.
 
@@ -43,6 +52,7 @@ def encode_pixels(
         inputs: The pictures, each with the geometry that decides the size to which it is resized.
         batch_size: The most pictures that are encoded together.
         channels: `CodecSpec.pixel_channels`, 3 for RGB or 4 for RGBA.
+        opened: Yields the opened pictures of each of the `windows` of `inputs`; by default they are opened here.
 
     Returns:
         The latents [Z, h, w] of each picture, in the order of `inputs`, on the CPU, in the dtype that the codec
@@ -54,11 +64,15 @@ def encode_pixels(
         PluginError: The codec does not return latents [B, Z, h, w] for a batch of B pictures.
     """
     results: list[Tensor | None] = [None] * len(inputs)
+    if opened is None:
+        own = open_groups(([inputs[i] for i in w] for w in windows(len(inputs), batch_size)), channels=channels)
+        with closing(own):
+            return encode_pixels(codec, inputs, batch_size=batch_size, channels=channels, opened=own)
     for window in windows(len(inputs), batch_size):
-        images = {index: open_fitted(inputs[index], channels=channels) for index in window}
+        images = dict(zip(window, next(opened), strict=True))
         for group in _groups(window, {index: image.size for index, image in images.items()}, batch_size):
             pixels = torch.stack([to_pixels(images[index]) for index in group])  # [B, channels, H, W]
-            with torch.no_grad():
+            with without_gradients():
                 latents = codec.encode(pixels)
             if latents.ndim != 4 or latents.shape[0] != len(group):
                 raise PluginError(
@@ -71,13 +85,21 @@ def encode_pixels(
     return _all_there(results)
 
 
-def encode_text(encoder: Encoder, inputs: Sequence[TextInput], *, batch_size: int) -> list[Conditioning]:
+def encode_text(
+    encoder: Encoder,
+    inputs: Sequence[TextInput],
+    *,
+    batch_size: int,
+    opened: Iterator[list[Image.Image]] | None = None,
+) -> list[Conditioning]:
     """Encode prompts into conditioning. Prompts whose pictures have equal sizes are encoded together, as one batch.
 
     Args:
         encoder: The text encoder, with its weights loaded.
         inputs: The prompts, each with the pictures that the encoder sees beside it.
         batch_size: The most prompts that are encoded together.
+        opened: Yields the opened pictures of the prompts of each of the `windows` of `inputs`, one after another; by
+            default they are opened here.
 
     Returns:
         The conditioning of each prompt, in the order of `inputs`, on the CPU, in the dtype that the encoder returns.
@@ -88,14 +110,19 @@ def encode_text(encoder: Encoder, inputs: Sequence[TextInput], *, batch_size: in
         PluginError: The encoder returns conditioning of more or fewer samples than it was given prompts.
     """
     results: list[Conditioning | None] = [None] * len(inputs)
+    if opened is None:
+        pictures = open_groups([p for i in w for p in inputs[i].pictures] for w in windows(len(inputs), batch_size))
+        with closing(pictures):
+            return encode_text(encoder, inputs, batch_size=batch_size, opened=pictures)
     for window in windows(len(inputs), batch_size):
-        images = {index: [open_fitted(picture) for picture in inputs[index].pictures] for index in window}
+        seen = iter(next(opened))
+        images = {index: [next(seen) for _ in inputs[index].pictures] for index in window}
         # Prompts of similar length go together, so that an encoder that pads has less to pad.
         ordered = sorted(window, key=lambda index: len(inputs[index].prompt))
-        sizes = {index: tuple(image.size for image in seen) for index, seen in images.items()}
+        sizes = {index: tuple(image.size for image in own) for index, own in images.items()}
         for group in _groups(ordered, sizes, batch_size):
             prompts = [inputs[index].prompt for index in group]
-            with torch.no_grad():
+            with without_gradients():
                 encoded = encoder.encode(prompts, [images[index] for index in group])
             if encoded.batch_size != len(group):
                 raise PluginError(

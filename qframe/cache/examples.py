@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import attrs
+from PIL import Image
 from torch import Tensor
 
 from qframe.cache.declared import DeclaredInputs
@@ -28,6 +30,7 @@ from qframe.cache.reading import DamagedEntryError
 from qframe.cache.store import Cache
 from qframe.errors import CacheError, DataError
 from qframe.interfaces import Conditioning, Example, Parts
+from qframe.pictures.pool import open_groups
 from qframe.progress import SILENT, Progress
 
 PartsLoader = Callable[..., Parts]
@@ -120,6 +123,7 @@ class CachedExamples(Sequence[Example]):
 
         It is above 0 while the processes that encode the other portions have not encoded all of their entries.
         """
+        self._cache.refresh()
         return len(self._cache.missing(key for keys in self._keys for key in entries_of(keys)))
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # slices are of no use here
@@ -207,19 +211,22 @@ class _Builder:
     def encode_pixels(self, loader: PartsLoader) -> None:
         plan, maker = self.plan, self.plan.maker
 
-        def encode(keys: list[str], parts: Parts) -> Encoded:
+        def opened(wanted: list[list[str]], parts: Parts) -> Opened:
+            groups = ([plan.pixels[key] for key in keys] for keys in wanted)
+            return open_groups(groups, channels=parts.codec_spec.pixel_channels)
+
+        def encode(keys: list[str], parts: Parts, pictures: Opened) -> Encoded:
             inputs = [plan.pixels[key] for key in keys]
-            channels = parts.codec_spec.pixel_channels
-            latents = encode_pixels(parts.codec, inputs, batch_size=self.batch_size, channels=channels)
+            latents = encode_pixels(parts.codec, inputs, batch_size=self.batch_size, opened=pictures)
             about = [canonical(pixel_parts(one, maker)) for one in inputs]
             return [({_LATENTS: latent}, text) for latent, text in zip(latents, about, strict=True)]
 
-        self._run("encoding pictures", list(plan.pixels), lambda: loader("codec"), encode)
+        self._run("encoding pictures", list(plan.pixels), lambda: loader("codec"), encode, opened)
 
     def encode_loss_maps(self, loader: PartsLoader) -> None:
         plan, maker = self.plan, self.plan.maker
 
-        def encode(keys: list[str], parts: Parts) -> Encoded:
+        def encode(keys: list[str], parts: Parts, pictures: Opened) -> Encoded:
             inputs = [plan.loss_maps[key] for key in keys]
             compression = parts.codec_spec.compression
             return [
@@ -231,38 +238,46 @@ class _Builder:
     def encode_texts(self, loader: PartsLoader) -> None:
         plan, maker = self.plan, self.plan.maker
 
-        def encode(keys: list[str], parts: Parts) -> Encoded:
+        def opened(wanted: list[list[str]], parts: Parts) -> Opened:
+            return open_groups([picture for key in keys for picture in plan.texts[key].pictures] for keys in wanted)
+
+        def encode(keys: list[str], parts: Parts, pictures: Opened) -> Encoded:
             inputs = [plan.texts[key] for key in keys]
-            encoded = encode_text(parts.encoder, inputs, batch_size=self.batch_size)
+            encoded = encode_text(parts.encoder, inputs, batch_size=self.batch_size, opened=pictures)
             about = [canonical(text_parts(one, maker)) for one in inputs]
             return [(_tensors(one), text) for one, text in zip(encoded, about, strict=True)]
 
-        self._run("encoding prompts", list(plan.texts), lambda: loader("encoder"), encode)
+        self._run("encoding prompts", list(plan.texts), lambda: loader("encoder"), encode, opened)
 
     def _run(
         self,
         title: str,
         keys: list[str],
         load: Callable[[], Parts],
-        encode: Callable[[list[str], Parts], Encoded],
+        encode: Callable[[list[str], Parts, Opened], Encoded],
+        opened: Callable[[list[list[str]], Parts], Opened] = lambda wanted, parts: open_groups([]),
     ) -> None:
         # Windows over all keys, not over the missing ones: so the same inputs share a batch after an interruption.
         own = [w for index, w in enumerate(windows(len(keys), self.batch_size)) if self.portion.owns(index)]
-        count = sum(keys[index] in self.missing for window in own for index in window)
-        if not count:
+        wanted = [found for window in own if (found := [keys[i] for i in window if keys[i] in self.missing])]
+        if not wanted:
             return
         parts = load()
-        with self.progress.stage(title, count) as stage:
-            for window in own:
-                wanted = [keys[index] for index in window if keys[index] in self.missing]
-                if wanted:
-                    made = dict(zip(wanted, encode(wanted, parts), strict=True))
-                    self.cache.put_all(
-                        {key: tensors for key, (tensors, _) in made.items()},
-                        about={key: text for key, (_, text) in made.items()},
-                    )
-                    stage.advance(len(wanted))
+        with (
+            self.progress.stage(title, sum(map(len, wanted))) as stage,
+            closing(opened(wanted, parts)) as pictures,
+        ):
+            for window in wanted:
+                made = dict(zip(window, encode(window, parts, pictures), strict=True))
+                self.cache.put_all(
+                    {key: tensors for key, (tensors, _) in made.items()},
+                    about={key: text for key, (_, text) in made.items()},
+                )
+                stage.advance(len(window))
 
+
+Opened = Generator[list[Image.Image], None, None]
+"""Yields the opened pictures of one window after another."""
 
 Encoded = list[tuple[dict[str, Tensor], str]]
 """For each key, in order: the tensors of its entry by name, and the JSON of what the key was computed from."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import threading
@@ -14,6 +15,7 @@ from typing import TypeVar
 from qframe.cache.index import LISTED, Index, IndexDamagedError
 from qframe.cache.shards import SUFFIX, Header, read_header
 from qframe.errors import CacheError
+from qframe.files.filesystems import local_folder, network_type
 from qframe.files.locks import exclusive
 from qframe.files.storage import clear_leftovers
 
@@ -25,6 +27,12 @@ LOCK_SECONDS = 900.0
 _SETTLED_NS = 2_000_000_000
 
 
+def local_index(folder: Path) -> Path:
+    """Return the path of this machine's own index of the cache in `folder`, and create the folder that it lies in."""
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+    return local_folder("indexes") / f"{name}.sqlite"
+
+
 class ShardListing:
     """The shards in one cache's folder, and the index over them. Several processes and threads may use it at once.
 
@@ -34,11 +42,19 @@ class ShardListing:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Create the cache's folder and its folder of shards if there are none. The index is not read yet."""
+        """Create the cache's folder and its folder of shards if there are none. The index is not read yet.
+
+        The index lies in the cache's folder. If that is on a network file system, whose locks SQLite cannot rely on,
+        this machine has an index of its own on a local disk.
+        """
         self.folder = folder
         self.shards = folder / "shards"
         self.shards.mkdir(parents=True, exist_ok=True)
-        self._index = Index(folder / "index.sqlite")
+        kind = network_type(folder)
+        self._alone = kind is not None
+        self._index = Index(local_index(folder) if self._alone else folder / "index.sqlite")
+        if self._alone:
+            logger.info("%s: on a network file system (%s), so its index is %s", folder, kind, self._index.path)
         self._held = threading.local()
 
     def close(self) -> None:
@@ -61,6 +77,11 @@ class ShardListing:
     def update(self) -> None:
         """Add new shards to the index and remove vanished ones, if the folder of shards changed since the last time."""
         self.ask(lambda index: self._update())
+
+    def refresh(self) -> None:
+        """Learn of shards that other machines wrote or removed, if this machine has an index of its own."""
+        if self._alone:
+            self.ask(lambda index: self._update(always=True))
 
     def headers(self) -> Iterator[tuple[str, Header | None]]:
         """Yield the file name and the header of every shard; the header is None if it is damaged or unreadable."""
@@ -97,9 +118,10 @@ class ShardListing:
             "Wait until it is done, or end it.",
         )
 
-    def _update(self) -> None:
+    def _update(self, *, always: bool = False) -> None:
+        """Bring the index up to date. The time of a folder on another machine may be known late: `always` lists it."""
         stamp = self.shards.stat().st_mtime_ns
-        if self._index.note(LISTED) == str(stamp):
+        if self._index.note(LISTED) == str(stamp) and not always:
             return
         with self.exclusive():
             clear_leftovers(self.shards)
@@ -107,10 +129,12 @@ class ShardListing:
             known = self._index.shards()
             with os.scandir(self.shards) as listing:
                 present = {item.name for item in listing if item.name.endswith(SUFFIX) and item.name[0] != "."}
-            for name in sorted(present - known.keys()):
-                self._add(name)
-            for name in known.keys() - present:
+            vanished = known.keys() - present
+            for name in vanished:
                 self._index.remove(name)
+            # An entry of a shard that another machine removed may have a copy in a shard that is known already.
+            for name in sorted(present if vanished and self._alone else present - known.keys()):
+                self._add(name)
             # A folder that changed less than two seconds ago may change again and keep its time stamp.
             if time.time_ns() - stamp > _SETTLED_NS:
                 self._index.set_note(LISTED, str(stamp))

@@ -51,6 +51,9 @@ class EntryReader:
         found = {key: recent[key] for key in keys if key in recent}
         if unknown := [key for key in keys if key not in found]:
             asked = self._listing.ask(lambda index: index.find(unknown))
+            if len(asked) < len(set(unknown)):
+                self._listing.refresh()
+                asked = self._listing.ask(lambda index: index.find(unknown))
             for key in unknown:
                 if key not in asked:
                     raise CacheError(
@@ -76,6 +79,7 @@ class EntryReader:
         except FileNotFoundError:
             # Another process may have rewritten the shard, without a damaged entry, since we looked.
             self._listing.update()
+            self._listing.refresh()
             self._recent = {}
             entry = self.locate([entry.key])[entry.key]
             handle = self._handle(entry.shard)

@@ -75,6 +75,7 @@ def rewrite_shard(listing: ShardListing, reader: EntryReader, shard: str, withou
         without: The keys of entries that are to be removed.
     """
     with listing.exclusive():
+        listing.refresh()
         path = listing.shards / shard
         kept: dict[str, dict[str, Tensor]] = {}
         for entry in listing.ask(lambda index: index.entries_of(shard)):

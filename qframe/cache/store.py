@@ -104,6 +104,10 @@ class Cache:
         known = self._listing.ask(lambda index: index.known(unique))
         return [key for key in unique if key not in known]
 
+    def refresh(self) -> None:
+        """Learn of entries that other machines have written since, where this machine has an index of its own."""
+        self._listing.refresh()
+
     def put(self, key: str, tensors: Mapping[str, Tensor], *, about: str = "") -> None:
         """Put one entry into the cache. If the cache has an entry of this key already, that entry stays.
 

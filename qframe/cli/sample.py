@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ import click
 
 from qframe.cli.request_options import RequestCommand, finite, seed
 from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, announce, examples, options, resolve, scaled_file
-from qframe.errors import ConfigError, DataError, UntrustedError, WeightsError, bullet_list
+from qframe.errors import ConfigError, DataError, UntrustedError, bullet_list
+from qframe.files.lora_file import find_loras
 
 if TYPE_CHECKING:
     from qframe.sample.jobs.asked import Asked
@@ -81,8 +82,13 @@ def _flag(name: str) -> str:
 )
 @click.option("--size", metavar="WxH", help="Width and height in pixels [default: the family's].")
 @click.option("--seed", type=int, callback=seed, help="Picture i takes seed + i [default: 0].")
-@click.option("--num-images", type=click.IntRange(min=1), help="Pictures per prompt [default: 1].")
-@click.option("--lora", metavar="FILE[:SCALE]", multiple=True, help="Put a LoRA on the denoiser. Repeatable.")
+@click.option("--num-images", type=click.IntRange(1, 10_000), help="Pictures per prompt [default: 1].")
+@click.option(
+    "--lora",
+    metavar="FILE[:SCALE]",
+    multiple=True,
+    help="A LoRA, or the folder of a run. Repeatable.",
+)
 @click.option(
     "--offload",
     type=click.Choice(["none", "model", "group"]),
@@ -127,12 +133,11 @@ def sample(
     from qframe.sample.jobs.stored import check_models, read_stored
 
     stored = None if picture is None else read_stored(Path(picture))
-    loras = _given_loras(lora)
+    loras = find_loras(map(scaled_file, lora))
     prompts = _prompts(request.pop("prompt"), request.pop("prompt_file"), stored)
     given = {name: value for name, value in request.items() if value not in (None, ())}
     count = len(prompts) * given.get("num_images", 1)
     files = [] if batch else _files(output, picture, count, overwrite=overwrite)
-    _check_loras(loras)
     config = resolve(
         family or (stored.family if stored else None),
         config_file,
@@ -162,21 +167,6 @@ def sample(
         todo = _todo(desk, Path(batch), folder, given, overwrite=overwrite, allow_outside=allow_outside)
         if todo:
             make(composition, loras, todo, progress, metadata=metadata, continue_after_failure=True)
-
-
-def _given_loras(lora: Sequence[str]) -> dict[Path, float]:
-    """The LoRA files of the options, with the scale of each. ConfigError if one is given twice."""
-    loras = dict(map(scaled_file, lora))
-    if len(loras) < len(lora):
-        raise ConfigError("--lora: a file is given twice", "Give it once, with the sum of its scales.")
-    return loras
-
-
-def _check_loras(loras: Iterable[Path]) -> None:
-    """WeightsError names a LoRA file that does not exist."""
-    for file in loras:
-        if not file.is_file():
-            raise WeightsError(f"--lora {file}: there is no such file", "Give a .safetensors file.")
 
 
 def _files(output: str | None, picture: str | None, count: int, *, overwrite: bool) -> list[Path]:

@@ -8,7 +8,6 @@ plugins offer (`PluginGroup`). docs/guides/add-a-command.md shows how a command 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +18,6 @@ from qframe.cli.plugin_commands import PluginGroup, registry
 from qframe.cli.progress import terminal_progress
 from qframe.cli.request_options import RequestCommand, opened
 from qframe.cli.training import fit
-from qframe.errors import ConfigError
 
 if TYPE_CHECKING:
     from qframe.config import Resolved
@@ -112,7 +110,7 @@ def resolve(
 
 
 def scaled_file(text: str) -> tuple[Path, float]:
-    """Split FILE[:SCALE], as --lora takes it, into the file and its scale. ConfigError if the scale is not finite."""
+    """Split FILE[:SCALE], as --lora takes it, into the file (or folder) and its scale, neither of which is checked."""
     file, colon, scale = text.rpartition(":")
     if not colon or Path(text).exists():
         return Path(text), 1.0
@@ -120,8 +118,6 @@ def scaled_file(text: str) -> tuple[Path, float]:
         number = float(scale)
     except ValueError:
         return Path(text), 1.0
-    if not math.isfinite(number):
-        raise ConfigError(f"--lora {text}: the scale must be a finite number")
     return Path(file), number
 
 

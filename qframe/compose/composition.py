@@ -150,8 +150,7 @@ class Composition:
         """
         if role in self.quantisers or self.device(role).type != "cpu":
             return False
-        kind = self.classes[role]
-        return bool(kind.maps_weights(self.model(role), self.options(role), dtype=self.dtype(role)))
+        return bool(self.classes[role].stored_dtype(self.model(role), self.options(role)) == self.dtype(role))
 
     @functools.cached_property
     def _spread(self) -> Mapping[str, torch.device]:
@@ -160,7 +159,7 @@ class Composition:
             return {}
         return devices.spread(self.config, {role: self.weights(role) or 0 for role in placement.ORDER})
 
-    def load(self, *roles: str, offloaded: bool = False) -> Parts:
+    def load(self, *roles: str, offloaded: bool = False, as_stored: bool = False, progress: Progress = SILENT) -> Parts:
         """Load the named components; schedule and sampler are always among the parts.
 
         If the configuration names a number of CPU threads (`threads`), torch is set to it as well.
@@ -169,10 +168,16 @@ class Composition:
             roles: Those of "encoder", "codec" and "denoiser" that are needed.
             offloaded: Whether the weights stay on the CPU. The caller then calls `qframe.compose.placement.place`,
                 which installs the hooks that move them.
+            as_stored: Whether the weights get the dtype of their files, if that is one dtype, and not the configured
+                one. The caller then converts them.
+            progress: Is told what the quantisers make ready before anything is loaded.
         """
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
-        loaded = {f"loaded_{role}": self._load(role, offloaded=offloaded) for role in roles}
+        if roles:
+            for role, quantiser in self.quantisers.items():  # all of them: the next role may be loaded hours later
+                quantiser.prepare(self.device(role), progress)
+        loaded = {f"loaded_{role}": self._load(role, offloaded=offloaded, as_stored=as_stored) for role in roles}
         options = self.options("sampler")
         sampler = self.classes["sampler"]
         return Parts(
@@ -183,15 +188,16 @@ class Composition:
             **loaded,
         )
 
-    def _load(self, role: str, *, offloaded: bool = False) -> Any:
+    def _load(self, role: str, *, offloaded: bool = False, as_stored: bool = False) -> Any:
         settings, device = getattr(self.config, role), self.device(role)
+        stored = self.classes[role].stored_dtype(self.models[role], settings.options) if as_stored else None
         return load_component(
             self.classes[role],
             self.models[role],
             settings.options,
             self.quantisers.get(role),
             device=placement.CPU if offloaded else device,
-            dtype=devices.dtype_on(self.config, role, device),
+            dtype=stored or devices.dtype_on(self.config, role, device),
             role=role,
             name=settings.use,
         )

@@ -15,8 +15,8 @@ from qframe.errors import ConfigError
 def find_device(key: str, name: str) -> torch.device:
     """Return the device of a name that a configuration gives.
 
-    The name "auto" is a CUDA device if this machine has one, else MPS, else the CPU. Under torchrun, each process of
-    the machine takes another GPU.
+    The name "auto" is the accelerator that torch has found on this machine (CUDA, MPS, XPU, or the one of a package
+    that extends torch), else the CPU. Under torchrun, each process of the machine takes another of the accelerators.
 
     Args:
         key: The configuration key that the name belongs to, for the error.
@@ -25,25 +25,28 @@ def find_device(key: str, name: str) -> torch.device:
     Raises:
         ConfigError: The name is no device, or this machine has no such device. The hint lists the devices it has.
     """
-    available = ["cpu"]
-    if torch.backends.mps.is_available():
-        available.insert(0, "mps")
-    if torch.cuda.is_available():
-        available = [*(f"cuda:{index}" for index in range(torch.cuda.device_count())), *available]
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    available = [] if accelerator is None else accelerators(accelerator.type)
     if name == "auto":
-        # The processes of torchrun on one machine take a GPU each.
+        # The processes of torchrun on one machine take an accelerator each.
         local = int(os.environ.get("LOCAL_RANK", "0"))
-        return torch.device(available[local % torch.cuda.device_count() if torch.cuda.is_available() else 0])
+        return torch.device(available[local % len(available)] if available else "cpu")
+    available.append("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"{key}: {name!r} is not a device", f"Known here: auto, {', '.join(available)}.") from error
-    found = device.type in {item.partition(":")[0] for item in available}
-    if not found or (device.index is not None and device.type == "cuda" and str(device) not in available):
+    if device.type != "cpu" and str(device) not in {*available, *(item.partition(":")[0] for item in available)}:
         raise ConfigError(
             f"{key}: this machine has no device {name!r}", f"Available: {', '.join(available)}. Or say auto."
         )
     return device
+
+
+def accelerators(kind: str) -> list[str]:
+    """Return the names of the accelerators of one type: "cuda:0" and "cuda:1", or "mps", of which there is one."""
+    count = torch.get_device_module(kind).device_count()
+    return [kind] if kind == "mps" else [f"{kind}:{index}" for index in range(count)]
 
 
 def configured_device(config: Config, role: str) -> torch.device:

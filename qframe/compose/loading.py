@@ -12,6 +12,7 @@ from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Loadable, Quantiser
 
 
+@torch.inference_mode(False)
 def load_component(
     kind: type[Loadable],
     model: ModelFolder,
@@ -26,7 +27,8 @@ def load_component(
     """Load a component from its model folder onto a device.
 
     Weights that are to be quantised are loaded and quantised on the CPU, and moved to the device afterwards, because
-    unquantised they might not fit on it.
+    unquantised they might not fit on it. The weights can be trained on, even if the caller has entered
+    `torch.inference_mode()`.
 
     Args:
         kind: The class of the component.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
 
 from qframe.config.choices import CHOICES
+from qframe.config.foreign import NAMES_ELSEWHERE
 from qframe.config.layers import Key, Tree, source_at
 from qframe.config.schema import Config
 from qframe.config.strict import InvalidError, Problem, fields_of, nested, structure
@@ -105,7 +106,7 @@ def known_keys(declared: Mapping[Key, Declared]) -> list[str]:
     return known
 
 
-def describe_problems(problems: Iterable[Problem], tree: Tree, known: Iterable[str]) -> str:
+def describe_problems(problems: Iterable[Problem], tree: Tree, known: Collection[str]) -> str:
     """Word the message of an error: one line per problem with the key, the value's source, and what is wrong.
 
     Args:
@@ -124,11 +125,14 @@ def describe_problems(problems: Iterable[Problem], tree: Tree, known: Iterable[s
     return f"configuration has {len(ordered)} problem{'s' if len(ordered) > 1 else ''}:\n{bullet_list(lines)}"
 
 
-def _advice(problem: Problem, known: Iterable[str]) -> str:
-    """Suggest, for an unknown key, a similar key of its table, else of any table, else all keys of its table."""
+def _advice(problem: Problem, known: Collection[str]) -> str:
+    """Suggest what an unknown key may mean: a name of another trainer, a similar key, or any key of its table."""
     if problem.known is None:
         return ""
     *table, name = problem.path
+    elsewhere = NAMES_ELSEWHERE.get(name)
+    if elsewhere is not None and elsewhere in known:
+        return f"; here it is {elsewhere}"
     near = [".".join((*table, other)) for other in nearest(name, problem.known, 1)]
     if not near:
         lasts = {key.rpartition(".")[2]: key for key in known}

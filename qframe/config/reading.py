@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli
 
+from qframe.config.foreign import foreign_program, format_of
 from qframe.config.layers import Key, Leaf, Tree, put
 from qframe.config.strict import Problem
 from qframe.errors import ConfigError
+from qframe.files.text import decode_text
 
 LARGEST_FILE = 256 * 1024
 MOST_DOTS = 32
@@ -45,9 +47,35 @@ def read_user(
     put(user, values, lambda key: ARGUMENT)
     for override in overrides:
         problems += _read_override(override, user)
+    problems += _wrong_family(user)
+    _keep_one_length(user)
     if family is not None:
         user["family"] = Leaf(family, ARGUMENT)
     return user, problems
+
+
+def _wrong_family(user: Tree) -> list[Problem]:
+    """Report a family that is no text, also where it is overridden."""
+    given = user.get("family")
+    if given is None or (isinstance(given, Leaf) and isinstance(given.value, str)):
+        return []
+    return [Problem(("family",), "expected a string")]
+
+
+def _keep_one_length(user: Tree) -> None:
+    """Leave out the length of a run (steps or epochs) that a higher layer overrides by the other one.
+
+    Where one layer gives both, both stay: the number of epochs counts, as the help of the keys says.
+    """
+    train = user.get("train")
+    lengths = {name: train.get(name) for name in ("epochs", "max_steps")} if isinstance(train, dict) else {}
+    ranks = {name: _rank(leaf.source) for name, leaf in lengths.items() if isinstance(leaf, Leaf)}
+    if isinstance(train, dict) and len(set(ranks.values())) == 2:
+        del train[min(ranks, key=ranks.__getitem__)]
+
+
+def _rank(source: str) -> int:
+    return {OVERRIDE: 2, ARGUMENT: 1}.get(source, 0)
 
 
 def _read_file(path: Path, tree: Tree) -> None:
@@ -62,13 +90,74 @@ def _read_file(path: Path, tree: Tree) -> None:
     if len(raw) > LARGEST_FILE:
         raise ConfigError(f"{path}: larger than {LARGEST_FILE} bytes", "A configuration file is small.")
     try:
-        toml = raw.decode("utf-8")
-        _check_dots(toml, str(path))
+        toml = decode_text(raw)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}", "A configuration is a TOML file.") from error
+    _check_dots(toml, str(path))
+    lines = _line_numbers(toml)
+    try:
         tables = tomli.loads(toml)
-        lines = _line_numbers(toml)
         put(tree, tables, lambda key: _place(path, key, lines))
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # a TOMLDecodeError is a ValueError
+        raise _not_toml(path, toml, error) from error
+    program = None if "family" in tables else foreign_program(toml)
+    if program is not None:
+        raise ConfigError(f"{path}: this is a configuration of {program}, not of qframe", _TRANSLATION)
+
+
+_TRANSLATION = "docs/reference/coming-from.md says which key of qframe stands for which of theirs."
+
+
+def _not_toml(path: Path, toml: str, error: Exception) -> ConfigError:
+    """Return the error of a file that is not TOML, with the advice that fits what was found in it."""
+    program, other = foreign_program(toml), format_of(toml)
+    if other is not None:
+        owner = "" if program is None else f" of {program}"
+        return ConfigError(f"{path}: this is a {other} file{owner}; a configuration of qframe is TOML", _TRANSLATION)
+    twice = _given_twice(toml)
+    if twice is not None:
+        key, first, second = twice
+        return ConfigError(f"{path}:{second}: {key} is given twice", f"Line {first} has it, too: keep one of them.")
+    number = getattr(error, "lineno", None)
+    line = toml.split("\n")[number - 1] if isinstance(number, int) and number <= toml.count("\n") + 1 else ""
+    where = f"{path}:{number}" if line else str(path)
+    return ConfigError(f"{where}: not valid TOML: {getattr(error, 'msg', error)}", _advice_for(line or toml))
+
+
+def _advice_for(line: str) -> str | None:
+    """Say what editors and systems do to a line of TOML that makes it unreadable; None if nothing is recognised."""
+    if re.search(r'"[^"]*\\[^"]*"', line):
+        return f"In double quotes a backslash begins an escape: put a path in single quotes, {_example_path(line)}."
+    if any(mark in line for mark in "\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"):
+        return "Curly quotes do not count in TOML: write \" or '."
+    if re.search("[\u00a0\u2000-\u200f\u2028\u2029\u202f\ufeff]", line):
+        return "The line has an invisible character or an unusual space: write it anew."
+    if "\r" in line.rstrip("\r"):
+        return "Lines end with a lone carriage return: save the file with line ends of Unix or Windows."
+    if re.match(r"\s*[\w.-]+\s*=\s*(?:True|False|None|null|nil)\s*(?:#|$)", line):
+        return "TOML writes true and false; a key without a value is left out."
+    if re.match(r"\s*[\w.-]+\s*=\s*[A-Za-z./~][^\"'\[{]*$", line):
+        return 'Put text in quotes: key = "value".'
+    if re.match(r"\s*[\w.-]+\s*:", line):
+        return "TOML writes key = value, with an equals sign."
+    return None
+
+
+def _example_path(line: str) -> str:
+    found = re.search(r'"([^"]*)"?', line)
+    return f"'{found[1]}'" if found else "'...'"
+
+
+def _given_twice(toml: str) -> tuple[str, int, int] | None:
+    """Return the first key or table that a text gives twice, with the numbers of both lines; None if there is none."""
+    if re.search(r"^\s*\[\[", toml, re.MULTILINE):
+        return None  # the tables of an array have the same keys
+    seen: dict[Key, int] = {}
+    for key, number in _keys(toml):
+        if key in seen:
+            return ".".join(key), seen[key], number
+        seen[key] = number
+    return None
 
 
 def _check_dots(toml: str, where: str) -> None:
@@ -82,6 +171,13 @@ def _check_dots(toml: str, where: str) -> None:
 def _line_numbers(toml: str) -> dict[Key, int]:
     """Return the number of the line in which each key and table begins. Keys of inline tables are missing."""
     lines: dict[Key, int] = {}
+    for key, number in _keys(toml):
+        lines.setdefault(key, number)
+    return lines
+
+
+def _keys(toml: str) -> Iterator[tuple[Key, int]]:
+    """Yield each key and table of a text with the number of its line. Keys of inline tables are left out."""
     table: Key = ()
     inside = False
     for number, line in enumerate(toml.split("\n"), 1):
@@ -89,12 +185,11 @@ def _line_numbers(toml: str) -> dict[Key, int]:
             before, sign, _ = line.partition("=")
             if line.lstrip().startswith("["):
                 table = _split(line.strip(" \t\r[").partition("]")[0])
-                lines.setdefault(table, number)
+                yield table, number
             elif sign:
-                lines.setdefault((*table, *_split(before)), number)
+                yield (*table, *_split(before)), number
         if (line.count('"""') + line.count("'''")) % 2:
             inside = not inside
-    return lines
 
 
 def _split(dotted: str) -> Key:

@@ -13,6 +13,7 @@ import attrs
 from attrs.validators import and_, ge, le, lt, optional
 
 from qframe.config.training import (
+    MOST_IN_A_BATCH,
     LoggingConfig,
     LoraConfig,
     LoraLayout,
@@ -42,6 +43,12 @@ __all__ = [
 ]
 
 
+def filled(instance: object, attribute: attrs.Attribute[Any], value: str | None) -> None:
+    """Refuse an empty text where a name or a path is expected, as a variable of the shell that is not set gives it."""
+    if value is not None and not value.strip():
+        raise ValueError("expected a name or a path, got an empty text (is a variable of the shell not set?)")
+
+
 @attrs.frozen(kw_only=True)
 class ComponentConfig:
     """The section of a role: the component that plays it, and the model folder that the component is loaded from."""
@@ -49,6 +56,7 @@ class ComponentConfig:
     use: str = attrs.field(metadata={"help": "registered name of the component that plays this role"})
     model: str | None = attrs.field(
         default=None,
+        validator=filled,
         metadata={"help": "model folder that this component is loaded from, where it is another one than `model`"},
     )
     device: str | None = attrs.field(
@@ -101,7 +109,7 @@ class DataConfig:
         },
     )
     path: str | None = attrs.field(
-        default=None, metadata={"help": "a folder of pictures, or a .jsonl, .csv or .parquet file"}
+        default=None, validator=filled, metadata={"help": "a folder of pictures, or a .jsonl, .csv or .parquet file"}
     )
     options: Any = attrs.field(default=None, metadata={"help": "settings of the source, as its plugin declares them"})
     holdout: float = attrs.field(
@@ -118,14 +126,18 @@ class CacheConfig:
     """The section `cache`: settings of the cache, which stores encoded examples on disk."""
 
     dir: str | None = attrs.field(
-        default=None, metadata={"help": "folder of the cache; by default 'cache' next to the folder of the run"}
+        default=None,
+        validator=filled,
+        metadata={"help": "folder of the cache; by default 'cache' next to the folder of the run"},
     )
     enabled: bool = attrs.field(
         default=True,
         metadata={"help": "whether encoded examples are stored; false encodes every batch anew in each step"},
     )
     batch_size: int = attrs.field(
-        default=8, validator=ge(1), metadata={"help": "how many inputs of one shape are encoded in one batch"}
+        default=8,
+        validator=and_(ge(1), le(MOST_IN_A_BATCH)),
+        metadata={"help": "how many inputs of one shape are encoded in one batch"},
     )
 
 
@@ -148,9 +160,13 @@ class Config:
 
     family: str = attrs.field(metadata={"help": "registered name of the family"})
     model: str | None = attrs.field(
-        default=None, metadata={"help": "model: a folder, a hub id, or the name of one that ships with a plugin"}
+        default=None,
+        validator=filled,
+        metadata={"help": "model: a folder, a hub id, or the name of one that ships with a plugin"},
     )
-    output: str | None = attrs.field(default=None, metadata={"help": "folder of the run; by default runs/FAMILY"})
+    output: str | None = attrs.field(
+        default=None, validator=filled, metadata={"help": "folder of the run; by default runs/FAMILY"}
+    )
     device: str = attrs.field(
         default="auto",
         metadata={"help": "device that components compute on; auto is cuda if there is one, else mps, else cpu"},

@@ -9,6 +9,12 @@ from attrs.validators import and_, ge, gt, le, lt, optional
 
 Precision = Literal["float32", "bfloat16"]
 
+MOST_IN_A_BATCH = 65_536
+"""The most samples that may be asked for at once. A larger number is a slip, and would fill the memory."""
+
+MOST_SAMPLING_STEPS = 10_000
+"""The most sampling steps that may be asked for. A larger number is a slip, and would fill the memory."""
+
 LoraLayout = Literal["diffusers", "comfyui", "kohya"]
 """The layouts in which a LoRA file can be written.
 
@@ -63,10 +69,14 @@ class TrainConfig:
     mode: Literal["lora", "full"] = attrs.field(
         default="lora", metadata={"help": "what is trained: a LoRA (lora), or all weights of the denoiser (full)"}
     )
-    max_steps: int = attrs.field(default=1000, validator=ge(1), metadata={"help": "exact number of optimizer steps"})
+    max_steps: int = attrs.field(
+        default=1000,
+        validator=ge(1),
+        metadata={"help": "exact number of optimizer steps, where `epochs` is not given"},
+    )
     epochs: int | None = attrs.field(
         default=None,
-        validator=optional(ge(1)),
+        validator=optional(and_(ge(1), le(10**6))),
         metadata={"help": "how often every example is trained on, exactly; where it is given, max_steps is not used"},
     )
     batching: Literal["bucketed", "packed", "fixed"] = attrs.field(
@@ -77,17 +87,21 @@ class TrainConfig:
         },
     )
     batch_size: int = attrs.field(
-        default=1, validator=ge(1), metadata={"help": "examples in one forward pass, unless `batching` is packed"}
+        default=1,
+        validator=and_(ge(1), le(MOST_IN_A_BATCH)),
+        metadata={"help": "examples in one forward pass, unless `batching` is packed"},
     )
     tokens_per_batch: int | None = attrs.field(
         default=None,
-        validator=optional(ge(1)),
+        validator=optional(and_(ge(1), le(2**31))),
         metadata={
             "help": "the most tokens (of targets, references and text) in one forward pass where `batching` is packed"
         },
     )
     gradient_accumulation: int = attrs.field(
-        default=1, validator=ge(1), metadata={"help": "forward and backward passes per optimizer step"}
+        default=1,
+        validator=and_(ge(1), le(MOST_IN_A_BATCH)),
+        metadata={"help": "forward and backward passes per optimizer step"},
     )
     seed: int = attrs.field(
         default=0,
@@ -107,8 +121,12 @@ class TrainConfig:
     optimizer_options: Any = attrs.field(
         default=None, metadata={"help": "settings of the optimizer, as its plugin declares them"}
     )
-    learning_rate: float = attrs.field(default=1e-4, validator=gt(0.0), metadata={"help": "peak learning rate"})
-    weight_decay: float = attrs.field(default=0.01, validator=ge(0.0), metadata={"help": "decoupled weight decay"})
+    learning_rate: float = attrs.field(
+        default=1e-4, validator=and_(gt(0.0), le(1000.0)), metadata={"help": "peak learning rate"}
+    )
+    weight_decay: float = attrs.field(
+        default=0.01, validator=and_(ge(0.0), le(1000.0)), metadata={"help": "decoupled weight decay"}
+    )
     lr_schedule: Literal["constant", "cosine", "linear", "polynomial"] = attrs.field(
         default="constant",
         metadata={
@@ -116,7 +134,9 @@ class TrainConfig:
         },
     )
     lr_cycles: int = attrs.field(
-        default=1, validator=ge(1), metadata={"help": "how often the cosine schedule falls from the peak to 0"}
+        default=1,
+        validator=and_(ge(1), le(10**6)),
+        metadata={"help": "how often the cosine schedule falls from the peak to 0"},
     )
     lr_power: float = attrs.field(
         default=1.0, validator=gt(0.0), metadata={"help": "exponent of the polynomial schedule"}
@@ -245,7 +265,9 @@ class SampleConfig:
     data: str | None = attrs.field(
         default=None, metadata={"help": "another data set whose records are sampled: a path like that of `data.path`"}
     )
-    num_inference_steps: int = attrs.field(default=20, validator=ge(1), metadata={"help": "number of sampling steps"})
+    num_inference_steps: int = attrs.field(
+        default=20, validator=and_(ge(1), le(MOST_SAMPLING_STEPS)), metadata={"help": "number of sampling steps"}
+    )
     true_cfg_scale: float | None = attrs.field(
         default=None,
         validator=optional(ge(0.0)),
@@ -261,7 +283,9 @@ class SampleConfig:
     )
     seed: int = attrs.field(default=0, validator=ge(0), metadata={"help": "seed of the initial noise"})
     batch_size: int = attrs.field(
-        default=1, validator=ge(1), metadata={"help": "how many pictures of one size are sampled in one batch"}
+        default=1,
+        validator=and_(ge(1), le(MOST_IN_A_BATCH)),
+        metadata={"help": "how many pictures of one size are sampled in one batch"},
     )
     guidance_batching: Literal["apart", "joined"] = attrs.field(
         default="apart",
@@ -272,7 +296,7 @@ class SampleConfig:
     )
     count: int = attrs.field(
         default=8,
-        validator=ge(0),
+        validator=and_(ge(0), le(10**6)),
         metadata={"help": "how many records are sampled where the data set has none for validation"},
     )
 
@@ -293,7 +317,9 @@ class ValidationConfig:
         },
     )
     count: int = attrs.field(
-        default=32, validator=ge(1), metadata={"help": "the most records that a validation loss is averaged over"}
+        default=32,
+        validator=and_(ge(1), le(10**6)),
+        metadata={"help": "the most records that a validation loss is averaged over"},
     )
 
 
@@ -306,6 +332,14 @@ class LoggingConfig:
 
     use: tuple[str, ...] = attrs.field(
         default=(), metadata={"help": "registered names of loggers: csv, tensorboard, wandb, or those of other plugins"}
+    )
+    every: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={
+            "help": "after how many steps their metrics are read from the device and written, those of every step; "
+            "unset: 10 on a GPU, because the CPU waits for it to read them, and 1 on a CPU"
+        },
     )
     project: str = attrs.field(
         default="qframe", metadata={"help": "name of the project, for loggers that group runs by project"}

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from qframe.data.options import SourceOptions
 from qframe.errors import DataError, bullet_list
+from qframe.files.text import decode_text
 from qframe.interfaces import Problem, Record, RecordSource, Survey
 from qframe.pictures.picture import Picture
 
@@ -212,21 +213,9 @@ def read_text(path: Path, *, limit: int = _LARGEST_CAPTION) -> str:
     try:
         if path.stat().st_size > limit:
             raise ValueError(f"larger than {limit} bytes")
-        return decode(path.read_bytes())
+        return decode_text(path.read_bytes())
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
-
-
-def decode(data: bytes) -> str:
-    """Decode UTF-8, and leave out a byte-order mark at the beginning.
-
-    Raises:
-        ValueError: The bytes are not UTF-8; the message gives the offset of the first wrong byte.
-    """
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start}); save it as UTF-8") from error
 
 
 def text_problem(text: str) -> str | None:

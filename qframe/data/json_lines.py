@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from qframe.data.files import Problems, decode
+from qframe.data.files import Problems
+from qframe.files.text import decode_text
 
 _LONGEST_LINE = 1_000_000
 """The most bytes that one line may have."""
@@ -32,7 +33,7 @@ def json_lines(path: Path, problems: Problems, where: Callable[[int], str]) -> I
                 problems.add(where(number), f"longer than {_LONGEST_LINE} bytes; the rest was not read")
                 return
             try:
-                text = decode(line).strip()
+                text = decode_text(line).strip()
                 if text:
                     yield number, json_object(text)
             except ValueError as error:

@@ -88,10 +88,10 @@ def pad(tokens: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     longest = max(lengths)
     if all(length == longest for length in lengths):
         return tokens.reshape(len(lengths), longest, tokens.shape[-1]), None
-    padded = tokens.new_zeros(len(lengths), longest, tokens.shape[-1])
-    mask = torch.arange(longest, device=tokens.device) < torch.tensor(lengths, device=tokens.device)[:, None]
-    padded[mask] = tokens
-    return padded, mask
+    # Not `padded[mask] = tokens`: for that, the host waits until the GPU has counted what the mask keeps.
+    padded = torch.nn.utils.rnn.pad_sequence(list(tokens.split(list(lengths))), batch_first=True)
+    places = torch.arange(longest, device=tokens.device)
+    return padded, torch.stack([places < length for length in lengths])
 
 
 def unpad(padded: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -51,11 +51,12 @@ class HeunSampler(Sampler):
         after_step: AfterStep | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        for step in range(sigmas.shape[0] - 1):
+        ends = sigmas[1:].tolist()  # read once: a comparison in the loop would wait for the device in every step
+        for step, end in enumerate(ends):
             delta = sigmas[step + 1] - sigmas[step]
             first = velocity(x, sigmas[step])
             guess = _euler_step(x, first, delta)
-            if sigmas[step + 1] > 0:
+            if end > 0:
                 second = velocity(guess, sigmas[step + 1])
                 guess = _euler_step(x, torch.lerp(first.float(), second.float(), 0.5), delta)
             x = guess if after_step is None else after_step(guess, step)

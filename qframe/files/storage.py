@@ -18,7 +18,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,7 +38,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _HEADROOM = 1.2
 
 
-def publish_folder(target: Path, write: Callable[[Path], None], *, expected_bytes: int = 0) -> None:
+def publish_folder(target: Path, write: Callable[[Path], Mapping[str, str] | None], *, expected_bytes: int = 0) -> None:
     """Publish a new folder with a manifest that holds the sha256 and the size of each of its files.
 
     If anything fails, nothing is left behind. A process that is killed leaves a hidden draft beside `target`, which the
@@ -46,7 +46,8 @@ def publish_folder(target: Path, write: Callable[[Path], None], *, expected_byte
 
     Args:
         target: The folder to publish, which must not exist.
-        write: Is called with an empty folder, the draft, and must write all files into it.
+        write: Is called with an empty folder, the draft, and must write all files into it. It may return, by name, the
+            sha256 of files that it hashed while it wrote them (`qframe.files.tensor_files` does); all others are read.
         expected_bytes: The number of bytes that `write` will need. The free space is checked before it is called.
 
     Raises:
@@ -60,7 +61,7 @@ def publish_folder(target: Path, write: Callable[[Path], None], *, expected_byte
     clear_leftovers(parent)
     require_space(parent, expected_bytes)
     with disk_errors(target), _draft(target, folder=True) as draft:
-        write(draft)
+        known = write(draft) or {}
         if (draft / MANIFEST).exists():
             raise QframeError(f"{target}: {MANIFEST} is written by the publisher", "Give that file another name.")
         files = _files(draft)
@@ -69,7 +70,8 @@ def publish_folder(target: Path, write: Callable[[Path], None], *, expected_byte
         for name in files:
             os.chmod(draft / name, mode)
             _sync(draft / name)
-            listed[name] = {"sha256": file_digest(draft / name), "size": (draft / name).stat().st_size}
+            digest = known[name] if name in known else file_digest(draft / name)
+            listed[name] = {"sha256": digest, "size": (draft / name).stat().st_size}
         manifest = json.dumps({"format": _FORMAT, "files": listed}, indent=1, sort_keys=True)
         (draft / MANIFEST).write_text(manifest, encoding="utf-8")
         _sync(draft / MANIFEST)

@@ -11,7 +11,7 @@ of a text token, Z channels of latents, h and w height and width of latents, H a
 from __future__ import annotations
 
 from qframe.interfaces.codec import CodecSpec, LatentCodec
-from qframe.interfaces.denoiser import Denoiser, DenoiserSpec
+from qframe.interfaces.denoiser import Denoiser, DenoiserSpec, Flops, SavedAs
 from qframe.interfaces.encoder import Encoder, EncoderSpec, TokenCounter
 from qframe.interfaces.examples import Example, ExampleInputs, Record, TextInput
 from qframe.interfaces.loadable import Loadable
@@ -41,6 +41,7 @@ __all__ = [
     "EncoderSpec",
     "Example",
     "ExampleInputs",
+    "Flops",
     "ForwardOptions",
     "Grid",
     "Guide",
@@ -62,6 +63,7 @@ __all__ = [
     "Request",
     "Sampler",
     "SamplingDefaults",
+    "SavedAs",
     "Schedule",
     "Settled",
     "SettledAround",

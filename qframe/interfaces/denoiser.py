@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -41,6 +41,43 @@ class DenoiserSpec:
     guidance: bool = False
 
 
+@attrs.frozen
+class SavedAs:
+    """Which values `Denoiser.save` writes in place of those that the network has.
+
+    Attributes:
+        dtype: The dtype of all values.
+        value: Returns the value of a parameter by its name: a tensor of the parameter's shape, not sharded.
+    """
+
+    dtype: torch.dtype
+    value: Callable[[str], Tensor]
+
+
+@attrs.frozen(kw_only=True)
+class Flops:
+    """The floating point operations of one forward pass: two for each multiplication and addition of a matrix product.
+
+    Both parts are stated, because a backward pass costs them differently: `qframe.train.arithmetic`.
+
+    Attributes:
+        linear: The operations of products with weights, padded tokens included, LoRAs left out.
+        attention: The operations of both matrix products of attention.
+    """
+
+    linear: int
+    attention: int
+
+    @property
+    def total(self) -> int:
+        """The operations of the forward pass."""
+        return self.linear + self.attention
+
+    def __add__(self, other: Flops) -> Flops:
+        """Return the operations of both forward passes together."""
+        return Flops(linear=self.linear + other.linear, attention=self.attention + other.attention)
+
+
 class Denoiser(Loadable):
     """A denoiser that predicts the velocity of noisy tokens.
 
@@ -49,10 +86,14 @@ class Denoiser(Loadable):
     Attributes:
         module: The network. LoRA, compilation and quantisation change it.
         blocks: The name of the attribute of `module` that holds the repeated blocks.
+        entries: The names of methods of `module`, besides `forward`, by which the denoiser enters its network. None of
+            them may call another one, or `forward`. If a sharded network is entered by a method that is not named here,
+            its blocks are gathered one by one, each when it is needed, and its other weights cannot be sharded.
         lora_presets: Sets of target modules for a LoRA, by name. There is one called "default".
     """
 
     blocks: ClassVar[str] = "transformer_blocks"
+    entries: ClassVar[tuple[str, ...]] = ()
     lora_presets: ClassVar[Mapping[str, tuple[str, ...]]]
     module: nn.Module
 
@@ -127,6 +168,25 @@ class Denoiser(Loadable):
         """
         return 0
 
+    def flops(self, grids: Sequence[tuple[Grid, ...]], text: Sequence[int]) -> Flops | None:
+        """Return the floating point operations of one forward pass of `velocity`, or None if they are not known.
+
+        Training reports from them which share of the device's arithmetic a step used. The default returns None.
+        The method must not compute with the network, whose weights may be missing (`outline`), quantised or sharded.
+
+        Args:
+            grids: The grids of each sample's pictures: its target, then its references.
+            text: The number of text tokens of each sample.
+        """
+        return None
+
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write the network into `folder` as safetensors, so that the folder is a model folder that `load` reads."""
+    def save(self, folder: Path, saved_as: SavedAs | None = None) -> None:
+        """Write the network into `folder` as safetensors, so that the folder is a model folder that `load` reads.
+
+        Args:
+            folder: The folder to write into.
+            saved_as: What to write in place of the network's own weights. The weights of a sharded network are not in
+                this process, and a network may be too large for a second copy in another dtype: so ask for one value
+                at a time, and write it before asking for the next. None writes the weights as they are.
+        """

@@ -60,18 +60,14 @@ class Loadable(ABC):
         return None
 
     @classmethod
-    def maps_weights(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> bool:
-        """Whether `load` onto the CPU maps the weights from the files of the model folder, instead of copying them.
+    def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:
+        """Return the dtype that all weights of the component have in their files; None if they have several.
 
-        Mapped weights take no memory of their own: the system reads their pages when they are needed, and drops them
-        again where memory is short. So they may be larger than the machine's memory. The default returns False.
-
-        Args:
-            model: The model folder.
-            options: The component's options.
-            dtype: The dtype that the weights would be loaded in.
+        Weights that are loaded onto the CPU in this dtype are mapped into memory: they take no memory of their own,
+        because the system reads their pages when they are needed, and drops them again where memory is short. So they
+        may be larger than the machine's memory. The default returns None, for a component that copies its weights.
         """
-        return False
+        return None
 
     @classmethod
     @abstractmethod

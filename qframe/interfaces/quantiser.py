@@ -5,7 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import nn
+
+from qframe.progress import SILENT, Progress
 
 
 class Quantiser(ABC):
@@ -22,6 +25,20 @@ class Quantiser(ABC):
 
     def __init__(self, options: Any) -> None:
         self.options = options
+
+    def prepare(self, device: torch.device, progress: Progress = SILENT) -> None:  # noqa: B027 - most need nothing
+        """Make ready what quantised weights need on this machine, before any weights are loaded.
+
+        A quantiser that compiles code does it here, because nobody should find out after an hour of encoding that there
+        is no compiler. By default there is nothing to make ready.
+
+        Args:
+            device: The device on which the quantised weights will compute.
+            progress: Is told what takes long, and what is waited for.
+
+        Raises:
+            ConfigError: This machine lacks something; the message names it.
+        """
 
     @abstractmethod
     def quantise(self, network: nn.Module) -> None:

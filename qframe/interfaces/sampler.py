@@ -16,7 +16,8 @@ OnStep = Callable[[int], bool]
 class Sampler(ABC):
     """A sampler that integrates a velocity from the first noise level (sigma) to the last.
 
-    A plugin registers a subclass as a component of kind "sampler".
+    A plugin registers a subclass as a component of kind "sampler". No step may read a value of a tensor, as `.item()`
+    and `if sigma > 0` do, because the program would wait there for the device. Read all sigmas before the first step.
     """
 
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import attrs
 
 from qframe.errors import DataError
 from qframe.pictures.geometry import Geometry
+
+_ASKING = threading.RLock()
+"""Held while a data source is asked for bytes: pictures are opened in several threads, and sources know of one."""
 
 
 @attrs.frozen(eq=False)
@@ -30,7 +34,8 @@ class Picture:
         if isinstance(self.source, bytes):
             return self.source
         if not isinstance(self.source, Path):
-            return self.source()
+            with _ASKING:
+                return self.source()
         try:
             return self.source.read_bytes()
         except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import struct
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -44,6 +45,36 @@ DAMAGED = (
     OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError,
     RuntimeError, EOFError, struct.error, zlib.error,
 )  # fmt: skip
+
+
+class _Silence:
+    """A context in which Pillow's warnings are not shown. Several threads may be inside at once.
+
+    `warnings.catch_warnings` changes what the whole process shows, so that a thread that leaves it last may bring back
+    what another one had set. Here the first thread changes it, and the last one brings it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._before.__exit__(None, None, None)
+
+
+_SILENCE = _Silence()
 
 
 def open_picture(
@@ -234,8 +265,7 @@ def _load(picture: Picture, limit_pixels: int) -> Image.Image:
     """Open and decode a picture, and leave its mode as it is."""
     image = open_header(picture, limit_pixels)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _SILENCE:
             image.load()
     except DAMAGED as error:
         raise _unreadable(picture.origin, error) from error
@@ -253,8 +283,7 @@ def open_header(picture: Picture, limit_pixels: int = LIMIT_PIXELS) -> Image.Ima
         _check_file(picture.source, origin)
     try:
         # Pillow warns of large sizes and of odd metadata; neither keeps a picture from being used.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _SILENCE:
             image = Image.open(io.BytesIO(picture.read()), formats=FORMATS)
             _check_size(image.width, image.height, limit_pixels, origin)
             # Phones store JPEGs with a second picture (a preview, a gain map); the first one is the photograph.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from qframe.compose import Composition, compose
 from qframe.compose.placement import ORDER, Offload, place
 from qframe.config import load_config
 from qframe.errors import ConfigError
+from qframe.files.lora_file import find_loras
 from qframe.interfaces import Loadable
 from qframe.sample.pipeline import Pipeline
 
@@ -43,7 +43,8 @@ def load(
         devices: Devices to spread the components over, or a device by role, for example {"encoder": "cuda:1"}.
         offload: "model" keeps on the device only the network that computes, "group" only a block of it.
         dtype: The dtype of the weights.
-        lora: LoRA files to put on the denoiser: one, several, or a mapping from file to scale.
+        lora: LoRA files to put on the denoiser: one, several, or a mapping from file to scale. The folder of a run, or
+            another folder with one LoRA, may stand for the file in it.
         components: Names of registered components by role, for example {"sampler": "heun"}.
         config: A TOML file; every other argument overrides its values.
         overrides: One or several texts "key=value", as for `--set`.
@@ -88,18 +89,12 @@ def assemble(composition: Composition, loras: Mapping[Path, float]) -> Pipeline:
 
 
 def _loras(lora: str | Path | Mapping[str | Path, float] | Sequence[str | Path] | None) -> dict[Path, float]:
-    """LoRA files with their scales. ConfigError for a scale that is no finite number, or a file that is given twice."""
+    """Return the LoRA files that the argument of `load` means, with the scale of each; errors as in `find_loras`."""
     if lora is None:
         return {}
     if isinstance(lora, str | Path):
-        return {Path(lora): 1.0}
+        return find_loras([(Path(lora), 1.0)])
     if not isinstance(lora, Iterable):
         raise ConfigError(f"lora must be a file, a list of files or a mapping, got {lora!r}", "Give a path.")
-    given = list(lora.items()) if isinstance(lora, Mapping) else [(file, 1.0) for file in lora]
-    for file, scale in given:
-        if not isinstance(scale, int | float) or not math.isfinite(scale):
-            raise ConfigError(f"lora {file}: the scale must be a finite number, got {scale!r}", "1.0 is usual.")
-    found = {Path(file): float(scale) for file, scale in given}
-    if len(found) < len(given):
-        raise ConfigError("lora: a file is given twice", "Give it once, with the sum of its scales.")
-    return found
+    given = lora.items() if isinstance(lora, Mapping) else [(file, 1.0) for file in lora]
+    return find_loras((Path(file), scale) for file, scale in given)

@@ -16,9 +16,12 @@ OutputType = Literal["pil", "np", "pt", "latent"]
 Pictures = list[Image.Image] | list[np.ndarray[Any, Any]] | list[Tensor] | np.ndarray[Any, Any] | Tensor
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class PipelineOutput:
     """The pictures that a call of a `Pipeline` returns.
+
+    As with the outputs of diffusers, `output.images`, `output[0]`, `output["images"]` and `output.to_tuple()[0]` are
+    the same.
 
     Attributes:
         images: The pictures in the order of the prompts, those of one prompt together. By `output_type`: "pil" is a
@@ -28,6 +31,26 @@ class PipelineOutput:
     """
 
     images: Pictures
+
+    def to_tuple(self) -> tuple[Pictures]:
+        """Return the tuple `(images,)`, which a call with `return_dict=False` returns."""
+        return (self.images,)
+
+    def keys(self) -> tuple[str]:
+        """Return the names by which `output[name]` can be asked for."""
+        return ("images",)
+
+    def __getitem__(self, name: int | slice | str) -> Any:
+        """Return the field of this name, or what `to_tuple` has at this place."""
+        if isinstance(name, str):
+            return {"images": self.images}[name]
+        return self.to_tuple()[name]
+
+    def __repr__(self) -> str:
+        sizes = {(one.size[::-1] if isinstance(one, Image.Image) else tuple(one.shape)) for one in self.images}
+        shown = ", ".join("x".join(map(str, size)) for size in sorted(sizes))
+        kind = type(self.images[0]).__name__ if len(self.images) else "nothing"
+        return f"PipelineOutput({len(self.images)} x {kind}, {shown})"
 
 
 def as_output(pictures: list[Tensor], output_type: OutputType) -> Pictures:

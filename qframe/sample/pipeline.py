@@ -5,23 +5,24 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, overload
 
 import attrs
 import numpy as np
-import torch
 from torch import Tensor
 
 from qframe.compose import Composition
 from qframe.compose.placement import Placement
-from qframe.errors import ConfigError
-from qframe.interfaces import Parts, Plan, Request, Settled
+from qframe.diffusion.gradients import without_gradients
+from qframe.errors import ConfigError, nearest
+from qframe.interfaces import Parts, Plan, Recipe, Request, Settled
 from qframe.progress import SILENT, Progress
 from qframe.sample.callbacks import TENSORS, StepCallback, StepState, check_callback, replaced, tensors_of
 from qframe.sample.conditioning import encode_padded
 from qframe.sample.outputs import OutputType, Pictures, PipelineOutput, as_output
 from qframe.sample.request_checks import check_request
-from qframe.sample.running import sample_plan
+from qframe.sample.running import Computing, sample_plan
 from qframe.sample.settling import filled, settle
 
 
@@ -52,13 +53,20 @@ class Pipeline:
 
     _callback_tensor_inputs = TENSORS
 
-    def __init__(self, composition: Composition, parts: Parts, placement: Placement | None = None) -> None:
+    def __init__(
+        self,
+        composition: Composition,
+        parts: Parts,
+        placement: Placement | None = None,
+        computing: Computing = nullcontext,
+    ) -> None:
         """Make a pipeline of components that are loaded already; `qframe.load` is the usual way.
 
         Args:
             composition: The checked composition.
             parts: Its components, all loaded.
             placement: Moves the weights where they do not stay on the device that computes; None where they do.
+            computing: Makes the context in which each forward pass of the denoiser computes.
         """
         self.composition = composition
         self.recipe = composition.recipe
@@ -70,6 +78,14 @@ class Pipeline:
         self._current_timestep: Tensor | None = None
         self._current_pictures: tuple[int, ...] = ()
         self.placement = placement or Placement()
+        self._computing = computing
+        self.__signature__ = _signature(self.recipe)
+
+    def __repr__(self) -> str:
+        made = self.composition
+        devices = {str(made.device(role)) for role in ("encoder", "denoiser", "codec")}
+        dtype = str(made.dtype("denoiser")).removeprefix("torch.")
+        return f"Pipeline({made.family.name!r}, {made.model_name!r}, {', '.join(sorted(devices))}, {dtype})"
 
     @overload
     def __call__(self, *positional: Any, return_dict: Literal[True] = True, **arguments: Any) -> PipelineOutput: ...
@@ -158,7 +174,7 @@ class Pipeline:
         """Whether a callback has asked to end the run."""
         return self._interrupt
 
-    @torch.no_grad()
+    @without_gradients()
     def encode_prompt(self, prompt: str | Sequence[str], **request: Any) -> tuple[Tensor, Tensor]:
         """Encode prompts into what a call takes as `prompt_embeds` [B, T, D] and `prompt_embeds_mask` [B, T].
 
@@ -177,7 +193,7 @@ class Pipeline:
         """Make the pictures of a request. The other arguments are the same as in `Pipeline.__call__`."""
         return self.run_settled(settle(self.recipe, request, self.parts), output_type=output_type, progress=progress)
 
-    @torch.no_grad()
+    @without_gradients()
     def run_settled(
         self,
         settled: Sequence[Settled],
@@ -240,6 +256,7 @@ class Pipeline:
                     on_step,
                     steer=None if callback is None else steer,
                     guidance_batching=self.composition.config.sample.guidance_batching,
+                    computing=self._computing,
                 )
         finally:
             self._current_timestep, self._current_pictures = None, ()
@@ -264,9 +281,12 @@ class Pipeline:
         known = {field.name for field in attrs.fields(kind)}
         unknown = sorted(set(fields) - known)
         if unknown:
+            allowed = sorted(known | _own_arguments())
+            meant = [(name, nearest(name, allowed, 1)) for name in unknown]
+            near = ", ".join(f"{found[0]} for {name}" for name, found in meant if found)
             raise ConfigError(
                 f"family {self.composition.family.name!r} takes no {', '.join(unknown)}",
-                f"It takes {', '.join(sorted(known | _own_arguments()))}.",
+                f"Did you mean {near}?" if near else f"It takes {', '.join(allowed)}.",
             )
         return kind(**fields)
 
@@ -279,6 +299,20 @@ def _check_seed(seed: Any, request: Request) -> None:
         raise ConfigError(f"seed must be a whole number from 0 to 2^62, got {seed!r}", "Leave it out for a random one.")
     if request.generator is not None:
         raise ConfigError("both seed and generator are given", "Give one of them.")
+
+
+def _signature(recipe: Recipe) -> inspect.Signature:
+    """Return the signature of a call for one family, with its own fields, for `help`, `inspect` and completion."""
+    kinds, fields = inspect.Parameter, {}
+    for field in (one for one in attrs.fields(recipe.request_type) if one.init):
+        kind = kinds.POSITIONAL_OR_KEYWORD if field.name in recipe.positional else kinds.KEYWORD_ONLY
+        made_anew = field.default is attrs.NOTHING or isinstance(field.default, attrs.Factory)  # type: ignore[arg-type]
+        default = None if made_anew else field.default
+        fields[field.name] = inspect.Parameter(field.name, kind, default=default, annotation=field.type)
+    own = inspect.signature(Pipeline.__call__).parameters.values()
+    called = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
+    first = [fields.pop(name) for name in recipe.positional]
+    return inspect.Signature([*first, *fields.values(), *called], return_annotation=PipelineOutput)
 
 
 def _own_arguments() -> set[str]:

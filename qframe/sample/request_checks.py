@@ -12,6 +12,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from qframe.config.training import MOST_IN_A_BATCH, MOST_SAMPLING_STEPS
 from qframe.errors import ConfigError
 from qframe.interfaces import Parts, Request, SamplingDefaults
 from qframe.sample.per_prompt import broadcast, picture_count
@@ -143,10 +144,10 @@ def _check_numbers(request: Request, sampling: SamplingDefaults) -> None:
     for name, scale in scales.items():
         if scale is not None and not (isinstance(scale, Real) and math.isfinite(scale)):
             raise ConfigError(f"{name} must be a finite number, got {scale}", "Up to 1 is without guidance.")
-    for name in ("num_inference_steps", "num_images_per_prompt"):
-        if getattr(request, name) < 1:
+    for name, most in (("num_inference_steps", MOST_SAMPLING_STEPS), ("num_images_per_prompt", MOST_IN_A_BATCH)):
+        if not 1 <= getattr(request, name) <= most:
             raise ConfigError(
-                f"{name} must be at least 1, got {getattr(request, name)}", "Leave it out for the default."
+                f"{name} must be from 1 to {most}, got {getattr(request, name)}", "Leave it out for the default."
             )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from qframe.interfaces import Conditioning, Denoiser, DenoiserSpec, Grid, PackedSequence
 
@@ -102,6 +104,18 @@ class DenoiserContract:
         assert predicted.dtype == batch.x.tokens.dtype
         assert predicted.isfinite().all()
 
+    def test_the_declared_operations_are_those_of_a_forward_pass(self, denoiser: Denoiser, spec: DenoiserSpec) -> None:
+        for references in (False, True)[: 1 + spec.references]:
+            batch = _join(self.samples(spec, references=references))
+            given = batch.references.grids if batch.references is not None else ((),) * len(self.grids)
+            grids = [own + shown for own, shown in zip(batch.x.grids, given, strict=True)]
+            declared = denoiser.flops(grids, batch.cond.lengths)
+            if declared is None:  # this denoiser does not know them
+                return
+            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # only those are all counted
+                _velocity(denoiser, batch)
+            assert abs(declared.total / counter.get_total_flops() - 1) < 0.01
+
     def test_arguments_are_left_alone(self, denoiser: Denoiser, spec: DenoiserSpec) -> None:
         batch = _join(self.samples(spec, references=spec.references))
         given = [batch.x.tokens, batch.sigma, batch.cond.embeds]
@@ -121,6 +135,16 @@ class DenoiserContract:
         denoiser.velocity(batch.x, batch.sigma, batch.cond, batch.references).square().sum().backward()
         assert batch.references.tokens.grad is None
         assert batch.x.tokens.grad is not None
+
+    def test_what_it_keeps_from_inference_mode_serves_training(self, denoiser: Denoiser, spec: DenoiserSpec) -> None:
+        """A backward pass refuses tensors that were made in inference mode, such as a kept position table."""
+        batch = _join(self.samples(spec, references=spec.references))
+        with torch.inference_mode():
+            denoiser.velocity(batch.x, batch.sigma, batch.cond, batch.references)
+        tokens = batch.x.tokens.clone().requires_grad_()
+        predicted = denoiser.velocity(batch.x.with_tokens(tokens), batch.sigma, batch.cond, batch.references)
+        predicted.square().sum().backward()
+        assert tokens.grad is not None
 
     def test_lora_presets_name_linear_layers(self, denoiser: Denoiser) -> None:
         linear = [name for name, part in denoiser.module.named_modules() if isinstance(part, nn.Linear)]

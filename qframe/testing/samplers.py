@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qframe.interfaces import Sampler
+
+
+class _Reads(TorchDispatchMode):
+    """Counts how often the program reads the value of a tensor, as it does to decide an `if`."""
+
+    count = 0
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += op.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.is_nonzero)
+        return op(*args, **(kwargs or {}))
 
 
 class SamplerContract:
@@ -60,6 +72,15 @@ class SamplerContract:
         steps = len(self.sigmas) - 1
         assert seen == list(range(steps))
         assert (end == steps - 1).all()
+
+    def test_no_step_waits_for_the_device(self, sampler: Sampler) -> None:
+        """Values of tensors may be read before the first step, and not in every step."""
+        reads = []
+        for steps in (4, 8):
+            with _Reads() as counted:
+                sampler.sample(lambda tokens, sigma: tokens, torch.randn(5, 3), torch.linspace(1, 0, steps + 1))
+            reads.append(counted.count)
+        assert reads[0] == reads[1]
 
     def test_on_step_stops(self, sampler: Sampler) -> None:
         seen: list[int] = []

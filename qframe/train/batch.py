@@ -49,6 +49,27 @@ class TrainingBatch:
     references: PackedSequence | None
     loss_factor: Tensor
 
+    def to(self, device: torch.device) -> TrainingBatch:
+        """Return the batch on a device. From pinned memory the copies do not make the CPU wait."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
+
+    def pinned(self) -> TrainingBatch:
+        """Return the batch in pinned memory, from which a GPU copies by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TrainingBatch:
+        extras = {name: change(extra) for name, extra in self.cond.extras.items()}
+        references = self.references
+        return attrs.evolve(
+            self,
+            noisy=self.noisy.with_tokens(change(self.noisy.tokens)),
+            sigma=change(self.sigma),
+            velocity=change(self.velocity),
+            cond=attrs.evolve(self.cond, embeds=change(self.cond.embeds), extras=extras),
+            references=None if references is None else references.with_tokens(change(references.tokens)),
+            loss_factor=change(self.loss_factor),
+        )
+
 
 def make_batch(
     examples: Sequence[Example],
@@ -58,10 +79,9 @@ def make_batch(
     config: TrainConfig,
     schedule: Schedule,
     patch: int,
-    device: torch.device,
     loss_map: LossMap = own_loss_map,
 ) -> TrainingBatch:
-    """The batch of these examples at optimizer step `step`.
+    """The batch of these examples at optimizer step `step`, on the CPU.
 
     Everything that is drawn is a function of `config.seed`, `step` and a slot. `slots` has one slot for each example:
     its place in the batch of the whole step, over all processes. `patch` is `DenoiserSpec.patch`.
@@ -79,9 +99,9 @@ def make_batch(
     noise = torch.cat(
         [torch.randn(length, channels, generator=g) for g, length in zip(generators, clean.lengths, strict=True)]
     )
-    batch = noised_batch(examples, clean, sigma=sigma, noise=noise, drops=drops, patch=patch, device=device)
+    batch = noised_batch(examples, clean, sigma=sigma, noise=noise, drops=drops, patch=patch)
     if config.sigma_floor or config.loss_weighting != "none":
-        factor = per_token(sigma_factor(config, sigma), clean.lengths).to(device)
+        factor = per_token(sigma_factor(config, sigma), clean.lengths)
         batch = attrs.evolve(batch, loss_factor=batch.loss_factor * factor)
     return batch
 
@@ -94,9 +114,8 @@ def noised_batch(
     noise: Tensor,
     drops: Sequence[bool],
     patch: int,
-    device: torch.device,
 ) -> TrainingBatch:
-    """The batch in which the targets are noised. All sigmas have the factor 1 in the loss.
+    """The batch in which the targets are noised, on the CPU. All sigmas have the factor 1 in the loss.
 
     Args:
         examples: The examples of the batch.
@@ -105,23 +124,21 @@ def noised_batch(
         noise: The noise that is mixed in, [N, C].
         drops: For each sample, whether the empty prompt replaces its caption.
         patch: `DenoiserSpec.patch`.
-        device: Where the batch goes.
     """
     noisy = add_noise(clean.tokens, noise, per_token(sigma, clean.lengths))
     references = None
     if any(example.references for example in examples):
         references = pack_pictures([[r.float() for r in example.references] for example in examples], patch)
-        references = references.with_tokens(references.tokens.to(device))
     cond = Conditioning.join([_conditioning(e, drop) for e, drop in zip(examples, drops, strict=True)])
     factor = torch.cat([_token_factor(e, patch, grid_length(g[0])) for e, g in zip(examples, clean.grids, strict=True)])
     return TrainingBatch(
         ids=tuple(example.id for example in examples),
-        noisy=clean.with_tokens(noisy.to(device)),
-        sigma=sigma.to(device),
-        velocity=velocity_target(clean.tokens, noise).to(device),
-        cond=cond.to(device),
+        noisy=clean.with_tokens(noisy),
+        sigma=sigma,
+        velocity=velocity_target(clean.tokens, noise),
+        cond=cond,
         references=references,
-        loss_factor=factor.to(device),
+        loss_factor=factor,
     )
 
 

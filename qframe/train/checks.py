@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -37,8 +38,14 @@ def check_settings(config: Config, registry: Registry, processes: Processes) -> 
     """Check that the settings do not contradict each other, and that the optimizer's package is installed.
 
     Raises:
-        ConfigError: One of these checks fails.
+        ConfigError: One of these checks fails, or `config` is no configuration.
     """
+    given: Any = config  # callers in Python are not always checked by types
+    if not isinstance(given, Config):
+        example = f"qframe.load_config(family={given!r})" if isinstance(given, str) else "qframe.load_config(...)"
+        raise ConfigError(
+            f"Trainer takes a configuration, got {type(given).__name__} {given!r:.60}", f"Give it {example}."
+        )
     if config.devices and processes.world > 1:
         raise ConfigError(
             f"devices: {', '.join(config.devices)} are for one process, and there are {processes.world}",

@@ -157,6 +157,19 @@ class Processes:
         found: list[float] = summed.tolist()
         return found
 
+    def total_on_device(self, value: Tensor) -> Tensor:
+        """Return a tensor of the training device summed over all processes, in float64, without waiting for it.
+
+        Args:
+            value: The tensor of this process, which one process gets back as it is.
+        """
+        if self.world == 1:
+            return value
+        summed = value.double()
+        with _lost():
+            dist.all_reduce(summed)
+        return summed
+
     def most(self, value: int) -> int:
         """Return the largest of the values that the processes pass."""
         if self.world == 1:

@@ -12,6 +12,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from qframe.diffusion.gradients import without_gradients
 from qframe.diffusion.packing import pack_pictures
 from qframe.interfaces import Example
 from qframe.train.batch import noised_batch, sample_losses
@@ -45,7 +46,7 @@ def held_out_losses(setup: StepSetup, examples: Sequence[Example]) -> dict[str, 
     return {"val_loss": sum(means) / QUANTILES, **quantiles}
 
 
-@torch.no_grad()
+@without_gradients()
 def _losses(setup: StepSetup, example: Example, place: int, count: int) -> Tensor:
     """The loss of one example in each quantile, [QUANTILES], float64, on the CPU.
 
@@ -66,7 +67,6 @@ def _losses(setup: StepSetup, example: Example, place: int, count: int) -> Tenso
         noise=torch.cat(noise),
         drops=[False] * QUANTILES,
         patch=setup.patch,
-        device=setup.device,
-    )
+    ).to(setup.device)
     with attention_kernels(setup.device, max(batch.noisy.lengths)):
         return sample_losses(predict_velocity(setup, batch), batch).double().cpu()

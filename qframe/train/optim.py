@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from qframe.config.schema import TrainConfig
 from qframe.interfaces import OptimizerFactory
 from qframe.plugins.registry import Registry, load_registry
-from qframe.train.sharding import sharded_state
 
 
 def optimizer_factory(config: TrainConfig, registry: Registry | None = None) -> OptimizerFactory:
@@ -65,14 +64,27 @@ class Optimizers:
                 parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay, blocks=blocks
             )
         )
+        self._sharded = any(hasattr(parameter, "full_tensor") for parameter in parameters.values())
         self._peaks = [[float(group["lr"]) for group in part.param_groups] for part in self.parts]
 
-    def step(self, step: int, *, steps: int | None = None) -> float:
+    @property
+    def skip_on_device(self) -> bool:
+        """Whether `step` can leave a step out because of a tensor on the device, so that the CPU need not read it.
+
+        The fused kernels of torch can, by the protocol of `torch.amp.GradScaler`. Others would change their moments.
+        Neither can kernels be given a tensor beside shards.
+        """
+        fused = all(getattr(part, "_step_supports_amp_scaling", False) for part in self.parts)
+        return fused and not self._sharded
+
+    def step(self, step: int, *, steps: int | None = None, skip: Tensor | None = None) -> float:
         """Set the learning rates for an optimizer step, and make the step with all optimizers.
 
         Args:
             step: The number of the step, from 0.
             steps: The number of steps of the whole run; by default `config.max_steps`.
+            skip: A truth value on the device; where it is true, the device changes neither parameters nor moments. It
+                may only be given if `skip_on_device` is true.
 
         Returns:
             The learning rate of the last group of parameters of the last optimizer.
@@ -81,6 +93,8 @@ class Optimizers:
         for part, peaks in zip(self.parts, self._peaks, strict=True):
             for group, peak in zip(part.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
+            if skip is not None:
+                part.grad_scale, part.found_inf = None, skip.float()  # type: ignore[attr-defined]
             part.step()
         return self._peaks[-1][-1] * factor
 
@@ -104,7 +118,7 @@ class Optimizers:
         return found
 
     def load(self, state: list[dict[str, Any]]) -> None:
-        """Restore the states that the method `state` returned, exactly.
+        """Restore the states that the method `state` returned, exactly. Values of sharded parameters must be sharded.
 
         Raises:
             ValueError: The states are those of other optimizers, or of other parameters.
@@ -115,9 +129,8 @@ class Optimizers:
             groups = part.state_dict()["param_groups"]
             merged = [{**group, **kept} for group, kept in zip(groups, saved["groups"], strict=True)]
             parameters = [parameter for group in part.param_groups for parameter in group["params"]]
-            shared = {index: sharded_state(values, parameters[index]) for index, values in saved["state"].items()}
-            part.load_state_dict({"state": shared, "param_groups": merged})
-            for index, values in shared.items():
+            part.load_state_dict({"state": saved["state"], "param_groups": merged})
+            for index, values in saved["state"].items():
                 part.state[parameters[index]] = _exact(values, part.state[parameters[index]])
 
 
@@ -177,9 +190,20 @@ class WeightAverage:
         self.values: dict[str, Tensor] = {name: p.detach().clone().float() for name, p in parameters.items()}
 
     @torch.no_grad()
-    def update(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
-        """Bring the average up to date with the present values of the parameters, after optimizer step `step`."""
+    def update(self, parameters: Mapping[str, nn.Parameter], step: int, *, skip: Tensor | None = None) -> None:
+        """Bring the average up to date with the present values of the parameters, after optimizer step `step`.
+
+        Args:
+            parameters: The parameters, by name.
+            step: The number of the step, from 0.
+            skip: A truth value on the device of the parameters; where it is true, the average does not change.
+        """
         decay = min(self._decay, (1 + step) / (10 + step))
+        if skip is not None:
+            amount = torch.where(skip, 0.0, 1.0 - decay)
+            for name, parameter in parameters.items():
+                self.values[name].lerp_(parameter.detach().float(), amount)
+            return
         torch._foreach_lerp_(
             [self.values[name] for name in parameters], [p.detach().float() for p in parameters.values()], 1.0 - decay
         )

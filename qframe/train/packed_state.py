@@ -6,32 +6,28 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from qframe.errors import WeightsError
-from qframe.train.sharding import gathered
 
 _PLAIN = (bool, int, str, type(None))
 
 
-def pack(value: Any, *, keep: bool = True) -> tuple[dict[str, Tensor], Any]:
+def pack(value: Any) -> tuple[dict[str, Tensor], Any]:
     """Split a value into its tensors and everything else.
 
     Args:
         value: Tensors, numbers, text and None, in lists, tuples and dicts that may be nested. The keys of dicts are
             text or integers.
-        keep: False collects no tensors. If `value` has sharded tensors, all processes must call this function so that
-            the shards can be gathered, but only one of them needs the result.
 
     Returns:
-        Copies of the tensors on the CPU, by their place (such as "0.state.3.exp_avg"), and the rest as JSON.
+        The tensors themselves, by their place (such as "0.state.3.exp_avg"), and the rest as JSON.
 
     Raises:
         WeightsError: The value contains something else; the message names its place.
     """
     tensors: dict[str, Tensor] = {}
-    return tensors, _pack(value, (), tensors if keep else None)
+    return tensors, _pack(value, (), tensors)
 
 
 def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -49,12 +45,10 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
-def _pack(value: Any, place: tuple[str, ...], tensors: dict[str, Tensor] | None) -> Any:
+def _pack(value: Any, place: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         name = ".".join(place)
-        found = gathered(value.detach())
-        if tensors is not None:  # a copy, because safetensors cannot store two names for one storage
-            tensors[name] = found.to("cpu", copy=True, memory_format=torch.contiguous_format)
+        tensors[name] = value.detach()
         return {"tensor": name}
     if type(value) in _PLAIN:
         return value

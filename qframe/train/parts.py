@@ -13,11 +13,12 @@ from qframe.compose.placement import Placement, rest_codec
 from qframe.config.schema import Config, TrainConfig
 from qframe.interfaces import Denoiser, ForwardOptions, Parts
 from qframe.plugins.registry import Registry
+from qframe.progress import SILENT, Progress
 from qframe.train.checks import gradient_checkpointing
 from qframe.train.loop import StepSetup
 from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory
 from qframe.train.order import BatchOrder
-from qframe.train.sharding import shard
+from qframe.train.sharding import seen_in, shard
 from qframe.train.state import TrainingState
 from qframe.train.streams import derived_seed
 
@@ -36,14 +37,17 @@ class LoadedParts:
             computes. Before the codec is loaded, it moves nothing.
     """
 
-    def __init__(self, composition: Composition, *, sharded: bool) -> None:
+    def __init__(self, composition: Composition, *, sharded: bool, progress: Progress = SILENT) -> None:
         """Remember what to load, and load nothing yet.
 
         Args:
             composition: The components of the model.
             sharded: Whether the denoiser will be sharded. It is then loaded onto the CPU, because its device may be too
-                small for all of its weights.
+                small for all of its weights, and in the dtype of its files if they have one: so that it is mapped from
+                them, and no process copies more than its own shards.
+            progress: Is told what has to be made ready before the weights are loaded.
         """
+        self._progress = progress
         self._composition = composition
         self._sharded = sharded
         self._parts: dict[str, Any] = {}
@@ -53,9 +57,10 @@ class LoadedParts:
         """Load the components of these roles unless they are loaded, and return all components that are loaded now."""
         composition = self._composition
         missing = [role for role in roles if role not in self._parts]
-        parts = composition.load(*(role for role in missing if role != "denoiser" or not self._sharded))
+        whole = [role for role in missing if role != "denoiser" or not self._sharded]
+        parts = composition.load(*whole, progress=self._progress)
         if self._sharded and "denoiser" in missing:
-            unsharded = composition.load("denoiser", offloaded=True)
+            unsharded = composition.load("denoiser", offloaded=True, as_stored=True)
             parts = attrs.evolve(parts, loaded_denoiser=unsharded.denoiser)
         for role in missing:
             self._parts[role] = getattr(parts, role)
@@ -78,7 +83,7 @@ def registered_loggers(config: Config, registry: Registry) -> dict[str, Any]:
 
 
 def prepare_training(
-    denoiser: Denoiser, config: Config, registry: Registry, shard_onto: torch.device | None
+    denoiser: Denoiser, config: Config, registry: Registry, shard_onto: torch.device | None, dtype: torch.dtype
 ) -> TrainingState:
     """Prepare a denoiser for training, and return the training state at step 0.
 
@@ -90,15 +95,20 @@ def prepare_training(
         config: The settings of the run.
         registry: The plugins, one of which offers the optimizer.
         shard_onto: The device to which this process's shards of the weights go; None does not shard the denoiser.
+        dtype: The dtype of frozen weights. A denoiser that is to be sharded may have another one before it is.
     """
     train, module = config.train, denoiser.module
     if train.mode == "lora":
         seed = derived_seed(train.seed, "adapter")
-        trained = adapters.add_lora(module, config.lora, denoiser.lora_presets, seed=seed)
+        with seen_in(module, dtype):
+            trained = adapters.add_lora(module, config.lora, denoiser.lora_presets, seed=seed)
     else:
-        module.requires_grad_(True).float()
+        module.requires_grad_(True)
     if shard_onto is not None:
-        shard(denoiser, trained.values() if train.mode == "lora" else module.parameters(), shard_onto)
+        adapter = trained.values() if train.mode == "lora" else ()
+        shard(denoiser, adapter, shard_onto, dtype=dtype, precision=train.precision)
+    elif train.mode == "full":
+        module.float()
     if train.mode == "full":
         trained = dict(module.named_parameters())
     if train.gradient_checkpointing:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
 import torch
 
-from qframe.config.schema import Precision
 from qframe.files.storage import is_published, publish_folder, remove_published
-from qframe.interfaces import Denoiser
-from qframe.train.sharding import load_full
-from qframe.train.state import TrainingState
+from qframe.interfaces import SavedAs
+from qframe.train.slices import stored_tensors
+from qframe.train.state import TrainingState, checkpoint_folder
 from qframe.train.validation import GroupResult
 
 if TYPE_CHECKING:
@@ -53,33 +52,41 @@ def save_result(trainer: Trainer, folder: Path) -> Path:
     first = trainer.processes.first
     if lora:
         return trainer.save_lora(target) if first else target
+    if not first:
+        return target
+    assert trainer.state is not None  # it was trained
     about = {"weights_licence": trainer.composition.licence, "base_model": trainer.composition.model_name}
+    values = trained_values(trainer, folder)
+    dtype = getattr(torch, trainer.config.train.save_dtype)
 
     def write(into: Path) -> None:
-        denoiser.save(into)
+        trainer.denoiser.save(into, SavedAs(dtype, lambda name: values(name).to(dtype)))
         (into / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
 
-    if first and is_published(target):  # of an earlier end of this run; the checkpoints hold those weights too
+    if is_published(target):  # of an earlier end of this run; the checkpoints hold those weights too
         remove_published(target)
-    with trainer.averaged():
-        denoiser = _gathered(trainer) if trainer.sharded else trainer.denoiser
-        if first:
-            with _rounded(denoiser.module, trainer.config.train.save_dtype):
-                publish_folder(target, write)
+    publish_folder(target, write)
     return target
 
 
-def _gathered(trainer: Trainer) -> Denoiser:
-    """The fine-tuned denoiser with all of its weights on the CPU of the first process.
+def trained_values(trainer: Trainer, folder: Path) -> Callable[[str], torch.Tensor]:
+    """Return a function from a parameter's name to its trained value, or to its moving average if the run keeps one.
 
-    The other processes only take part in gathering, and get their sharded denoiser back.
+    If the denoiser is sharded, no process holds all values, and the function reads them from the checkpoint of the last
+    step, which the run saves before its results.
+
+    Args:
+        trainer: The trainer, whose weights are trained.
+        folder: The run's folder.
     """
-    assert trainer.state is not None  # it was trained
-    first = trainer.processes.first
-    denoiser = trainer.composition.load("denoiser", offloaded=True).denoiser if first else trainer.denoiser
-    trainer.processes.meet()  # loading takes longer than collectives wait
-    load_full(denoiser.module.float() if first else denoiser.module, trainer.state.parameters, keep=first)
-    return denoiser
+    state = trainer.state
+    assert state is not None  # it was trained
+    averaged = state.average is not None and state.step > 0
+    if trainer.sharded:
+        stored = stored_tensors(checkpoint_folder(folder, state.step), "average" if averaged else "weights")
+        return lambda name: stored[name].read()
+    held = state.average.values if averaged and state.average is not None else state.parameters
+    return lambda name: held[name].detach()
 
 
 @contextlib.contextmanager
@@ -103,16 +110,3 @@ def _overwrite(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(values[name])
-
-
-@contextlib.contextmanager
-def _rounded(module: torch.nn.Module, dtype: Precision) -> Iterator[None]:
-    """A context in which the module's parameters have this dtype. Afterwards they are restored to the bit."""
-    kept = [(parameter, parameter.data) for parameter in module.parameters()]
-    try:
-        for parameter, values in kept:
-            parameter.data = values.to(getattr(torch, dtype))
-        yield
-    finally:
-        for parameter, values in kept:
-            parameter.data = values

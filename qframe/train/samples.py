@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import attrs
 import torch
 from PIL import Image
 
 from qframe.config.schema import SampleConfig
+from qframe.diffusion.gradients import without_gradients
 from qframe.interfaces import Parts, Plan, Recipe, Record
 from qframe.pictures.pixels import from_pixels
 from qframe.progress import Progress
 from qframe.sample.plan_batches import group_plans, join_plans
-from qframe.sample.running import run_plan
+from qframe.sample.running import Computing, run_plan
 from qframe.sample.settling import plan_request
 from qframe.train.distributed import Processes
+from qframe.train.lockstep import in_lockstep
+from qframe.train.sharding import entrances
 from qframe.train.streams import derived_seed
 
 
@@ -37,7 +41,7 @@ def validation_plans(
     scale = 1.0 if sample.negative_prompt is None else sample.true_cfg_scale  # guidance needs both
     distilled = recipe.sampling.guidance if sample.guidance_scale is None else sample.guidance_scale
     plans = []
-    with torch.inference_mode(), progress.stage("preparing samples", len(records)) as bar:
+    with without_gradients(), progress.stage("preparing samples", len(records)) as bar:
         for index, record in enumerate(records):
             request = attrs.evolve(
                 recipe.request_for(record),
@@ -57,6 +61,7 @@ def run_plans(
     parts: Parts,
     sample: SampleConfig,
     *,
+    computing: Computing,
     processes: Processes,
     sharded: bool,
     progress: Progress,
@@ -69,29 +74,33 @@ def run_plans(
             `sample.batch_size`.
         parts: The components of the model; the denoiser must be loaded and in evaluation mode.
         sample: The settings of `[sample]`.
+        computing: Makes the context in which each forward pass of the denoiser computes.
         processes: The processes of the run. Each samples a portion of the plans, and all get all pictures.
-        sharded: Whether the denoiser is sharded. If it is, every process samples all plans, because all processes must
-            gather the weights together.
+        sharded: Whether the denoiser is sharded. If it is, all processes must gather the weights together, and one that
+            has fewer forward passes to make repeats some. If the denoiser does not say by which methods it enters its
+            network, every process samples all plans.
         progress: Is told how many pictures are done.
         title: The name under which `progress` shows this stage.
     """
     groups = group_plans(plans, sample.batch_size)
-    if not sharded:
-        groups = groups[processes.rank :: processes.world]
+    methods = entrances(type(parts.denoiser)) if sharded else ()
+    split = bool(methods) or not sharded
+    own = groups[processes.rank :: processes.world] if split else groups
+    filler = groups[:1] if sharded else []  # of a process that has none, as all must gather; the result is thrown away
+    together = in_lockstep(parts.denoiser.module, methods, processes) if methods and groups else nullcontext()
     pictures: dict[int, Image.Image] = {}
-    # Weights that were gathered in inference mode cannot be trained on any more.
-    without_gradients = torch.no_grad() if sharded else torch.inference_mode()
-    with without_gradients, progress.stage(title, sum(map(len, groups))) as bar:
-        for group in groups:
+    with without_gradients(), together, progress.stage(title, sum(map(len, own))) as bar:
+        for group in own or filler:
             made = run_plan(
                 join_plans([plans[i] for i in group]),
                 parts.denoiser,
                 parts.sampler,
                 guidance_batching=sample.guidance_batching,
+                computing=computing,
             )
-            for index, picture in zip(group, made, strict=True):
-                pictures[index] = from_pixels(picture)
-            bar.advance(len(group))
-    if sharded:
+            if own:
+                pictures.update(zip(group, map(from_pixels, made), strict=True))
+                bar.advance(len(group))
+    if not split:
         return [pictures[index] for index in range(len(plans))]
     return processes.exchange(pictures, len(plans))

@@ -15,9 +15,11 @@ from qframe.cache.configured import cache_folder, made_by
 from qframe.cache.live import LiveExamples
 from qframe.config import dump_config
 from qframe.errors import CacheError
+from qframe.files.sound_folders import SoundFolders
 from qframe.files.storage import lock_folder, write_file
 from qframe.interfaces import Plan, Record
 from qframe.train import resume as resuming
+from qframe.train.arithmetic import declares_flops, measured_rate
 from qframe.train.checks import check_training
 from qframe.train.loop import run_steps
 from qframe.train.order import make_order, sample_sizes, total_steps
@@ -34,6 +36,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from qframe.train.trainer import Trainer
+
+_AHEAD = 2
+_LOG_EVERY = 10
+"""After how many steps metrics are read from a GPU, if `logging.every` does not say."""
+
+_AHEAD = 2
+_LOG_EVERY = 10
+"""After how many steps metrics are read from a GPU, if `logging.every` does not say."""
 
 _MADE_OF = ("encoder", "codec", "denoiser", "schedule")
 """Components whose change makes another run. A sampler has no part in training."""
@@ -79,12 +89,14 @@ class Session:
         run: The run that the session belongs to.
         toml: The run's configuration as TOML. The run's folder and every checkpoint hold a copy.
         validation: Keeps the sampled pictures in the run's folder, and judges them.
+        sound: Remembers which checkpoints of the run are undamaged.
     """
 
     trainer: Trainer
     run: Run
     toml: str = attrs.field(init=False)
     validation: Validation = attrs.field(init=False)
+    sound: SoundFolders = attrs.field(init=False, factory=SoundFolders)
 
     def __attrs_post_init__(self) -> None:
         self.toml = dump_config(self.run.config)
@@ -139,7 +151,7 @@ class Session:
         trainer, run, processes = self.trainer, self.run, self.trainer.processes
         checkpoint, changes = None, list[str]()
         if resume is not None:
-            checkpoint = Path(processes.agree(lambda: str(find_checkpoint(run.folder, resume))))
+            checkpoint = Path(processes.agree(lambda: str(find_checkpoint(run.folder, resume, self.sound))))
             changes = resuming.check_changes(checkpoint, run.config, trainer.registry, processes=processes.world)
             for line in changes:
                 trainer.progress.note(line)
@@ -222,6 +234,8 @@ class Session:
         steps = total_steps(order, train, trainer.processes.world)
         resuming.check_length(state.step, steps, "train.epochs")
         trainer.total_steps = steps
+        device, world = trainer.composition.device("denoiser"), trainer.processes.world
+        peak = measured_rate(device, train.precision) * world if declares_flops(trainer.denoiser) else None
         watch = Watch(
             trainer=trainer,
             run=self.run,
@@ -231,6 +245,7 @@ class Session:
             sample=partial(self._sample, plans=plans) if plans else None,
             about=about,
             toml=self.toml,
+            sound=self.sound,
         )
         watch.setup = step_setup(
             trainer,
@@ -244,6 +259,9 @@ class Session:
             save=watch.save,
             processes=trainer.processes,
             one_by_one=trainer.sharded,
+            ahead=_AHEAD if trainer.use_cache else 0,  # live examples are encoded on the device, in this thread
+            log_every=trainer.config.logging.every or (1 if device.type == "cpu" else _LOG_EVERY),
+            peak=peak,
         )
         if state.step == 0 and (found := watch.validate(0)):
             watch.observe(0, found)

@@ -6,14 +6,18 @@ tensors, not shards, so that a sharded run can be resumed on another number of p
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 
-from qframe.config.schema import Config
+from qframe.config.schema import Config, Precision
 from qframe.errors import ConfigError
 from qframe.interfaces import Denoiser
 
@@ -44,49 +48,113 @@ def check_sharding(config: Config, denoiser: type[Denoiser], *, quantised: bool)
             f"train.shard: {config.train.optimizer!r} may look at whole matrices, and no process has them",
             "Set train.optimizer to 'adamw', or train.shard to 'none'.",
         )
-    if config.train.mode == "full" and not denoiser.entered_by_forward:
+    if config.train.mode == "full" and not entrances(denoiser):
         raise ConfigError(
-            f"train.shard: {denoiser.__name__} enters its network past `forward`, where its outer weights are gathered",
+            f"train.shard: {denoiser.__name__} does not say by which methods it enters its network, and "
+            "there its outer weights are gathered",
             "Train a LoRA (train.mode = 'lora'), use another denoiser, or set train.shard to 'none'.",
         )
 
 
-def shard(denoiser: Denoiser, trained: Iterable[nn.Parameter], device: torch.device) -> None:
+def shard(
+    denoiser: Denoiser,
+    adapter: Iterable[nn.Parameter],
+    device: torch.device,
+    *,
+    dtype: torch.dtype | None = None,
+    precision: Precision = "float32",
+) -> None:
     """Shard the weights of a denoiser over all processes. Every process must call it with the same denoiser.
 
     If a LoRA is trained, only the frozen weights of the blocks are sharded. The LoRA is not sharded, and
-    `Processes.sum_gradients` sums its gradients. If all parameters are trained, all are sharded, and the backward pass
-    sums their gradients over the processes.
+    `Processes.sum_gradients` sums its gradients. If all parameters are trained, all are sharded, in float32, and the
+    backward pass sums their gradients over the processes.
+
+    Blocks are converted and sharded one after another. If the weights are mapped from their files, a process therefore
+    never has more than its shards and one whole block in its memory.
 
     Args:
         denoiser: The denoiser, whose weights lie on the CPU.
-        trained: The parameters that are trained: those of a LoRA, or all of the denoiser.
+        adapter: The parameters of the LoRA that is trained; empty if all of the denoiser's parameters are trained.
         device: The device to which this process's shards, and all that is not sharded, are moved.
+        dtype: The dtype that the frozen weights get, or through which trained ones become float32. By default they keep
+            the dtype that they have.
+        precision: The precision of training. With "bfloat16", weights that are trained are gathered in bfloat16:
+            autocast would otherwise keep a copy in bfloat16 of every gathered weight until the end of the pass.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     # A denoiser leaves what its network returned as it is; torch warns everybody who might not.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-    module, kept = denoiser.module, set(trained)
-    full = kept >= set(module.parameters())
+    module, kept = denoiser.module, set(adapter)
+    full = not kept
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    ignored = set() if full else kept
+    policy = _policy(full and precision == "bfloat16")
+    # Also after the outermost pass: gathered weights would else outlive a pass without gradients, and the values of the
+    # shards may change after it, as around validation with the moving average.
+    sharded = partial(fully_shard, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for block in getattr(module, denoiser.blocks):
-        fully_shard(block, mesh=mesh, ignored_params=ignored, reshard_after_forward=True)
+        _convert(block, dtype, except_for=kept, trained=full)
+        sharded(block, ignored_params=kept)
+    _convert(module, dtype, except_for=kept, trained=full)
     inner = {parameter for block in getattr(module, denoiser.blocks) for parameter in block.parameters()}
-    outer = set(module.parameters()) - inner
+    outer = set() if full else set(module.parameters()) - inner
     if not full:
         for parameter in kept | outer:
             parameter.data = parameter.data.to(device)
-    if denoiser.entered_by_forward:  # from there the next block is gathered while one computes
-        fully_shard(module, mesh=mesh, ignored_params=ignored if full else kept | outer)
+    if entrances(type(denoiser)):  # from there the next block is gathered while one computes
+        sharded(module, ignored_params=kept | outer)
+        for method in denoiser.entries:
+            register_fsdp_forward_method(module, method)
     for part in module.modules():
         for name, buffer in part.named_buffers(recurse=False):
             part.register_buffer(name, buffer.to(device), persistent=name not in part._non_persistent_buffers_set)
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)  # sums: a sample's weight is in the loss already
             part.set_force_sum_reduction_for_comms(True)
+
+
+def _policy(gathered_in_bfloat16: bool) -> Any:
+    """Return torch's policy for the dtypes of gathered weights and of the sums of their gradients."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    if not gathered_in_bfloat16:
+        return MixedPrecisionPolicy()
+    # Inputs keep their dtype: autocast converts those that it should.
+    return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+
+
+def entrances(denoiser: type[Denoiser]) -> tuple[str, ...]:
+    """Return the methods of the network by which a denoiser enters it; none if the denoiser does not say."""
+    return ("forward", *denoiser.entries) if denoiser.entered_by_forward else denoiser.entries
+
+
+def _convert(module: nn.Module, dtype: torch.dtype | None, *, except_for: set[nn.Parameter], trained: bool) -> None:
+    """Convert all parameters of `module` that are not sharded yet to `dtype`, and then, if trained, to float32."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor in except_for or is_sharded(tensor) or not tensor.is_floating_point():
+            continue
+        if dtype is not None and isinstance(tensor, nn.Parameter):
+            tensor.data = tensor.data.to(dtype)
+        if trained:
+            tensor.data = tensor.data.float()
+
+
+@contextmanager
+def seen_in(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """A context in which the parameters of `module` seem to have a dtype, without values and without memory for them.
+
+    A new adapter gets first values that depend on the dtype of the weights which it is put on.
+    """
+    kept = [(p, p.data) for p in module.parameters() if p.is_floating_point() and p.dtype != dtype]
+    try:
+        for parameter, values in kept:
+            parameter.data = torch.zeros((), dtype=dtype).expand(values.shape)
+        yield
+    finally:
+        for parameter, values in kept:
+            parameter.data = values
 
 
 def gathered(tensor: Tensor) -> Tensor:
@@ -98,61 +166,64 @@ def gathered(tensor: Tensor) -> Tensor:
     return tensor if full is None else full()
 
 
-def full_on_cpu(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Gather tensors one after another, and return the full tensors on the CPU, by name.
+@attrs.frozen
+class Box:
+    """A part of a tensor: a range of each of its dimensions.
 
-    Every process must call it with the same tensors.
-
-    Args:
-        tensors: The tensors, sharded or not, by name.
-        keep: Whether this process keeps the full tensors. If not, it only takes part in gathering, and returns an empty
-            dictionary.
+    Attributes:
+        begin: The place of the part's first element.
+        shape: The shape of the part.
     """
-    found = {}
-    for name, tensor in tensors.items():
-        full = gathered(tensor.detach())
-        if keep:
-            found[name] = full.cpu().contiguous()
-    return found
+
+    begin: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def end(self) -> tuple[int, ...]:
+        """The place after the part's last element, in each dimension."""
+        return tuple(begin + size for begin, size in zip(self.begin, self.shape, strict=True))
+
+    @property
+    def elements(self) -> int:
+        """How many elements the part has."""
+        return math.prod(self.shape)
 
 
-def sharded_like(value: Any, parameter: Tensor) -> Any:
-    """Return this process's shard of a full tensor, split over the processes in the same way as a parameter.
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds only its shard of the tensor."""
+    return hasattr(tensor, "full_tensor")
 
-    If the parameter is not sharded, or `value` is not a tensor of the parameter's shape, `value` is returned itself.
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor: its shard, or the tensor itself if that is not sharded."""
+    found: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return found.detach()
+
+
+def local_box(tensor: Tensor) -> Box:
+    """Return which part of the full tensor this process holds; of a tensor that is not sharded, all of it."""
+    shape = tuple(tensor.shape)
+    if not is_sharded(tensor):
+        return Box((0,) * len(shape), shape)
+    (placement,) = tensor.placements  # type: ignore[attr-defined]
+    assert placement.is_shard(0), f"{placement}: `shard` splits the first dimension"
+    mesh = tensor.device_mesh  # type: ignore[attr-defined]
+    rows = -(-shape[0] // mesh.size())  # as torch.chunk: equal numbers of rows, and fewer or none at the end
+    begin = min(rows * mesh.get_local_rank(), shape[0])
+    local = tuple(local_part(tensor).shape)
+    assert local == (min(begin + rows, shape[0]) - begin, *shape[1:])
+    return Box((begin, *(0,) * (len(shape) - 1)), local)
+
+
+def from_local(local: Tensor, like: Tensor) -> Tensor:
+    """Return the sharded tensor of which this process holds `local`, split over the processes as `like` is split.
+
+    No process waits for another one.
     """
-    if not hasattr(parameter, "full_tensor") or not isinstance(value, Tensor) or value.shape != parameter.shape:
-        return value
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.distributed.tensor import DTensor
 
-    assert isinstance(parameter, DTensor)
-    mesh = parameter.device_mesh
-    return distribute_tensor(value.to(mesh.device_type), mesh, parameter.placements, src_data_rank=None)
-
-
-def sharded_state(values: Any, parameter: Tensor) -> Any:
-    """Shard the values that an optimizer keeps for a parameter, such as moments, in the same way as the parameter.
-
-    If the parameter is not sharded, `values` is returned itself.
-    """
-    if not hasattr(parameter, "full_tensor"):
-        return values
-    return {name: sharded_like(value, parameter) for name, value in values.items()}
-
-
-@torch.no_grad()
-def load_full(network: nn.Module, values: Mapping[str, Tensor], *, keep: bool) -> None:
-    """Gather tensors one after another, and copy the full tensors into the parameters of a network.
-
-    Every process must call it with the same tensors.
-
-    Args:
-        network: The network, which is not sharded in a process that keeps the tensors.
-        values: The tensors, sharded or not, by the name of the parameter.
-        keep: Whether this process copies the full tensors into `network`. If not, it only takes part in gathering.
-    """
-    parameters = dict(network.named_parameters())
-    for name, value in values.items():
-        found = gathered(value.detach())
-        if keep:
-            parameters[name].copy_(found)
+    assert isinstance(like, DTensor)
+    mesh = like.device_mesh
+    return DTensor.from_local(
+        local.to(mesh.device_type), mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )

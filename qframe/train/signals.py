@@ -11,6 +11,9 @@ from typing import Any, Self
 
 from qframe.errors import QframeError
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""The signals that ask a run to stop."""
+
 
 class Stopped(QframeError):
     """Raised when a signal stopped the run, after its state was saved. The exit code is 128 + signal, as in shells."""
@@ -50,7 +53,7 @@ class StopSignals:
     def _listen(self) -> None:
         # Only the main thread may set handlers; elsewhere (a notebook's thread) the usual effect stays.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOP_SIGNALS:
                 self._before[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

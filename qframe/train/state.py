@@ -10,25 +10,39 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qframe.errors import WeightsError, bullet_list
-from qframe.files.storage import is_published, publish_folder, remove_published, verify_folder
+from qframe.files.sound_folders import SoundFolders
+from qframe.files.storage import disk_errors, is_published, publish_folder, remove_published
+from qframe.files.tensor_files import write_text
+from qframe.train.distributed import ALONE, Processes
 from qframe.train.optim import Optimizers, WeightAverage
 from qframe.train.packed_state import pack, unpack
-from qframe.train.sharding import full_on_cpu, sharded_like
+from qframe.train.sharding import from_local, is_sharded, local_box, local_part
+from qframe.train.slices import (
+    INDEX,
+    Groups,
+    StoredTensors,
+    Written,
+    index_of,
+    stored_tensors,
+    write_slices,
+    write_whole,
+)
 
 log = logging.getLogger(__name__)
 
 _FORMAT = "qframe-training-2"
+_SLICED = "qframe-training-3"
+"""The format of a checkpoint whose tensors are stored in slices; nothing else differs."""
 
 
 @attrs.define(eq=False)
@@ -54,9 +68,20 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 
 
 def save_checkpoint(
-    run: Path, state: TrainingState, *, config: str, about: Mapping[str, Any], keep: int, writes: bool = True
+    run: Path,
+    state: TrainingState,
+    *,
+    config: str,
+    about: Mapping[str, Any],
+    keep: int,
+    processes: Processes = ALONE,
+    sound: SoundFolders | None = None,
 ) -> Path:
     """Save the state as a checkpoint, delete old checkpoints, and return the checkpoint's folder.
+
+    Every process must call this function. If the state is sharded, each process writes the slices that it holds;
+    otherwise the process of rank 0 writes everything. In both cases the checkpoint appears when all of it is written.
+    Every file is hashed while it is written, and not read again.
 
     If there is a checkpoint of this step already, it is kept if it is undamaged, and else renamed before the new one is
     saved. A checkpoint is deleted when `keep` newer undamaged ones are there.
@@ -67,74 +92,112 @@ def save_checkpoint(
         config: The configuration of the run, as TOML.
         about: Facts about the run that are stored in the checkpoint as JSON.
         keep: The number of undamaged checkpoints to keep, with the new one.
-        writes: Whether this process writes. If not, it only takes part in gathering sharded tensors.
+        processes: The processes of the run.
+        sound: Remembers which checkpoints need not be read to know that they are undamaged. By default all but the new
+            one are read.
 
     Raises:
         ResourceError: The disk is full.
     """
-    target = checkpoint_folder(run, state.step)
-    weights = full_on_cpu(state.parameters, keep=writes)
-    moments, optimizer = pack(state.optimizers.state(), keep=writes)
-    average = {} if state.average is None else full_on_cpu(state.average.values, keep=writes)
-    if not writes:
+    target, sound = checkpoint_folder(run, state.step), sound or SoundFolders()
+    groups, optimizer = _content(state)
+    tensors = [tensor for group in groups.values() for tensor in group.values()]
+    together = processes.world > 1 and any(map(is_sharded, tensors))
+    if not processes.first:
+        if together and processes.agree(str):  # empty if a sound checkpoint is there already
+            _write_own(Path(processes.agree(str)), groups, processes)
         return target
-    if target.exists():
-        if not verify_folder(target):
-            return target
-        aside = target.with_name(f"damaged-{target.name}-{secrets.token_hex(3)}")
-        log.warning("%s is damaged; it is now %s", target, aside.name)
-        target.rename(aside)
-    expected = sum(t.nbytes for part in (weights, moments, average) for t in part.values())
-
-    def write(folder: Path) -> None:
-        save_file(weights, folder / "weights.safetensors")
-        save_file(moments, folder / "optimizer.safetensors")
-        if average:
-            save_file(average, folder / "average.safetensors")
-        description = {"format": _FORMAT, "step": state.step, "optimizer": optimizer, **about}
-        (folder / "state.json").write_text(json.dumps(description, indent=1, sort_keys=True), encoding="utf-8")
-        (folder / "config.toml").write_text(config, encoding="utf-8")
-
-    publish_folder(target, write, expected_bytes=expected)
-    _retain(run, keep)
+    there = _set_aside(target, sound)
+    if together:
+        processes.agree(lambda: "" if there else str(target))
+    if there:
+        return target
+    described = {"format": _SLICED if together else _FORMAT, "step": state.step, "optimizer": optimizer, **about}
+    texts = {"state.json": json.dumps(described, indent=1, sort_keys=True), "config.toml": config}
+    write = partial(_write_together if together else _write_alone, groups=groups, texts=texts, processes=processes)
+    publish_folder(target, write, expected_bytes=sum(tensor.nbytes for tensor in tensors))
+    sound.add(target)
+    _retain(run, keep, sound)
     return target
 
 
-def _retain(run: Path, keep: int) -> None:
+def _content(state: TrainingState) -> tuple[Groups, Any]:
+    """Return the tensors of a state by group and name, and the rest of the optimizers' state as JSON."""
+    moments, optimizer = pack(state.optimizers.state())
+    average = {} if state.average is None else {"average": state.average.values}
+    return {"weights": state.parameters, "optimizer": moments, **average}, optimizer
+
+
+def _write_alone(folder: Path, groups: Groups, texts: Mapping[str, str], processes: Processes) -> dict[str, str]:
+    """Write the files of a checkpoint in this process alone, and return their digests by name."""
+    return write_whole(folder, groups) | {name: write_text(folder / name, text) for name, text in texts.items()}
+
+
+def _write_together(folder: Path, groups: Groups, texts: Mapping[str, str], processes: Processes) -> dict[str, str]:
+    """Write the files of a checkpoint together with the other processes, and return the digests of all by name."""
+    processes.agree(lambda: str(folder))
+    parts = _write_own(folder, groups, processes)
+    texts = {**texts, INDEX: index_of(parts)}
+    digests = {file: digest for part in parts for file, digest in part.digests.items()}
+    return digests | {name: write_text(folder / name, text) for name, text in texts.items()}
+
+
+def _write_own(folder: Path, groups: Groups, processes: Processes) -> list[Written]:
+    """Write the slices that this process holds, and return what every process has written once all have."""
+    with disk_errors(folder):
+        own = write_slices(folder, groups, rank=processes.rank, world=processes.world)
+    return [Written(**json.loads(text)) for text in processes.texts(json.dumps(attrs.asdict(own)))]
+
+
+def _set_aside(target: Path, sound: SoundFolders) -> bool:
+    """Whether a sound checkpoint is at `target`. A damaged one is renamed."""
+    if not target.exists():
+        return False
+    if not sound.problems(target):
+        return True
+    aside = target.with_name(f"damaged-{target.name}-{secrets.token_hex(3)}")
+    log.warning("%s is damaged; it is now %s", target, aside.name)
+    target.rename(aside)
+    return False
+
+
+def _retain(run: Path, keep: int, sound: SoundFolders) -> None:
     """Delete old checkpoints. Only folders with a manifest of qframe are deleted, once `keep` newer ones are sound."""
-    sound = 0
+    found = 0
     for folder in _newest_first(run):
-        if sound >= keep:
+        if found >= keep:
             if is_published(folder):
                 remove_published(folder)
-        elif not verify_folder(folder):
-            sound += 1
+        elif not sound.problems(folder):
+            found += 1
 
 
 def _newest_first(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-????????"), reverse=True)
 
 
-def find_checkpoint(run: Path, wanted: str) -> Path:
+def find_checkpoint(run: Path, wanted: str, sound: SoundFolders | None = None) -> Path:
     """Find the checkpoint to resume from, verify its checksums, and return its folder.
 
     Args:
         run: The run's folder.
         wanted: "latest" for the newest undamaged checkpoint (the log names newer ones that are damaged), else the name
             or the path of a checkpoint.
+        sound: Remembers which checkpoints were found undamaged, so that saving does not read them again.
 
     Raises:
         WeightsError: There is no checkpoint, or all are damaged, or the checkpoint that `wanted` names is damaged.
     """
+    sound = sound or SoundFolders()
     if wanted != "latest":
         named = Path(wanted) if Path(wanted).is_dir() else run / "checkpoints" / wanted
-        problems = verify_folder(named)
+        problems = sound.problems(named)
         if problems:
             raise WeightsError(f"{named}: not a sound checkpoint\n{bullet_list(problems[:5])}")
         return named
     damaged: list[str] = []
     for folder in _newest_first(run):
-        problems = verify_folder(folder)
+        problems = sound.problems(folder)
         if not problems:
             for line in damaged:
                 log.warning("passed over a damaged checkpoint: %s", line)
@@ -161,13 +224,16 @@ def read_about(folder: Path) -> dict[str, Any]:
         WeightsError: The checkpoint has the format of another version of qframe.
     """
     value: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    if value.get("format") != _FORMAT:
+    if value.get("format") not in (_FORMAT, _SLICED):
         raise WeightsError(f"{folder}: written by another version ({value.get('format')}, expected {_FORMAT})")
     return value
 
 
 def restore(folder: Path, state: TrainingState) -> None:
     """Set the parameters, optimizers, average and step of `state` to exactly the values that a checkpoint saved.
+
+    It does not matter how many processes saved the checkpoint. Of sharded parameters, only what this process holds is
+    read.
 
     Args:
         folder: The checkpoint.
@@ -177,41 +243,60 @@ def restore(folder: Path, state: TrainingState) -> None:
         WeightsError: The checkpoint does not fit the state; the message names what differs.
     """
     about = read_about(folder)
-    weights = _tensors(folder / "weights.safetensors")
-    _same_names(folder, weights, state.parameters)
-    with torch.no_grad():
-        for name, parameter in state.parameters.items():
-            parameter.copy_(sharded_like(weights[name], parameter))
-    moments = _tensors(folder / "optimizer.safetensors")
+    _overwrite(folder, "weights", state.parameters)
+    moments = _Moments(stored_tensors(folder, "optimizer"), state.optimizers)
     try:
         state.optimizers.load(unpack(about["optimizer"], moments))
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise WeightsError(f"{folder}: its optimizer's state is not that of this run's optimizer ({error})") from error
     if state.average is not None:
-        average = _tensors(folder / "average.safetensors")
-        _same_names(folder, average, state.average.values)
-        for name, value in state.average.values.items():
-            value.copy_(sharded_like(average[name], value))
+        _overwrite(folder, "average", state.average.values)
     state.step = int(about["step"])
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
-    except FileNotFoundError as error:
-        raise WeightsError(
-            f"{file}: not in this checkpoint", "The run was started with other settings; see its config.toml."
-        ) from error
+@torch.no_grad()
+def _overwrite(folder: Path, group: str, values: Mapping[str, Tensor]) -> None:
+    stored = stored_tensors(folder, group)
+    _same_names(folder, stored, values)
+    for name, value in values.items():
+        local_part(value).copy_(stored[name].read(local_box(value)))
 
 
-def _same_names(folder: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+class _Moments(Mapping[str, Tensor]):
+    """The values that a checkpoint holds for optimizers, by the names that `pack` gave them, each read when asked for.
+
+    Values of the shape of their parameter are split over the processes as the parameter is.
+    """
+
+    def __init__(self, stored: StoredTensors, optimizers: Optimizers) -> None:
+        self._stored = stored
+        self._parameters = {
+            f"{number}.state.{index}": parameter
+            for number, part in enumerate(optimizers.parts)
+            for index, parameter in enumerate(p for group in part.param_groups for p in group["params"])
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        stored = self._stored[name]
+        parameter = self._parameters.get(".".join(name.split(".")[:3]))
+        if parameter is None or not is_sharded(parameter) or stored.shape != tuple(parameter.shape):
+            return stored.read()
+        return from_local(stored.read(local_box(parameter)), parameter)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
+def _same_names(folder: Path, saved: StoredTensors, wanted: Mapping[str, Tensor]) -> None:
     problems = [f"{name}: not in the checkpoint" for name in wanted.keys() - saved.keys()]
     problems += [f"{name}: in the checkpoint, not in this run" for name in saved.keys() - wanted.keys()]
     problems += [
         f"{name}: {list(saved[name].shape)} in the checkpoint, {list(wanted[name].shape)} in this run"
         for name in wanted.keys() & saved.keys()
-        if saved[name].shape != wanted[name].shape
+        if saved[name].shape != tuple(wanted[name].shape)
     ]
     if problems:
         raise WeightsError(f"{folder} does not fit this run:\n{bullet_list(sorted(problems)[:10])}")

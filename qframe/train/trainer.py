@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from qframe.train.distributed import ALONE, Processes
 from qframe.train.examples import declared_inputs, encoded_examples
 from qframe.train.optim import schedule_factor
 from qframe.train.parts import LoadedParts, prepare_training, registered_loggers
+from qframe.train.precision import in_precision
 from qframe.train.records import measured_records, sampled_records, split_records
 from qframe.train.results import FitResult, averaged
 from qframe.train.samples import run_plans
@@ -50,6 +52,7 @@ class Trainer:
         loggers: The loggers that `logging.use` names, by name.
         state: The trained parameters, their optimizers and the step; None before `prepare` and after `merge_lora`.
         loaded: The components that are loaded at present.
+        computing: Makes the context of a forward pass of the denoiser, in which it computes as `train.precision` says.
         total_steps: The number of optimizer steps of the whole run; None until `fit` has encoded the examples.
     """
 
@@ -94,7 +97,8 @@ class Trainer:
         self.loggers = registered_loggers(config, self.registry)
         self.state: TrainingState | None = None
         self.total_steps: int | None = None
-        self.loaded = LoadedParts(self.composition, sharded=self.sharded)
+        self.loaded = LoadedParts(self.composition, sharded=self.sharded, progress=progress)
+        self.computing = in_precision(self.composition.device("denoiser"), config.train)
         self._loaded_loras = self._merged_at = 0
 
     def load(self, *roles: str) -> Parts:
@@ -181,7 +185,7 @@ class Trainer:
         The trained weights are a new LoRA if `train.mode` is "lora", else all weights of the denoiser.
         """
         device = self.composition.device("denoiser") if self.sharded else None
-        self.state = prepare_training(self.denoiser, self.config, self.registry, device)
+        self.state = prepare_training(self.denoiser, self.config, self.registry, device, self.dtype)
         return self.state
 
     def fit(self, resume: str | None = None) -> FitResult:
@@ -201,10 +205,8 @@ class Trainer:
         parts = self.load("denoiser")
         parts.denoiser.module.eval()
         with self.loaded.codec_placement.freed(), self.averaged():
-            settings, progress = self.config.sample, self.progress
-            return run_plans(
-                plans, parts, settings, processes=self.processes, sharded=self.sharded, progress=progress, title=title
-            )
+            run = partial(run_plans, processes=self.processes, sharded=self.sharded, progress=self.progress)
+            return run(plans, parts, self.config.sample, computing=self.computing, title=title)
 
     def predict(self, **request: Any) -> Any:
         """Sample pictures with the present weights, or with their moving average if the run keeps one.
@@ -215,7 +217,7 @@ class Trainer:
         refuse_shards(self.sharded, "predict")
         names = ("num_inference_steps", "true_cfg_scale", "negative_prompt")
         request = {**{name: getattr(self.config.sample, name) for name in names}, **request}
-        pipe = Pipeline(self.composition, self.load("encoder", "codec", "denoiser"))
+        pipe = Pipeline(self.composition, self.load("encoder", "codec", "denoiser"), computing=self.computing)
         pipe.parts.denoiser.module.eval()
         with self.loaded.codec_placement.freed(), self.averaged():
             return pipe(**request)
@@ -227,9 +229,8 @@ class Trainer:
     def save_lora(self, path: str | Path) -> Path:
         """Write the LoRA in training, or its moving average, to a file in the diffusers layout; return the path."""
         with self.averaged():
-            layers = adapters.lora_layers(self.denoiser.module)
             metadata = {"weights_licence": self.composition.licence, "base_model": self.composition.model_name}
-            adapters.save_lora(Path(path), layers, metadata=metadata)
+            adapters.save_lora(Path(path), adapters.lora_layers(self.denoiser.module), metadata=metadata)
         return Path(path)
 
     def load_lora(self, path: str | Path, scale: float = 1.0) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from qframe.files.sound_folders import SoundFolders
 from qframe.interfaces import Example
 from qframe.train.held_out import held_out_losses
 from qframe.train.loop import StepSetup
@@ -31,6 +32,7 @@ class Watch:
             None samples nothing during training.
         about: Facts about the run that every checkpoint stores as JSON.
         toml: The run's configuration as TOML, which every checkpoint stores.
+        sound: Remembers which checkpoints are undamaged, so that they are not read at every save.
         setup: The setup of the steps. It must be set before the first method is called.
     """
 
@@ -42,6 +44,7 @@ class Watch:
     sample: Callable[[str], None] | None
     about: Mapping[str, Any]
     toml: str
+    sound: SoundFolders = attrs.field(factory=SoundFolders)
     setup: StepSetup = attrs.field(init=False)
 
     def due(self, step: int) -> bool:
@@ -72,10 +75,16 @@ class Watch:
 
     def save(self) -> None:
         """Save a checkpoint of the present state. Every process must call this method, and waits until it is saved."""
-        processes, keep = self.trainer.processes, self.trainer.config.train.keep_checkpoints
-        first = processes.first
-        if first or self.trainer.sharded:
-            save_checkpoint(self.run.folder, self.state, config=self.toml, about=self.about, keep=keep, writes=first)
+        processes = self.trainer.processes
+        save_checkpoint(
+            self.run.folder,
+            self.state,
+            config=self.toml,
+            about=self.about,
+            keep=self.trainer.config.train.keep_checkpoints,
+            processes=processes,
+            sound=self.sound,
+        )
         processes.meet()
 
     def _loss_due(self, step: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -475,3 +476,45 @@ def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
         read_lora(file)
     with pytest.raises(WeightsError, match="no such file"):
         read_lora(tmp_path / "missing.safetensors")
+
+
+@pytest.mark.parametrize("base", [torch.float32, torch.bfloat16], ids=str)
+def test_under_autocast_an_adapter_keeps_no_copy_of_its_input_and_gives_the_same_bits(
+    network: nn.Sequential, base: torch.dtype
+) -> None:
+    """Peft converts the input to float32, and autocast converts it back: no bit is gained by it."""
+    network.to(base)
+    trained(network)
+    found = []
+    for spared in (True, False):
+        network.zero_grad()
+        for part in network.modules():
+            if hasattr(part, "lora_A") and not spared:
+                del part._cast_input_dtype  # peft's own method is there again
+        x = INPUT.bfloat16().requires_grad_()
+        seen: list[Tensor] = []
+        network[0].to_q.lora_A["default"].register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            made = network(x)
+        made.float().square().sum().backward()
+        assert (seen[0] is x) == spared
+        found.append([made, x.grad, *(p.grad for p in network.parameters() if p.grad is not None)])
+    assert len(found[0]) == 2 + 2 * 2 * 12
+    assert all(torch.equal(own, peft) for own, peft in zip(*found, strict=True))
+
+
+def test_without_autocast_an_adapter_converts_its_input(network: nn.Sequential) -> None:
+    network.bfloat16()
+    trained(network)
+    assert network(INPUT.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("settings", [{"dora": True}, {"dropout": 0.5}], ids=str)
+def test_dora_and_dropout_compute_in_float32_under_autocast(network: nn.Sequential, settings: dict[str, Any]) -> None:
+    """Both multiply by numbers that bfloat16 would round."""
+    add_lora(network.bfloat16(), LoraConfig(rank=2, **settings), PRESETS, seed=0)
+    seen = []
+    network[0].to_q.lora_A["default"].register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        network(INPUT.bfloat16())
+    assert set(seen) == {torch.float32}

@@ -258,8 +258,10 @@ def test_files_larger_than_any_lora_are_refused_by_their_size(tmp_path: Path) ->
     ("key", "words"),
     [
         ("x.dora_scale", "programs differ in which lengths dora_scale is divided by"),
-        ("x.lokr_w1", "another kind of adapter"),
-        ("lora_te_x.weight", "not part of a LoRA layer"),
+        ("x.oft_blocks", "another kind of adapter: OFT"),
+        ("x.lokr_w1", "x: mixes LoRA and LoKr"),
+        ("y.lokr_w1", "y: lokr_w1 has not two dimensions"),
+        ("lora_te_x.weight", "of a text encoder, which qframe does not adapt"),
         ("x" * 600 + ".alpha", "not part of a LoRA layer"),
         ("x\x1b[31m.weight", r"x\?\[31m\.weight: not part"),
     ],

@@ -49,6 +49,7 @@ UPSTREAM_ALLOWED = ("qframe.adapters", "qframe.compose.placement")
 
 PICKLING = frozenset({"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"})
 PICKLING_CALLS = frozenset({"torch.save", "torch.load", "numpy.load", "np.load", "pandas.read_pickle"})
+INFERENCE_MODE = frozenset({"inference_mode", "_InferenceMode"})
 
 DISTRIBUTION_OF = {"PIL": "pillow", "optimum": "optimum-quanto", "attr": "attrs", "skimage": "scikit-image"}
 
@@ -240,6 +241,31 @@ def printing(modules: Modules) -> list[str]:
         for node, _ in statements(module.tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"print", "click.echo"}
     ]
+
+
+def inference_mode(modules: Modules) -> list[str]:
+    """Nobody enters inference mode: a network that keeps such a tensor cannot be trained. Leaving it is allowed.
+
+    What counts is each mention of the name that is not the function of a call with the one argument False. The contract
+    tests may enter it, because they play a caller who does.
+    """
+    found = []
+    for module in modules.values():
+        if within(module.name, "qframe.testing"):
+            continue
+        leaving = {
+            id(node.func)
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Call)
+            and [ast.unparse(value) for value in (*node.args, *(k.value for k in node.keywords))] == ["False"]
+        }
+        for node in ast.walk(module.tree):
+            if id(node) in leaving or not isinstance(node, ast.Attribute | ast.Name | ast.alias):
+                continue
+            name = {ast.Attribute: "attr", ast.Name: "id", ast.alias: "name"}[type(node)]
+            if getattr(node, name) in INFERENCE_MODE:
+                found.append(f"{module.at(node.lineno)} enters inference mode; use torch.no_grad or without_gradients")
+    return found
 
 
 def undocumented(modules: Modules) -> list[str]:

@@ -30,6 +30,7 @@ RULES: list[Rule] = [
     rules.upstream_outside_its_place,
     rules.pickling,
     rules.printing,
+    rules.inference_mode,
     rules.undocumented,
     rules.dangling_targets,
     undeclared_dependencies,
@@ -98,6 +99,19 @@ VIOLATIONS: list[tuple[Rule, dict[str, str], str]] = [
         {"qframe_x/plugin.py": 'Component("command", "x", "qframe_x.c:run")', "qframe_x/c.py": "import torch\nrun = 1"},
         "qframe_x.c:1 imports torch",
     ),
+    (
+        rules.inference_mode,
+        {"qframe/train/a.py": "def f():\n    with torch.inference_mode():\n        g()"},
+        "a:2 enters",
+    ),
+    (
+        rules.inference_mode,
+        {"qframe_x/a.py": "class A:\n  @torch.inference_mode\n  def f(): 0"},
+        "a:2 enters",
+    ),
+    (rules.inference_mode, {"qframe_x/a.py": "@torch.inference_mode(mode=True)\ndef f(): 0"}, "a:1 enters"),
+    (rules.inference_mode, {"qframe_x/a.py": "from torch.autograd import inference_mode as i"}, "a:1 enters"),
+    (rules.inference_mode, {"qframe/sample/a.py": "x = torch.no_grad if s else torch.inference_mode"}, "a:1 enters"),
     (rules.undocumented, {"qframe/train/a.py": "x = 1"}, "qframe.train.a"),
     (rules.dangling_targets, {"qframe_x/plugin.py": 'Component("codec", "x", "qframe_x.a:B")'}, "no module qframe_x.a"),
     (
@@ -117,6 +131,8 @@ ALLOWED: list[dict[str, str]] = [
     {"qframe/cache.py": '"""."""\nimport torch, qframe.pictures.geometry\nfrom safetensors.torch import save_file'},
     {"qframe/diffusion/samplers.py": '"""."""\nfrom qframe.interfaces import Plan, Sampler'},
     {"qframe/adapters.py": '"""."""\nimport peft'},
+    {"qframe/testing/a.py": '"""."""\nwith torch.inference_mode():\n    f()'},
+    {"qframe/adapters.py": '"""."""\nLoraConfig(inference_mode=False)\nwith torch.inference_mode(False):\n    f()'},
     {"qframe/data/a.py": '"""."""\ndef f():\n    import pyarrow.parquet'},
     {"qframe_x/a.py": '"""."""\nimport torch, diffusers\nfrom qframe import Family\nimport qframe_x.b\nmodel.print()'},
     {

@@ -1,4 +1,4 @@
-"""The figures that the cache promises, with room for a busy machine; and how they are found."""
+"""How the figures that the cache promises are found. The times themselves are in docs/reference/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from qframe.cache import Cache
 from qframe_bench.training.index import fill_index, open_index
-from qframe_bench.training.reading import PUBLISHED_SIZES, published_size_examples, read_pace
+from qframe_bench.training.reading import published_size_examples, read_pace
 
 
 def test_examples_are_read_from_what_is_there(tmp_path: Path) -> None:
@@ -25,16 +25,6 @@ def test_an_index_that_was_filled_knows_its_entries(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_index_of_a_million_entries_opens_in_a_second_and_200_mb(tmp_path: Path) -> None:
+def test_an_index_of_a_million_entries_needs_less_than_200_mb(tmp_path: Path) -> None:
     found = open_index(tmp_path, 1_000_000)
-    assert found.processor < 1.0
     assert found.bytes < 200e6
-
-
-@pytest.mark.slow
-def test_examples_are_read_at_nearly_the_pace_of_their_bytes(tmp_path: Path) -> None:
-    found = read_pace(published_size_examples(tmp_path, *PUBLISHED_SIZES["1024 x 1024"]), repeats=12)
-    assert found.bytes > 10e6
-    # Either clock will do: the best rounds of both sides may fall into different weather.
-    for one, least in ((found.later, 0.8), (found.first, 0.5)):  # first: every byte is hashed, too
-        assert max(found.raw.wall / one.wall, found.raw.processor / one.processor) > least

@@ -13,6 +13,7 @@ from qframe_bench.measuring import peak_bytes
 from qframe_bench.sampling import runs
 from qframe_bench.sampling.command import sample
 from qframe_bench.sampling.settings import Settings
+from tests.counting import work
 
 CPU = torch.device("cpu")
 QUICK: dict[str, Any] = {
@@ -73,11 +74,12 @@ def test_without_guidance_there_is_nothing_to_join() -> None:
     assert "joined" not in found
 
 
-@pytest.mark.slow
 @FAMILIES
-def test_a_run_takes_the_time_of_its_forward_passes(family: Any) -> None:
-    """In this process's time, by turns: the promise is 1.03 and 1.00; the rest is room for a busy machine."""
-    settings = Settings(family=family, **QUICK | {"size": 192, "width": 512, "layers": 2, "repeats": 5})
-    loop, call, *_ = runs.compare(settings).ratios
-    assert loop.value < 1.06
-    assert call.value < 1.04
+def test_a_run_computes_and_writes_what_its_forward_passes_do(family: Any) -> None:
+    """Counted, not timed. Where the passes are large, a run writes 0.25 % more than they do; see the benchmark."""
+    found = runs.contestants(Settings(family=family, **QUICK | {"size": 192, "width": 256}))
+    passes, loop, call, theirs = (work(found[name]) for name in ("passes", "loop", "call", "diffusers"))
+    assert loop[0] == passes[0]
+    assert loop[1] <= 1.01 * passes[1]
+    assert call[0] == theirs[0]
+    assert call[1] <= 1.01 * theirs[1]

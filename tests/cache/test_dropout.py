@@ -45,7 +45,6 @@ def test_dropped_captions_give_the_empty_prompt_of_their_own_picture(tmp_path: P
             config=CONFIG,
             schedule=HalvingSchedule(),
             patch=1,
-            device=torch.device("cpu"),
         )
         for index, one in enumerate(batch.cond.split()):
             # The draw is the first of the slot's own stream, whatever else is in the batch.

@@ -63,19 +63,24 @@ def test_windows_cover_everything_once_and_hold_at_most_four_batches(count: int,
 
 
 def test_few_pictures_are_open_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    import qframe.cache.encoding
+    """Those of one window, and of the next one, which is opened meanwhile."""
+    import qframe.pictures.pool as pool
 
-    events: list[str] = []
-    real = qframe.cache.encoding.open_fitted
-    monkeypatch.setattr(
-        qframe.cache.encoding, "open_fitted", lambda one, **kw: (events.append("open"), real(one, **kw))[1]
-    )
+    opened: list[int] = []
+    real = pool.open_fitted
+    monkeypatch.setattr(pool, "open_fitted", lambda one, **kw: (opened.append(1), real(one, **kw))[1])
     codec = TinyCodec()
-    encode = codec.encode
-    codec.encode = lambda p, generator=None: (events.append("encode"), encode(p))[1]  # type: ignore[method-assign]
+    encode, encoded, waiting = codec.encode, [0], []
+
+    def counted(pixels: torch.Tensor, *, generator: torch.Generator | None = None) -> torch.Tensor:
+        waiting.append(len(opened) - encoded[0])
+        encoded[0] += len(pixels)
+        return encode(pixels)
+
+    codec.encode = counted  # type: ignore[method-assign]
     encode_pixels(codec, [pixels(number) for number in range(60)], batch_size=2)
-    longest = max(len(run) for run in "".join(event[0] for event in events).split("e"))
-    assert longest == 8
+    assert encoded == [60]
+    assert 2 <= max(waiting) <= 2 * 8
 
 
 def test_the_dtype_of_the_parts_is_kept() -> None:

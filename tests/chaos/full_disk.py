@@ -33,7 +33,7 @@ from qframe.files.storage import verify_folder
 from tests.chaos.killing import Moment, start
 from tests.chaos.training import STEPS, Scene, differences, outcome
 
-_VARIANT = "bfloat16, accumulation, average"
+_VARIANT = "accumulation, average"
 _SAMPLES = ("--set", "sample.count=1", "--set", "sample.num_inference_steps=1")
 _WRITING = os.O_WRONLY | os.O_RDWR
 _SMALLEST = 4096

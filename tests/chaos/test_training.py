@@ -31,6 +31,17 @@ def test_a_reader_never_sees_a_checkpoint_that_is_not_valid() -> None:
     assert "100 saves, 0 looks" not in done.stdout
 
 
+def test_a_killed_process_of_two_that_save_a_sharded_state_leaves_no_torn_checkpoint() -> None:
+    done = run("sharded", "--kills", "12")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "12 kills, 0 of them" not in done.stdout
+
+
+def test_the_harness_of_sharded_saves_catches_a_naive_saver() -> None:
+    done = run("sharded", "--kills", "30", "--saver", "naive")
+    assert done.returncode == 1, done.stdout + done.stderr
+
+
 def test_a_disk_that_runs_full_at_any_write_costs_no_checkpoint() -> None:
     done = run("full_disk", "--every", "25")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -49,19 +49,19 @@ _COMMON = (
     "train.learning_rate=0.02",
     "train.checkpoint_every=1",
     "train.caption_dropout=0.3",
-    "train.precision=float32",
     "lora.rank=2",
     "sample.count=0",
     "device=cpu",
 )
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "mixed batches": ("denoiser.use=qwen-per-sample-rope", "train.batching=packed", "train.tokens_per_batch=160"),
-    "bfloat16, accumulation, average": (
-        "train.precision=bfloat16",
-        "train.gradient_accumulation=2",
-        "train.ema_decay=0.9",
+    "accumulation, average": ("train.gradient_accumulation=2", "train.ema_decay=0.9"),
+    "float32, fixed batches, DoRA, dropout": (
+        "train.precision=float32",
+        "train.batching=fixed",
+        "lora.dora=true",
+        "lora.dropout=0.2",
     ),
-    "fixed batches, DoRA, dropout": ("train.batching=fixed", "lora.dora=true", "lora.dropout=0.2"),
     "quantised base": ("denoiser.quantise.use=quanto",),
     "full, Muon, cosine": ("train.mode=full", "train.optimizer=muon", "train.lr_schedule=cosine"),
 }

@@ -13,7 +13,6 @@ from tests.pixels import pixels
 
 SMALL = [
     "train.max_steps=3",
-    "train.precision=float32",
     "data.options.count=4",
     "data.options.validation=2",
     "sample.num_inference_steps=2",

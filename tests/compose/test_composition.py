@@ -125,7 +125,7 @@ class FakeDenoiser(Loads, Denoiser):
     ) -> Tensor:
         raise NotImplementedError
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, saved_as: Any = None) -> None:
         raise NotImplementedError
 
 
@@ -437,7 +437,7 @@ def test_ingredients_are_those_of_the_component_and_the_dtype() -> None:
 
 
 def test_auto_is_a_gpu_of_its_own_for_each_process_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     found = []
     for rank in ("0", "1", "2"):
@@ -446,6 +446,19 @@ def test_auto_is_a_gpu_of_its_own_for_each_process_of_torchrun(monkeypatch: pyte
     assert found == ["cuda:0", "cuda:1", "cuda:0"]
     monkeypatch.delenv("LOCAL_RANK")
     assert str(find_device("device", "auto")) == "cuda:0"
+
+
+@pytest.mark.parametrize("named", ["xpu", "privateuseone", "mps"])
+def test_any_accelerator_that_torch_has_found_is_a_device(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not CUDA alone: also those of packages that extend torch (Ascend's NPU is one)."""
+    module = SimpleNamespace(device_count=lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device(named))
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: module)
+    assert find_device("device", "auto").type == named
+    assert find_device("device", named) == torch.device(named)
+    assert find_device("device", "cpu").type == "cpu"
+    with pytest.raises(ConfigError, match="no device"):
+        find_device("device", f"{named}:2")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

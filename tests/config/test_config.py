@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qframe.config import config_items, diff_config, dump_config, load_config, resolve_config
+from qframe.config.filling import declared_settings, known_keys
+from qframe.config.foreign import NAMES_ELSEWHERE
 from qframe.config.reading import LARGEST_FILE
 from qframe.config.schema import Config, LoraConfig
 from qframe.config.strict import fields_of, nested, show
@@ -382,8 +384,89 @@ def test_what_is_not_usable_toml_is_refused(tmp_path: Path, text: str) -> None:
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="not valid TOML"):
+    with pytest.raises(ConfigError, match=r"not UTF-8 \(byte 2\); save it as UTF-8"):
         load(path=path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_marks_and_line_ends_of_any_editor_are_read(tmp_path: Path, encoding: str, end: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(f'family = "edit"{end}output = "ä"{end}'.encode(encoding))
+    assert load_config(path, registry=REGISTRY).output == "ä"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("[train]\nseed = 1\nmode = 'lora'\nseed = 2", ":4: train.seed is given twice", "Line 2 has it, too"),
+        ("[train]\nseed = 1\n[lora]\n[train]\nmode = 'lora'", ":4: train is given twice", "Line 1 has it, too"),
+        ('output = "C:\\new\\data"', ":1: not valid TOML", "in single quotes, 'C:\\new\\data'"),
+        ("output = \u201ca\u201d", ":1: not valid TOML", "Curly quotes"),
+        ("[train]\u00a0\nseed = 1", ":1: not valid TOML", "an unusual space"),
+        ("a = 1\rb = 2", "not valid TOML", "carriage return"),
+        ("[cache]\nenabled = True", ":2: not valid TOML", "true and false"),
+        ("output = runs/mine", ":1: not valid TOML", "Put text in quotes"),
+        ('family = "edit"\noutput: "a"', ":2: not valid TOML", "an equals sign"),
+        ("job: extension\nconfig:\n  name: a", "this is a YAML file of ai-toolkit", "coming-from.md"),
+        ('{"--model_type": "lora"}', "this is a JSON file of SimpleTuner", "coming-from.md"),
+        ('{"__version": 10, "training_method": "LORA"}', "this is a JSON file of OneTrainer", "coming-from.md"),
+        ("network_dim = 16", "a configuration of kohya's programs", "coming-from.md"),
+        ("[[datasets]]\nimage_directory = 'a'", "kohya's programs or musubi-tuner", "coming-from.md"),
+        ("learning: 1\nsteps: 3", "this is a YAML file; a configuration", "coming-from.md"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_with_the_advice_that_fits(
+    tmp_path: Path, text: str, message: str, hint: str
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(text, newline="")
+    with pytest.raises(ConfigError) as caught:
+        load(path=path)
+    assert message in caught.value.message
+    assert hint in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("key", ["model", "output", "data.path", "cache.dir", "denoiser.model"])
+@pytest.mark.parametrize("text", ["", "  "])
+def test_an_empty_text_is_no_name(key: str, text: str) -> None:
+    assert lines(f'{key}="{text}"')[0].endswith("(is a variable of the shell not set?)")
+
+
+@pytest.mark.parametrize(
+    ("override", "most"),
+    [
+        ("train.batch_size=1000000000", "65536"),
+        ("train.gradient_accumulation=1000000000", "65536"),
+        ("cache.batch_size=1000000000", "65536"),
+        ("sample.batch_size=1000000000", "65536"),
+        ("sample.num_inference_steps=1000000000", "10000"),
+        ("train.learning_rate=1e300", "1000.0"),
+    ],
+)
+def test_what_would_fill_the_memory_or_is_a_slip_is_refused(override: str, most: str) -> None:
+    assert f"<= {most}, got" in lines(override)[0]
+
+
+def test_a_family_that_is_no_text_is_refused_even_where_it_is_overridden(tmp_path: Path) -> None:
+    path = toml(tmp_path, "family = 3")
+    assert lines(path=path) == ["family (argument): expected a string"]
+
+
+def test_the_higher_layer_decides_between_steps_and_epochs(tmp_path: Path) -> None:
+    path = toml(tmp_path, "[train]\nepochs = 3")
+    assert (load(path=path).train.epochs, load("train.max_steps=5", path=path).train.epochs) == (3, None)
+    assert load("train.max_steps=5", path=path).train.max_steps == 5
+    both = toml(tmp_path, "[train]\nepochs = 3\nmax_steps = 7")
+    assert load(path=both).train.epochs == 3
+
+
+def test_every_name_of_another_trainer_leads_to_a_key() -> None:
+    known = known_keys(declared_settings({}, REGISTRY.choose("edit"))[0])
+    assert {key for key in NAMES_ELSEWHERE.values() if key not in known and not key.startswith("data.options")} == set()
+    assert not NAMES_ELSEWHERE.keys() & {key.rpartition(".")[2] for key in known} - {"alpha", "guidance_scale"}
+    assert lines("train.lr=1e-4") == ["train.lr (--set): unknown key; here it is train.learning_rate"]
+    assert lines("lora.dim=8") == ["lora.dim (--set): unknown key; here it is lora.rank"]
 
 
 # Provenance, storing, comparing
@@ -474,7 +557,12 @@ def test_any_file_ends_in_a_configuration_or_a_message(tmp_path_factory: pytest.
 
 
 @settings(max_examples=300, deadline=None)
-@given(rank=st.integers(1, 1024), rate=st.floats(1e-9, 1e3), text=st.text(max_size=30), flag=st.booleans())
+@given(
+    rank=st.integers(1, 1024),
+    rate=st.floats(1e-9, 1e3),
+    text=st.text(max_size=30).filter(str.strip),
+    flag=st.booleans(),
+)
 def test_round_trip_holds_for_any_values(
     tmp_path_factory: pytest.TempPathFactory, rank: int, rate: float, text: str, flag: bool
 ) -> None:

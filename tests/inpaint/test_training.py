@@ -73,7 +73,6 @@ def batch_of(recipe: Any, *, step: int, given: bool) -> TrainingBatch:
         config=TrainConfig(),
         schedule=HalvingSchedule(),
         patch=PATCH,
-        device=torch.device("cpu"),
         loss_map=recipe.loss_map,
     )
 
@@ -111,7 +110,6 @@ def test_a_mask_without_white_is_told_by_example(inpaint: Any) -> None:
             config=TrainConfig(),
             schedule=HalvingSchedule(),
             patch=PATCH,
-            device=torch.device("cpu"),
             loss_map=inpaint.loss_map,
         )
 

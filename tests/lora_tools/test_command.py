@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,9 +46,10 @@ def transformer(folder: Path) -> QwenImageTransformer2DModel:
 def test_info_says_what_a_file_holds(run: Run, file: Path) -> None:
     outcome = run("lora", "info", file)
     assert outcome.code == 0, outcome.err
-    rows = {line[:13].strip(): line[13:] for line in outcome.out.splitlines()[1:10]}
+    rows = {line[:13].strip(): line[13:] for line in outcome.out.splitlines()[1:11]}
     assert rows == {
         "layout": "diffusers",
+        "kind": "LoRA",
         "layers": "4",
         "rank": "4",
         "alpha": "10",
@@ -65,6 +67,7 @@ def test_info_as_json_names_every_layer(run: Run, file: Path, layers: dict[str, 
     assert [layer["name"] for layer in told["layers"]] == sorted(layers)
     assert told["layers"][0] == {
         "name": "transformer_blocks.0.attn.to_out.0",
+        "kind": "LoRA",
         "rank": 4,
         "alpha": 10.0,
         "scale": 2.5,
@@ -233,8 +236,8 @@ def test_a_merge_that_fails_while_writing_leaves_nothing(
 
     whole = StockDenoiser.save
 
-    def save(self: StockDenoiser, folder: Path) -> None:
-        whole(self, folder)
+    def save(self: StockDenoiser, folder: Path, saved_as: Any = None) -> None:
+        whole(self, folder, saved_as)
         (weights,) = (folder / "transformer").glob("*.safetensors")
         tensors = load_file(weights)
         tensors["proj_out.weight"] = tensors["proj_out.weight"] + 1

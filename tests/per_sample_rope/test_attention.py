@@ -12,6 +12,7 @@ from torch.nn.attention import varlen
 from qframe_qwen_per_sample_rope import attention
 from qframe_qwen_per_sample_rope.layout import make_layout
 from tests.per_sample_rope.oracle import (
+    BFLOAT16_BOUND,
     GRIDS,
     TEXTS,
     Sample,
@@ -117,3 +118,21 @@ def test_the_ragged_kernel_on_a_gpu_equals_the_original_alone() -> None:
     own = own_network(stock).cuda().bfloat16()
     error = relative_error(packed(own, low).float(), exact)
     assert error < 1.25 * relative_error(one_by_one(stock.bfloat16(), low).float(), exact)
+
+
+def as_strict_as_cuda(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+    """The flash kernel takes half precision alone, and one dtype for all three."""
+    assert query.dtype == key.dtype == value.dtype, "query, key and value must have the same dtype"
+    assert query.dtype in (torch.float16, torch.bfloat16), "the flash kernel takes half precision alone"
+    return varlen_by_loop(query, key, value, *rest)
+
+
+def test_the_ragged_kernel_gets_one_dtype_from_float32_weights_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a full fine-tuning: norms with float32 weights leave queries and keys in float32, values are bfloat16."""
+    monkeypatch.setattr(attention, "_has_ragged_kernel", lambda x: x.dtype == torch.bfloat16)
+    monkeypatch.setattr(varlen, "varlen_attn", as_strict_as_cuda)
+    stock = stock_network(large=False).requires_grad_(False)
+    exact = one_by_one(stock, samples())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = packed(own_network(stock), samples())
+    assert relative_error(found, exact) < BFLOAT16_BOUND

@@ -55,9 +55,7 @@ def lora_update(
     # Epsilon not far below the gradients: near zero Adam's first step is a sign, which a last bit can turn.
     optimizer = torch.optim.AdamW(trained.values(), lr=CONFIG.learning_rate, eps=1e-3)
     for slots in passes:
-        batch = make_batch(
-            [data[i] for i in slots], slots, step=0, config=CONFIG, schedule=schedule, patch=2, device=CPU
-        )
+        batch = make_batch([data[i] for i in slots], slots, step=0, config=CONFIG, schedule=schedule, patch=2)
         predicted = denoiser.velocity(batch.noisy, batch.sigma, batch.cond, batch.references)
         flow_loss(predicted, batch, len(data)).backward()
     optimizer.step()

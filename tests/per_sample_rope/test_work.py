@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import attrs
 import pytest
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from qframe.interfaces import Grid
 from qframe_bench.transformer import contestants, tables
 from tests.bench.test_transformer import TINY
+from tests.counting import work
 
 SMALL: tuple[Grid, ...] = ((1, 4, 4),) * 2
 LARGE: tuple[Grid, ...] = ((1, 8, 8),) * 2
-
-
-class Written(TorchDispatchMode):
-    """Counts the bytes that operations write: of new tensors and of changed ones, not of views."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func._schema.name.startswith(("aten::empty", "aten::new_empty")):
-            return result
-        given = {storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and (func._schema.is_mutable or storage(leaf) not in given):
-                self.bytes += leaf.numel() * leaf.element_size()
-        return result
-
-
-def storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
-def work(run: Callable[[], None]) -> tuple[int, int]:
-    """Multiplications and additions of all products of matrices, and bytes written, of a forward and backward pass."""
-    run()  # gradients exist, and position tables are kept, from then on
-    with Written() as written, FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops(), written.bytes
 
 
 @pytest.mark.parametrize("samples", [1, 6], ids=["a small batch", "one whose perceptron goes in halves"])

@@ -29,7 +29,7 @@ COUNTS = [1, 3, 2, 1, 2]
 OVERRIDES = [
     text
     for override in (
-        "train.max_steps=3", "train.batch_size=4", "train.batching=fixed", "train.precision=float32",
+        "train.max_steps=3", "train.batch_size=4", "train.batching=fixed",
         "train.caption_dropout=0.5",
         "data.options.validation=1", "sample.num_inference_steps=2", "train.learning_rate=0.1",
     )

@@ -187,8 +187,8 @@ def test_calls_that_cannot_be_met_say_why(pipe: Pipeline, arguments: dict[str, A
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"lora": {"a.safetensors": float("nan")}}, "lora a.safetensors: the scale must be a finite number, got nan"),
-        ({"lora": {"a.safetensors": "x"}}, "lora a.safetensors: the scale must be a finite number, got 'x'"),
+        ({"lora": {"a.safetensors": float("nan")}}, "LoRA a.safetensors: the scale must be a finite number, got nan"),
+        ({"lora": {"a.safetensors": "x"}}, "LoRA a.safetensors: the scale must be a finite number, got 'x'"),
         ({"lora": ["a.safetensors", "a.safetensors"]}, "lora: a file is given twice"),
         ({"lora": 5}, "lora must be a file, a list of files or a mapping, got 5"),
         ({"devices": {"vae": "cpu"}}, "devices: no component 'vae'"),

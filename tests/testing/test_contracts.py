@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from qframe.diffusion.samplers import EulerSampler
-from qframe.interfaces import PLAIN, CodecSpec, Conditioning, DenoiserSpec, ForwardOptions, PackedSequence, Sampler
+from qframe.interfaces import (
+    PLAIN,
+    CodecSpec,
+    Conditioning,
+    DenoiserSpec,
+    Flops,
+    ForwardOptions,
+    PackedSequence,
+    Sampler,
+)
 from qframe.testing import CodecContract, DenoiserContract, SamplerContract
 
 
@@ -63,6 +72,8 @@ class MeanDenoiser:
     blocks = "blocks"
     lora_presets = {"default": ("blocks.0",)}  # noqa: RUF012
 
+    declared: Flops | None = None
+
     def __init__(self, *, leak: bool, detach: bool = True) -> None:
         self.module = Network()
         self.leak, self.detach = leak, detach
@@ -92,6 +103,9 @@ class MeanDenoiser:
             PackedSequence(tokens, grids), sigma.expand(len(grids)), cond, references
         )
 
+    def flops(self, grids: Any, text: Any) -> Flops | None:
+        return self.declared
+
 
 SPEC = DenoiserSpec(latent_space="a", text_space="b", token_channels=4, patch=1, text_width=3, references=True)
 
@@ -106,6 +120,13 @@ def test_a_denoiser_whose_samples_see_their_neighbours_is_caught() -> None:
 def test_a_denoiser_that_learns_its_references_is_caught() -> None:
     found = failures(DenoiserContract(), denoiser=MeanDenoiser(leak=False, detach=False), spec=SPEC)
     assert found == {"test_no_gradient_runs_into_the_references"}
+
+
+def test_a_denoiser_that_declares_wrong_operations_is_caught() -> None:
+    denoiser = MeanDenoiser(leak=False)
+    denoiser.declared = Flops(linear=10**6, attention=0)
+    found = failures(DenoiserContract(), denoiser=denoiser, spec=SPEC)
+    assert found == {"test_the_declared_operations_are_those_of_a_forward_pass"}
 
 
 class MeanCodec:

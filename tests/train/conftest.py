@@ -56,7 +56,7 @@ class ToyDenoiser(Denoiser):
     def ingredients(cls, model: Any, options: Any) -> dict[str, str]:
         raise NotImplementedError
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, saved_as: Any = None) -> None:
         raise NotImplementedError
 
     def velocity(

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch.distributed.fsdp
+import torch.distributed.tensor  # noqa: F401 - here, not in each of the forked processes: it takes seconds
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,7 +33,7 @@ def together(
         folder: A folder for the results.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = free_port()
     children = [_fork(rank, world, port, work, folder / f"{rank}.safetensors") for rank in range(world)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     files = [folder / f"{rank}.safetensors" for rank in range(world)]
@@ -63,7 +65,8 @@ def _fork(rank: int, world: int, port: int, work: Callable[[Processes], dict[str
         os._exit(code)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -20,9 +20,7 @@ from tests.train.conftest import PATCH, HalvingSchedule, ToyDenoiser, toy_exampl
 
 def batch_of(examples: list[Example], slots: list[int], schedule: HalvingSchedule, **train: object) -> TrainingBatch:
     config = TrainConfig(**train)  # type: ignore[arg-type]
-    return make_batch(
-        examples, slots, step=3, config=config, schedule=schedule, patch=PATCH, device=torch.device("cpu")
-    )
+    return make_batch(examples, slots, step=3, config=config, schedule=schedule, patch=PATCH)
 
 
 def gradient(denoiser: ToyDenoiser, batches: list[TrainingBatch], samples: int) -> list[Tensor]:

@@ -34,12 +34,12 @@ BASE = TrainConfig(
     learning_rate=0.01,
     checkpoint_every=5,
     keep_checkpoints=3,
-    precision="float32",
+    precision="bfloat16",
 )
 VARIANTS = {
     "lora": BASE,
     "lora with dropout": BASE,
-    "bfloat16": attrs.evolve(BASE, precision="bfloat16"),
+    "float32": attrs.evolve(BASE, precision="float32"),
     "average": attrs.evolve(BASE, ema_decay=0.9, caption_dropout=0.3),
     "packed": attrs.evolve(BASE, batching="packed", tokens_per_batch=40, caption_dropout=0.3),
     "fixed": attrs.evolve(BASE, batching="fixed"),

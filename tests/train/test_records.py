@@ -26,7 +26,6 @@ def config(tmp_path: Path, model: Path) -> Callable[..., Config]:
             "train.max_steps=2",
             "train.checkpoint_every=1",
             "train.caption_dropout=0.2",
-            "train.precision=float32",
             f"data.options.count={COUNT}",
             f"data.options.validation={HELD_OUT}",
             "validation.every=1",

@@ -6,27 +6,32 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
+from unittest import mock
 
 import attrs
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 import qframe
-from qframe.config.schema import Config, TrainConfig
+from qframe.config.schema import Config
 from qframe.errors import ConfigError, WeightsError
 from qframe.interfaces import Example
 from qframe.plugins.registry import load_registry
 from qframe.train.distributed import Processes
 from qframe.train.loop import run_steps
-from qframe.train.optim import Optimizers, WeightAverage
 from qframe.train.resume import check_changes
-from qframe.train.sharding import gathered, shard
-from qframe.train.state import TrainingState, checkpoint_folder, restore, save_checkpoint
+from qframe.train.sharding import check_sharding, gathered
+from qframe.train.slices import stored_tensors
+from qframe.train.state import checkpoint_folder, restore, save_checkpoint
 from qframe.train.trainer import Trainer
 from tests.qwen import tiny
+from tests.train.conftest import ToyDenoiser
 from tests.train.processes import needs_fork, together
+from tests.train.sharded import ShardedScene
 from tests.train.test_loop import BASE, Scene
 
 pytestmark = needs_fork
@@ -48,7 +53,7 @@ def config(model: Path, tmp_path: Path) -> Callable[..., Config]:
             "train.learning_rate=0.001",
             "train.checkpoint_every=2",
             "train.keep_checkpoints=5",
-            "train.precision=float32",
+            "train.precision=float32",  # bfloat16 has tests of its own, and other bounds
             "train.ema_decay=0.9",
             "lora.rank=4",
             "data.options.count=5",
@@ -71,11 +76,15 @@ def fit(world: int, config: Config, folder: Path, resume: str | None = None) -> 
 
     assert [code for code, _ in together(world, work, folder)] == [0] * world
     assert config.output is not None
-    last = max((Path(config.output) / "checkpoints").glob("step-*"))
+    return content(max((Path(config.output) / "checkpoints").glob("step-*")))
+
+
+def content(checkpoint: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, put together from whatever files hold it."""
     return {
-        f"{file.stem} {name}": value
-        for file in sorted(last.glob("*.safetensors"))
-        for name, value in load_file(file).items()
+        f"{group} {name}": tensor.read()
+        for group in ("weights", "optimizer", "average")
+        for name, tensor in stored_tensors(checkpoint, group).items()
     }
 
 
@@ -86,36 +95,20 @@ def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=f"{name}: {{}}".format)
 
 
-class ShardedScene(Scene):
-    """A toy run whose denoiser is sharded over the processes."""
-
-    def __init__(self, folder: Path, examples: list[Example], config: TrainConfig) -> None:
-        super().__init__(folder, examples, config)
-        denoiser = self.setup.denoiser
-        type(denoiser).entered_by_forward = True
-        shard(denoiser, self.state.parameters.values(), torch.device("cpu"))
-        if config.mode == "full":  # the parameters are others now
-            trained = dict(denoiser.module.named_parameters())
-            average = WeightAverage(trained, config.ema_decay)
-            self.state = TrainingState(trained, Optimizers(trained, config, denoiser.blocks), average)
-
-
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_two_processes_with_half_of_the_weights_each_take_the_steps_of_one(
     tmp_path: Path, mixed_examples: list[Example], mode: Literal["lora", "full"]
 ) -> None:
     """One of them often has fewer samples, and both must enter the network equally often."""
-    config = attrs.evolve(BASE, mode=mode, batch_size=2, gradient_accumulation=2, max_steps=4, ema_decay=0.9)
+    exact = attrs.evolve(BASE, precision="float32")  # to be compared with another order of sums
+    config = attrs.evolve(exact, mode=mode, batch_size=2, gradient_accumulation=2, max_steps=4, ema_decay=0.9)
 
     def work(processes: Processes) -> dict[str, Tensor]:
         processes.connect(torch.device("cpu"), timeout=20)
         scene = ShardedScene(tmp_path / "run", mixed_examples, config)
         elements = sum(p.to_local().numel() for p in scene.setup.denoiser.module.parameters() if hasattr(p, "to_local"))
-        run_steps(
-            attrs.evolve(scene.setup, processes=processes, save=lambda: None, one_by_one=True),
-            scene.state,
-        )
-        save_checkpoint(tmp_path, scene.state, config="", about={}, keep=1, writes=processes.first)
+        run_steps(scene.sharded_setup(processes), scene.state)
+        save_checkpoint(tmp_path, scene.state, config="", about={}, keep=1, processes=processes)
         again = ShardedScene(tmp_path / "run", mixed_examples, config)
         processes.meet()
         restore(checkpoint_folder(tmp_path, 4), again.state)
@@ -143,6 +136,7 @@ def test_two_processes_with_half_of_the_weights_each_take_the_steps_of_one(
         pytest.param(['denoiser.use="qwen-per-sample-rope"'], id="lora, a network entered past forward"),
         pytest.param(["train.gradient_checkpointing=true"], id="lora, checkpointing"),
         pytest.param(["train.mode=full"], id="full"),
+        pytest.param(["train.mode=full", 'denoiser.use="qwen-per-sample-rope"'], id="full, entered past forward"),
         pytest.param(["train.mode=full", "train.gradient_checkpointing=true"], id="full, checkpointing"),
     ],
 )
@@ -164,6 +158,34 @@ def test_sharded_training_takes_the_same_steps(
             close(files[1][name], tensors)
     else:
         close(*(load_file(tmp_path / run / "lora.safetensors") for run in ("shards", "whole")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen-image", "qwen-per-sample-rope"])
+def test_full_fine_tuning_on_shards_samples_and_validates_in_bfloat16(
+    config: Callable[..., Config], tmp_path: Path, name: str
+) -> None:
+    """The gathered weights are bfloat16 there too, and the inputs are not: autocast has to be on in every pass."""
+    settings = ["train.mode=full", "train.precision=bfloat16", f"denoiser.use={name}", "sample.every=2"]
+    for run, shards in (("whole", "none"), ("shards", "full")):
+        fit(2, config(run, f"train.shard={shards}", "validation.every=2", *settings), tmp_path / f"of-{run}")
+    for moment in ("before", "step-000002", "after"):
+        pictures = [sorted((tmp_path / run / "samples" / moment).glob("*.png")) for run in ("whole", "shards")]
+        assert [len(files) for files in pictures] == [3, 3]
+        for files in zip(*pictures, strict=True):
+            whole, shards = (np.asarray(Image.open(file)).astype(float) for file in files)
+            assert abs(whole - shards).mean() < 4  # of 255
+    for name, bound in (("loss", 0.02), ("val_loss", 0.02)):
+        whole, shards = (
+            [
+                row[name]
+                for row in map(json.loads, (tmp_path / run / "metrics.jsonl").read_text().splitlines())
+                if name in row
+            ]
+            for run in ("whole", "shards")
+        )
+        assert len(whole) > 1
+        assert shards == pytest.approx(whole, rel=bound)
 
 
 @pytest.mark.slow
@@ -211,7 +233,6 @@ def test_a_batch_size_that_does_not_match_the_processes_is_refused(
     [
         (["lora.dora=true"], "DoRA needs whole rows"),
         (["train.mode=full", "train.optimizer=muon"], "'muon' may look at whole matrices"),
-        (["train.mode=full", 'denoiser.use="qwen-per-sample-rope"'], "enters its network past `forward`"),
         (['denoiser.quantise.use="quanto"'], "the denoiser is quantised"),
     ],
 )
@@ -221,6 +242,19 @@ def test_what_cannot_be_trained_on_shards_is_refused_before_anything_is_loaded(
     with pytest.raises(ConfigError, match=message):
         Trainer(config("run", "train.shard=full", *settings), processes=Processes(0, 2))
     Trainer(config("run", "train.shard=full", *settings))  # alone there is nothing to shard
+
+
+def test_a_denoiser_that_does_not_say_where_it_enters_its_network_trains_no_full_shards(
+    config: Callable[..., Config],
+) -> None:
+    """A LoRA it does train: of a frozen base only the blocks are sharded, and they gather themselves."""
+    assert ToyDenoiser.entries == ()
+    with (
+        mock.patch.object(ToyDenoiser, "entered_by_forward", False),
+        pytest.raises(ConfigError, match="ToyDenoiser does not say by which methods it enters its network"),
+    ):
+        check_sharding(config("run", "train.mode=full"), ToyDenoiser, quantised=False)
+    check_sharding(config("run"), ToyDenoiser, quantised=False)
 
 
 def test_methods_that_need_all_weights_in_one_process_say_so(config: Callable[..., Config]) -> None:

@@ -29,33 +29,37 @@ from tests.train.test_trainer import config, model, same, weights  # noqa: F401 
 LONG_STEPS = attrs.evolve(BASE, batch_size=1, gradient_accumulation=6, max_steps=4, checkpoint_every=100)
 
 
-class Signalling(list[Any]):
-    """Examples of which the nth that is read raises a signal."""
+class SignalInPass:
+    """Counts the forward passes of a run, and raises a signal in one of them.
 
-    def __init__(self, examples: list[Any], nth: int, number: int) -> None:
-        super().__init__(examples)
-        self.reads, self._nth, self._number = 0, nth, number
+    Attributes:
+        passes: The number of passes so far.
+    """
 
-    def __getitem__(self, index: Any) -> Any:
-        self.reads += 1
-        if self.reads == self._nth:
-            signal.raise_signal(self._number)
-        return super().__getitem__(index)
+    def __init__(self, run: Scene, nth: int, number: int) -> None:
+        self.passes = 0
+
+        def entered(*_: Any) -> None:
+            self.passes += 1
+            if self.passes == nth:
+                signal.raise_signal(number)
+
+        run.setup.denoiser.module.register_forward_pre_hook(entered)
 
 
-@pytest.mark.parametrize(("reads", "step"), [(2, 0), (6 + 3, 1)], ids=["in the first step", "in a later one"])
+@pytest.mark.parametrize(("passes", "step"), [(2, 0), (6 + 3, 1)], ids=["in the first step", "in a later one"])
 def test_a_step_is_left_out_where_its_batches_would_take_long_and_is_taken_again_as_it_was(
     scene: Callable[..., Scene],
-    reads: int,
+    passes: int,
     step: int,
 ) -> None:
     whole, broken = scene("whole", LONG_STEPS), scene("broken", LONG_STEPS)
     run_steps(whole.setup, whole.state)
-    examples = Signalling(list(broken.setup.examples), reads, signal.SIGTERM)
+    signalling = SignalInPass(broken, passes, signal.SIGTERM)
     with pytest.raises(Stopped, match=f"stopped at step {step}; everything is saved") as caught:
-        run_steps(attrs.evolve(broken.setup, examples=examples), broken.state)
+        run_steps(broken.setup, broken.state)
     assert caught.value.exit_code == 143
-    assert examples.reads == reads, "nothing more was computed"
+    assert signalling.passes == passes, "nothing more was computed"
     assert all(parameter.grad is None for parameter in broken.state.parameters.values())
     saved = checkpoint_folder(broken.folder, step)
     assert verify_folder(saved) == []
@@ -68,7 +72,7 @@ def test_a_step_is_left_out_where_its_batches_would_take_long_and_is_taken_again
 
 
 @needs_fork
-def test_a_signal_that_one_process_hears_stops_all_at_the_same_batch(
+def test_a_signal_that_one_process_hears_stops_all_after_the_same_step(
     tmp_path: Path,
     mixed_examples: list[Example],
 ) -> None:
@@ -76,15 +80,15 @@ def test_a_signal_that_one_process_hears_stops_all_at_the_same_batch(
         processes.connect(torch.device("cpu"), timeout=20)
         run = Scene(tmp_path / f"run-{processes.rank}", mixed_examples, LONG_STEPS)
         received = 6 + 3 if processes.rank else 0  # never in the first process
-        examples = Signalling(list(run.setup.examples), received, signal.SIGTERM)
-        with pytest.raises(Stopped, match="stopped at step 1"):
-            run_steps(attrs.evolve(run.setup, examples=examples, processes=processes), run.state)
-        assert verify_folder(checkpoint_folder(run.folder, 1)) == []
-        return {"reads": torch.tensor(examples.reads)} | run.weights()
+        signalling = SignalInPass(run, received, signal.SIGTERM)
+        with pytest.raises(Stopped, match="stopped at step 2"):
+            run_steps(attrs.evolve(run.setup, processes=processes), run.state)
+        assert verify_folder(checkpoint_folder(run.folder, 2)) == []
+        return {"passes": torch.tensor(signalling.passes)} | run.weights()
 
     (one, first), (other, second) = together(2, work, tmp_path / "world")
     assert (one, other) == (0, 0)
-    assert first["reads"] == second["reads"] == 9
+    assert first["passes"] == second["passes"] == 12
     assert same(first, second)
 
 

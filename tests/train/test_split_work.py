@@ -35,17 +35,17 @@ class Recorder(SilentProgress):
         yield self
 
 
-def configured(output: Path) -> Config:
+def configured(output: Path, *more: str) -> Config:
     settings = [
         "train.max_steps=2",
         "train.batch_size=1",
-        "train.precision=float32",
         "cache.batch_size=2",
         "data.options.count=4",
         "data.options.validation=3",
         "sample.num_inference_steps=1",
         "sample.batch_size=1",
         "device=cpu",
+        *more,
     ]
     return qframe.load_config(family="qwen-edit", values={"output": str(output)}, overrides=settings)
 
@@ -73,3 +73,22 @@ def test_encoding_and_samples_are_split_and_one_process_writes_the_run(tmp_path:
     assert len(before) == 3
     for file in before:
         assert (run / "samples" / "before" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("denoiser", ["qwen-image", "qwen-per-sample-rope"])
+def test_samples_are_split_on_shards_too_and_are_the_same_pictures(tmp_path: Path, denoiser: str) -> None:
+    """One process has two batches and one has one. With a third process, each has one; with a fourth, one has none."""
+    use = f"denoiser.use={denoiser}"
+    fit(configured(tmp_path / "alone" / "run", use), ALONE)
+    wanted = sorted((tmp_path / "alone" / "run" / "samples" / "before").glob("*.png"))
+    assert len(wanted) == 3
+    for world in (2, 4):
+        config = configured(tmp_path / str(world) / "run", use, "train.shard=full")
+        outcomes = together(world, lambda processes, config=config: fit(config, processes), tmp_path / f"of-{world}")  # type: ignore[misc]
+        assert [code for code, _ in outcomes] == [0] * world
+        counts = [int(found["sampling before training"]) for _, found in outcomes]
+        assert counts == {2: [2, 1], 4: [1, 1, 1, 0]}[world]
+        for file in wanted:
+            found = tmp_path / str(world) / "run" / "samples" / "before" / file.name
+            assert found.read_bytes() == file.read_bytes()

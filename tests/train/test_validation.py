@@ -54,7 +54,6 @@ def config(model: Path, tmp_path: Path) -> Callable[..., Config]:
             "train.learning_rate=0.05",
             "train.checkpoint_every=2",
             "train.caption_dropout=0.2",
-            "train.precision=float32",
             "lora.rank=4",
             "lora.dropout=0.2",
             "data.options.count=4",
@@ -113,7 +112,7 @@ def test_validation_changes_no_bit_of_the_run_and_survives_a_resume(
 
 @pytest.fixture
 def scene(tmp_path: Path, mixed_examples: list[Example]) -> Scene:
-    settings = TrainConfig(max_steps=3, learning_rate=0.01, precision="float32", mode="full")
+    settings = TrainConfig(max_steps=3, learning_rate=0.01, mode="full")
     return Scene(tmp_path / "run", mixed_examples, settings)
 
 

@@ -10,6 +10,7 @@ import attrs
 from attrs.validators import and_, ge, le, lt, optional
 
 from qframe.config.strict import Problem, structure
+from qframe.config.training import MOST_SAMPLING_STEPS
 from qframe.errors import ConfigError, nearest
 from qframe.interfaces import Request, SamplingDefaults
 from qframe.pictures.picture import Picture
@@ -40,7 +41,7 @@ class Asked:
 
     prompt: str = attrs.field(validator=_complete_characters)
     negative_prompt: str | None = attrs.field(default=None, validator=optional(_complete_characters))
-    steps: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    steps: int | None = attrs.field(default=None, validator=optional(and_(ge(1), le(MOST_SAMPLING_STEPS))))
     guidance: float | None = attrs.field(default=None, validator=optional(ge(0.0)))
     size: str | None = None
     seed: int = attrs.field(default=0, validator=and_(ge(0), lt(2**62)))

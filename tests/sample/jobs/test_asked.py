@@ -65,7 +65,7 @@ def test_every_problem_is_told_with_its_key() -> None:
     assert problems(strenght=0.5, tiled="no", steps=0, edges="round", guidance=float("nan")) == [
         "strenght: unknown key; did you mean strength?",
         "prompt: missing, expected a string",
-        "steps: expected a value >= 1, got 0",
+        "steps: expected a value >= 1 and <= 10000, got 0",
         "guidance: expected a finite number, got nan",
         'tiled: expected true or false, got "no"',
         'edges: expected one of "hard", "soft", got "round"',

@@ -1,0 +1,34 @@
+"""Keeps position tables from one forward pass to the next, and lets go of those that were used longest ago."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+from torch import Tensor
+
+MOST_BYTES = 128 * 2**20
+"""What the tables of one kind may take. The table of a picture of 1024 x 1024 pixels takes 2 MiB."""
+
+
+class TableCache:
+    """Tables by key, up to a number of bytes. A table that is larger than that is made anew whenever it is used."""
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self.most_bytes = most_bytes
+        self._tables: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the kept tables take."""
+        return sum(table.nbytes for table in self._tables.values())
+
+    def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """Return the table of a key; `make` makes it if it is not kept."""
+        found = self._tables.pop(key, None)
+        table = make() if found is None else found
+        if table.nbytes <= self.most_bytes:
+            self._tables[key] = table  # now the newest
+            while self.nbytes > self.most_bytes:
+                self._tables.popitem(last=False)
+        return table
