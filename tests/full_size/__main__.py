@@ -1,10 +1,10 @@
 """Rehearse a run with a model of the published size on a CPU, and measure the memory and the time of each part.
 
-python -m tests.full_size [--blocks N] [--folder DIR] [--json FILE]
+python -m tests.full_size [--blocks N] [--compare] [--folder DIR] [--json FILE]
 
 It writes a stand-in for Qwen-Image-Edit (57 GB, nearly all of it holes in sparse files), and runs qframe on it: a dry
 run, loading, encoding two pictures, a LoRA step with gradient checkpointing, resuming, a guided sampling step, merging
-one block, and a comparison with diffusers' pipeline. Each part is a process of its own, which is watched. The table
+one block, and with --compare a comparison with diffusers' pipeline. Each part is a process of its own, which is watched. The table
 shows its processor time, and the most memory that it had, beside qframe's forecast. Memory is anonymous, or it is a
 mapping of files, which the system may drop and read again; the column "forecast" for anonymous memory is what qframe
 forecasts, and in addition what the imports alone take.
@@ -66,18 +66,19 @@ class Row:
     problems: tuple[str, ...]
 
 
-def rehearse(place: Place, *, told: Callable[[str], None]) -> list[Row]:
+def rehearse(place: Place, *, compare: bool, told: Callable[[str], None]) -> list[Row]:
     """Run all parts one after another, and return a row for each.
 
     After a part that failed, the parts that need its results fail, too; they are run nevertheless.
 
     Args:
         place: The folder, which is empty, and the depth of the model.
+        compare: Whether the last part compares with diffusers' pipeline.
         told: Is told about each part in a line of text.
     """
     rows: list[Row] = []
     forecast: dict[str, dict[str, int]] = {}
-    for part in parts():
+    for part in parts(compare=compare):
         told(f"{part.name} ...")
         watched = _run(part.command(place))
         rows.append(_row(part, place, watched, forecast, rows))
@@ -166,6 +167,7 @@ def machine(place: Place) -> dict[str, Any]:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Read the command line, rehearse, and print the table. Return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.full_size", description=__doc__.partition("\n")[0])
+    parser.add_argument("--compare", action="store_true", help="compare with diffusers' pipeline in the end")
     parser.add_argument("--blocks", type=int, default=60, help="blocks of the transformer, of 60")
     parser.add_argument(
         "--folder", type=Path, help="an empty folder to work in, which is kept [default: a temporary one]"
@@ -176,7 +178,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         folder = asked.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         place = Place(folder.resolve(), Depth.short(asked.blocks))
-        rows = rehearse(place, told=partial(click.echo, err=True))
+        rows = rehearse(place, compare=asked.compare, told=partial(click.echo, err=True))
         about = machine(place)
     click.echo(as_table(rows))
     most, minutes = max(row.anonymous for row in rows), sum(row.wall for row in rows) / 60

@@ -110,9 +110,9 @@ def _write_photographs(folder: Path) -> None:
         (folder / f"{name}.txt").write_text(PROMPT, encoding="utf-8")
 
 
-def parts() -> list[Part]:
-    """Return all parts, in the order in which they must run."""
-    return [
+def parts(*, compare: bool) -> list[Part]:
+    """Return the parts, in the order in which they must run; the last one, if `compare`, compares with diffusers."""
+    found = [
         Part(name=IMPORTS, command=lambda place: _inside("imports", place)),
         Part(name="build the model", command=lambda place: _inside("build", place, str(place.depth.blocks))),
         Part(name="dry run", command=lambda place: _qframe("train", place, "--dry-run"), check=_dry_run),
@@ -133,8 +133,8 @@ def parts() -> list[Part]:
         ),
         Part(name="a guided sampling step", command=_sample, check=_picture, stage="sampling"),
         Part(name="merge one block", command=lambda place: _inside("merge", place), check=_merged, stage="merge"),
-        Part(name="compare with diffusers", command=_verify, stage="sampling"),
     ]
+    return [*found, *([Part(name="compare with diffusers", command=_verify, stage="sampling")] if compare else [])]
 
 
 def _inside(what: str, place: Place, *arguments: str) -> tuple[str, ...]:
