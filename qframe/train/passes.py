@@ -87,7 +87,8 @@ def step_passes(setup: StepSetup, step: int) -> Iterator[TrainingPass]:
 
 
 def _needs_pinning(device: torch.device) -> bool:
-    return device.type == "cuda"
+    """Whether copies to a device wait for the CPU's pageable memory. On a Mac both are one memory."""
+    return device.type not in ("cpu", "mps")
 
 
 def _passes(setup: StepSetup, number: int, portion: BatchPortion) -> list[tuple[tuple[int, ...], bool]]:

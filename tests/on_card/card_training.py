@@ -57,12 +57,11 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 WAITS = {
-    "item at qframe/train/loop.py:optimizer_step": 2,  # loss and norm, for the test whether they are finite
-    "copy from pageable memory at qframe/train/batch.py:noised_batch": 5,  # tokens, noise, sigma and more
-    "copy from pageable memory at qframe/train/batch.py:make_batch": 1,  # guidance
-    "copy from pageable memory at qframe/interfaces/sequences.py:to": 1,  # conditioning
-    "copy from pageable memory at qframe/train/batch.py:<lambda>": 6,  # a batch in pageable memory
-    "copy from pageable memory at plugins/qframe_qwen/denoiser.py:_run": 1,  # diffusers: the length of masked prompts
+    # Whether loss and gradient are finite, for an optimizer that cannot skip a step on the device by itself. Those that
+    # are fused can, which AdamW is on CUDA; the imitated card has no fused kernels.
+    "item at qframe/train/loop.py:optimizer_step": 1,
+    # diffusers sends the length of padded prompts, one number, to the device in every pass that has a mask.
+    "copy from pageable memory at plugins/qframe_qwen/denoiser.py:_run": 1,
 }
 """How often the host waits in one step of a cached run, by function, each with its reason. It may only get shorter."""
 
@@ -100,7 +99,10 @@ def test_the_default_run_samples_trains_and_equals_that_of_the_cpu(tmp_path: Pat
     """In float32, tightly. Pictures are sampled before training: tables left from that must not stop the first step."""
     found = train("card", "qwen-edit", tmp_path / "card", model, *FLOAT32)
     wanted = train("cpu", "qwen-edit", tmp_path / "cpu", model, *FLOAT32)
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=0)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
+    ours, theirs = lora(tmp_path / "card"), lora(tmp_path / "cpu")
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-6)
     assert len(list((tmp_path / "card" / "samples" / "before").glob("*.png"))) == 2
 
 
@@ -118,7 +120,7 @@ def test_a_step_waits_for_the_card_only_where_it_is_listed(
 
     monkeypatch.setattr(loop, "optimizer_step", counted)
     train("card", "qwen-edit", tmp_path / "run", model, "sample.count=0", "train.max_steps=3")
-    assert len(steps) >= 2
+    assert len(steps) == 3
     assert [{place: n for place, n in found.items() if n > WAITS.get(place, 0)} for found in steps[1:]] == [{}] * (
         len(steps) - 1
     )
@@ -135,7 +137,7 @@ def test_runs_end_with_losses_near_those_of_the_cpu(name: str, tmp_path: Path, m
     found = train("card", family, tmp_path / "card", model, *overrides)
     wanted = train("cpu", family, tmp_path / "cpu", model, "dtype=bfloat16", *overrides)
     torch.testing.assert_close(found[::2], wanted[::2], rtol=0.03, atol=0)
-    torch.testing.assert_close(found[1::2], wanted[1::2], rtol=0.1, atol=0)
+    torch.testing.assert_close(found[1::2], wanted[1::2], rtol=0.03, atol=0)
 
 
 @pytest.mark.slow
