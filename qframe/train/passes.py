@@ -87,7 +87,7 @@ def step_passes(setup: StepSetup, step: int) -> Iterator[TrainingPass]:
 
 
 def _needs_pinning(device: torch.device) -> bool:
-    return device.type == "cuda"
+    return device.type not in ("cpu", "mps")  # these share the memory of the CPU
 
 
 def _passes(setup: StepSetup, number: int, portion: BatchPortion) -> list[tuple[tuple[int, ...], bool]]:

@@ -57,10 +57,8 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 WAITS = {
-    "item at qframe/train/loop.py:optimizer_step": 2,  # loss and norm, for the test whether they are finite
-    "copy from pageable memory at qframe/train/batch.py:noised_batch": 5,  # tokens, noise, sigma and more
-    "copy from pageable memory at qframe/train/batch.py:make_batch": 1,  # guidance
-    "copy from pageable memory at qframe/interfaces/sequences.py:to": 1,  # conditioning
+    # This optimizer has no fused kernel on the imitated card, so the host asks whether the step is finite. Fused: none.
+    "item at qframe/train/loop.py:optimizer_step": 1,
     "copy from pageable memory at plugins/qframe_qwen/denoiser.py:_run": 1,  # diffusers: the length of masked prompts
 }
 """How often the host waits in one step of a cached run, by function, each with its reason. It may only get shorter."""
@@ -116,7 +114,8 @@ def test_a_step_waits_for_the_card_only_where_it_is_listed(
         return result
 
     monkeypatch.setattr(loop, "optimizer_step", counted)
-    train("card", "qwen-edit", tmp_path / "run", model, "sample.count=0", "train.max_steps=3")
+    settings = ("sample.count=0", "train.max_steps=3", "logging.every=100")
+    train("card", "qwen-edit", tmp_path / "run", model, *settings)
     assert len(steps) == 3
     assert [{place: n for place, n in found.items() if n > WAITS.get(place, 0)} for found in steps[1:]] == [{}, {}]
 

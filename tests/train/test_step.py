@@ -72,7 +72,6 @@ def test_every_step_and_every_slot_draws_other_noise_and_another_sigma() -> None
             config=config,
             schedule=HalvingSchedule(),
             patch=PATCH,
-            device=torch.device("cpu"),
         )
         return batch.noisy.tokens, batch.sigma.item()
 
