@@ -87,8 +87,8 @@ class Ratio:
 
     def __str__(self) -> str:
         if self.most is None:
-            return f"{self.name}  {self.value:.2f}"
-        return f"{self.name}  {self.value:.2f}  (at most {self.most:.2f}: {'kept' if self.kept else 'NOT KEPT'})"
+            return f"{self.name}  {_short(self.value)}"
+        return f"{self.name}  {_short(self.value)}  (at most {self.most:g}: {'kept' if self.kept else 'NOT KEPT'})"
 
 
 def measure(contestants: Mapping[str, Contestant], *, repeats: int, device: torch.device) -> dict[str, Measured]:
@@ -211,3 +211,8 @@ def _now(device: torch.device) -> Seconds:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return Seconds(time.perf_counter(), time.process_time())
+
+
+def _short(value: float) -> str:
+    """A ratio for people: two places, or three where the value is below 0.1."""
+    return f"{value:.2f}" if not abs(value) < 0.1 else f"{value:.3f}"

@@ -66,7 +66,9 @@ class Recipe(ABC):
     def loss_map(self, example: Example, generator: torch.Generator) -> Tensor | None:
         """Return how much the loss of each place counts in one training step, [h, w] in [0, 1]; None counts all alike.
 
-        The default returns the example's own `loss_map`.
+        The default returns the example's own `loss_map`. With a cache this method is called in the thread that makes
+        batches ahead, on the CPU, one call at a time. It must draw from `generator` alone, because dropout draws from
+        the global one meanwhile.
 
         Args:
             example: An encoded example.

@@ -45,7 +45,7 @@ def test_the_bare_contestant_passes_what_the_step_passed(measured: bench._Bench)
     assert any(not torch.equal(value, before[name]) for name, value in measured.state.parameters.items())
 
 
-def test_waiting_is_what_passes_before_the_network_is_entered(measured: bench._Bench) -> None:
+def test_waiting_is_what_the_step_waits_for_its_batches(measured: bench._Bench) -> None:
     class Slow(list[Any]):
         def __getitem__(self, index: Any) -> Any:
             time.sleep(0.03)

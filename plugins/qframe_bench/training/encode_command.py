@@ -41,7 +41,7 @@ def encode(
     """
     config = resolve(family or "qwen-image", config_file, overrides, model=model).config
     if not as_json:
-        announce(config)
+        announce(config, data=False)
 
     import attrs
     from PIL import Image

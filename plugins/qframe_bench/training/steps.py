@@ -136,7 +136,7 @@ def step_ratios(found: Mapping[str, Sequence[Seconds]], device: torch.device) ->
     Args:
         found: The times of each turn, by name: "cached step" and "live step" are steps of the training loop with cached
             and with live examples; "bare" and "bare again" are the forward passes, the backward pass and the optimizer
-            of such a step alone; "waiting for data" is the time from a cached step's start to its first forward pass.
+            of such a step alone; "waiting for data" is the time that a cached step waits for its batch.
         device: Where the steps were computed.
     """
 
@@ -259,7 +259,7 @@ class _Step:
         state: The state of training that the step starts from.
         batches: The passes of this step, again and again.
         passes: The forward passes of the last step.
-        waited: For each step, how long it took from its start until its first forward pass began.
+        waited: For each step, how long its thread waited for its batches.
     """
 
     setup: StepSetup
@@ -270,19 +270,27 @@ class _Step:
 
     def __call__(self) -> None:
         self.passes.clear()
-        wall, processor = time.perf_counter(), time.process_time()
+        self.waited.append(Seconds(0.0, 0.0))
 
         def entered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not self.passes:
-                self.waited.append(Seconds(time.perf_counter() - wall, time.process_time() - processor))
             self.passes.append(_Pass(args, kwargs, _kernels()))
 
         with self.setup.denoiser.module.register_forward_pre_hook(entered, with_kwargs=True):
-            taken = optimizer_step(self.setup, self.state, self.batches, StopSignals())
+            taken = optimizer_step(self.setup, self.state, self._timed(), StopSignals())
         if not self.passes:
             raise ConfigError("this denoiser does not enter its network by `forward`, so nothing can be measured")
         if taken is None or not read_results([taken], None)[0].finite:
             raise ConfigError("the loss of the measured step is not finite", "Lower train.learning_rate.")
+
+    def _timed(self) -> Iterator[TrainingPass]:
+        while True:
+            wall, processor = time.perf_counter(), time.thread_time()
+            one = next(self.batches)
+            before = self.waited[-1]
+            self.waited[-1] = Seconds(
+                before.wall + time.perf_counter() - wall, before.processor + time.thread_time() - processor
+            )
+            yield one
 
 
 def _again(setup: StepSetup) -> Iterator[TrainingPass]:
