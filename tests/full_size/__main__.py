@@ -4,10 +4,10 @@ python -m tests.full_size [--blocks N] [--compare] [--folder DIR] [--json FILE]
 
 It writes a stand-in for Qwen-Image-Edit (57 GB, nearly all of it holes in sparse files), and runs qframe on it: a dry
 run, loading, encoding two pictures, a LoRA step with gradient checkpointing, resuming, a guided sampling step, merging
-one block, and with --compare a comparison with diffusers' pipeline. Each part is a process of its own, which is watched. The table
-shows its processor time, and the most memory that it had, beside qframe's forecast. Memory is anonymous, or it is a
-mapping of files, which the system may drop and read again; the column "forecast" for anonymous memory is what qframe
-forecasts, and in addition what the imports alone take.
+one block, and with --compare a comparison with diffusers' pipeline. Each part is a process of its own, which is
+watched. The table shows its processor time, and the most memory that it had, beside qframe's forecast. Memory is
+anonymous, or it is a mapping of files, which the system may drop and read again; the column "forecast" for anonymous
+memory is what qframe forecasts, and in addition what the imports alone take.
 
 The exit code is 1 if a part fails, leaves something wrong, or takes more than 12 GiB of anonymous memory.
 """
