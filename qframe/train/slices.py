@@ -97,7 +97,7 @@ def index_of(written: Iterable[Written]) -> str:
 
 
 @attrs.frozen(eq=False)
-class StoredTensor:
+class SlicedTensor:
     """A tensor of a checkpoint, of which any part can be read.
 
     Attributes:
@@ -133,13 +133,13 @@ class StoredTensor:
         return result
 
 
-class StoredTensors(Mapping[str, StoredTensor]):
+class SlicedTensors(Mapping[str, SlicedTensor]):
     """The tensors of one group of a checkpoint, by name. Nothing is read before a tensor is asked to `read`."""
 
-    def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
+    def __init__(self, tensors: Mapping[str, SlicedTensor]) -> None:
         self._tensors = tensors
 
-    def __getitem__(self, name: str) -> StoredTensor:
+    def __getitem__(self, name: str) -> SlicedTensor:
         return self._tensors[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -149,7 +149,7 @@ class StoredTensors(Mapping[str, StoredTensor]):
         return len(self._tensors)
 
 
-def stored_tensors(folder: Path, group: str) -> StoredTensors:
+def stored_tensors(folder: Path, group: str) -> SlicedTensors:
     """Open the tensors of one group of a checkpoint, whichever processes have written them.
 
     Args:
@@ -161,7 +161,7 @@ def stored_tensors(folder: Path, group: str) -> StoredTensors:
     """
     files = _OpenedFiles(folder)
     if not (folder / INDEX).exists():
-        return StoredTensors(files.whole(group))
+        return SlicedTensors(files.whole(group))
     try:
         index = json.loads((folder / INDEX).read_bytes())
         if index["format"] != _FORMAT:
@@ -172,16 +172,16 @@ def stored_tensors(folder: Path, group: str) -> StoredTensors:
         raise WeightsError(f"{folder / INDEX}: not an index of slices ({error})") from error
     if listed is None:
         raise _missing(folder, group)
-    return StoredTensors(found)
+    return SlicedTensors(found)
 
 
-def _entry(name: str, entry: Any, files: _OpenedFiles) -> StoredTensor:
+def _entry(name: str, entry: Any, files: _OpenedFiles) -> SlicedTensor:
     slices = []
     for one in entry["slices"]:
         if PurePosixPath(one["file"]).name != one["file"]:
             raise ValueError(f"{name} lies in {one['file']!r}, outside the folder")
         slices.append((one["file"], Box(tuple(map(int, one["begin"])), tuple(map(int, one["shape"])))))
-    return StoredTensor(name, tuple(map(int, entry["shape"])), tuple(slices), files)
+    return SlicedTensor(name, tuple(map(int, entry["shape"])), tuple(slices), files)
 
 
 def _range(begin: tuple[int, ...], end: tuple[int, ...], origin: tuple[int, ...]) -> tuple[slice, ...]:
@@ -202,13 +202,13 @@ class _OpenedFiles:
         self._folder = folder
         self._opened: dict[str, Any] = {}
 
-    def whole(self, group: str) -> dict[str, StoredTensor]:
+    def whole(self, group: str) -> dict[str, SlicedTensor]:
         """Return the tensors of a group that was written into one file."""
         file = f"{group}.safetensors"
         found = {}
         for name in self._open(file).keys():  # noqa: SIM118 - not a mapping
             shape = tuple(self._open(file).get_slice(name).get_shape())
-            found[name] = StoredTensor(name, shape, ((file, Box((0,) * len(shape), shape)),), self)
+            found[name] = SlicedTensor(name, shape, ((file, Box((0,) * len(shape), shape)),), self)
         return found
 
     def read(self, file: str, name: str, place: tuple[slice, ...]) -> Tensor:

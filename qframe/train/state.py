@@ -30,7 +30,7 @@ from qframe.train.sharding import from_local, is_sharded, local_box, local_part
 from qframe.train.slices import (
     INDEX,
     Groups,
-    StoredTensors,
+    SlicedTensors,
     Written,
     index_of,
     stored_tensors,
@@ -268,7 +268,7 @@ class _Moments(Mapping[str, Tensor]):
     Values of the shape of their parameter are split over the processes as the parameter is.
     """
 
-    def __init__(self, stored: StoredTensors, optimizers: Optimizers) -> None:
+    def __init__(self, stored: SlicedTensors, optimizers: Optimizers) -> None:
         self._stored = stored
         self._parameters = {
             f"{number}.state.{index}": parameter
@@ -290,7 +290,7 @@ class _Moments(Mapping[str, Tensor]):
         return len(self._stored)
 
 
-def _same_names(folder: Path, saved: StoredTensors, wanted: Mapping[str, Tensor]) -> None:
+def _same_names(folder: Path, saved: SlicedTensors, wanted: Mapping[str, Tensor]) -> None:
     problems = [f"{name}: not in the checkpoint" for name in wanted.keys() - saved.keys()]
     problems += [f"{name}: in the checkpoint, not in this run" for name in saved.keys() - wanted.keys()]
     problems += [

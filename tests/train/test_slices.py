@@ -18,7 +18,7 @@ from qframe.interfaces import Example
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.loop import run_steps
 from qframe.train.sharding import Box, gathered
-from qframe.train.slices import INDEX, StoredTensor, Written, index_of, stored_tensors, write_slices, write_whole
+from qframe.train.slices import INDEX, SlicedTensor, Written, index_of, stored_tensors, write_slices, write_whole
 from qframe.train.state import TrainingState, checkpoint_folder, find_checkpoint, restore, save_checkpoint
 from tests.train.processes import needs_fork, together
 from tests.train.sharded import FULL, ShardedScene, full_scene
@@ -49,7 +49,7 @@ def test_any_part_is_put_together_from_the_slices_that_overlap_with_it(tmp_path:
     write_whole(tmp_path, {"a": {"t": full[:3, :2]}, "b": {"t": full[3:, :2]}, "c": {"t": full[:, 2:]}})
     places = {"a": Box((0, 0), (3, 2)), "b": Box((3, 0), (4, 2)), "c": Box((0, 2), (7, 3))}
     (files,) = {stored.files for stored in stored_tensors(tmp_path, "a").values()}
-    tensor = StoredTensor("t", (7, 5), tuple((f"{name}.safetensors", box) for name, box in places.items()), files)
+    tensor = SlicedTensor("t", (7, 5), tuple((f"{name}.safetensors", box) for name, box in places.items()), files)
     assert torch.equal(tensor.read(), full)
     for top in range(8):
         for height in range(8 - top):
