@@ -282,11 +282,11 @@ class Pipeline:
         unknown = sorted(set(fields) - known)
         if unknown:
             allowed = sorted(known | _own_arguments())
-            meant = [(name, nearest(name, allowed, 1)) for name in unknown]
-            near = ", ".join(f"{found[0]} for {name}" for name, found in meant if found)
+            meant = {name: _meant(name, allowed) for name in unknown}
+            near = ", ".join(f"{found} for {name}" for name, found in meant.items() if found)
             raise ConfigError(
                 f"family {self.composition.family.name!r} takes no {', '.join(unknown)}",
-                f"Did you mean {near}?" if near else f"It takes {', '.join(allowed)}.",
+                (f"Did you mean {near}? " if near else "") + f"It takes {', '.join(allowed)}.",
             )
         return kind(**fields)
 
@@ -299,6 +299,12 @@ def _check_seed(seed: Any, request: Request) -> None:
         raise ConfigError(f"seed must be a whole number from 0 to 2^62, got {seed!r}", "Leave it out for a random one.")
     if request.generator is not None:
         raise ConfigError("both seed and generator are given", "Give one of them.")
+
+
+def _meant(name: str, allowed: Sequence[str]) -> str | None:
+    """Return the argument that a slip means: one that contains it, else one that is spelled alike."""
+    containing = [known for known in allowed if name in known]
+    return next(iter([*containing, *nearest(name, allowed, 1, cutoff=0.7)]), None)
 
 
 def _signature(recipe: Recipe) -> inspect.Signature:

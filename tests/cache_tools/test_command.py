@@ -214,10 +214,8 @@ def test_training_from_a_cache_encodes_no_picture_and_loads_neither_encoder_nor_
 ) -> None:
     assert cache("build", "--output", "runs/a").code == 0
     loads.clear()
-    for opener in ("open_fitted", "open_loss_map"):
-        monkeypatch.setattr(
-            f"qframe.cache.encoding.{opener}", lambda *a, **k: pytest.fail("a picture was opened to encode it")
-        )
+    for opener in ("qframe.pictures.pool.open_fitted", "qframe.cache.encoding.open_loss_map"):
+        monkeypatch.setattr(opener, lambda *a, **k: pytest.fail("a picture was opened to encode it"))
     steps = ("--set", "train.max_steps=2", "--set", "sample.count=0")
     trained = run("train", "--family", "qwen-edit", "--model", tiny_model, "--output", "runs/a", *SMALL, *steps)
     assert trained.code == 0, trained.err

@@ -131,6 +131,8 @@ def test_sharded_steps_are_those_of_the_whole_network(
 def test_weights_that_changed_after_a_pass_are_gathered_anew(tmp_path: Path, mixed_examples: list[Example]) -> None:
     """Validation computes with the moving average; the next step must not find the average's outer weights gathered."""
 
+    config = attrs.evolve(FULL, precision="float32")
+
     def validated(scene: Scene) -> Callable[[int], dict[str, float]]:
         x, text = torch.ones(4, CHANNELS * PATCH * PATCH), torch.ones(4, WIDTH)
 
@@ -143,12 +145,12 @@ def test_weights_that_changed_after_a_pass_are_gathered_anew(tmp_path: Path, mix
 
     def work(processes: Processes) -> dict[str, Tensor]:
         processes.connect(CPU, timeout=20)
-        scene = ShardedScene(tmp_path / "run", mixed_examples, FULL)
+        scene = ShardedScene(tmp_path / "run", mixed_examples, config)
         setup = scene.sharded_setup(processes, validate=validated(scene), validation_due=lambda step: True)
         run_steps(setup, scene.state)
         return {name: gathered(value.detach()) for name, value in scene.state.parameters.items()}
 
-    alone = Scene(tmp_path / "alone", mixed_examples, attrs.evolve(FULL, batch_size=4))
+    alone = Scene(tmp_path / "alone", mixed_examples, attrs.evolve(config, batch_size=4))
     run_steps(attrs.evolve(alone.setup, save=lambda: None), alone.state)
     for code, found in together(2, work, tmp_path / "two"):
         assert code == 0
