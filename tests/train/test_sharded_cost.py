@@ -130,7 +130,6 @@ def test_sharded_steps_are_those_of_the_whole_network(
 
 def test_weights_that_changed_after_a_pass_are_gathered_anew(tmp_path: Path, mixed_examples: list[Example]) -> None:
     """Validation computes with the moving average; the next step must not find the average's outer weights gathered."""
-
     config = attrs.evolve(FULL, precision="float32")
 
     def validated(scene: Scene) -> Callable[[int], dict[str, float]]:
