@@ -114,6 +114,7 @@ def install() -> None:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     _setup_privateuseone_for_python_backend(NAME, backend_module=CardModule(f"torch.{NAME}"))
+    torch.accelerator.current_stream = streams.current_stream  # type: ignore[assignment]  # FSDP asks for it by this name
     pinned.install()
     Tensor.data = property(get_data, set_data)  # type: ignore[attr-defined]
     one, all_others = torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,10 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "edit inside a mask": ("qwen-edit-inpaint", ()),
     "packed batches": ("qwen-edit", PACKED),
     "packed batches, checkpointing": ("qwen-edit", (*PACKED, "train.gradient_checkpointing=true")),
+    "packed batches of many references": ("qwen-edit-plus", (*PACKED, "train.tokens_per_batch=480")),
+    "inpainting, per-sample RoPE": ("qwen-inpaint", ("denoiser.use=qwen-per-sample-rope",)),
+    "edit inside a mask, per-sample RoPE": ("qwen-edit-inpaint", ("denoiser.use=qwen-per-sample-rope",)),
+    "text to image, packed": ("qwen-image", PACKED),
     "full": ("qwen-edit", ("train.mode=full",)),
     "full, per-sample RoPE": (
         "qwen-edit",
@@ -75,9 +80,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def ragged_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Per-sample RoPE takes the kernel for sequences of different lengths on the card, as it does on a GPU."""
+def ragged_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Per-sample RoPE takes the kernel for sequences of different lengths on the card, as it does on a GPU.
+
+    The list gets the number of samples of each call.
+    """
+    calls: list[int] = []
+    attend = attention._attend_ragged
+
+    def counted(text: Any, image: Any, layout: Any) -> Any:
+        calls.append(len(layout.ends) - 1)
+        return attend(text, image, layout)
+
     monkeypatch.setattr(attention, "_is_ampere", lambda device: device.type == "card")
+    monkeypatch.setattr(attention, "_attend_ragged", counted)
+    return calls
 
 
 def train(
@@ -127,7 +144,9 @@ def test_a_step_waits_for_the_card_only_where_it_is_listed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_runs_end_with_losses_near_those_of_the_cpu(name: str, tmp_path: Path, model: Path) -> None:
+def test_runs_end_with_losses_near_those_of_the_cpu(
+    name: str, tmp_path: Path, model: Path, ragged_calls: list[int]
+) -> None:
     """In bfloat16, as users train. Autocast rounds other operations on a CPU than on CUDA, so the last bits differ.
 
     A loss is a mean over all tokens. The norm of the gradients amplifies roundings: the model's matrices are large.
@@ -137,6 +156,8 @@ def test_runs_end_with_losses_near_those_of_the_cpu(name: str, tmp_path: Path, m
     wanted = train("cpu", family, tmp_path / "cpu", model, "dtype=bfloat16", *overrides)
     torch.testing.assert_close(found[::2], wanted[::2], rtol=0.03, atol=0)
     torch.testing.assert_close(found[1::2], wanted[1::2], rtol=0.03, atol=0)
+    if PACKED[1] in overrides:
+        assert max(ragged_calls) > 1, "no packed batch went through the ragged kernel"
 
 
 @pytest.mark.slow
