@@ -240,7 +240,7 @@ def naive_saver() -> Iterator[None]:
                 (folder / file.name).write_bytes(file.read_bytes())
         return folder
 
-    def find(run: Path, wanted: str) -> Path:
+    def find(run: Path, wanted: str, *_: Any) -> Path:
         return run / "checkpoints" / "last"
 
     saves = mock.patch("qframe.train.watch.save_checkpoint", save_in_place)
