@@ -1,15 +1,24 @@
 """Values made ahead: the same ones, in order, with their own errors, and no thread is left behind."""
 
+# ruff: noqa: F811 (fixtures of a neighbouring module are imported, and named as arguments)
+
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from qframe.cache import CachedExamples
+from qframe.cache.live import LiveExamples
+from qframe.config.schema import Config
 from qframe.errors import DataError
+from qframe.interfaces import Example
 from qframe.train.prefetch import made_ahead
+from qframe.train.trainer import Trainer
+from tests.train.test_trainer import config, model  # noqa: F401 (fixtures)
 
 
 def threads() -> list[str]:
@@ -92,3 +101,21 @@ def test_a_thread_that_was_never_asked_ends() -> None:
     with made_ahead(range(10), 1):
         pass
     assert threads() == []
+
+
+@pytest.mark.parametrize(("cached", "where"), [(True, {"qframe batches"}), (False, {"MainThread"})])
+def test_only_examples_of_a_cache_are_made_ahead(
+    config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, cached: bool, where: set[str]
+) -> None:
+    """Live examples are encoded on the device, whose settings and random numbers belong to the main thread."""
+    kind = CachedExamples if cached else LiveExamples
+    read, threads_of_reads = kind.__getitem__, set()
+
+    def recorded(self: Any, index: int) -> Example:
+        threads_of_reads.add(threading.current_thread().name)
+        return read(self, index)
+
+    monkeypatch.setattr(kind, "__getitem__", recorded)
+    settings = ("sample.count=0", "data.options.validation=0", f"cache.enabled={str(cached).lower()}")
+    Trainer(config("run", *settings)).fit()
+    assert threads_of_reads == where
