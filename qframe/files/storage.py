@@ -65,6 +65,12 @@ def publish_folder(target: Path, write: Callable[[Path], Mapping[str, str] | Non
         if (draft / MANIFEST).exists():
             raise QframeError(f"{target}: {MANIFEST} is written by the publisher", "Give that file another name.")
         files = _files(draft)
+        unseen = sorted(known.keys() - set(files))
+        if unseen:  # written by another machine, whose files a network file system does not show here yet
+            raise QframeError(
+                f"{target}: {', '.join(unseen)} was written, but is not seen by the process that publishes the folder",
+                "Put the run folder on a file system that shows every process the files of the others at once.",
+            )
         mode = draft.stat().st_mode & 0o666  # what the umask allows; safetensors writes 0600
         listed: dict[str, dict[str, Any]] = {}
         for name in files:

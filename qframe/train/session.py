@@ -41,10 +41,6 @@ _AHEAD = 2
 _LOG_EVERY = 10
 """After how many steps metrics are read from a GPU, if `logging.every` does not say."""
 
-_AHEAD = 2
-_LOG_EVERY = 10
-"""After how many steps metrics are read from a GPU, if `logging.every` does not say."""
-
 _MADE_OF = ("encoder", "codec", "denoiser", "schedule")
 """Components whose change makes another run. A sampler has no part in training."""
 

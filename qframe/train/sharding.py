@@ -1,7 +1,7 @@
 """Shards a denoiser's weights over processes, with `fully_shard` of torch (FSDP2), and gathers them for saving.
 
-While the denoiser computes, the weights of a block are gathered when the block needs them. Checkpoints hold full
-tensors, not shards, so that a sharded run can be resumed on another number of processes.
+While the denoiser computes, the weights of a block are gathered when the block needs them. Checkpoints hold
+slices that any number of processes can read (`qframe.train.slices`).
 """
 
 from __future__ import annotations
