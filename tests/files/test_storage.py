@@ -83,6 +83,18 @@ def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_was_written_and_is_not_seen_is_refused(tmp_path: Path) -> None:
+    """As where another machine wrote it, and a network file system does not show it here yet."""
+
+    def write(folder: Path) -> dict[str, str]:
+        fill(folder)
+        return {"elsewhere.safetensors": "0" * 64}
+
+    with pytest.raises(QframeError, match=r"elsewhere\.safetensors was written, but is not seen"):
+        storage.publish_folder(tmp_path / "out", write)
+    assert list(tmp_path.iterdir()) == []
+
+
 def _limit(size: int) -> str:
     return (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
@@ -277,9 +289,11 @@ from pathlib import Path
 from qframe.files.storage import publish_folder
 root = Path(sys.argv[1])
 print("ready", flush=True)
+def write(folder):
+    for n in range(3):
+        (folder / str(n)).write_bytes(bytes(2000))
 for i in range(10_000):
-    target = root / f"{sys.argv[2]}-{i}"
-    publish_folder(target, lambda folder: [(folder / str(n)).write_bytes(bytes(2000)) for n in range(3)])
+    publish_folder(root / f"{sys.argv[2]}-{i}", write)
 """
     for round_ in range(4):
         process = subprocess.Popen(
@@ -289,6 +303,7 @@ for i in range(10_000):
         process.stdout.readline()
         deadline = time.monotonic() + 0.15 + 0.03 * round_
         while time.monotonic() < deadline or not list(tmp_path.glob(f"{round_}-*")):
+            assert process.poll() is None, "the writer ended by itself"
             for folder in list(tmp_path.glob("[0-9]*"))[-3:]:
                 assert storage.verify_folder(folder) == []
         process.kill()
