@@ -220,16 +220,11 @@ class StockDenoiser(Denoiser):
     @classmethod
     def padding(cls, grids: Sequence[tuple[Grid, ...]], text: Sequence[int]) -> int:
         """See `Denoiser.padding`: prompts of samples with equal grids are padded to the longest of them."""
-        alike: dict[tuple[Grid, ...], list[int]] = {}
-        for own, length in zip(grids, text, strict=True):
-            alike.setdefault(own, []).append(length)
-        return sum(max(lengths) * len(lengths) - sum(lengths) for lengths in alike.values())
+        return sum(max(lengths) * len(lengths) - sum(lengths) for lengths in _lengths_by_grids(grids, text).values())
 
     def flops(self, grids: Sequence[tuple[Grid, ...]], text: Sequence[int]) -> Flops:
         """See `Denoiser.flops`. The widths are those of the network's configuration."""
-        alike: dict[tuple[Grid, ...], list[int]] = {}
-        for own, length in zip(grids, text, strict=True):
-            alike.setdefault(own, []).append(length)
+        alike = _lengths_by_grids(grids, text)
         groups = [_group_flops(self.module.config, len(lengths), own, max(lengths)) for own, lengths in alike.items()]
         return functools.reduce(operator.add, groups)
 
@@ -289,6 +284,14 @@ class StockDenoiser(Denoiser):
         """
         with torch.inference_mode(False):
             self.module.pos_embed([list(group.shapes)], max_txt_seq_len=group.text.shape[1], device=hidden.device)  # type: ignore[operator]
+
+
+def _lengths_by_grids(grids: Sequence[tuple[Grid, ...]], text: Sequence[int]) -> dict[tuple[Grid, ...], list[int]]:
+    """The numbers of text tokens of the samples that share a forward pass, by the grids that they all have."""
+    alike: dict[tuple[Grid, ...], list[int]] = {}
+    for own, length in zip(grids, text, strict=True):
+        alike.setdefault(own, []).append(length)
+    return alike
 
 
 def _group_flops(config: Any, samples: int, shapes: tuple[Grid, ...], text: int) -> Flops:

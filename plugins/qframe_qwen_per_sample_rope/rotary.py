@@ -43,13 +43,12 @@ def _make_picture_table(grid: Grid, frame: int, axes: Axes, device: torch.device
         torch.arange(height) - (height - height // 2),
         torch.arange(width) - (width - width // 2),
     )
-    with torch.inference_mode(False):  # training may use a table that was made while sampling
-        turned = [_turns(positions, channels) for positions, channels in zip(counted, axes, strict=True)]
-        along = [
-            turn.reshape([-1 if place == axis else 1 for place in range(3)] + [turn.shape[-1]]).expand(*grid, -1)
-            for axis, turn in enumerate(turned)
-        ]
-        return torch.cat(along, dim=-1).reshape(frames * height * width, -1).to(device)
+    turned = [_turns(positions, channels) for positions, channels in zip(counted, axes, strict=True)]
+    along = [
+        turn.reshape([-1 if place == axis else 1 for place in range(3)] + [turn.shape[-1]]).expand(*grid, -1)
+        for axis, turn in enumerate(turned)
+    ]
+    return torch.cat(along, dim=-1).reshape(frames * height * width, -1).to(device)
 
 
 def text_table(start: int, length: int, axes: Axes, device: torch.device) -> Tensor:
@@ -99,8 +98,7 @@ def _diagonal(rows: int, axes: Axes, device: torch.device) -> Tensor:
 
 
 def _make_diagonal(rows: int, axes: Axes, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.cat([_turns(torch.arange(rows), channels) for channels in axes], dim=-1).to(device)
+    return torch.cat([_turns(torch.arange(rows), channels) for channels in axes], dim=-1).to(device)
 
 
 def _turns(positions: Tensor, channels: int) -> Tensor:

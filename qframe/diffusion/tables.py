@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
+import torch
 from torch import Tensor
 
 MOST_BYTES = 128 * 2**20
@@ -24,9 +25,14 @@ class TableCache:
         return sum(table.nbytes for table in self._tables.values())
 
     def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """Return the table of a key; `make` makes it if it is not kept."""
-        found = self._tables.pop(key, None)
-        table = make() if found is None else found
+        """Return the table of a key; `make` makes it if it is not kept.
+
+        Also while sampling in inference mode an ordinary tensor is made, which training may use later.
+        """
+        table = self._tables.pop(key, None)
+        if table is None:
+            with torch.inference_mode(False):
+                table = make()
         if table.nbytes <= self.most_bytes:
             self._tables[key] = table  # now the newest
             while self.nbytes > self.most_bytes:

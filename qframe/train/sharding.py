@@ -178,6 +178,11 @@ class Box:
     begin: tuple[int, ...]
     shape: tuple[int, ...]
 
+    @classmethod
+    def whole(cls, shape: tuple[int, ...]) -> Box:
+        """Return the box that is all of a tensor of this shape."""
+        return cls((0,) * len(shape), shape)
+
     @property
     def end(self) -> tuple[int, ...]:
         """The place after the part's last element, in each dimension."""
@@ -204,7 +209,7 @@ def local_box(tensor: Tensor) -> Box:
     """Return which part of the full tensor this process holds; of a tensor that is not sharded, all of it."""
     shape = tuple(tensor.shape)
     if not is_sharded(tensor):
-        return Box((0,) * len(shape), shape)
+        return Box.whole(shape)
     (placement,) = tensor.placements  # type: ignore[attr-defined]
     assert placement.is_shard(0), f"{placement}: `shard` splits the first dimension"
     mesh = tensor.device_mesh  # type: ignore[attr-defined]

@@ -114,7 +114,7 @@ class SlicedTensor:
 
     def read(self, box: Box | None = None) -> Tensor:
         """Read the part of the tensor that `box` describes, by default all of it, into new memory on the CPU."""
-        box = box or Box((0,) * len(self.shape), self.shape)
+        box = box or Box.whole(self.shape)
         result: Tensor | None = None
         for file, held in self.slices:
             begin = tuple(map(max, held.begin, box.begin))
@@ -208,7 +208,7 @@ class _OpenedFiles:
         found = {}
         for name in self._open(file).keys():  # noqa: SIM118 - not a mapping
             shape = tuple(self._open(file).get_slice(name).get_shape())
-            found[name] = SlicedTensor(name, shape, ((file, Box((0,) * len(shape), shape)),), self)
+            found[name] = SlicedTensor(name, shape, ((file, Box.whole(shape)),), self)
         return found
 
     def read(self, file: str, name: str, place: tuple[slice, ...]) -> Tensor:

@@ -24,6 +24,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.full_size.vocabulary import write_tokenizer
+from tests.qwen.tiny import SCHEDULER
 
 PAGE = 4096
 """The bytes that a file system stores or leaves out at once."""
@@ -33,18 +34,6 @@ EVERY, EVERY_WORD = 128, 4
 """Of a larger matrix one page in 128 is random, of the table of words one in 4, so that most prompts meet one."""
 SHARD = 5_000_000_000
 """The most bytes in one file of weights; the published model has 9 and 4 files with it."""
-SHIFT = {
-    "base_image_seq_len": 256,
-    "base_shift": 0.5,
-    "max_image_seq_len": 8192,
-    "max_shift": 0.9,
-    "num_train_timesteps": 1000,
-    "shift": 1.0,
-    "shift_terminal": 0.02,
-    "time_shift_type": "exponential",
-    "use_dynamic_shifting": True,
-}
-"""scheduler/scheduler_config.json of Qwen/Qwen-Image."""
 
 
 @attrs.frozen(kw_only=True)
@@ -92,7 +81,7 @@ def write_stand_in(folder: Path, depth: Depth, *, seed: int = 0) -> None:
     Qwen2VLImageProcessorPil(
         patch_size=14, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 56 * 56, "longest_edge": 12845056}
     ).save_pretrained(folder / "processor")
-    FlowMatchEulerDiscreteScheduler(**SHIFT).save_config(folder / "scheduler")
+    FlowMatchEulerDiscreteScheduler(**SCHEDULER).save_config(folder / "scheduler")
     write_json(folder / "model_index.json", pipeline_config())
 
 

@@ -12,9 +12,10 @@ import torch
 from safetensors import safe_open
 
 from qframe_qwen.prompts import EDIT, TEXT, check_tokenizer
+from qframe_shapes.text import SPECIAL_TOKENS
 from tests.full_size.__main__ import run
 from tests.full_size.stand_in import EVERY, PAGE, write_weights
-from tests.full_size.vocabulary import SPECIAL_TOKENS, write_tokenizer
+from tests.full_size.vocabulary import write_tokenizer
 
 GIB = 2**30
 

@@ -12,14 +12,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from qframe_shapes.text import CHAT_TEMPLATE
+from qframe_shapes.text import CHAT_TEMPLATE, SPECIAL_TOKENS
 
-SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
-    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
-)  # fmt: skip
-"""The special tokens of Qwen2.5-VL's tokenizer_config.json; their ids follow those of the words, from 151643 on."""
 PLAIN_TOKENS = (
     "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
     "<|file_sep|>",
