@@ -139,11 +139,11 @@ def test_with_the_ragged_kernel_a_block_is_one_piece(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor compiles C++ for a CPU")
+@torch._inductor.config.patch(compile_threads=1)
 @torch.no_grad()
 def test_inductor_compiles_once_for_all_mixtures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real back end, with nothing kept from an earlier run: half a minute of one core, nearly all of it C++."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)
     stock = stock_network(num_layers=1)
     own = own_network(stock)
     own.compile_repeated_blocks(dynamic=True)

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import pytest
 import torch
+import torch._inductor.config
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
@@ -108,8 +109,8 @@ def test_gradients_of_inductor_in_bfloat16_are_as_exact(
 ) -> None:
     """The real back end, with nothing kept from an earlier run."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    assert_as_exact(KINDS[denoiser])
+    with torch._inductor.config.patch(compile_threads=1):
+        assert_as_exact(KINDS[denoiser])
     assert list(tmp_path.rglob("*.so")), "it was compiled"
 
 
