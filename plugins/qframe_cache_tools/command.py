@@ -257,7 +257,7 @@ def _existing(folder: Path) -> Cache:
 
 
 def _folder(config: Config) -> Path:
-    from qframe.cache.configured import cache_folder
+    from qframe.config.folders import cache_folder
 
     return cache_folder(config)
 

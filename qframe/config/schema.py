@@ -123,7 +123,7 @@ class DataConfig:
 
 @attrs.frozen(kw_only=True)
 class CacheConfig:
-    """The section `cache`: settings of the cache, which stores encoded examples on disk."""
+    """The section `cache`: settings of the cache, which stores encoded examples and quantised weights on disk."""
 
     dir: str | None = attrs.field(
         default=None,
@@ -133,6 +133,13 @@ class CacheConfig:
     enabled: bool = attrs.field(
         default=True,
         metadata={"help": "whether encoded examples are stored; false encodes every batch anew in each step"},
+    )
+    quantised: bool = attrs.field(
+        default=True,
+        metadata={
+            "help": "whether quantised weights are stored in the cache's folder and mapped at the next start; false "
+            "quantises at every start"
+        },
     )
     batch_size: int = attrs.field(
         default=8,

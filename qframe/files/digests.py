@@ -5,11 +5,16 @@ Imports no torch.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from qframe.errors import QframeError
+from qframe.files.storage import write_file
 
 Stamp = tuple[int, int, int, int]
 """A file's size in bytes, modification time and change time in ns, and inode. If a file still has the stamp that it had
@@ -73,6 +78,37 @@ class FileDigests:
         if self._store is not None and self._new:
             self._store.remember_digests(self._new)
             self._new = []
+
+
+class DigestFile:
+    """A `DigestStore` in a small JSON file, for programs that have no cache open.
+
+    A file that cannot be read holds no digests, and one that cannot be written keeps none: they only save time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Use the file at `path`; it is created when digests are first remembered."""
+        self._path = path
+
+    def recall_digest(self, path: str, stamp: Stamp) -> str | None:
+        """Return the digest that was stored for the file at `path` with this stamp, or None if there is none."""
+        row = self._rows().get(path)
+        found = isinstance(row, list) and len(row) == 2 and row[0] == list(stamp) and isinstance(row[1], str)
+        return row[1] if found else None
+
+    def remember_digests(self, rows: Sequence[tuple[str, Stamp, str]]) -> None:
+        """Store digests of files; those of files that are gone are left out."""
+        kept = {path: row for path, row in self._rows().items() if os.path.exists(path)}
+        kept |= {path: [list(stamp), digest] for path, stamp, digest in rows}
+        with contextlib.suppress(OSError, QframeError):
+            write_file(self._path, json.dumps(kept, indent=0, sort_keys=True).encode())
+
+    def _rows(self) -> dict[str, Any]:
+        try:
+            rows = json.loads(self._path.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return rows if isinstance(rows, dict) else {}
 
 
 def _stamp(path: str) -> Stamp | None:

@@ -16,6 +16,7 @@ from qframe.config import load_config
 from qframe.errors import ConfigError
 from qframe.files.lora_file import find_loras
 from qframe.interfaces import Loadable
+from qframe.progress import SILENT, Progress
 from qframe.sample.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -70,18 +71,19 @@ def load(
     return assemble(compose(load_config(config, family=family, values=values, overrides=overrides)), loras)
 
 
-def assemble(composition: Composition, loras: Mapping[Path, float]) -> Pipeline:
+def assemble(composition: Composition, loras: Mapping[Path, float], progress: Progress = SILENT) -> Pipeline:
     """Load the weights of a composition into a pipeline.
 
     Args:
         composition: The checked composition.
         loras: LoRA files to put on the denoiser, with the scale of each.
+        progress: Is told what takes long: quantising, and reading what was stored of it.
     """
     if loras:
         check_files(composition, loras)  # so that a wrong file is reported before minutes of loading
     log.info("weights of %s, licence %s", composition.model_name, composition.licence)
     moved = composition.config.offload
-    parts = composition.load(*ORDER, offloaded=moved != "none")
+    parts = composition.load(*ORDER, offloaded=moved != "none", progress=progress)
     for number, (file, scale) in enumerate(loras.items()):
         load_lora(parts.denoiser.module, file, scale, adapter=f"lora_{number}")
     loaded: dict[str, Loadable] = {"encoder": parts.encoder, "denoiser": parts.denoiser, "codec": parts.codec}

@@ -60,7 +60,7 @@ class LoadedParts:
         whole = [role for role in missing if role != "denoiser" or not self._sharded]
         parts = composition.load(*whole, progress=self._progress)
         if self._sharded and "denoiser" in missing:
-            unsharded = composition.load("denoiser", offloaded=True, as_stored=True)
+            unsharded = composition.load("denoiser", offloaded=True, as_stored=True, progress=self._progress)
             parts = attrs.evolve(parts, loaded_denoiser=unsharded.denoiser)
         for role in missing:
             self._parts[role] = getattr(parts, role)

@@ -13,9 +13,9 @@ from PIL import Image
 
 from qframe import adapters
 from qframe.cache import ALL, CachedExamples, Portion
-from qframe.cache.configured import cache_folder
 from qframe.cache.live import LiveExamples
 from qframe.compose import Composition, compose
+from qframe.config.folders import cache_folder
 from qframe.config.schema import Config
 from qframe.data.choose import open_source
 from qframe.interfaces import Denoiser, Parts, Plan, Record, RecordSource

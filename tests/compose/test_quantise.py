@@ -212,10 +212,9 @@ class HalvedOptions:
 class Halved(Quantiser):
     """Another back end: keeps the linear layers, with their weights rounded to bfloat16."""
 
-    def quantise(self, network: nn.Module) -> None:
-        for part in network.modules():
-            if isinstance(part, nn.Linear):
-                part.weight.data = part.weight.data.bfloat16().to(part.weight.dtype)
+    def quantised(self, name: str, layer: nn.Linear) -> nn.Linear:
+        layer.weight.data = layer.weight.data.bfloat16().to(layer.weight.dtype)
+        return layer
 
     def weight_bytes(self, name: str, layer: nn.Linear) -> int | None:
         return 2 * layer.weight.numel()
