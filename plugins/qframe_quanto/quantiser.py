@@ -9,25 +9,13 @@ import torch
 from optimum import quanto
 from torch import Tensor, nn
 
-from qframe.interfaces import PackedLayer, Quantiser
+from qframe.interfaces import FrozenLinear, PackedLayer, Quantiser
 from qframe.progress import SILENT, Progress
 from qframe_quanto.extension import compiled, prepare_extension
 from qframe_quanto.options import QuantoOptions
 
 _TYPES = {"qint8": quanto.qint8, "qfloat8": quanto.qfloat8, "qint4": quanto.qint4}
 _LARGEST_GROUP = 128  # from QModuleMixin.__init__ in quanto's nn/qmodule.py
-
-
-class FrozenLinear(quanto.QLinear):
-    """The quantised linear layer of optimum-quanto, made to compute in the dtype of its weights even inside autocast.
-
-    Autocast would convert the quantised weight to another dtype, which quanto refuses.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            result: Tensor = super().forward(x.to(self.weight.dtype))
-        return result
 
 
 class QuantoQuantiser(Quantiser):
@@ -44,9 +32,9 @@ class QuantoQuantiser(Quantiser):
             prepare_extension(name, progress)
 
     def quantised(self, name: str, layer: nn.Linear) -> nn.Linear:
-        found: Any = FrozenLinear.from_module(layer, weights=_TYPES[self.options.weights])
+        found: Any = quanto.QLinear.from_module(layer, weights=_TYPES[self.options.weights])
         found.freeze()
-        return _frozen(found)
+        return FrozenLinear(found.weight.detach(), layer.bias)
 
     def weight_bytes(self, name: str, layer: nn.Linear) -> int | None:
         if self.excludes(name):
@@ -62,17 +50,16 @@ class QuantoQuantiser(Quantiser):
         return f"quanto {version} {self.options.weights} {' '.join(self.options.exclude)}"
 
     def pack(self, layer: nn.Module) -> PackedLayer:
-        # quanto's own layout for files, which is the same on every device.
-        return PackedLayer({name: tensor.detach() for name, tensor in layer.state_dict().items()})
+        assert isinstance(layer, FrozenLinear)
+        weight: Any = layer.weight
+        tensors: dict[str, Tensor] = {} if layer.bias is None else {"bias": layer.bias.detach()}
+        weight.save_to_state_dict(tensors, "weight.", False)  # quanto's own layout for files, equal on all devices
+        return PackedLayer(tensors)
 
     def unpack(self, layer: nn.Linear, packed: PackedLayer) -> nn.Linear:
-        found: Any = FrozenLinear.qcreate(layer, _TYPES[self.options.weights], device="meta")
-        found.load_state_dict(dict(packed.tensors), assign=True)
-        return _frozen(found)
-
-
-def _frozen(layer: nn.Linear) -> nn.Linear:
-    return layer.eval().requires_grad_(False)
+        found: Any = quanto.QLinear.qcreate(layer, _TYPES[self.options.weights], device="meta")
+        found.load_state_dict(dict(packed.tensors), assign=True, strict=False)
+        return FrozenLinear(found.weight.detach(), packed.tensors.get("bias"))
 
 
 def _group_of(layer: nn.Linear) -> int:

@@ -166,8 +166,7 @@ def _quantise_and_store(
     """Quantise and store a network's weights; return False if nothing was quantised because there is no room."""
     quantiser, store = quantisation.quantiser, quantisation.store
     assert store is not None
-    originals = quantiser.layers(network)
-    outlines = {name: _outline(layer, dtype) for name, layer in originals.items()}
+    outlines = {name: _outline(layer, dtype) for name, layer in quantiser.layers(network).items()}
     sizes = [(quantiser.weight_bytes(name, layer), layer.bias) for name, layer in outlines.items()]
     size = sum(weight + (0 if bias is None else bias.nbytes) for weight, bias in sizes if weight is not None)
 

@@ -169,13 +169,14 @@ class Quantiser(ABC):
             NumericsError: Layers have weights that are not finite, which quantising would turn into finite ones.
         """
         broken: list[str] = []
-        for block, layers in blocks(self.layers(network)).items():
+        for block, names in {block: list(layers) for block, layers in blocks(self.layers(network)).items()}.items():
             made: dict[str, nn.Module] = {}
-            for name, layer in layers.items():
-                held = layer.to(device=device, dtype=dtype)
-                if not _finite(held.weight):
+            for name in names:  # nothing but the network may hold a layer, so that it is freed when it is replaced
+                layer = network.get_submodule(name).to(device=device, dtype=dtype)
+                assert isinstance(layer, nn.Linear)
+                if not _finite(layer.weight):
                     broken.append(name)
-                elif not broken and (found := self.quantised(name, held)) is not None:
+                elif not broken and (found := self.quantised(name, layer)) is not None:
                     made[name] = found.eval().requires_grad_(False)
                     network.set_submodule(name, made[name])
             if keep is not None and not broken:

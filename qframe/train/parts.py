@@ -106,7 +106,9 @@ def prepare_training(
         module.requires_grad_(True)
     if shard_onto is not None:
         adapter = trained.values() if train.mode == "lora" else ()
-        shard(denoiser, adapter, shard_onto, dtype=dtype, precision=train.precision)
+        # Quantised weights have their dtype already, and their scales keep another one.
+        wanted = None if config.denoiser.quantise.use is not None else dtype
+        shard(denoiser, adapter, shard_onto, dtype=wanted, precision=train.precision)
     elif train.mode == "full":
         module.float()
     if train.mode == "full":

@@ -251,7 +251,10 @@ def test_another_back_end_comes_from_a_plugin(model: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("denoiser.quantise.use=quanta", r"denoiser\.quantise\.use \(--set\): no quantiser 'quanta'.*known: quanto"),
+        (
+            "denoiser.quantise.use=quanta",
+            r"denoiser\.quantise\.use \(--set\): no quantiser 'quanta'.*known: bitsandbytes",
+        ),
         ("denoiser.quantise.options.weights=qint8", "no quantiser is chosen"),
         ("codec.quantise.use=quanto", "unknown key"),
     ],
