@@ -323,7 +323,7 @@ def left(tmp_path: Path) -> list[str]:
 def test_without_room_a_note_says_so_and_the_run_goes_on(
     model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = namedtuple("usage", "total used free")  # noqa: PYI024 - as shutil's own
+    usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
     told, quantiser = Told(), Counting()
     network = load(model, quantiser, place(tmp_path, told))
