@@ -19,5 +19,10 @@ def cache_folder(config: Config) -> Path:
 
 
 def quantised_folder(config: Config) -> Path:
-    """Return the folder of quantised weights, which lies in the cache's folder."""
-    return cache_folder(config) / "quantised"
+    """Return the folder of the quantised weights of a configuration."""
+    return quantised_inside(cache_folder(config))
+
+
+def quantised_inside(cache: Path) -> Path:
+    """Return the folder of quantised weights in a cache's folder."""
+    return cache / "quantised"
