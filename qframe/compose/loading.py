@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 from qframe.compose.placement import CPU
 from qframe.compose.stored_weights import BlockWriter, StoredWeights, publish_weights
 from qframe.errors import ConfigError
+from qframe.files.host_memory import give_back_memory
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Loadable, Quantiser
 from qframe.interfaces.quantiser import Keep
@@ -91,7 +91,7 @@ def load_component(
             elif not (writable and _quantise_and_store(part.network, quantisation, device, dtype, role)):
                 _quantise(part.network, quantisation, rest=device, dtype=dtype, role=role)
     part.network.to(device)
-    _give_back_memory()
+    give_back_memory()
     return part
 
 
@@ -130,7 +130,6 @@ def _quantise(
         meter = _Meter(stage, sizes, total)
 
         def kept(block: str, layers: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
-            _give_back_memory()
             found = layers if keep is None else keep(block, layers)
             meter.done(layers)
             return {name: layer.to(rest) for name, layer in found.items()}
@@ -192,10 +191,3 @@ def _use_stored(network: nn.Module, quantiser: Quantiser, store: StoredWeights, 
 def _outline(layer: nn.Linear, dtype: torch.dtype) -> nn.Linear:
     """Return a layer of the same shape on the meta device."""
     return nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta", dtype=dtype)
-
-
-def _give_back_memory() -> None:
-    """Give freed memory back to the system: glibc keeps small blocks in its heap, and never returns some of them."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

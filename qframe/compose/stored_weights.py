@@ -217,12 +217,13 @@ def publish_weights(place: StoredWeights, size: int, quantise: Any) -> bool:
         quantise: Is called with the draft folder; quantises, writes there, and returns the sha256 of the files.
     """
     begun = False
+    digests: dict[str, str] = {}
 
     def write(draft: Path) -> dict[str, str]:
         nonlocal begun
         begun = True
-        found: dict[str, str] = quantise(draft)
-        return found
+        digests.update(quantise(draft))
+        return digests
 
     try:
         publish_folder(place.folder, write, expected_bytes=size)
@@ -233,6 +234,7 @@ def publish_weights(place: StoredWeights, size: int, quantise: Any) -> bool:
         if not (begun and place.folder.exists()):
             raise  # else another process of a file system without locks was first
     else:
+        DigestFile(place.root / DIGESTS).add_published({place.folder / name: one for name, one in digests.items()})
         logger.info("quantised weights are stored in %s", place.folder)
     return begun
 

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -102,6 +102,13 @@ class DigestFile:
         kept |= {path: [list(stamp), digest] for path, stamp, digest in rows}
         with contextlib.suppress(OSError, QframeError):
             write_file(self._path, json.dumps(kept, indent=0, sort_keys=True).encode())
+
+    def add_published(self, digests: Mapping[Path, str]) -> None:
+        """Store digests of files that this process has just published, and hashed while it wrote them."""
+        stamps = {path: _stamp(os.path.abspath(path)) for path in digests}
+        self.remember_digests(
+            [(os.path.abspath(path), stamp, digests[path]) for path, stamp in stamps.items() if stamp is not None]
+        )
 
     def _rows(self) -> dict[str, Any]:
         try:

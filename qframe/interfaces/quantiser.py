@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qframe.errors import ConfigError, NumericsError
+from qframe.files.host_memory import give_back_memory
 from qframe.progress import SILENT, Progress
 
 _BLOCK = re.compile(r"(?:.*?\.)?\d+(?=\.)")
@@ -179,6 +180,8 @@ class Quantiser(ABC):
                 elif not broken and (found := self.quantised(name, layer)) is not None:
                     made[name] = found.eval().requires_grad_(False)
                     network.set_submodule(name, made[name])
+                del layer
+                give_back_memory()
             if keep is not None and not broken:
                 for name, kept in keep(block, made).items():
                     network.set_submodule(name, kept)

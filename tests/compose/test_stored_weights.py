@@ -296,23 +296,22 @@ def test_a_changed_byte_is_found_named_and_made_good(model: ModelFolder, tmp_pat
     assert verify_folder(store.folder) == []
 
 
-def test_unchanged_files_are_hashed_once_and_not_at_every_start(
+def test_files_are_hashed_while_they_are_written_and_again_only_if_they_changed(
     model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = place(tmp_path)
-    load(model, Counting(), store)
-    monkeypatch.setattr("qframe.files.digests._SETTLED", -1.0)  # as if the files were older
     hashed: list[str] = []
     digest = stored_weights.file_digest
     monkeypatch.setattr(stored_weights, "file_digest", lambda file: (hashed.append(file.name), digest(file))[1])
+    store = place(tmp_path)
+    load(model, Counting(), store)
     load(model, Counting(), place(tmp_path))
-    assert sum(name.endswith("safetensors") for name in hashed) == BLOCKS + 1
-    hashed.clear()
-    load(model, Counting(), place(tmp_path))
-    assert not any(name.endswith("safetensors") for name in hashed)
+    assert hashed == []
     (store.folder / "0001.safetensors").touch()
     load(model, Counting(), place(tmp_path))
-    assert [name for name in hashed if name.endswith("safetensors")] == ["0001.safetensors"]
+    assert hashed == ["0001.safetensors"]
+    (store.root / stored_weights.DIGESTS).write_text("damaged")
+    load(model, Counting(), place(tmp_path))
+    assert sorted(hashed[1:]) == [*(f"{n:04d}.safetensors" for n in range(BLOCKS + 1)), "quantised.json"]
 
 
 def left(tmp_path: Path) -> list[str]:
