@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from optimum import quanto
-from torch import Tensor, nn
+from torch import nn
 
 from qframe.interfaces import FrozenLinear, PackedLayer, Quantiser
+from qframe.interfaces.quantiser import flattened
 from qframe.progress import SILENT, Progress
 from qframe_quanto.extension import compiled, prepare_extension
 from qframe_quanto.options import QuantoOptions
@@ -51,10 +52,9 @@ class QuantoQuantiser(Quantiser):
 
     def pack(self, layer: nn.Module) -> PackedLayer:
         assert isinstance(layer, FrozenLinear)
-        weight: Any = layer.weight
-        tensors: dict[str, Tensor] = {} if layer.bias is None else {"bias": layer.bias.detach()}
-        weight.save_to_state_dict(tensors, "weight.", False)  # quanto's own layout for files, equal on all devices
-        return PackedLayer(tensors)
+        bias = {} if layer.bias is None else {"bias": layer.bias.detach()}
+        # On the way to the CPU, quanto turns layouts that are made for one device into the one that it has for files.
+        return PackedLayer(flattened(layer.weight.detach().cpu()) | bias)
 
     def unpack(self, layer: nn.Linear, packed: PackedLayer) -> nn.Linear:
         found: Any = quanto.QLinear.qcreate(layer, _TYPES[self.options.weights], device="meta")

@@ -41,6 +41,8 @@ _FORMAT = "qframe-quantised-1"
 _KEY_DIGITS = 32
 _WAIT_SECONDS = 3600.0
 _HASHING_THREADS = 4
+_ALIGNED = 64
+"""Tensors lie in the files at multiples of as many bytes as torch allocates at: some of its kernels rely on it."""
 
 
 def weights_key(component: type, ingredients: Mapping[str, str]) -> str:
@@ -187,7 +189,7 @@ class BlockWriter:
         tensors = {_tensor_name(name, part): t for name, one in packed.items() for part, t in one.tensors.items()}
         file = f"{len(self._blocks):04d}.safetensors"
         try:
-            self._digests[file] = write_tensors(self._draft / file, tensors)
+            self._digests[file] = write_tensors(self._draft / file, tensors, aligned=_ALIGNED)
         except OSError as error:
             self.error = error
             return layers

@@ -205,7 +205,8 @@ def test_quantised_weights_are_mapped_at_both_starts(model: ModelFolder, tmp_pat
         lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "quantised" in line]
         spans = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines]
         for name, tensor in content(network).items():
-            if "_data" in name:
+            if ".weight." in name:
+                assert tensor.data_ptr() % 64 == 0, name  # torch's int8 kernel for bfloat16 crashes else
                 assert any(begin <= tensor.data_ptr() < end for begin, end in spans), name
 
 
@@ -339,10 +340,10 @@ def test_a_disk_that_fills_meanwhile_leaves_nothing_and_no_layer_is_read_twice(
 ) -> None:
     write = stored_weights.write_tensors
 
-    def full(file: Path, tensors: Mapping[str, Tensor]) -> str:
+    def full(file: Path, tensors: Mapping[str, Tensor], **options: Any) -> str:
         if file.name == "0002.safetensors":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(file, tensors)
+        return write(file, tensors, **options)
 
     monkeypatch.setattr(stored_weights, "write_tensors", full)
     told, quantiser = Told(), Counting()
