@@ -66,11 +66,11 @@ class BitsAndBytesWeight(torch.Tensor):
     ) -> Self:
         return cls(inner, shape, about["dtype"])
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"{type(self).__name__}({list(self.shape)}, {self.dtype}, {self.device})"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares the one that is switched off
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
@@ -140,13 +140,13 @@ class Int8Weight(BitsAndBytesWeight):
     """A weight in whole numbers from -127 to 127, with a float32 scale for each row.
 
     Attributes:
-        values: The whole numbers, int8 [out, in].
+        numbers: The whole numbers, int8 [out, in].
         largest: The largest absolute weight of each row, float32 [out].
     """
 
     LARGEST: ClassVar[float] = torch.finfo(torch.float16).max
 
-    values: Tensor
+    numbers: Tensor
     largest: Tensor
 
     @classmethod
@@ -159,11 +159,11 @@ class Int8Weight(BitsAndBytesWeight):
                 f"which ends at {cls.LARGEST:.0f}",
                 "Use weights = 'nf4', or leave the layer out by `exclude`.",
             )
-        values, largest, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
-        return cls({"values": values, "largest": largest}, weight.shape, weight.dtype)
+        numbers, largest, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
+        return cls({"numbers": numbers, "largest": largest}, weight.shape, weight.dtype)
 
     def dequantize(self) -> Tensor:
-        found: Tensor = functional.int8_vectorwise_dequant(self.values, self.largest)
+        found: Tensor = functional.int8_vectorwise_dequant(self.numbers, self.largest)
         return found.to(self.dtype)
 
 

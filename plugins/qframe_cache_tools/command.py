@@ -97,8 +97,11 @@ def build(config: Config, shard: str | None) -> None:
 def verify(folder: Path, repair: bool) -> None:
     """Read every entry of the cache in FOLDER [default: runs/cache] and compare its checksum.
 
-    Damaged entries are named, and the exit code is 3 unless they are repaired.
+    Quantised weights that lie there are read, too. What is damaged is named, and the exit code is 3 unless it is
+    repaired.
     """
+    from qframe_cache_tools.quantised import damaged_weights, remove_weights
+
     with _existing(folder) as opened:
         entries = opened.stats().entries
         damages = opened.verify(terminal_progress())
@@ -107,8 +110,16 @@ def verify(folder: Path, repair: bool) -> None:
         if damages and repair:
             opened.repair(damages)
             click.echo(f"{folder}: {len(damages)} damaged of {entries} entries were taken out")
-    if damages and not repair:
-        raise CacheError(f"{folder}: {len(damages)} of {entries} entries are damaged", "--repair takes them out.")
+    broken = damaged_weights(folder)
+    for _, problems in broken:
+        for line in problems:
+            click.echo(line)
+    if broken and repair:
+        busy = remove_weights([one for one, _ in broken])
+        click.echo(f"{folder}: {len(broken) - len(busy)} damaged folders of quantised weights were taken out")
+    if (damages or broken) and not repair:
+        found = f"{len(damages)} of {entries} entries" + (f" and {len(broken)} quantised networks" if broken else "")
+        raise CacheError(f"{folder}: {found} are damaged", "--repair takes them out.")
     if not damages:
         click.echo(f"{folder}: all {entries} entries are whole")
 

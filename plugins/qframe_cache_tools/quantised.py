@@ -10,6 +10,7 @@ from qframe.compose.stored_weights import StoredFolder, stored_folders
 from qframe.config.folders import quantised_inside
 from qframe.config.schema import Config
 from qframe.files.digests import DigestStore, FileDigests
+from qframe.files.storage import verify_folder
 from qframe.progress import Progress
 
 
@@ -45,6 +46,12 @@ def unwanted_weights(cache: Path, *, keep: Collection[str] | None, written_befor
         for one in stored_weights(cache)
         if (keep is None or one.key not in keep) and (written_before is None or one.written < written_before)
     ]
+
+
+def damaged_weights(cache: Path) -> list[tuple[StoredFolder, list[str]]]:
+    """Read all quantised weights in a cache's folder, and return the damaged ones with what is wrong with each."""
+    found = [(one, verify_folder(one.folder)) for one in stored_weights(cache)]
+    return [(one, problems) for one, problems in found if problems]
 
 
 def remove_weights(folders: Sequence[StoredFolder]) -> list[StoredFolder]:

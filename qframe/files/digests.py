@@ -93,8 +93,9 @@ class DigestFile:
     def recall_digest(self, path: str, stamp: Stamp) -> str | None:
         """Return the digest that was stored for the file at `path` with this stamp, or None if there is none."""
         row = self._rows().get(path)
-        found = isinstance(row, list) and len(row) == 2 and row[0] == list(stamp) and isinstance(row[1], str)
-        return row[1] if found else None
+        if not isinstance(row, list) or len(row) != 2 or row[0] != list(stamp):
+            return None
+        return str(row[1])
 
     def remember_digests(self, rows: Sequence[tuple[str, Stamp, str]]) -> None:
         """Store digests of files; those of files that are gone are left out."""

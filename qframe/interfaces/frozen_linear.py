@@ -29,7 +29,7 @@ class FrozenLinear(nn.Linear):
         out, inputs = weight.shape
         super().__init__(inputs, out, bias=False, device="meta")
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

@@ -136,7 +136,7 @@ def open_weights(module: nn.Module) -> list[nn.Parameter]:
                     "Use another quantiser, such as bitsandbytes or torchao, or set train.shard to 'none'.",
                 )
             register_parametrization(part, own, UnwrapTensorSubclass(), unsafe=True)
-            found += part.parametrizations[own].parameters()  # type: ignore[index,union-attr]
+            found += part.parametrizations[own].parameters()
     return found
 
 

@@ -239,6 +239,14 @@ def test_quantised_weights_are_listed_and_pruned_by_the_rules_of_entries(
     as_json = json.loads(run("cache", "stats", folder, "--json").out)
     assert [one["about"]["role"] for one in as_json["quantised"]] == ["encoder", "encoder"]
 
+    assert run("cache", "verify", folder).code == 0
+    damaged = next((tmp_path / "cache" / "quantised").glob("*/0000.safetensors"))
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    found = run("cache", "verify", folder)
+    assert (found.code, f"{damaged}: content differs" in found.out) == (3, True)
+    damaged.write_bytes(whole)
+
     planned = run("cache", "prune", *eight)
     assert planned.out.count("by quanto") == 1
     assert "would go" in planned.out
