@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from qframe.interfaces import FrozenLinear, PackedLayer, Quantiser
 from qframe.plugins.distribution import install_hint
 from qframe.progress import SILENT, Progress
 from qframe_bitsandbytes.options import BitsAndBytesOptions
+from qframe_bitsandbytes.weight import WEIGHTS, BitsAndBytesWeight, Nf4Weight
 
 
 class BitsAndBytesQuantiser(Quantiser):
@@ -29,7 +29,7 @@ class BitsAndBytesQuantiser(Quantiser):
         options = options or BitsAndBytesOptions()
         super().__init__(options, exclude=options.exclude)
         try:
-            self._classes: Any = importlib.import_module("qframe_bitsandbytes.weight").WEIGHTS
+            importlib.import_module("bitsandbytes.functional")
         except ImportError as error:
             raise ConfigError(
                 f"quantise.use = 'bitsandbytes' needs the package bitsandbytes, which cannot be imported ({error})",
@@ -58,8 +58,7 @@ class BitsAndBytesQuantiser(Quantiser):
         elements = layer.weight.numel()
         if self.options.weights == "int8":
             return elements + 4 * layer.out_features
-        found: int = self._classes["nf4"].bytes_of(elements, double=self.options.double)
-        return found
+        return Nf4Weight.bytes_of(elements, double=self.options.double)
 
     def ingredient(self) -> str:
         version = importlib.metadata.version("bitsandbytes")
@@ -73,8 +72,8 @@ class BitsAndBytesQuantiser(Quantiser):
     def unpack(self, layer: nn.Linear, packed: PackedLayer) -> nn.Linear:
         begin = "weight."
         inner = {name.removeprefix(begin): t for name, t in packed.tensors.items() if name.startswith(begin)}
-        weight = self._classes[self.options.weights](inner, layer.weight.shape, layer.weight.dtype)
+        weight = WEIGHTS[self.options.weights](inner, layer.weight.shape, layer.weight.dtype)
         return FrozenLinear(weight, packed.tensors.get("bias"))
 
-    def _weight(self, weight: torch.Tensor) -> Any:
-        return self._classes[self.options.weights].quantise(weight, double=self.options.double)
+    def _weight(self, weight: torch.Tensor) -> BitsAndBytesWeight:
+        return WEIGHTS[self.options.weights].quantise(weight, double=self.options.double)

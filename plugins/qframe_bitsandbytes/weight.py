@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
-from bitsandbytes import functional
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -24,6 +23,13 @@ _BLOCK = 64
 """How many nf4 weights share a scale: the default of `quantize_4bit`."""
 _BLOCK_OF_SCALES = 256
 """How many quantised scales share a scale: `quantize_4bit` there."""
+
+
+def _functional() -> Any:
+    """The functions of bitsandbytes, which need not be installed before weights are quantised."""
+    from bitsandbytes import functional
+
+    return functional
 
 
 class BitsAndBytesWeight(torch.Tensor):
@@ -66,7 +72,7 @@ class BitsAndBytesWeight(torch.Tensor):
     ) -> Self:
         return cls(inner, shape, about["dtype"])
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"{type(self).__name__}({list(self.shape)}, {self.dtype}, {self.device})"
 
     @classmethod
@@ -107,7 +113,7 @@ class Nf4Weight(BitsAndBytesWeight):
     @classmethod
     def quantise(cls, weight: Tensor, **options: Any) -> Self:
         """Quantise a weight. With the option `double`, its scales are quantised, too."""
-        packed, state = functional.quantize_4bit(
+        packed, state = _functional().quantize_4bit(
             weight.contiguous(), blocksize=_BLOCK, compress_statistics=bool(options.get("double")), quant_type="nf4"
         )
         inner = {"packed": packed, "absmax": state.absmax}
@@ -127,12 +133,12 @@ class Nf4Weight(BitsAndBytesWeight):
     def dequantize(self) -> Tensor:
         absmax = self.absmax
         if "offset" in self.names:
-            scales = functional.QuantState(
+            scales = _functional().QuantState(
                 self.scales_absmax, code=self.scales_code, blocksize=_BLOCK_OF_SCALES, dtype=torch.float32
             )
-            absmax = functional.dequantize_blockwise(self.absmax, scales) + self.offset
-        state = functional.QuantState(absmax, self.shape, None, _BLOCK, "nf4", self.dtype)
-        found: Tensor = functional.dequantize_4bit(self.packed, state)
+            absmax = _functional().dequantize_blockwise(self.absmax, scales) + self.offset
+        state = _functional().QuantState(absmax, self.shape, None, _BLOCK, "nf4", self.dtype)
+        found: Tensor = _functional().dequantize_4bit(self.packed, state)
         return found.reshape(self.shape)
 
 
@@ -159,11 +165,11 @@ class Int8Weight(BitsAndBytesWeight):
                 f"which ends at {cls.LARGEST:.0f}",
                 "Use weights = 'nf4', or leave the layer out by `exclude`.",
             )
-        numbers, largest, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
+        numbers, largest, _ = _functional().int8_vectorwise_quant(weight.to(torch.float16))
         return cls({"numbers": numbers, "largest": largest}, weight.shape, weight.dtype)
 
     def dequantize(self) -> Tensor:
-        found: Tensor = functional.int8_vectorwise_dequant(self.numbers, self.largest)
+        found: Tensor = _functional().int8_vectorwise_dequant(self.numbers, self.largest)
         return found.to(self.dtype)
 
 

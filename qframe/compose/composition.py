@@ -115,10 +115,10 @@ class Composition:
         """Return where the quantised weights of a role are stored; files are read as for `ingredients`.
 
         Returns None if the role's weights are not quantised, or are quantised at every start: because the configuration
-        says so (`cache.quantised`), or because the quantiser cannot store them, which is told once.
+        says so (key `quantise.store`), or because the quantiser cannot store them, which is told once.
         """
         quantiser = self.quantisers.get(role)
-        if quantiser is None or not self.config.cache.quantised:
+        if quantiser is None or not getattr(self.config, role).quantise.store:
             return None
         name = getattr(self.config, role).quantise.use
         if not quantiser.storable:

@@ -24,7 +24,8 @@ from safetensors import safe_open
 from torch import nn
 
 from qframe.errors import ResourceError, WeightsError
-from qframe.files.digests import DigestFile, FileDigests
+from qframe.files.digest_file import DigestFile
+from qframe.files.digests import FileDigests
 from qframe.files.locks import FileLock
 from qframe.files.storage import file_digest, is_published, publish_folder, remove_published, verify_folder
 from qframe.files.tensor_files import write_tensors, write_text

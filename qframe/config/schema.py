@@ -85,6 +85,13 @@ class QuantiseConfig:
             "not quantised"
         },
     )
+    store: bool = attrs.field(
+        default=True,
+        metadata={
+            "help": "whether quantised weights are stored in the cache's folder and mapped at the next start; false "
+            "quantises at every start"
+        },
+    )
     options: Any = attrs.field(
         default=None, metadata={"help": "settings of the quantiser, as its plugin declares them"}
     )
@@ -123,7 +130,7 @@ class DataConfig:
 
 @attrs.frozen(kw_only=True)
 class CacheConfig:
-    """The section `cache`: settings of the cache, which stores encoded examples and quantised weights on disk."""
+    """The section `cache`: settings of the cache, which stores encoded examples on disk."""
 
     dir: str | None = attrs.field(
         default=None,
@@ -133,13 +140,6 @@ class CacheConfig:
     enabled: bool = attrs.field(
         default=True,
         metadata={"help": "whether encoded examples are stored; false encodes every batch anew in each step"},
-    )
-    quantised: bool = attrs.field(
-        default=True,
-        metadata={
-            "help": "whether quantised weights are stored in the cache's folder and mapped at the next start; false "
-            "quantises at every start"
-        },
     )
     batch_size: int = attrs.field(
         default=8,

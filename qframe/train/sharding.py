@@ -82,7 +82,7 @@ def shard(
         ConfigError: A quantised weight has no plain tensors inside.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     # A denoiser leaves what its network returned as it is; torch warns everybody who might not.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
@@ -108,12 +108,19 @@ def shard(
         sharded(module, ignored_params=kept | outer)
         for method in denoiser.entries:
             register_fsdp_forward_method(module, method)
+    _finish(module, device)
+
+
+def _finish(module: nn.Module, device: torch.device) -> None:
+    """Move all buffers to a device, as sharding moves parameters alone, and let gradients be summed."""
+    from torch.distributed.fsdp import FSDPModule
+
     for part in module.modules():
-        for name, buffer in part.named_buffers(recurse=False):
-            part.register_buffer(name, buffer.to(device), persistent=name not in part._non_persistent_buffers_set)
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)  # sums: a sample's weight is in the loss already
             part.set_force_sum_reduction_for_comms(True)
+        for name, buffer in part.named_buffers(recurse=False):
+            part.register_buffer(name, buffer.to(device), persistent=name not in part._non_persistent_buffers_set)
 
 
 def open_weights(module: nn.Module) -> list[nn.Parameter]:

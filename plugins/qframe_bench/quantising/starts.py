@@ -125,7 +125,11 @@ def compare_starts(use: str, weights: str, *, blocks: int, width: int, repeats: 
     ratios = (
         Ratio(name="second start / first, processor time", value=_times(found, SECOND, FIRST), most=0.1),
         Ratio(name="second start elsewhere / first, processor time", value=_times(found, MOVED, FIRST)),
-        Ratio(name="peak of quantising / result, not stored", value=starts[UNSTORED].peak / result, most=1.15),
+        Ratio(
+            name="peak above the result / a block before quantising, not stored",
+            value=(starts[UNSTORED].peak - result) * blocks / source,
+            most=2.0,
+        ),
         Ratio(name="peak of quantising / result, stored", value=starts[FIRST].peak / result, most=1.15),
     )
     return StartsReport(source=source, result=result, starts=starts, ratios=ratios)
