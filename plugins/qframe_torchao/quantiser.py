@@ -80,7 +80,10 @@ class TorchaoQuantiser(Quantiser):
         """Let torchao replace the weight of a layer, and return the new one."""
         # torchao would also change the settings of torch's compiler for the whole program.
         self._package.quantize_(layer, self._config(set_inductor_config=False))
-        return layer.weight.detach()
+        weight = layer.weight.detach()
+        # torchao lets the layer refer to itself, so that its memory would be freed late.
+        layer.register_parameter("weight", None)
+        return weight
 
 
 def _ones(rows: int, length: int, dtype: torch.dtype, device: torch.device) -> nn.Linear:

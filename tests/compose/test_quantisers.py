@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import qframe
 from qframe.adapters import add_lora, merge_lora
 from qframe.config.schema import Config, LoraConfig
 from qframe.errors import ConfigError, NumericsError
+from qframe.files import model_folder
 from qframe.interfaces import FrozenLinear, Quantiser
 from qframe.interfaces.quantiser import flattened
 from qframe.train.trainer import Trainer
@@ -104,6 +107,28 @@ def test_the_gradients_of_a_lora_are_those_of_the_dequantised_weights(name: str,
         assert got is not None
         assert wanted.norm() > 0
         assert (got - wanted).norm() <= bound * wanted.norm(), key
+
+
+@EVERY
+def test_nothing_holds_a_quantised_layer_but_the_network(name: str) -> None:
+    """Not even a cycle of references: a layer that was stored must be freed when its mapped copy takes its place."""
+    layers = network(torch.bfloat16)
+    quantiser = QUANTISERS[name][0]()
+    gc.collect()
+    gc.disable()
+    try:
+        quantiser.quantise(layers)
+        held = [weakref.ref(tensor) for one in LAYERS for tensor in inner_tensors(layers.get_submodule(one).weight)]
+        assert all(one() is not None for one in held)
+        for one in LAYERS:
+            layers.set_submodule(one, nn.Identity())
+        assert [one() for one in held] == [None] * len(held)
+    finally:
+        gc.enable()
+
+
+def inner_tensors(weight: Any) -> list[Tensor]:
+    return [getattr(weight, part) for part in weight.__tensor_flatten__()[0]]
 
 
 class Kept(torch.autograd.graph.saved_tensors_hooks):
@@ -273,12 +298,24 @@ def config(model: Path, tmp_path: Path) -> Callable[..., Config]:
     ))],
 )  # fmt: skip
 def test_a_lora_learns_on_a_base_that_is_quantised_stored_or_mapped(
-    config: Callable[..., Config], tmp_path: Path, use: str, weights: str
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str, weights: str
 ) -> None:
-    """The first run quantises and stores, the second resumes on what it maps, the third stores nothing."""
+    """The first run quantises and stores, the second resumes on what it maps, the third stores nothing.
+
+    No file of the model is hashed twice.
+    """
+    hashed: list[Path] = []
+    digest = model_folder._file_digest
+
+    def counted(file: Path, reported: Any) -> str:
+        hashed.append(file)
+        return digest(file, reported)
+
+    monkeypatch.setattr(model_folder, "_file_digest", counted)
     chosen = [f"{role}.quantise.use={use}" for role in ("denoiser", "encoder")]
     chosen += [f"{role}.quantise.options.weights={weights}" for role in ("denoiser", "encoder")]
     Trainer(config("stored", *chosen)).fit()
+    assert len(hashed) == len(set(hashed)) > 0
     Trainer(config("parts", *chosen, "train.max_steps=2")).fit()
     (tmp_path / "parts" / "lora.safetensors").unlink()
     Trainer(config("parts", *chosen)).fit(resume="latest")
@@ -298,3 +335,11 @@ def test_a_lora_learns_on_a_base_that_is_quantised_stored_or_mapped(
         assert torch.equal(anew[name], tensor)
     assert len([path for path in (tmp_path / "cache" / "quantised").iterdir() if path.is_dir()]) == 2
     assert not (tmp_path / "other" / "quantised").exists()
+    request = {"prompt": "make it blue", "image": tiny.picture(0, 96, 96), "num_inference_steps": 1, "seed": 0}
+    overrides = (*chosen, f"cache.dir={tmp_path / 'cache'}")
+    found = []
+    for lora in (None, tmp_path / "stored" / "lora.safetensors"):
+        pipe = qframe.load("qwen-edit", model=config("x").model, device="cpu", lora=lora, overrides=overrides)
+        found.append(pipe(**request, output_type="latent").images)
+    assert not torch.allclose(*found)
+    assert len([path for path in (tmp_path / "cache" / "quantised").iterdir() if path.is_dir()]) == 2

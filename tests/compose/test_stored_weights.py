@@ -459,3 +459,30 @@ def test_stored_folders_are_listed_and_removed_but_not_while_they_are_in_use(
         assert not found[0].remove()
     assert found[0].remove()
     assert [one.key for one in stored_folders(root)] == [found[1].key]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_process_that_is_killed_while_it_stores_leaves_nothing_that_counts(
+    model: ModelFolder, tmp_path: Path
+) -> None:
+    """The next one does not wait for its lock, takes nothing half written, and deletes its draft."""
+
+    class Killed(Counting):
+        def quantised(self, name: str, layer: nn.Linear) -> nn.Linear:
+            if name == "blocks.2.up":
+                os._exit(9)
+            return super().quantised(name, layer)
+
+    child = os.fork()
+    if child == 0:
+        load(model, Killed(), place(tmp_path))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    drafts = left(tmp_path)
+    assert len(drafts) == 1
+    assert len(list((tmp_path / "quantised" / drafts[0]).glob("*.safetensors"))) == 3
+    told, quantiser = Told(), Counting()
+    load(model, quantiser, place(tmp_path, told))
+    assert (quantiser.names, told.notes) == (all_layers(), [])
+    assert left(tmp_path) == [place(tmp_path).folder.name]
+    assert verify_folder(place(tmp_path).folder) == []
