@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,11 @@ from qframe.train.loop import run_steps
 from qframe.train.order import make_order, sample_sizes, total_steps
 from qframe.train.parts import step_setup
 from qframe.train.results import FitResult, save_result
+from qframe.train.room import require_room
 from qframe.train.run import Run
 from qframe.train.samples import validation_plans
 from qframe.train.sessions import describe_data, describe_machine, write_session
+from qframe.train.signals import Stopped
 from qframe.train.state import find_checkpoint, read_about, restore
 from qframe.train.validation import Validation, result_lines
 from qframe.train.watch import Watch
@@ -110,6 +113,8 @@ class Session:
         trainer, run, processes = self.trainer, self.run, self.trainer.processes
         checkpoint, changes = self._begin(resume)
         check_training(trainer.composition, trainer.inputs)
+        if processes.first:
+            require_room(trainer.composition, run.folder)
         made_of = json.loads(processes.agree(lambda: json.dumps(self._made_of())))  # one process reads the weights
         if checkpoint is not None:
             resuming.check_parts(checkpoint, made_of)
@@ -135,10 +140,15 @@ class Session:
         if checkpoint is None and plans:
             self._sample("before", plans)
         about = {"data": data, "family": trainer.config.family, "made_of": made_of, "processes": processes.world}
-        self._train(examples, held_out, plans, about)
+        asked = self._train(examples, held_out, plans, about)
         weights = save_result(trainer, run.folder)
         if plans:
-            self._sample("after", plans)
+            if asked:
+                raise _unsampled(asked, weights)
+            try:
+                self._sample("after", plans)
+            except KeyboardInterrupt as stopped:
+                raise _unsampled(signal.SIGINT, weights) from stopped
         processes.meet()  # what the first process wrote is there
         return self._result(weights)
 
@@ -221,8 +231,8 @@ class Session:
         held_out: CachedExamples | LiveExamples | None,
         plans: Sequence[Plan],
         about: Mapping[str, Any],
-    ) -> None:
-        """Make the steps that are left, watched."""
+    ) -> int:
+        """Make the steps that are left, watched. Returns what `run_steps` returns: a signal that came late, or 0."""
         trainer, train, state = self.trainer, self.trainer.config.train, self.trainer.state
         assert state is not None  # it was prepared
         sizes = sample_sizes(examples, trainer.load("denoiser").denoiser_spec.patch)
@@ -261,7 +271,7 @@ class Session:
         )
         if state.step == 0 and (found := watch.validate(0)):
             watch.observe(0, found)
-        run_steps(watch.setup, state)
+        return run_steps(watch.setup, state)
 
     def _result(self, weights: Path) -> FitResult:
         """Show how many samples were right before and after, and make the sheet of both."""
@@ -270,3 +280,12 @@ class Session:
             self.trainer.progress.note(line)
         sheet = self.validation.sheet() if self.trainer.processes.first else None
         return FitResult(folder=self.run.folder, weights=weights, sheet=sheet, before=before, after=after)
+
+
+def _unsampled(number: int, weights: Path) -> Stopped:
+    """The error that a signal with this number ended a run whose steps are all made."""
+    return Stopped(
+        number,
+        f"stopped after the last step: {weights} is written, and no samples were made after training",
+        "--resume makes them.",
+    )

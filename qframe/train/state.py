@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from qframe.errors import WeightsError, bullet_list
+from qframe.files.disk import disk_errors
 from qframe.files.sound_folders import SoundFolders
-from qframe.files.storage import disk_errors, is_published, publish_folder, remove_published
+from qframe.files.storage import is_published, publish_folder, remove_published
 from qframe.files.tensor_files import write_text
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.optim import Optimizers, WeightAverage
