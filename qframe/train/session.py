@@ -48,7 +48,7 @@ _MADE_OF = ("encoder", "codec", "denoiser", "schedule")
 """Components whose change makes another run. A sampler has no part in training."""
 
 
-def run_session(trainer: Trainer, resume: str | None) -> FitResult:
+def run_session(trainer: Trainer, resume: str | None, change: Sequence[str] = ()) -> FitResult:
     """Run a session of training, and return its results.
 
     The run's folder is locked meanwhile against other runs, and the hooks of plugins and loggers that observe the run
@@ -58,8 +58,10 @@ def run_session(trainer: Trainer, resume: str | None) -> FitResult:
         trainer: The trainer with the settings, the records and the components.
         resume: None starts a new run; "latest" goes on from the newest checkpoint, and another text is the name or the
             path of the checkpoint to go on from.
+        change: Settings that may differ from those of the checkpoint; `resume.CHANGEABLE` lists what may be named.
 
     Raises:
+        ConfigError: A setting in `change` cannot change within a run.
         WeightsError: Another run writes into the folder, or the checkpoint cannot be used.
     """
     config, processes = trainer.config, trainer.processes
@@ -70,7 +72,7 @@ def run_session(trainer: Trainer, resume: str | None) -> FitResult:
         error: BaseException | None = None
         with trainer.registry.observing(trainer.loggers if processes.first else {}):
             try:
-                return Session(trainer, run).fit(resume)
+                return Session(trainer, run, tuple(change)).fit(resume)
             except BaseException as raised:
                 error = raised
                 raise
@@ -86,6 +88,7 @@ class Session:
     Attributes:
         trainer: Loads the components, encodes the records, prepares the weights and samples pictures.
         run: The run that the session belongs to.
+        change: Settings that the user wants to differ from those of the checkpoint that the session goes on from.
         toml: The run's configuration as TOML. The run's folder and every checkpoint hold a copy.
         validation: Keeps the sampled pictures in the run's folder, and judges them.
         sound: Remembers which checkpoints of the run are undamaged.
@@ -93,6 +96,7 @@ class Session:
 
     trainer: Trainer
     run: Run
+    change: tuple[str, ...] = ()
     toml: str = attrs.field(init=False)
     validation: Validation = attrs.field(init=False)
     sound: SoundFolders = attrs.field(init=False, factory=SoundFolders)
@@ -134,7 +138,7 @@ class Session:
         trainer.loaded.codec_placement.free()
         state = trainer.prepare()
         if checkpoint is not None:
-            restore(checkpoint, state)
+            restore(checkpoint, state, changed=resuming.hyperparameters(self.change))
             if processes.first:
                 run.rewind(state.step)
         if checkpoint is None and plans:
@@ -158,7 +162,9 @@ class Session:
         checkpoint, changes = None, list[str]()
         if resume is not None:
             checkpoint = Path(processes.agree(lambda: str(find_checkpoint(run.folder, resume, self.sound))))
-            changes = resuming.check_changes(checkpoint, run.config, trainer.registry, processes=processes.world)
+            changes = resuming.check_changes(
+                checkpoint, run.config, trainer.registry, processes=processes.world, change=self.change
+            )
             for line in changes:
                 trainer.progress.note(line)
             run.resumed_from = run.step = int(read_about(checkpoint)["step"])

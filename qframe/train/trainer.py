@@ -188,13 +188,13 @@ class Trainer:
         self.state = prepare_training(self.denoiser, self.config, self.registry, device, self.dtype)
         return self.state
 
-    def fit(self, resume: str | None = None) -> FitResult:
+    def fit(self, resume: str | None = None, *, change: Sequence[str] = ()) -> FitResult:
         """Train: encode the records, sample, make all steps, sample again, and write the results into the run folder.
 
         `resume` is None for a new run, "latest" to go on from the newest checkpoint of the run folder, or the name or
-        the path of the checkpoint to go on from.
+        the path of the checkpoint to go on from. `change` names settings that may differ from those of the checkpoint.
         """
-        return run_session(self, resume)
+        return run_session(self, resume, change)
 
     def sample(self, plans: Sequence[Plan], *, title: str = "sampling") -> list[Image.Image]:
         """Sample one picture for each plan with the present weights, and return the pictures in the order of the plans.
