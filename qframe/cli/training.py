@@ -33,8 +33,8 @@ def fit(
         ResourceError: The run needs more memory than there is.
     """
     from qframe.cli.memory import with_forecast
-    from qframe.cli.progress import terminal_progress
     from qframe.preflight import forecast_training
+    from qframe.progress.shown import terminal_progress
     from qframe.train.distributed import ALONE
     from qframe.train.trainer import Trainer
 
