@@ -87,9 +87,10 @@ class Composition:
     def ingredients(self, role: str, progress: Progress = SILENT, digests: FileDigests | None = None) -> dict[str, str]:
         """Return, by name, everything that a component's output depends on. The cache's keys are made of it.
 
-        This is what the component's own `ingredients` returns, the quantisation of its weights, and their dtype. The
-        files of weights are read to compute their digests, except for files whose digests `digests` holds, and except
-        for a role that was asked for before.
+        This is what the component's own `ingredients` returns, its class, the quantisation of its weights, and their
+        dtype. The class is among them because the ingredients of two classes may be equal by chance. The files of
+        weights are read to compute their digests, except for files whose digests `digests` holds, and except for a role
+        that was asked for before.
 
         Args:
             role: The role of the component.
@@ -98,11 +99,13 @@ class Composition:
         """
         if role not in self._made_of:
             model = attrs.evolve(self.model(role), progress=progress, digests=digests)
-            named = self.classes[role].ingredients(model, self.options(role))
+            kind = self.classes[role]
+            named = kind.ingredients(model, self.options(role))
             quantiser = self.quantisers.get(role)
             quantised = {} if quantiser is None else {"quantised": quantiser.ingredient()}
+            made_by = {"class": f"{kind.__module__}:{kind.__qualname__}"}
             dtype = str(self.dtype(role)).removeprefix("torch.")
-            self._made_of[role] = {**named, **quantised, "dtype": dtype}
+            self._made_of[role] = {**named, **made_by, **quantised, "dtype": dtype}
         return dict(self._made_of[role])
 
     def remember_ingredients(self, ingredients: Mapping[str, Mapping[str, str]]) -> None:
@@ -131,8 +134,7 @@ class Composition:
         ingredients = self.ingredients(role, progress, known)
         known.save()
         about = {"role": role, "model": self.model(role).name, "quantiser": name, "ingredients": ingredients}
-        key = weights_key(self.classes[role], ingredients)
-        return StoredWeights(root=root, key=key, about=about, progress=progress)
+        return StoredWeights(root=root, key=weights_key(ingredients), about=about, progress=progress)
 
     def device(self, role: str) -> torch.device:
         """Return the device that the component in a role computes on.

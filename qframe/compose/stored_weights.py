@@ -46,18 +46,13 @@ _ALIGNED = 64
 """Tensors lie in the files at multiples of as many bytes as torch allocates at: some of its kernels rely on it."""
 
 
-def weights_key(component: type, ingredients: Mapping[str, str]) -> str:
+def weights_key(ingredients: Mapping[str, str]) -> str:
     """Return the key of a component's quantised weights.
 
     Args:
-        component: The class of the component: two classes may name their layers otherwise.
-        ingredients: What `Composition.ingredients` returns for it: fingerprint of the source, quantiser, dtype.
+        ingredients: What `Composition.ingredients` returns for it: fingerprint of the source, class, quantiser, dtype.
     """
-    parts = {
-        "format": _FORMAT,
-        "component": f"{component.__module__}:{component.__qualname__}",
-        "ingredients": dict(ingredients),
-    }
+    parts = {"format": _FORMAT, "ingredients": dict(ingredients)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

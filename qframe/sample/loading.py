@@ -17,6 +17,7 @@ from qframe.errors import ConfigError
 from qframe.files.lora_file import find_loras
 from qframe.interfaces import Loadable
 from qframe.progress import SILENT, Progress
+from qframe.progress.shown import default_progress
 from qframe.sample.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,9 @@ def load(
         **{role: {"use": chosen.get(role), "device": by_role.get(role)} for role in (*chosen, *by_role)},
     }
     overrides = (overrides,) if isinstance(overrides, str) else overrides
-    return assemble(compose(load_config(config, family=family, values=values, overrides=overrides)), loras)
+    return assemble(
+        compose(load_config(config, family=family, values=values, overrides=overrides)), loras, default_progress()
+    )
 
 
 def assemble(composition: Composition, loras: Mapping[Path, float], progress: Progress = SILENT) -> Pipeline:

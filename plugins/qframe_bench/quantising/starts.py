@@ -198,7 +198,7 @@ def _loaded(model: ModelFolder, root: Path | None, quantiser: Quantiser) -> nn.M
         digests = remembered_digests(root)
         named = BlocksComponent.ingredients(attrs.evolve(model, digests=digests), None)
         digests.save()
-        key = weights_key(BlocksComponent, {**named, "quantised": quantiser.ingredient()})
+        key = weights_key({**named, "quantised": quantiser.ingredient()})
         store = StoredWeights(root=root, key=key, about={"role": "denoiser"})
     quantisation = Quantisation(quantiser=quantiser, device=_CPU, store=store)
     part = load_component(
