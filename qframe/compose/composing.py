@@ -124,6 +124,6 @@ def _quantisers(config: Config, chosen: ChosenFamily) -> dict[str, Quantiser]:
             "denoiser.quantise: quantised weights are frozen, and train.mode = 'full' trains them",
             "Train a LoRA (train.mode = 'lora'), or leave denoiser.quantise out.",
         )
-    if config.offload == "group":
+    if config.offload == "stream":
         placement.check_groups(list(found))
     return found

@@ -17,7 +17,7 @@ from torch import nn
 from qframe.errors import ConfigError
 from qframe.interfaces import LatentCodec, Loadable, Quantiser
 
-Offload = Literal["none", "model", "group"]
+Offload = Literal["none", "model", "stream"]
 
 ORDER = ("encoder", "denoiser", "codec")
 """The roles with large networks, sorted by when a sampling run uses each of them for the last time.
@@ -132,12 +132,12 @@ def place(
     Args:
         parts: The loaded components by role, with their weights on the CPU unless `offload` is "none".
         devices: The device on which each component computes, by role.
-        offload: "none" leaves all weights where they are, "model" moves one network at a time, "group" one group of
-            layers at a time.
+        offload: "none" leaves all weights where they are, "model" moves one network at a time, "stream" one group
+            of layers at a time.
         quantised: The roles whose weights are quantised.
 
     Raises:
-        ConfigError: `offload` is "group", and weights are quantised.
+        ConfigError: `offload` is "stream", and weights are quantised.
     """
     if offload == "none":
         return Placement()
@@ -179,7 +179,7 @@ def check_groups(quantised: Sequence[str]) -> None:
     if quantised:
         # diffusers moves a parameter by assigning `.data`; the tensors inside a quantised parameter would not move.
         raise ConfigError(
-            f"offload = 'group' cannot move quantised weights ({', '.join(quantised)})",
+            f"offload = 'stream' cannot move quantised weights ({', '.join(quantised)})",
             "Use offload = 'model', or leave quantise out.",
         )
 

@@ -33,17 +33,17 @@ def forecast_sampling(composition: Composition) -> Forecast:
             parts = here.setdefault("sampling", {})
             parts[role] = weights[role]
             parts["working"] = max(parts.get("working", 0), working[role])
-        elif config.offload == "group" and role != "codec":
+        elif config.offload == "stream" and role != "codec":
             here[f"{role} in turn"] = {"groups": _group_bytes(composition, role), "working": working[role]}
         else:
             here[f"{role} in turn"] = {role: weights[role], "working": working[role]}
     remedies = [remedy for role in QUANTISABLE for remedy in quantise_remedies(composition, role)]
     if config.offload == "none":
         remedies.append(Remedy("offload=model", sum(weights.values()) - max(weights.values())))
-    if config.offload != "group" and not composition.quantisers:
+    if config.offload != "stream" and not composition.quantisers:
         groups = max(_group_bytes(composition, role) for role in QUANTISABLE)
         held = sum(weights.values()) if config.offload == "none" else max(weights.values())
-        remedies.append(Remedy("offload=group", held - groups - weights["codec"]))
+        remedies.append(Remedy("offload=stream", held - groups - weights["codec"]))
     return Forecast(
         loaded=components(composition),
         needs=needs,

@@ -41,7 +41,7 @@ def load(
         model: A folder in the diffusers layout, a hub id or the name of a bundled model; by default the family's own.
         device: The device that all components compute on.
         devices: Devices to spread the components over, or a device by role, for example {"encoder": "cuda:1"}.
-        offload: "model" keeps on the device only the network that computes, "group" only a block of it.
+        offload: "model" keeps on the device only the network that computes, "stream" only a few blocks of it.
         dtype: The dtype of the weights.
         lora: LoRA files to put on the denoiser: one, several, or a mapping from file to scale. The folder of a run, or
             another folder with one LoRA, may stand for the file in it.

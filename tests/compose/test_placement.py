@@ -44,7 +44,7 @@ def networks(pipe: Pipeline) -> dict[str, nn.Module]:
 
 
 @pytest.mark.parametrize("denoiser", [STOCK, MIXED])
-@pytest.mark.parametrize("offload", ["model", "group"])
+@pytest.mark.parametrize("offload", ["model", "stream"])
 def test_offloading_changes_no_bit(model: Path, offload: Any, denoiser: str) -> None:
     expected = pictures(load(model, denoiser=denoiser))
     pipe = load(model, denoiser=denoiser, offload=offload)
@@ -132,11 +132,11 @@ def test_groups_are_the_blocks_of_the_stock_denoiser_and_the_layers_of_what_is_e
             if "group_offloading" in getattr(getattr(part, "_diffusers_hook", None), "hooks", {})
         }
 
-    stock = networks(load(model, offload="group"))
+    stock = networks(load(model, offload="stream"))
     assert hooked(stock["denoiser"]) == {"QwenImageTransformerBlock", "QwenImageTransformer2DModel"}
     assert {"Linear", "Embedding"} <= hooked(stock["encoder"])
     assert hooked(stock["codec"]) == set()
-    mixed = networks(load(model, offload="group", denoiser=MIXED))["denoiser"]
+    mixed = networks(load(model, offload="stream", denoiser=MIXED))["denoiser"]
     assert "Linear" in hooked(mixed)
     assert "PerSampleRopeBlock" not in hooked(mixed)
 
@@ -149,13 +149,13 @@ def test_a_lora_is_offloaded_with_its_layer(model: Path, tmp_path: Path) -> None
     plain = pictures(load(model))
     expected = pictures(load(model, lora=file))
     assert not torch.equal(plain, expected)
-    for offload in ("model", "group"):
+    for offload in ("model", "stream"):
         assert torch.equal(pictures(load(model, lora=file, offload=offload)), expected)
 
 
 def test_quantised_weights_are_not_moved_in_groups(model: Path) -> None:
-    with pytest.raises(ConfigError, match=r"offload = 'group' cannot move quantised weights \(denoiser\)"):
-        load(model, offload="group", overrides=["denoiser.quantise.use=quanto"])
+    with pytest.raises(ConfigError, match=r"offload = 'stream' cannot move quantised weights \(denoiser\)"):
+        load(model, offload="stream", overrides=["denoiser.quantise.use=quanto"])
     quantised = load(model, overrides=["denoiser.quantise.use=quanto"])
     moved = load(model, overrides=["denoiser.quantise.use=quanto"], offload="model")
     assert torch.equal(pictures(quantised), pictures(moved))
@@ -234,7 +234,7 @@ def test_inpainting_with_offload_changes_no_bit(model: Path) -> None:
     }
     found = [
         qframe.load("qwen-inpaint", model=model, device="cpu", offload=offload)(**request, output_type="pt").images
-        for offload in ("none", "model", "group")
+        for offload in ("none", "model", "stream")
     ]
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
@@ -328,7 +328,7 @@ def on_gpu(model: Path, **arguments: Any) -> Pipeline:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("denoiser", [STOCK, MIXED])
-@pytest.mark.parametrize("offload", ["model", "group"])
+@pytest.mark.parametrize("offload", ["model", "stream"])
 def test_offloading_on_a_gpu_changes_little_and_leaves_nothing_there(model: Path, offload: Any, denoiser: str) -> None:
     components = {"denoiser": denoiser}
     expected = pictures(on_gpu(model, components=components)).cpu()
