@@ -273,7 +273,11 @@ def test_override_without_a_key_is_an_error(override: str) -> None:
         ("codec.options.x=1", "codec.options (--set): codec 'plain' (plugin a) takes no options"),
         ("recipe.dept=1", "recipe.dept (--set): unknown key; did you mean recipe.depth?"),
         ("train.max_stps=1", "train.max_stps (--set): unknown key; did you mean train.max_steps?"),
-        ("offload=group", 'expected one of "none", "model", "stream", got "group"; use "stream", which moves less'),
+        (
+            "offload=group",
+            'offload (--set): expected one of "none", "model", "stream", got "group"; use "stream", which moves less '
+            "and works with quantised weights too",
+        ),
         ("max_steps=1", "max_steps (--set): unknown key; did you mean train.max_steps?"),
         ("trian.max_steps=1", "trian (--set): unknown key; did you mean train?"),
         ("cache.zzz=1", "cache.zzz (--set): unknown key; known here: dir, enabled, batch_size"),
