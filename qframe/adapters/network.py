@@ -59,7 +59,12 @@ def layer_names(module: nn.Module) -> list[str]:
 
 
 def add_lora(
-    module: nn.Module, config: LoraConfig, presets: Mapping[str, tuple[str, ...]], *, seed: int
+    module: nn.Module,
+    config: LoraConfig,
+    presets: Mapping[str, tuple[str, ...]],
+    *,
+    seed: int,
+    device: torch.device | None = None,
 ) -> dict[str, nn.Parameter]:
     """Put a new adapter on `module` for training, and freeze all other parameters.
 
@@ -71,6 +76,8 @@ def add_lora(
         config: Rank, alpha, targets and kind of the adapter.
         presets: By the name of a preset, the targets that it stands for (see `resolve_targets`).
         seed: Decides the random first values of the adapter. The state of torch's random generators is not changed.
+        device: The device of the adapter; by default each of its matrices lies where the weight of its layer does. The
+            weights of a network whose blocks are streamed rest on another device than the one that computes.
 
     Returns:
         The adapter's parameters by name, in float32. They are the parameters to train.
@@ -90,7 +97,7 @@ def add_lora(
         )
     names = resolve_targets(module, config.targets, presets)
     linears = _linears(module)
-    lengths = {name: _row_lengths(name, linears[name]) for name in names} if config.dora else {}
+    lengths = {name: _row_lengths(name, linears[name], device) for name in names} if config.dora else {}
     module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every other device for good
@@ -106,7 +113,8 @@ def add_lora(
         )
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
-        parameter.data = parameter.data.float()  # peft gave the weight's dtype; bfloat16 would lose small updates
+        # peft gave the weight's dtype; bfloat16 would lose small updates
+        parameter.data = parameter.data.to(device=device, dtype=torch.float32)
     if not config.dora and config.dropout == 0:
         _spare_copies(module)
     for name, length in lengths.items():
@@ -133,10 +141,13 @@ def _unless_autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) else x.to(dtype)
 
 
-def _row_lengths(name: str, linear: nn.Linear) -> Tensor:
-    """Return the lengths of the weight's rows, [out] in float32; peft would round them to the dtype of the weight."""
+def _row_lengths(name: str, linear: nn.Linear, device: torch.device | None) -> Tensor:
+    """Return the lengths of the weight's rows, [out] in float32; peft would round them to the dtype of the weight.
+
+    They are computed on the device that computes with them, because the last bits differ between devices.
+    """
     weight = _plain_weight(name, linear, "DoRA needs the exact lengths of its rows")
-    lengths: Tensor = torch.linalg.norm(weight.detach().float(), dim=1)
+    lengths: Tensor = torch.linalg.norm(weight.detach().to(device=device).float(), dim=1)
     return lengths
 
 

@@ -12,6 +12,7 @@ import torch
 from qframe.compose import devices, placement
 from qframe.compose.joints import Joint, joint_table
 from qframe.compose.loading import load_component
+from qframe.compose.streaming import stream
 from qframe.config.schema import Config
 from qframe.files.digests import FileDigests
 from qframe.files.model_folder import ModelFolder
@@ -167,7 +168,8 @@ class Composition:
         Args:
             roles: Those of "encoder", "codec" and "denoiser" that are needed.
             offloaded: Whether the weights stay on the CPU. The caller then calls `qframe.compose.placement.place`,
-                which installs the hooks that move them.
+                which installs the hooks that move them. If they do not, they are moved to their devices, but the blocks
+                of a network are streamed if `resident_blocks` of its role says how many are not.
             as_stored: Whether the weights get the dtype of their files, if that is one dtype, and not the configured
                 one. The caller then converts them.
             progress: Is told what the quantisers make ready before anything is loaded.
@@ -190,14 +192,19 @@ class Composition:
 
     def _load(self, role: str, *, offloaded: bool = False, as_stored: bool = False) -> Any:
         settings, device = getattr(self.config, role), self.device(role)
+        resident = getattr(settings, "resident_blocks", None)
+        streams = resident is not None and device.type != "cpu" and not offloaded
         stored = self.classes[role].stored_dtype(self.models[role], settings.options) if as_stored else None
-        return load_component(
+        part = load_component(
             self.classes[role],
             self.models[role],
             settings.options,
             self.quantisers.get(role),
-            device=placement.CPU if offloaded else device,
+            device=placement.CPU if offloaded or streams else device,
             dtype=stored or devices.dtype_on(self.config, role, device),
             role=role,
             name=settings.use,
         )
+        if streams and resident is not None and stream(part, device, resident) is None:
+            part.network.to(device)
+        return part

@@ -13,6 +13,7 @@ from qframe.adapters import check_files, load_lora
 from qframe.compose import Composition, compose
 from qframe.compose.placement import ORDER, Offload, place
 from qframe.config import load_config
+from qframe.config.schema import QUANTISABLE
 from qframe.errors import ConfigError
 from qframe.files.lora_file import find_loras
 from qframe.interfaces import Loadable
@@ -84,8 +85,12 @@ def assemble(composition: Composition, loras: Mapping[Path, float]) -> Pipeline:
     parts = composition.load(*ORDER, offloaded=moved != "none")
     for number, (file, scale) in enumerate(loras.items()):
         load_lora(parts.denoiser.module, file, scale, adapter=f"lora_{number}")
+    if parts.denoiser.streamed is not None:
+        parts.denoiser.streamed.settle()
     loaded: dict[str, Loadable] = {"encoder": parts.encoder, "denoiser": parts.denoiser, "codec": parts.codec}
-    return Pipeline(composition, parts, place(loaded, {role: composition.device(role) for role in ORDER}, moved))
+    resident = {role: getattr(composition.config, role).resident_blocks for role in QUANTISABLE}
+    devices = {role: composition.device(role) for role in ORDER}
+    return Pipeline(composition, parts, place(loaded, devices, moved, resident=resident))
 
 
 def _loras(lora: str | Path | Mapping[str | Path, float] | Sequence[str | Path] | None) -> dict[Path, float]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
-import torch
 
 from qframe import adapters
 from qframe.cache import DeclaredInputs
@@ -17,6 +14,7 @@ from qframe.plugins.registry import Registry
 from qframe.train.distributed import Processes
 from qframe.train.optim import optimizer_factory
 from qframe.train.order import token_budget
+from qframe.train.recomputing import checkpointing_of
 from qframe.train.sharding import check_sharding
 
 
@@ -125,7 +123,7 @@ def check_training(composition: Composition, inputs: DeclaredInputs) -> None:
     """
     config, outline = composition.config, adapters.outlined(composition)
     if config.train.gradient_checkpointing and outline is not None:
-        gradient_checkpointing(outline.module)
+        checkpointing_of(outline.module, config.train)
     if config.train.caption_dropout and inputs[0].unconditional is None:
         raise ConfigError(
             f"train.caption_dropout: the recipe of {config.family} encodes no empty prompt",
@@ -140,11 +138,3 @@ def check_training(composition: Composition, inputs: DeclaredInputs) -> None:
         )
     if outline is not None:
         adapters.resolve_targets(outline.module, config.lora.targets, outline.lora_presets)
-
-
-def gradient_checkpointing(module: torch.nn.Module) -> Callable[[], None]:
-    """Return the method of a network that turns gradient checkpointing on. Raises ConfigError if there is none."""
-    enable: Callable[[], None] | None = getattr(module, "enable_gradient_checkpointing", None)
-    if enable is None:
-        raise ConfigError("train.gradient_checkpointing: this denoiser does not support it", "Set it to false.")
-    return enable
