@@ -152,7 +152,8 @@ def _row_lengths(name: str, linear: nn.Linear, device: torch.device | None) -> T
 
 
 def _plain_weight(name: str, linear: nn.Linear, otherwise: str) -> nn.Parameter:
-    if type(linear.weight) is not nn.Parameter:
+    # Quantised weights are whole numbers, or tensors of a class of their own with others inside.
+    if hasattr(linear.weight, "__tensor_flatten__") or not linear.weight.is_floating_point():
         raise ConfigError(
             f"{name}: its weight is quantised ({type(linear.weight).__name__}), and {otherwise}",
             "Load the denoiser without denoiser.quantise for that.",

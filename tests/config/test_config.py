@@ -275,8 +275,8 @@ def test_override_without_a_key_is_an_error(override: str) -> None:
         ("train.max_stps=1", "train.max_stps (--set): unknown key; did you mean train.max_steps?"),
         (
             "offload=group",
-            'offload (--set): expected one of "none", "model", "stream", got "group"; use "stream", which moves less '
-            "and works with quantised weights too",
+            'offload (--set): expected one of "none", "model", "stream", got "group"; '
+             'use "stream", which moves less and works with quantised weights too',
         ),
         ("max_steps=1", "max_steps (--set): unknown key; did you mean train.max_steps?"),
         ("trian.max_steps=1", "trian (--set): unknown key; did you mean train?"),

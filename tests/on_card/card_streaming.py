@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import qframe
-from qframe.compose.streaming import StreamedNetwork, network
+from qframe.adapters import LoraLayer, save_lora
+from qframe.compose.streaming import network
 from qframe.compose.streaming.lane import Lane, Slot
-from qframe.train.signals import Stopped
 from qframe.train.trainer import Trainer
 from tests import imitated_card
-from tests.imitated_card import METER
-from tests.imitated_card.streams import StreamOrderError
-from tests.on_card import card_sampling
 from tests.on_card.card_sampling import REQUESTS
-from tests.on_card.card_training import PACKED, lora, ragged_calls, train
+from tests.on_card.card_training import COMMON, PACKED, lora, ragged_calls, train
 from tests.qwen import tiny
 
 imitated_card.install()
@@ -96,9 +92,7 @@ def requested(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return found
 
 
-def equal_runs(
-    folder: Path, model: Path, family: str, settings: tuple[str, ...], streamed: tuple[str, ...]
-) -> None:
+def equal_runs(folder: Path, model: Path, family: str, settings: tuple[str, ...], streamed: tuple[str, ...]) -> None:
     """Train twice, streamed and resident, and compare losses, norms of gradients and the LoRA to the bit."""
     settings = (*RECOMPUTED, *settings)
     found = train("card", family, folder / "streamed", model, *settings, *streamed)
@@ -119,9 +113,7 @@ def test_streamed_training_equals_resident_training(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_streamed_training_equals_resident_training_with_every_option(
-    name: str, tmp_path: Path, model: Path
-) -> None:
+def test_streamed_training_equals_resident_training_with_every_option(name: str, tmp_path: Path, model: Path) -> None:
     equal_runs(tmp_path, model, *RUNS[name])
 
 
@@ -145,3 +137,105 @@ def test_a_streamed_run_that_was_stopped_ends_as_a_resident_one_that_was_not(
     train("card", "qwen-edit", tmp_path / "parts", model, *settings, *STREAMED, resume="latest")
     ours, theirs = lora(tmp_path / "parts"), lora(tmp_path / "whole")
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+# Sampling
+
+
+def random_lora(folder: Path) -> Path:
+    """A file with a LoRA on a layer of every block."""
+    layers = {
+        f"transformer_blocks.{block}.attn.to_q": LoraLayer(torch.randn(2, 32), torch.randn(32, 2), 2.0)
+        for block in range(LAYERS)
+    }
+    save_lora(folder / "lora.safetensors", layers)
+    return folder / "lora.safetensors"
+
+
+def sampled(name: str, model: Path, denoiser: str, **loading: Any) -> Tensor:
+    """The latents of a request, in bfloat16, as users sample. Offloaded weights are off the card afterwards."""
+    family, asked = REQUESTS[name]
+    settings = [f"denoiser.use={denoiser}", *loading.pop("overrides", ())]
+    pipe = qframe.load(family, model=model, device="card", overrides=settings, **loading)
+    made = pipe(prompt="a dot", num_inference_steps=2, seed=0, output_type="latent", **asked).images
+    assert isinstance(made, Tensor)
+    if loading.get("offload", "none") != "none":
+        parts = (pipe.parts.encoder, pipe.parts.denoiser, pipe.parts.codec)
+        assert {p.device.type for part in parts for p in part.network.parameters()} == {"cpu"}
+    return made.cpu()
+
+
+@pytest.mark.parametrize("denoiser", BOTH)
+def test_streamed_sampling_equals_resident_sampling(
+    denoiser: str, model: Path, requested: list[tuple[int, int]]
+) -> None:
+    wanted = sampled("guided edit", model, denoiser)
+    assert requested == []
+    assert torch.equal(sampled("guided edit", model, denoiser, offload="stream"), wanted)
+    assert {block for _, block in requested} == set(range(LAYERS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("denoiser", BOTH)
+@pytest.mark.parametrize("name", REQUESTS)
+def test_every_family_and_transform_samples_streamed_weights(name: str, denoiser: str, model: Path) -> None:
+    wanted = sampled(name, model, denoiser)
+    some = ["denoiser.resident_blocks=2"]
+    assert torch.equal(sampled(name, model, denoiser, offload="stream"), wanted)
+    assert torch.equal(sampled(name, model, denoiser, overrides=[*some, "encoder.resident_blocks=1"]), wanted)
+    assert torch.equal(sampled(name, model, denoiser, offload="model", overrides=some), wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", ["none", "stream"])
+def test_quantised_weights_are_streamed(offload: Any, model: Path) -> None:
+    quantised = ["denoiser.quantise.use=quanto", "encoder.quantise.use=quanto"]
+    wanted = sampled("guided edit", model, "qwen-image", overrides=quantised)
+    streamed = sampled("guided edit", model, "qwen-image", offload=offload, overrides=[*quantised, *STREAMED])
+    assert torch.equal(streamed, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", ["none", "model", "stream"])
+def test_a_lora_is_sampled_on_streamed_weights(offload: Any, model: Path, tmp_path: Path) -> None:
+    file = random_lora(tmp_path)
+    wanted = sampled("edit", model, "qwen-image", lora=file)
+    assert not torch.equal(sampled("edit", model, "qwen-image"), wanted)
+    streamed = sampled("edit", model, "qwen-image", lora=file, offload=offload, overrides=STREAMED)
+    assert torch.equal(streamed, wanted)
+
+
+def test_a_pipeline_that_streamed_in_inference_mode_can_be_trained(model: Path) -> None:
+    with torch.inference_mode():
+        pipe = qframe.load("qwen-image", model=model, device="card", dtype="float32", overrides=STREAMED)
+        pipe(prompt="a dot", height=64, width=64, num_inference_steps=1)
+    denoiser = pipe.parts.denoiser
+    assert not any(weight.is_inference() for weight in denoiser.module.parameters())
+    denoiser.module.enable_gradient_checkpointing()
+    denoiser.module.train()
+    tokens = torch.randn(16, pipe.parts.denoiser_spec.token_channels, device="card").requires_grad_()
+    text = torch.randn(5, pipe.parts.denoiser_spec.text_width, device="card")
+    x = qframe.interfaces.PackedSequence(tokens, (((1, 4, 4),),))
+    found = denoiser.velocity(x, torch.tensor([0.5], device="card"), qframe.interfaces.Conditioning(text, (5,)))
+    found.square().sum().backward()
+    assert tokens.grad is not None
+
+
+@pytest.mark.slow
+def test_loras_are_loaded_onto_and_merged_into_streamed_weights(tmp_path: Path, model: Path) -> None:
+    """In float32: merged values are computed where the weights rest, and an imitated card computes as the CPU does."""
+    file = random_lora(tmp_path)
+    found = []
+    for streamed in ((), STREAMED):
+        values = {"model": str(model), "output": str(tmp_path / "run"), "device": "card"}
+        settings = [*COMMON, *RECOMPUTED, *streamed, "dtype=float32"]
+        trainer = Trainer(qframe.load_config(family="qwen-image", values=values, overrides=settings))
+        for merge in (False, True):
+            trainer.load_lora(file)
+            asked = {"prompt": "a dot", "height": 96, "width": 96, "seed": 0, "output_type": "latent"}
+            found.append([trainer.predict(**asked).images.cpu()])
+            if merge:
+                trainer.merge_lora()
+                found[-1].append(trainer.predict(**asked).images.cpu())
+    for plain, streamed_ in zip(found[:2], found[2:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(plain, streamed_, strict=True))

@@ -65,7 +65,7 @@ class Lane:
         self._device = device
         self._largest = largest
         self._module: Any = None if device.type in _WITHOUT_STREAMS else torch.get_device_module(device)
-        self._stream = None if self._module is None else self._module.Stream(device)
+        self._stream: Any = None if self._module is None else self._module.Stream(device)
         self._buffers: list[_Buffer] = []
         self._thread: ThreadPoolExecutor | None = None
 

@@ -195,7 +195,7 @@ def _before_forward(block: nn.Module, enter: Callable[[], None]) -> Callable[[],
         enter()
         return compiled(*args, **kwargs)
 
-    block._compiled_call_impl = entered  # type: ignore[assignment]
+    block._compiled_call_impl = entered
     return lambda: setattr(block, "_compiled_call_impl", compiled)
 
 
