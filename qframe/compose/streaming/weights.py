@@ -155,7 +155,7 @@ def host_room() -> int:
 def pinned(size: int, device: torch.device, *, owner: object) -> Tensor | None:
     """Return host memory from which copies to a device need not wait for the host, [size] in uint8.
 
-    For CUDA, memory is registered, because torch's allocator of pinned memory would round the size up to a power of two.
+    For CUDA, memory is registered: torch's own allocator of pinned memory would round its size up to a power of two.
 
     Args:
         size: How many bytes.
