@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,7 +123,8 @@ class StreamedNetwork(Streamed):
             self._moving = {place.key for one in weights for place in one.places}
             self.rest_of = self._rest() if visiting else None
             self._moving.update(place.key for place in (self.rest_of.places if self.rest_of else ()))
-            self._undo = [_before_forward(block, self._hook(number)) for number, block in enumerate(streamed)]
+            for number, block in enumerate(streamed):
+                _before_forward(block, partial(self.ring.enter, number))
             self.settle()
         size, pinned = (sum(one.size for one in weights if one.master is not None or every) for every in (True, False))
         log.info(
@@ -165,14 +167,6 @@ class StreamedNetwork(Streamed):
             self.rest_of.rest()
             self.here = False
 
-    def close(self) -> None:
-        """See `Streamed.close`."""
-        self.ring.close()
-        self.free()
-        for undo in self._undo:
-            undo()
-        self._undo = []
-
     def _rest(self) -> Weights:
         """Take all frozen weights that are not streamed as weights that visit the device together."""
         (places,) = frozen_places(self._network, [self._network])
@@ -181,22 +175,19 @@ class StreamedNetwork(Streamed):
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device)
 
-    def _hook(self, number: int) -> Callable[[], None]:
-        return lambda: self.ring.enter(number)
 
-
-def _before_forward(block: nn.Module, enter: Callable[[], None]) -> Callable[[], Any]:
-    """Call `enter` before each forward pass of a block, outside of what is compiled; return what undoes it."""
+def _before_forward(block: nn.Module, enter: Callable[[], None]) -> None:
+    """Have `enter` called before each forward pass of a block, outside of what is compiled."""
     compiled: Any = getattr(block, "_compiled_call_impl", None)
     if compiled is None:
-        return block.register_forward_pre_hook(torch.compiler.disable(lambda module, args: enter())).remove
+        block.register_forward_pre_hook(torch.compiler.disable(lambda module, args: enter()))
+        return
 
     def entered(*args: Any, **kwargs: Any) -> Any:
         enter()
         return compiled(*args, **kwargs)
 
     block._compiled_call_impl = entered
-    return lambda: setattr(block, "_compiled_call_impl", compiled)
 
 
 def stream(part: Loadable, device: torch.device, resident: int, *, visiting: bool = False) -> StreamedNetwork | None:
