@@ -12,7 +12,7 @@ import torch
 from qframe.compose import devices, placement
 from qframe.compose.joints import Joint, joint_table
 from qframe.compose.loading import load_component
-from qframe.compose.streaming import stream
+from qframe.compose.streaming import stream, streamed_bytes
 from qframe.config.schema import Config
 from qframe.files.digests import FileDigests
 from qframe.files.model_folder import ModelFolder
@@ -137,12 +137,28 @@ class Composition:
         return self.classes[role].outline(self.model(role), self.options(role), dtype=dtype)
 
     def weights(self, role: str) -> int | None:
-        """Return how many bytes a component's weights take once they are loaded and, where configured, quantised.
+        """Return how many bytes a component's weights take on its device once they are loaded.
+
+        They are quantised where that is configured. If blocks are streamed, the bytes are those of the slots and of
+        everything that is resident.
 
         Returns None if the shapes of the component are known only from its weights.
         """
-        outline = self.outlines.get(role)
-        return None if outline is None else placement.network_bytes(outline.network, self.quantisers.get(role))
+        outline, quantiser = self.outlines.get(role), self.quantisers.get(role)
+        if outline is None:
+            return None
+        resident = self.resident_blocks(role)
+        if resident is not None and (self.config.devices or self.device(role).type != "cpu"):
+            return streamed_bytes(outline, resident, quantiser).device
+        return placement.network_bytes(outline.network, quantiser)
+
+    def resident_blocks(self, role: str) -> int | None:
+        """Return how many blocks of a role's network keep their weights on the device.
+
+        None means that the configuration does not say, and that the role has no such key.
+        """
+        found: int | None = getattr(getattr(self.config, role), "resident_blocks", None)
+        return found
 
     def maps_weights(self, role: str) -> bool:
         """Whether loading the component in a role maps its weights from the files of its model folder.
@@ -192,7 +208,7 @@ class Composition:
 
     def _load(self, role: str, *, offloaded: bool = False, as_stored: bool = False) -> Any:
         settings, device = getattr(self.config, role), self.device(role)
-        resident = getattr(settings, "resident_blocks", None)
+        resident = self.resident_blocks(role)
         streams = resident is not None and device.type != "cpu" and not offloaded
         stored = self.classes[role].stored_dtype(self.models[role], settings.options) if as_stored else None
         part = load_component(

@@ -81,5 +81,5 @@ def _streamed(composition: Composition, role: str) -> int | None:
     outline = composition.outlines.get(role)
     if outline is None or not outline.block_lists() or composition.device(role).type == "cpu":
         return None
-    resident = getattr(composition.config, role).resident_blocks or 0
+    resident = composition.resident_blocks(role) or 0
     return streamed_bytes(outline, resident, composition.quantisers.get(role)).device
