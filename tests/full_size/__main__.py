@@ -123,7 +123,7 @@ def _row(part: Part, place: Place, watched: Watched, forecast: dict[str, dict[st
         mapped=watched.mapped,
         forecast_own=None if expected is None else expected["own"] + imports,
         forecast_mapped=None if expected is None else expected["mapped"],
-        card=card_of(watched.output)["card"] if watched.status == 0 and watched.output.rstrip().endswith("}") else None,
+        card=card_of(watched.output).get("card"),
         problems=tuple(problems),
     )
 

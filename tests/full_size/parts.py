@@ -216,17 +216,16 @@ def _step(place: Place, output: str) -> list[str]:
 
 def _streamed_step(place: Place, output: str) -> list[str]:
     """The step is as it should be, and the blocks came to the card twice, but for those that slots still held."""
-    copied = card_of(output)["copied"]
+    copied = card_of(output).get("copied", 0)
     blocks = place.depth.blocks * BLOCK
-    wrong = (
-        [] if 2 * (blocks - 2 * BLOCK) < copied < 2 * blocks + BLOCK else [f"{copied} bytes were copied to the card"]
-    )
-    return [*_step(place, output), *wrong]
+    twice = 2 * (blocks - 2 * BLOCK) < copied < 2 * blocks + BLOCK
+    return [*_step(place, output), *([] if twice else [f"{copied} bytes were copied to the card"])]
 
 
 def card_of(output: str) -> dict[str, int]:
-    """Return what a part that streams prints last: the bytes on the card ("card") and copied to it ("copied")."""
-    found: dict[str, int] = json.loads(output.strip().splitlines()[-1])
+    """Return what a part that streams prints, bytes on the card ("card") and copied there ("copied"); else nothing."""
+    lines = [line for line in output.splitlines() if line.startswith('{"card": ')]
+    found: dict[str, int] = json.loads(lines[-1]) if lines else {}
     return found
 
 
