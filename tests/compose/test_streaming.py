@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 import qframe
 from qframe.compose import compose
-from qframe.compose.streaming import StreamedNetwork, streamed_bytes
+from qframe.compose.streaming import StreamedNetwork, stream, streamed_bytes
 from qframe.compose.streaming.network import resident_places
 from qframe.compose.streaming.pieces import lay_out, take_apart
 from qframe.errors import ConfigError
 from qframe.train.distributed import Processes
 from qframe.train.trainer import Trainer
+from qframe_qwen.denoiser import StockDenoiser
 from tests.qwen import tiny
 
 CPU = torch.device("cpu")
@@ -73,6 +74,35 @@ def test_compiled_blocks_are_streamed(backend: str | None) -> None:
         found.append(gradients(network))
     assert len(found[0]) == 4 * 4
     assert all(torch.equal(value, found[0][name]) for name, value in found[1].items())
+
+
+class Layers(nn.Module):
+    """A network whose repeated blocks have another name than those of the bundled denoisers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(5))
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_a_denoiser_of_another_plugin_is_streamed_by_the_name_of_its_blocks() -> None:
+    class Other(StockDenoiser):
+        blocks: ClassVar[str] = "layers"
+
+    network, x = Layers(), torch.randn(2, 4)
+    wanted = network(x)
+    part = Other(network)
+    found = stream(part, CPU, 1)
+    assert found is part.streamed is not None
+    assert part.execution_device == CPU
+    assert len(found.ring.weights) == 4
+    assert torch.equal(network(x), wanted)
+    assert stream(Other(Layers()), CPU, 5) is None, "all are resident"
 
 
 def test_resident_blocks_lie_evenly_between_those_that_are_streamed() -> None:

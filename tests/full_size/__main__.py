@@ -13,8 +13,8 @@ With --stream, pictures are encoded, a LoRA step and a guided sampling step are 
 weights are streamed, block by block, from their mapped files. There is no forecast for these parts. What lies on the
 card lies in anonymous memory of the process, and is shown in a column of its own, too.
 
-The exit code is 1 if a part fails, leaves something wrong, or takes more than 12 GiB of anonymous memory, or 8 GiB where
-weights are streamed.
+The exit code is 1 if a part fails, leaves something wrong, or takes more than 12 GiB of anonymous memory, or 8 GiB
+where weights are streamed.
 """
 
 from __future__ import annotations

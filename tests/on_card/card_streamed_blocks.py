@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from qframe.compose.streaming import StreamedNetwork, streamed_bytes
 from qframe.compose.streaming.lane import Lane, Slot
 from qframe_qwen.denoiser import StockDenoiser
+from qframe_qwen_per_sample_rope import PerSampleRopeTransformer
 from tests import imitated_card
 from tests.imitated_card import METER
 from tests.imitated_card.streams import StreamOrderError
@@ -23,7 +24,7 @@ from tests.imitated_card.streams import StreamOrderError
 imitated_card.install()
 
 CARD = torch.device("card:0")
-BLOCKS = 6
+BLOCKS = 4
 ROOM = 2**30
 
 Log = list[tuple[str, int]]
@@ -63,7 +64,7 @@ def velocity(network: Any) -> Tensor:
 
 
 def gradients(network: Any) -> dict[str, Tensor]:
-    for _ in range(2):
+    for _ in range(2):  # the second pass finds blocks of the first one in its slots
         velocity(network).float().square().mean().backward()
     return {name: p.grad.cpu() for name, p in network.named_parameters() if p.grad is not None}
 
@@ -143,7 +144,7 @@ def on_card(network: Any) -> int:
 
 def test_slots_are_reused_and_the_bytes_on_the_card_are_those_that_shapes_tell() -> None:
     tables = on_card(made())
-    for resident in (0, 1, 3, BLOCKS - 1):
+    for resident in (0, 1, BLOCKS - 1):
         network = made()
         told = streamed_bytes(StockDenoiser(copy.deepcopy(network).to("meta")), resident)
         before = METER.now[0]
@@ -159,7 +160,14 @@ def test_slots_are_reused_and_the_bytes_on_the_card_are_those_that_shapes_tell()
         del memory, network, stream
 
 
-@pytest.mark.parametrize("room", [ROOM, 0, 3 * 2**20], ids=["pinned", "where it was loaded", "some pinned"])
+@pytest.mark.parametrize(
+    "room",
+    [
+        pytest.param(ROOM, id="pinned", marks=pytest.mark.slow),
+        pytest.param(0, id="where it was loaded", marks=pytest.mark.slow),
+        pytest.param(3 * 2**20, id="some pinned"),
+    ],
+)
 def test_gradients_equal_those_of_resident_weights_and_nothing_is_written_back(room: int) -> None:
     wanted = gradients(with_lora(made()).to(CARD))
     network = with_lora(made())
@@ -173,6 +181,7 @@ def test_gradients_equal_those_of_resident_weights_and_nothing_is_written_back(r
     assert all(torch.equal(value.cpu(), kept[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_two_networks_take_turns_on_the_card() -> None:
     """An encoder and a denoiser in live training: each has slots and a stream of its own."""
     one, other = made(), with_lora(made())
@@ -274,19 +283,31 @@ def process() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("process")
-def test_gradients_equal_those_of_fsdp_with_weights_in_host_memory() -> None:
+@pytest.mark.parametrize(
+    "adopt",
+    [
+        pytest.param(lambda stock: stock, id="stock"),
+        pytest.param(PerSampleRopeTransformer.adopt, id="per-sample", marks=pytest.mark.slow),
+    ],
+)
+def test_gradients_equal_those_of_fsdp_with_weights_in_host_memory(adopt: Callable[[Any], Any]) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 
-    network = with_lora(made())
+    def network() -> Any:
+        found = adopt(made())
+        found.enable_gradient_checkpointing()
+        return with_lora(found)
+
+    sharded = network()
     mesh = init_device_mesh("card", (1,))
-    trained = {p for p in network.parameters() if p.requires_grad}
-    for block in network.transformer_blocks:
+    trained = {p for p in sharded.parameters() if p.requires_grad}
+    for block in sharded.transformer_blocks:
         fully_shard(block, mesh=mesh, offload_policy=CPUOffloadPolicy(), ignored_params=trained)
-    inside = {p for block in network.transformer_blocks for p in block.parameters()}
-    for parameter in (*trained, *(set(network.parameters()) - inside)):
+    inside = {p for block in sharded.transformer_blocks for p in block.parameters()}
+    for parameter in (*trained, *(set(sharded.parameters()) - inside)):
         parameter.data = parameter.data.to(CARD)
-    wanted = gradients(network)
-    network = with_lora(made())
-    streamed(network)
-    same(gradients(network), wanted)
+    wanted = gradients(sharded)
+    own = network()
+    streamed(own)
+    same(gradients(own), wanted)

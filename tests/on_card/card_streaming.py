@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,17 @@ from torch import Tensor
 
 import qframe
 from qframe.adapters import LoraLayer, save_lora
-from qframe.compose.streaming import network
+from qframe.compose.streaming import StreamedNetwork, network
 from qframe.compose.streaming.lane import Lane, Slot
 from qframe.train.trainer import Trainer
 from tests import imitated_card
 from tests.on_card.card_sampling import REQUESTS
-from tests.on_card.card_training import COMMON, PACKED, lora, ragged_calls, train
+from tests.on_card.card_training import COMMON, PACKED, UNDISTURBED, lora, ragged_calls, train, waits_of_steps
 from tests.qwen import tiny
 
 imitated_card.install()
 
-__all__ = ["ragged_calls"]  # a fixture
+__all__ = ["ragged_calls", "waits_of_steps"]  # fixtures
 
 LAYERS = 5
 RECOMPUTED = ("train.gradient_checkpointing=true", "sample.count=1")
@@ -30,15 +32,10 @@ STREAMED = ("denoiser.resident_blocks=0", "encoder.resident_blocks=0")
 ACCUMULATED = ("train.gradient_accumulation=2", "train.ema_decay=0.9", "validation.every=1")
 BOTH = ("qwen-image", "qwen-per-sample-rope")
 
-FAST = {
-    "stock": ("qwen-edit", (), STREAMED),
-    "packed, some resident, inputs offloaded": (
-        "qwen-edit",
-        PACKED,
-        ("denoiser.resident_blocks=2", "encoder.resident_blocks=1", "train.offload_inputs=true"),
-    ),
-}
+SOME = ("denoiser.resident_blocks=2", "encoder.resident_blocks=1", "train.offload_inputs=true")
 RUNS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "stock": ("qwen-edit", (), STREAMED),
+    "packed, some resident, inputs offloaded": ("qwen-edit", PACKED, SOME),
     "accumulation, average, validation": ("qwen-edit", ACCUMULATED, STREAMED),
     "per-sample RoPE, accumulation, average, validation": (
         "qwen-edit",
@@ -103,11 +100,11 @@ def equal_runs(folder: Path, model: Path, family: str, settings: tuple[str, ...]
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-@pytest.mark.parametrize("name", FAST)
 def test_streamed_training_equals_resident_training(
-    name: str, tmp_path: Path, model: Path, requested: list[tuple[int, int]]
+    tmp_path: Path, model: Path, requested: list[tuple[int, int]]
 ) -> None:
-    equal_runs(tmp_path, model, *FAST[name])
+    """The denoiser takes packed batches, some of its blocks are resident, and inputs of blocks are offloaded."""
+    equal_runs(tmp_path, model, "qwen-edit", (*PACKED, "sample.count=0"), SOME)
     assert len({lane for lane, _ in requested}) == 2, "denoiser and encoder"
 
 
@@ -139,6 +136,27 @@ def test_a_streamed_run_that_was_stopped_ends_as_a_resident_one_that_was_not(
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+@pytest.mark.slow
+def test_a_step_waits_no_more_for_the_card_if_weights_are_streamed_from_pinned_memory(
+    tmp_path: Path, model: Path, waits_of_steps: list[Counter[str]]
+) -> None:
+    offloaded = ("train.gradient_checkpointing=true", "train.offload_inputs=true")
+    train("card", "qwen-edit", tmp_path / "run", model, *UNDISTURBED, *STREAMED, *offloaded)
+    assert waits_of_steps[1:] == [{}, {}]
+
+
+def test_a_released_encoder_leaves_neither_host_memory_nor_slots(tmp_path: Path, model: Path) -> None:
+    values = {"model": str(model), "output": str(tmp_path / "run"), "device": "card"}
+    settings = [*COMMON, *RECOMPUTED, *STREAMED]
+    trainer = Trainer(qframe.load_config(family="qwen-image", values=values, overrides=settings))
+    streamed = trainer.load("encoder").encoder.streamed
+    assert isinstance(streamed, StreamedNetwork)
+    left = [weakref.ref(weights) for weights in streamed.ring.weights]
+    del streamed
+    trainer.release("encoder")
+    assert [one() for one in left] == [None] * 4
+
+
 # Sampling
 
 
@@ -165,7 +183,7 @@ def sampled(name: str, model: Path, denoiser: str, **loading: Any) -> Tensor:
     return made.cpu()
 
 
-@pytest.mark.parametrize("denoiser", BOTH)
+@pytest.mark.parametrize("denoiser", [BOTH[0], pytest.param(BOTH[1], marks=pytest.mark.slow)])
 def test_streamed_sampling_equals_resident_sampling(
     denoiser: str, model: Path, requested: list[tuple[int, int]]
 ) -> None:
