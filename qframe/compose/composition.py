@@ -188,14 +188,14 @@ class Composition:
                 of a network are streamed if `resident_blocks` of its role says how many are not.
             as_stored: Whether the weights get the dtype of their files, if that is one dtype, and not the configured
                 one. The caller then converts them.
-            progress: Is told what the quantisers make ready before anything is loaded.
+            progress: Is told what the quantisers make ready before anything is loaded, and what is streamed.
         """
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         if roles:
             for role, quantiser in self.quantisers.items():  # all of them: the next role may be loaded hours later
                 quantiser.prepare(self.device(role), progress)
-        loaded = {f"loaded_{role}": self._load(role, offloaded=offloaded, as_stored=as_stored) for role in roles}
+        loaded = {f"loaded_{role}": self._load(role, progress, offloaded, as_stored) for role in roles}
         options = self.options("sampler")
         sampler = self.classes["sampler"]
         return Parts(
@@ -206,7 +206,7 @@ class Composition:
             **loaded,
         )
 
-    def _load(self, role: str, *, offloaded: bool = False, as_stored: bool = False) -> Any:
+    def _load(self, role: str, progress: Progress = SILENT, offloaded: bool = False, as_stored: bool = False) -> Any:
         settings, device = getattr(self.config, role), self.device(role)
         resident = self.resident_blocks(role)
         streams = resident is not None and device.type != "cpu" and not offloaded
@@ -221,6 +221,10 @@ class Composition:
             role=role,
             name=settings.use,
         )
-        if streams and resident is not None and stream(part, device, resident) is None:
-            part.network.to(device)
+        if streams and resident is not None:
+            streamed = stream(part, device, resident)
+            if streamed is None:
+                part.network.to(device)
+            else:
+                progress.note(streamed.about)
         return part

@@ -10,6 +10,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from peft import LoraConfig
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import qframe
 from qframe.compose import compose
@@ -63,16 +64,19 @@ def gradients(network: Any) -> dict[str, Tensor]:
     ],
 )
 def test_compiled_blocks_are_streamed(backend: str | None) -> None:
-    found = []
+    found, graphs = [], []
     for streams in (False, True):
         torch._dynamo.reset()
+        counters.clear()
         network = made()
         if backend is not None:
             network.compile_repeated_blocks(backend=backend)
         if streams:
             StreamedNetwork(network, ("transformer_blocks",), CPU, 0)
         found.append(gradients(network))
+        graphs.append(counters["stats"]["unique_graphs"])
     assert len(found[0]) == 4 * 4
+    assert graphs[0] == graphs[1], "blocks are compiled as often"
     assert all(torch.equal(value, found[0][name]) for name, value in found[1].items())
 
 

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from qframe.compose.streaming import StreamedNetwork, streamed_bytes
 from qframe.compose.streaming.lane import Lane, Slot
+from qframe.config.schema import TrainConfig
+from qframe.errors import ConfigError
+from qframe.train.recomputing import recompute_blocks
 from qframe_qwen.denoiser import StockDenoiser
 from qframe_qwen_per_sample_rope import PerSampleRopeTransformer
 from tests import imitated_card
-from tests.imitated_card import METER
+from tests.imitated_card import METER, streams
 from tests.imitated_card.streams import StreamOrderError
 
 imitated_card.install()
@@ -215,13 +218,45 @@ def test_a_copy_that_does_not_wait_for_the_block_before_it_is_noticed(monkeypatc
         velocity(network)
 
 
-def test_without_recomputation_the_backward_pass_is_refused() -> None:
-    network = with_lora(made())
+def quantised(network: Any) -> Any:
+    from optimum.quanto import freeze, qint8, quantize
+
+    quantize(network, weights=qint8)
+    freeze(network)
+    return network
+
+
+@pytest.mark.parametrize("room", [ROOM, 0], ids=["pinned", "where it was loaded"])
+@pytest.mark.parametrize("kind", [lambda network: network, quantised], ids=["plain", "quantised"])
+def test_without_recomputation_the_backward_pass_is_refused(kind: Callable[[Any], Any], room: int) -> None:
+    network = with_lora(kind(made()))
     network.disable_gradient_checkpointing()
-    streamed(network)
+    streamed(network, room=room)
     loss = velocity(network).float().square().mean()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_a_buffer_that_is_filled_again_waits_until_it_was_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = made()
+    stream = streamed(network, room=0)
+    monkeypatch.setattr("tests.imitated_card.streams.Event.synchronize", lambda event: None)
+    with torch.no_grad():
+        velocity(network)
+    stream.free()
+    with pytest.raises(StreamOrderError, match="pinned memory was overwritten"):
+        torch.get_device_module("card").synchronize()
+    streams._READING.clear()  # what the other copies would report
+
+
+def test_weights_of_which_torch_knows_only_a_part_are_refused() -> None:
+    class Params(nn.Parameter):
+        """As bitsandbytes has them: what they mean is in an attribute."""
+
+    network = made()
+    network.transformer_blocks[1].attn.to_q.weight = Params(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ConfigError, match="QwenImageTransformer2DModel has weights of the class Params"):
+        streamed(network)
 
 
 def test_a_failing_read_of_mapped_weights_ends_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +269,27 @@ def test_a_failing_read_of_mapped_weights_ends_the_pass(monkeypatch: pytest.Monk
     monkeypatch.setattr(stream.ring.weights[3], "fill", fail)
     with pytest.raises(OSError, match="the disk is gone"), torch.no_grad():
         velocity(network)
+
+
+# Inputs of blocks
+
+
+def test_offloaded_inputs_of_blocks_leave_the_card_until_they_are_needed() -> None:
+    kept = {}
+    for offloads in (False, True):
+        network = with_lora(made())
+        stream = streamed(network)
+        recompute_blocks(network, TrainConfig(gradient_checkpointing=True, offload_inputs=offloads), CARD)
+        velocity(network)
+        copied, before = METER.copies["to host"], METER.now[0]
+        loss = velocity(network).float().square().mean()
+        kept[offloads] = METER.now[0] - before
+        inputs = (METER.copies["to host"] - copied) / BLOCKS
+        loss.backward()
+        assert inputs == 3 * offloads, "picture, text and time of each block"
+        del network, stream, loss
+    block = (2 * 16 + 2 * 7) * 128 * 2
+    assert kept[False] - kept[True] >= (BLOCKS - 1) * block
 
 
 # Other networks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,8 +14,6 @@ from qframe.compose.streaming.ring import Ring
 from qframe.compose.streaming.weights import Place, Weights, host_room
 from qframe.errors import ConfigError
 from qframe.interfaces import Loadable, Streamed
-
-log = logging.getLogger(__name__)
 
 
 def blocks_of(network: nn.Module, names: Sequence[str]) -> list[nn.Module]:
@@ -79,6 +76,7 @@ class StreamedNetwork(Streamed):
         rest_of: All other weights, if they visit the device, too, while the network is in use; else None, and they stay
             on the device.
         here: Whether these other weights are on the device now.
+        about: What is streamed, in words for the user.
     """
 
     def __init__(
@@ -116,6 +114,7 @@ class StreamedNetwork(Streamed):
             budget = host_room() if room is None else room
             weights: list[Weights] = []
             for places in frozen_places(network, streamed):
+                _check(network, places)
                 one = Weights(places, device)
                 budget -= one.size if one.size <= budget and one.pin(device) else 0
                 weights.append(one)
@@ -127,9 +126,9 @@ class StreamedNetwork(Streamed):
                 _before_forward(block, partial(self.ring.enter, number))
             self.settle()
         size, pinned = (sum(one.size for one in weights if one.master is not None or every) for every in (True, False))
-        log.info(
-            "%s: %d of %d blocks are streamed (%.1f GiB in host memory, %.1f GiB of it pinned)",
-            *(type(network).__name__, len(streamed), len(blocks), size / 2**30, pinned / 2**30),
+        self.about = (
+            f"{type(network).__name__}: {len(streamed)} of {len(blocks)} blocks are streamed from the memory of the "
+            f"machine ({size / 2**30:.1f} GiB, {pinned / 2**30:.1f} GiB of it pinned)"
         )
 
     def settle(self) -> None:
@@ -174,6 +173,18 @@ class StreamedNetwork(Streamed):
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device)
+
+
+def _check(network: nn.Module, places: Sequence[Place]) -> None:
+    """Raise ConfigError for a weight that has more to it than torch can tell, so that a copy would lack something."""
+    for place in places:
+        kind = type(place.parameter)
+        if nn.Parameter in kind.__mro__[1:] and not hasattr(kind, "__tensor_flatten__"):
+            raise ConfigError(
+                f"streaming: {type(network).__name__} has weights of the class {kind.__name__}, which are quantised "
+                "in a way that cannot be copied",
+                "Leave resident_blocks out, or use a model that is not quantised, with `quantise`.",
+            )
 
 
 def _before_forward(block: nn.Module, enter: Callable[[], None]) -> None:

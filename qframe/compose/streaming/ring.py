@@ -101,4 +101,7 @@ class Ring:
     def _vacate(self, slot: Slot) -> None:
         if slot.shown and slot.holds is not None:
             self.weights[slot.holds].rest()
+            # A tensor with others inside counts its own changes, and would not notice that of the memory.
+            inside = [copy for copy in slot.copies[slot.holds] if hasattr(copy, "__tensor_flatten__")]
+            torch.autograd.graph.increment_version(inside)
         slot.holds, slot.shown = None, False
