@@ -198,7 +198,7 @@ class Composition:
         if roles:
             for role, quantiser in self.quantisers.items():  # all of them: the next role may be loaded hours later
                 quantiser.prepare(self.device(role), progress)
-        loaded = {f"loaded_{role}": self._load(role, progress, offloaded, as_stored) for role in roles}
+        loaded = {f"loaded_{role}": self._load_or_stream(role, progress, offloaded, as_stored) for role in roles}
         options = self.options("sampler")
         sampler = self.classes["sampler"]
         return Parts(
@@ -209,25 +209,29 @@ class Composition:
             **loaded,
         )
 
+    def _load_or_stream(self, role: str, progress: Progress, offloaded: bool, as_stored: bool) -> Any:
+        """Load a component; if the configuration says so, its weights stay on the CPU, and its blocks are streamed."""
+        resident, device = self.resident_blocks(role), self.device(role)
+        if resident is None or offloaded or device.type == "cpu":
+            return self._load(role, progress, offloaded, as_stored)
+        part = self._load(role, progress, True, as_stored)
+        streamed = stream(part, device, resident)
+        if streamed is None:
+            part.network.to(device)
+        else:
+            progress.note(streamed.about)
+        return part
+
     def _load(self, role: str, progress: Progress = SILENT, offloaded: bool = False, as_stored: bool = False) -> Any:
         settings, device = getattr(self.config, role), self.device(role)
-        resident = self.resident_blocks(role)
-        streams = resident is not None and device.type != "cpu" and not offloaded
         stored = self.classes[role].stored_dtype(self.models[role], settings.options) if as_stored else None
-        part = load_component(
+        return load_component(
             self.classes[role],
             self.models[role],
             settings.options,
             self.quantisers.get(role),
-            device=placement.CPU if offloaded or streams else device,
+            device=placement.CPU if offloaded else device,
             dtype=stored or devices.dtype_on(self.config, role, device),
             role=role,
             name=settings.use,
         )
-        if streams and resident is not None:
-            streamed = stream(part, device, resident)
-            if streamed is None:
-                part.network.to(device)
-            else:
-                progress.note(streamed.about)
-        return part
