@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import attrs
 import torch
@@ -109,7 +109,6 @@ class StockDenoiser(Denoiser):
             "use_layer3d_rope": "it belongs to Qwen-Image-Layered",
         }
     )
-    group_offload: ClassVar[Literal["block_level", "leaf_level"]] = "block_level"
     entered_by_forward: ClassVar[bool] = True
     lora_presets: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         {

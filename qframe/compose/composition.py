@@ -13,6 +13,7 @@ from qframe.compose import devices, placement
 from qframe.compose.joints import Joint, joint_table
 from qframe.compose.loading import Quantisation, load_component
 from qframe.compose.stored_weights import StoredWeights, remembered_digests, weights_key
+from qframe.compose.streaming import stream, streamed_bytes
 from qframe.config.folders import quantised_folder
 from qframe.config.schema import Config
 from qframe.files.digests import FileDigests
@@ -175,12 +176,28 @@ class Composition:
         return self.classes[role].outline(self.model(role), self.options(role), dtype=dtype)
 
     def weights(self, role: str) -> int | None:
-        """Return how many bytes a component's weights take once they are loaded and, where configured, quantised.
+        """Return how many bytes a component's weights take on its device once they are loaded.
+
+        They are quantised where that is configured. If blocks are streamed, the bytes are those of the slots and of
+        everything that is resident.
 
         Returns None if the shapes of the component are known only from its weights.
         """
-        outline = self.outlines.get(role)
-        return None if outline is None else placement.network_bytes(outline.network, self.quantisers.get(role))
+        outline, quantiser = self.outlines.get(role), self.quantisers.get(role)
+        if outline is None:
+            return None
+        resident = self.resident_blocks(role)
+        if resident is not None and (self.config.devices or self.device(role).type != "cpu"):
+            return streamed_bytes(outline, resident, quantiser).device
+        return placement.network_bytes(outline.network, quantiser)
+
+    def resident_blocks(self, role: str) -> int | None:
+        """Return how many blocks of a role's network keep their weights on the device.
+
+        None means that the configuration does not say, and that the role has no such key.
+        """
+        found: int | None = getattr(getattr(self.config, role), "resident_blocks", None)
+        return found
 
     def maps_weights(self, role: str) -> bool:
         """Whether loading the component in a role maps its weights from the files of its model folder.
@@ -206,17 +223,19 @@ class Composition:
         Args:
             roles: Those of "encoder", "codec" and "denoiser" that are needed.
             offloaded: Whether the weights stay on the CPU. The caller then calls `qframe.compose.placement.place`,
-                which installs the hooks that move them.
+                which installs the hooks that move them. If they do not, they are moved to their devices, but the blocks
+                of a network are streamed if `resident_blocks` of its role says how many are not.
             as_stored: Whether the weights get the dtype of their files, if that is one dtype, and not the configured
                 one. The caller then converts them.
-            progress: Is told what the quantisers make ready before anything is loaded, and how far quantising is.
+            progress: Is told what the quantisers make ready before anything is loaded, how far quantising is, and what
+                is streamed.
         """
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         if roles:
             for role, quantiser in self.quantisers.items():  # all of them: the next role may be loaded hours later
                 quantiser.prepare(self.device(role), progress)
-        loaded = {f"loaded_{role}": self._load(role, progress, offloaded, as_stored) for role in roles}
+        loaded = {f"loaded_{role}": self._load_or_stream(role, progress, offloaded, as_stored) for role in roles}
         options = self.options("sampler")
         sampler = self.classes["sampler"]
         return Parts(
@@ -226,6 +245,19 @@ class Composition:
             model=self.models["model"],
             **loaded,
         )
+
+    def _load_or_stream(self, role: str, progress: Progress, offloaded: bool, as_stored: bool) -> Any:
+        """Load a component; if the configuration says so, its weights stay on the CPU, and its blocks are streamed."""
+        resident, device = self.resident_blocks(role), self.device(role)
+        if resident is None or offloaded or device.type == "cpu":
+            return self._load(role, progress, offloaded, as_stored)
+        part = self._load(role, progress, True, as_stored)
+        streamed = stream(part, device, resident)
+        if streamed is None:
+            part.network.to(device)
+        else:
+            progress.note(streamed.about)
+        return part
 
     def _load(self, role: str, progress: Progress = SILENT, offloaded: bool = False, as_stored: bool = False) -> Any:
         settings, device = getattr(self.config, role), self.device(role)

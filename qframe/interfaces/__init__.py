@@ -15,7 +15,7 @@ from qframe.interfaces.denoiser import Denoiser, DenoiserSpec, Flops, SavedAs
 from qframe.interfaces.encoder import Encoder, EncoderSpec, TokenCounter
 from qframe.interfaces.examples import Example, ExampleInputs, Record, TextInput
 from qframe.interfaces.frozen_linear import FrozenLinear
-from qframe.interfaces.loadable import Loadable
+from qframe.interfaces.loadable import Loadable, Streamed
 from qframe.interfaces.optimizer import OptimizerFactory
 from qframe.interfaces.oracle import Encoded, Oracle, Step, Trace
 from qframe.interfaces.parts import Parts
@@ -71,6 +71,7 @@ __all__ = [
     "Settled",
     "SettledAround",
     "Step",
+    "Streamed",
     "Survey",
     "TextInput",
     "TokenCounter",

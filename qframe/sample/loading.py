@@ -43,7 +43,7 @@ def load(
         model: A folder in the diffusers layout, a hub id or the name of a bundled model; by default the family's own.
         device: The device that all components compute on.
         devices: Devices to spread the components over, or a device by role, for example {"encoder": "cuda:1"}.
-        offload: "model" keeps on the device only the network that computes, "group" only a block of it.
+        offload: "model" keeps on the device only the network that computes, "stream" only a few blocks of it.
         dtype: The dtype of the weights.
         lora: LoRA files to put on the denoiser: one, several, or a mapping from file to scale. The folder of a run, or
             another folder with one LoRA, may stand for the file in it.
@@ -89,8 +89,12 @@ def assemble(composition: Composition, loras: Mapping[Path, float], progress: Pr
     parts = composition.load(*ORDER, offloaded=moved != "none", progress=progress)
     for number, (file, scale) in enumerate(loras.items()):
         load_lora(parts.denoiser.module, file, scale, adapter=f"lora_{number}")
+    if parts.denoiser.streamed is not None:
+        parts.denoiser.streamed.settle()
     loaded: dict[str, Loadable] = {"encoder": parts.encoder, "denoiser": parts.denoiser, "codec": parts.codec}
-    return Pipeline(composition, parts, place(loaded, {role: composition.device(role) for role in ORDER}, moved))
+    resident = {role: composition.resident_blocks(role) for role in ORDER}
+    devices = {role: composition.device(role) for role in ORDER}
+    return Pipeline(composition, parts, place(loaded, devices, moved, resident=resident))
 
 
 def _loras(lora: str | Path | Mapping[str | Path, float] | Sequence[str | Path] | None) -> dict[Path, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -14,10 +16,10 @@ from qframe.config.schema import Config, TrainConfig
 from qframe.interfaces import Denoiser, ForwardOptions, Parts
 from qframe.plugins.registry import Registry
 from qframe.progress import SILENT, Progress
-from qframe.train.checks import gradient_checkpointing
 from qframe.train.loop import StepSetup
 from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory
 from qframe.train.order import BatchOrder
+from qframe.train.recomputing import recompute_blocks
 from qframe.train.sharding import seen_in, shard
 from qframe.train.state import TrainingState
 from qframe.train.streams import derived_seed
@@ -72,7 +74,11 @@ class LoadedParts:
     def release(self, *roles: str) -> None:
         """Let go of the components of these roles, so that their memory can be freed."""
         for role in roles:
-            self._parts.pop(role, None)
+            part = self._parts.pop(role, None)
+            if part is not None and part.streamed is not None:
+                part.streamed.free()
+                del part
+                gc.collect()  # the hooks of blocks know the network: only this frees its host memory now
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -101,7 +107,9 @@ def prepare_training(
     if train.mode == "lora":
         seed = derived_seed(train.seed, "adapter")
         with seen_in(module, dtype):
-            trained = adapters.add_lora(module, config.lora, denoiser.lora_presets, seed=seed)
+            trained = adapters.add_lora(
+                module, config.lora, denoiser.lora_presets, seed=seed, device=denoiser.execution_device
+            )
     else:
         module.requires_grad_(True)
     if shard_onto is not None:
@@ -113,11 +121,24 @@ def prepare_training(
         module.float()
     if train.mode == "full":
         trained = dict(module.named_parameters())
-    if train.gradient_checkpointing:
-        gradient_checkpointing(module)()
+    recompute_blocks(module, train, denoiser.execution_device)
     optimizers = Optimizers(trained, train, denoiser.blocks, factory=optimizer_factory(train, registry))
     average = WeightAverage(trained, train.ema_decay) if train.ema_decay else None
     return TrainingState(trained, optimizers, average)
+
+
+def load_lora(denoiser: Denoiser, file: Path, scale: float, *, adapter: str) -> None:
+    """Put the LoRA of a file on a denoiser, whose blocks may be streamed; see `qframe.adapters.load_lora`."""
+    adapters.load_lora(denoiser.module, file, scale, adapter=adapter)
+    if denoiser.streamed is not None:
+        denoiser.streamed.settle()
+
+
+def merge_lora(denoiser: Denoiser) -> None:
+    """Merge all adapters of a denoiser, whose blocks may be streamed; see `qframe.adapters.merge_lora`."""
+    if denoiser.streamed is not None:
+        denoiser.streamed.rest()
+    adapters.merge_lora(denoiser.module)
 
 
 def step_setup(

@@ -25,6 +25,8 @@ _FREE = (
     "denoiser.device",
     "codec.device",
     "schedule.device",
+    "encoder.resident_blocks",
+    "denoiser.resident_blocks",
     "sampler.",  # has no part in training
     "offload",
     "threads",
@@ -40,6 +42,7 @@ _FREE = (
     "train.shard",
     "train.max_steps",
     "train.gradient_checkpointing",
+    "train.offload_inputs",
 )
 """Settings that may change when a run is resumed. Another device or number of threads may change the last bits."""
 
