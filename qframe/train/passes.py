@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import attrs
-import torch
 
+from qframe.diffusion.copies import needs_pinning
 from qframe.interfaces import Denoiser
 from qframe.train.arithmetic import step_flops
 from qframe.train.batch import TrainingBatch, make_batch
@@ -75,7 +75,7 @@ def step_passes(setup: StepSetup, step: int) -> Iterator[TrainingPass]:
                 loss_map=setup.loss_map,
             )
             yield TrainingPass(
-                batch=batch.pinned() if _needs_pinning(setup.device) else batch,
+                batch=batch.pinned() if needs_pinning(setup.device) else batch,
                 samples=samples,
                 interruptible=micro > 0 and turn == 0,
                 last=micro == len(portions) - 1 and turn == len(passes_of_batch) - 1,
@@ -85,11 +85,6 @@ def step_passes(setup: StepSetup, step: int) -> Iterator[TrainingPass]:
             )
             passes += 1
         before += portion.samples
-
-
-def _needs_pinning(device: torch.device) -> bool:
-    """Whether copies to a device wait for the CPU's pageable memory. On a Mac both are one memory."""
-    return device.type not in ("cpu", "mps")
 
 
 def _passes(setup: StepSetup, number: int, portion: BatchPortion) -> list[tuple[tuple[int, ...], bool]]:
