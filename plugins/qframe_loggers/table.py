@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from typing import Any
 
 from qframe.files.storage import write_file
@@ -24,8 +23,8 @@ class CsvLogger:
         """Write the table with one row per step; a cell is empty if the step has no such metric."""
         if not run.metrics_file.exists():
             return
-        rows: dict[int, dict[str, Any]] = {}
-        for line in map(json.loads, run.metrics_file.read_text(encoding="utf-8").splitlines()):
+        rows: dict[Any, dict[str, Any]] = {}
+        for line in run.logged():
             rows.setdefault(line["step"], {}).update(line)
         columns = list(dict.fromkeys(name for row in rows.values() for name in row))
         table = io.StringIO()

@@ -83,8 +83,9 @@ class Composition:
     def ingredients(self, role: str, progress: Progress = SILENT, digests: FileDigests | None = None) -> dict[str, str]:
         """Return, by name, everything that a component's output depends on. The cache's keys are made of it.
 
-        This is what the component's own `ingredients` returns, the quantisation of its weights, and their dtype. The
-        files of weights are read to compute their digests, except for files whose digests `digests` holds.
+        This is what the component's own `ingredients` returns, its class, the quantisation of its weights, and their
+        dtype. The class is among them because the ingredients of two classes may be equal by chance. The files of
+        weights are read to compute their digests, except for files whose digests `digests` holds.
 
         Args:
             role: The role of the component.
@@ -92,10 +93,12 @@ class Composition:
             digests: Digests of files that were read before.
         """
         model = attrs.evolve(self.model(role), progress=progress, digests=digests)
-        named = self.classes[role].ingredients(model, self.options(role))
+        kind = self.classes[role]
+        named = kind.ingredients(model, self.options(role))
         quantiser = self.quantisers.get(role)
         quantised = {} if quantiser is None else {"quantised": quantiser.ingredient()}
-        return {**named, **quantised, "dtype": str(self.dtype(role)).removeprefix("torch.")}
+        made_by = {"class": f"{kind.__module__}:{kind.__qualname__}"}
+        return {**named, **made_by, **quantised, "dtype": str(self.dtype(role)).removeprefix("torch.")}
 
     def device(self, role: str) -> torch.device:
         """Return the device that the component in a role computes on.

@@ -84,7 +84,7 @@ class StepSetup:
     peak: float | None = None
 
 
-def run_steps(setup: StepSetup, state: TrainingState) -> None:
+def run_steps(setup: StepSetup, state: TrainingState) -> int:
     """Train from `state.step` to `config.max_steps`.
 
     One process looks for signals between the batches of a step, since a step may take minutes; a step that a signal
@@ -96,8 +96,11 @@ def run_steps(setup: StepSetup, state: TrainingState) -> None:
     validation made, before all steps were read, passed to `observe`, and found to be finite often enough. So a process
     that is killed while it saves or validates has lost the metrics of no step.
 
+    Returns:
+        The signal that came to any process too late to stop a step, whose effect is left to the caller; 0 if none came.
+
     Raises:
-        Stopped: A signal came, and the state is saved.
+        Stopped: A signal came before the last step, and the state is saved.
         NumericsError: The loss or its gradient was not finite in more than `train.nan_patience` steps in a row.
     """
     config = setup.config
@@ -133,6 +136,12 @@ def run_steps(setup: StepSetup, state: TrainingState) -> None:
                     setup.observe(state.step, found)
             if asked and state.step < config.max_steps:
                 raise _stopped(asked, state)
+    return _asked(setup.processes.total([signals.received == number for number in STOP_SIGNALS]))
+
+
+def _asked(received: Sequence[float]) -> int:
+    """The signal to obey, given how many processes received each of `STOP_SIGNALS`; 0 if none did."""
+    return max((int(number) for number, count in zip(STOP_SIGNALS, received, strict=True) if count), default=0)
 
 
 def _stopped(asked: int, state: TrainingState) -> Stopped:
@@ -229,7 +238,7 @@ def optimizer_step(
     ]
     totals = iter(processes.total(counts))  # one exchange of the step's numbers
     counted = {name: int(next(totals)) for name in COUNTED}
-    interrupted, terminated = (next(totals) for _ in STOP_SIGNALS)
+    received = [next(totals) for _ in STOP_SIGNALS]
     loss = processes.total_on_device(torch.stack(made.losses).sum())
     processes.sum_gradients(parameters, used=list(totals))
     norm = gathered(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
@@ -253,7 +262,7 @@ def optimizer_step(
         samples=made.samples,
         counted=counted,
         ids=made.ids,
-        asked=STOP_SIGNALS[1] if terminated else STOP_SIGNALS[0] if interrupted else 0,
+        asked=_asked(received),
     )
 
 

@@ -202,9 +202,9 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
 
     run_steps = session.run_steps
 
-    def run(setup: StepSetup, state: TrainingState) -> None:
+    def run(setup: StepSetup, state: TrainingState) -> int:
         apart = {name: counting(getattr(setup, name), found.apart) for name in ("save", "validate")}
-        run_steps(attrs.evolve(setup, **apart), state)
+        return run_steps(attrs.evolve(setup, **apart), state)
 
     monkeypatch.setattr(session, "run_steps", counting(run, found.loop))
     monkeypatch.setattr(loop, "optimizer_step", counting(loop.optimizer_step, found.steps))
