@@ -50,6 +50,11 @@ class QuantoQuantiser(Quantiser):
         version = importlib.metadata.version("optimum-quanto")
         return f"quanto {version} {self.options.weights} {' '.join(self.options.exclude)}"
 
+    @property
+    def storable(self) -> bool:
+        """Whether layers can be stored: quanto repacks weights in 4 bits for every device, and cannot map them."""
+        return self.options.weights != "qint4"
+
     def pack(self, layer: nn.Module) -> PackedLayer:
         assert isinstance(layer, FrozenLinear)
         bias = {} if layer.bias is None else {"bias": layer.bias.detach()}

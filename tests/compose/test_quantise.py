@@ -26,6 +26,7 @@ from qframe.plugins.registry import Registry, load_registry
 from qframe.train.trainer import Trainer
 from qframe_quanto.options import QuantoOptions
 from qframe_quanto.quantiser import QuantoQuantiser
+from tests.compose.test_stored_weights import Told
 from tests.qwen import tiny
 
 EIGHT_BITS = ["qint8", "qfloat8"]
@@ -243,7 +244,11 @@ def test_another_back_end_comes_from_a_plugin(model: Path) -> None:
         overrides=["device=cpu", "denoiser.quantise.use=halved", "denoiser.quantise.options.loud=true"],
         registry=registry,
     )
-    module = compose(config, registry).load("denoiser").denoiser.module
+    told = Told()
+    composition = compose(config, registry)
+    module = composition.load("denoiser", progress=told).denoiser.module
+    composition.load("denoiser", progress=told)
+    assert told.notes == ["quantiser 'halved' cannot store what it quantised, and quantises at every start"]
     weight = module.get_submodule("img_in").weight
     assert torch.equal(weight, weight.bfloat16().float())  # type: ignore[operator]
 
