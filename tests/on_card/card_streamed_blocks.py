@@ -367,3 +367,61 @@ def test_gradients_equal_those_of_fsdp_with_weights_in_host_memory(adopt: Callab
     own = network()
     streamed(own)
     same(gradients(own), wanted)
+
+
+class Turned(Tensor):
+    """A quantised weight as kernels of a device may want it: on a card, its bytes have another order."""
+
+    @staticmethod
+    def __new__(cls, data: Tensor, turned: bool) -> Turned:
+        return Tensor._make_wrapper_subclass(cls, data.shape, dtype=torch.float32, device=data.device)  # type: ignore[attr-defined, no-any-return]
+
+    def __init__(self, data: Tensor, turned: bool) -> None:
+        self.inner, self.turned = data, turned
+
+    def __tensor_flatten__(self) -> tuple[list[str], bool]:
+        return ["inner"], self.turned
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner: dict[str, Tensor], turned: bool, size: Any, stride: Any) -> Turned:
+        return cls(inner["inner"], turned)
+
+    @classmethod
+    def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        (own,) = (arg for arg in args if isinstance(arg, Turned))
+        if op is torch.ops.aten._to_copy.default:
+            moved = own.inner.to(kwargs["device"])
+            turns = moved.device.type == "card" and not own.turned
+            return cls(moved.flip(0) if turns else moved, own.turned or turns)
+        if op is torch.ops.aten.detach.default:
+            return cls(own.inner.detach(), own.turned)
+        values = own.inner.flip(0) if own.turned else own.inner
+        return op(*(values.float() if arg is own else arg for arg in args), **(kwargs or {}))
+
+
+class TurnedLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ torch.ops.aten.t.default(self.weight)
+
+
+@pytest.mark.parametrize("room", [ROOM, 0], ids=["pinned", "where it was loaded"])
+def test_quantised_weights_travel_as_the_device_wants_them(room: int) -> None:
+    """A copy of bytes as the CPU has them would be of no use to the kernels of the device."""
+
+    def network() -> nn.Module:
+        found = nn.Module()
+        found.layers = nn.ModuleList(TurnedLinear(4, 4, bias=False) for _ in range(3))
+        for number, layer in enumerate(found.layers):
+            values = torch.arange(16).reshape(4, 4) + number
+            layer.weight = nn.Parameter(Turned(values.to(torch.int8), False), requires_grad=False)
+        return found
+
+    def run(layers: Any) -> Tensor:
+        x = torch.eye(4).to(CARD)
+        for layer in layers:
+            x = layer(x) / 8
+        return x
+
+    resident, visiting = network().to(CARD), network()
+    StreamedNetwork(visiting, ("layers",), CARD, 0, room=room)
+    assert torch.equal(run(visiting.layers), run(resident.layers))
