@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -226,6 +227,26 @@ def test_without_recomputation_the_backward_pass_is_refused(room: int) -> None:
     loss = velocity(network).float().square().mean()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_a_slot_counts_as_overwritten_as_soon_as_a_thread_is_asked_to_fill_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward pass might else use values that the thread is about to overwrite."""
+    ring = streamed(made(), room=0).ring
+    go, fill = threading.Event(), ring.weights[2].fill
+
+    def held(memory: Tensor) -> None:
+        go.wait()
+        fill(memory)
+
+    monkeypatch.setattr(ring.weights[2], "fill", held)
+    ring.enter(0)
+    (slot,) = (slot for slot in ring._slots if slot.holds == 0)
+    before = slot.memory._version
+    ring.enter(1)
+    assert slot.holds == 2
+    after = slot.memory._version
+    go.set()
+    assert after > before
 
 
 def test_overwritten_quantised_weights_are_noticed_too() -> None:
