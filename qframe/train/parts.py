@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +76,6 @@ class LoadedParts:
             part = self._parts.pop(role, None)
             if part is not None and part.streamed is not None:
                 part.streamed.free()
-                del part
-                gc.collect()  # the hooks of blocks know the network: only this frees its host memory now
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
