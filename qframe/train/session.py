@@ -24,6 +24,7 @@ from qframe.train.checks import check_training
 from qframe.train.loop import run_steps
 from qframe.train.order import make_order, sample_sizes, total_steps
 from qframe.train.parts import step_setup
+from qframe.train.record_checks import check_records
 from qframe.train.results import FitResult, save_result
 from qframe.train.run import Run
 from qframe.train.samples import validation_plans
@@ -109,6 +110,13 @@ class Session:
         """
         trainer, run, processes = self.trainer, self.run, self.trainer.processes
         checkpoint, changes = self._begin(resume)
+        check_records(
+            trainer.composition,
+            trainer.inputs,
+            held_out=trainer.measured,
+            sampled=trainer.sampled,
+            progress=trainer.progress,
+        )
         check_training(trainer.composition, trainer.inputs)
         made_of = json.loads(processes.agree(lambda: json.dumps(self._made_of())))  # one process reads the weights
         if checkpoint is not None:
