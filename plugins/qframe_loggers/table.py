@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 
 from qframe.files.storage import write_file
 from qframe.plugins.hookspecs import hookimpl
@@ -23,7 +22,7 @@ class CsvLogger:
         """Write the table with one row per step; a cell is empty if the step has no such metric."""
         if not run.metrics_file.exists():
             return
-        rows = [json.loads(line) for line in run.metrics_file.read_text(encoding="utf-8").splitlines()]
+        rows = run.logged()
         columns = list(dict.fromkeys(name for row in rows for name in row))
         table = io.StringIO()
         writer = csv.DictWriter(table, columns, lineterminator="\n")

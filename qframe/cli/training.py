@@ -7,26 +7,35 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qframe.config import Resolved
     from qframe.train.distributed import Processes
     from qframe.train.results import FitResult
     from qframe.train.trainer import Trainer
 
 
-def fit(resolved: Resolved, resume: str | None = None, processes: Processes | None = None) -> FitResult:
+def fit(
+    resolved: Resolved,
+    resume: str | None = None,
+    processes: Processes | None = None,
+    *,
+    change: Sequence[str] = (),
+) -> FitResult:
     """Train as a configuration says, and show progress and the memory that is needed in this terminal.
 
     Args:
         resolved: The configuration, and where each of its values comes from.
         resume: "latest", or the path of a checkpoint of the run to continue from; None starts a new run.
         processes: The processes that train together; None means that this process trains alone.
+        change: Settings that may differ from those of the checkpoint.
 
     Raises:
         ResourceError: The run needs more memory than there is.
     """
     from qframe.cli.memory import with_forecast
-    from qframe.cli.progress import terminal_progress
     from qframe.preflight import forecast_training
+    from qframe.progress.shown import terminal_progress
     from qframe.train.distributed import ALONE
     from qframe.train.trainer import Trainer
 
@@ -37,7 +46,7 @@ def fit(resolved: Resolved, resume: str | None = None, processes: Processes | No
     )
     prepare(trainer)
     with with_forecast(forecast_training(trainer.composition, trainer.inputs, processes=trainer.processes.world)):
-        return trainer.fit(resume)
+        return trainer.fit(resume, change=change)
 
 
 def prepare(trainer: Trainer) -> None:

@@ -10,7 +10,7 @@ of a text token, Z channels of latents, h and w height and width of latents, H a
 
 from __future__ import annotations
 
-from qframe.interfaces.codec import CodecSpec, LatentCodec
+from qframe.interfaces.codec import CodecSpec, LatentCodec, require_latents
 from qframe.interfaces.denoiser import Denoiser, DenoiserSpec, Flops, SavedAs
 from qframe.interfaces.encoder import Encoder, EncoderSpec, TokenCounter
 from qframe.interfaces.examples import Example, ExampleInputs, Record, TextInput
@@ -75,4 +75,5 @@ __all__ = [
     "Velocity",
     "as_request",
     "grid_length",
+    "require_latents",
 ]

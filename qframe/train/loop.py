@@ -83,7 +83,7 @@ class StepSetup:
     peak: float | None = None
 
 
-def run_steps(setup: StepSetup, state: TrainingState) -> None:
+def run_steps(setup: StepSetup, state: TrainingState) -> int:
     """Train from `state.step` to `config.max_steps`.
 
     One process looks for signals between the batches of a step, since a step may take minutes; a step that a signal
@@ -93,8 +93,11 @@ def run_steps(setup: StepSetup, state: TrainingState) -> None:
     Loss and gradient norm are read from the device every `log_every` steps, and before a checkpoint, a validation and
     the end of the run. Until then the device computes without being waited for.
 
+    Returns:
+        The signal that came to any process too late to stop a step, whose effect is left to the caller; 0 if none came.
+
     Raises:
-        Stopped: A signal came, and the state is saved.
+        Stopped: A signal came before the last step, and the state is saved.
         NumericsError: The loss or its gradient was not finite in more than `train.nan_patience` steps in a row.
     """
     config = setup.config
@@ -131,6 +134,12 @@ def run_steps(setup: StepSetup, state: TrainingState) -> None:
                 setup.save()
             if asked and state.step < config.max_steps:
                 raise _stopped(asked, state)
+    return _asked(setup.processes.total([signals.received == number for number in STOP_SIGNALS]))
+
+
+def _asked(received: Sequence[float]) -> int:
+    """The signal to obey, given how many processes received each of `STOP_SIGNALS`; 0 if none did."""
+    return max((int(number) for number, count in zip(STOP_SIGNALS, received, strict=True) if count), default=0)
 
 
 def _stopped(asked: int, state: TrainingState) -> Stopped:
@@ -220,9 +229,10 @@ def optimizer_step(
     if made is None:
         state.optimizers.zero_grad()
         return None
-    *counted, interrupted, terminated = processes.total(
+    found = processes.total(
         [*(made.counted[name] for name in COUNTED), *(signals.received == number for number in STOP_SIGNALS)]
     )
+    counted, received = found[: len(COUNTED)], found[len(COUNTED) :]
     loss = processes.total_on_device(torch.stack(made.losses).sum())
     parameters = list(state.parameters.values())
     processes.sum_gradients(parameters)
@@ -247,7 +257,7 @@ def optimizer_step(
         samples=made.samples,
         counted=dict(zip(COUNTED, map(int, counted), strict=True)),
         ids=made.ids,
-        asked=STOP_SIGNALS[1] if terminated else STOP_SIGNALS[0] if interrupted else 0,
+        asked=_asked(received),
     )
 
 

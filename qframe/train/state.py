@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from qframe.errors import WeightsError, bullet_list
+from qframe.files.disk import disk_errors
 from qframe.files.sound_folders import SoundFolders
-from qframe.files.storage import disk_errors, is_published, publish_folder, remove_published
+from qframe.files.storage import is_published, publish_folder, remove_published
 from qframe.files.tensor_files import write_text
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.optim import Optimizers, WeightAverage
@@ -229,7 +230,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     return value
 
 
-def restore(folder: Path, state: TrainingState) -> None:
+def restore(folder: Path, state: TrainingState, *, changed: Collection[str] = ()) -> None:
     """Set the parameters, optimizers, average and step of `state` to exactly the values that a checkpoint saved.
 
     It does not matter how many processes saved the checkpoint. Of sharded parameters, only what this process holds is
@@ -238,6 +239,7 @@ def restore(folder: Path, state: TrainingState) -> None:
     Args:
         folder: The checkpoint.
         state: The state of a run with the same parameters and optimizers.
+        changed: The names of values in the optimizers' groups that the user changed, and that are not restored.
 
     Raises:
         WeightsError: The checkpoint does not fit the state; the message names what differs.
@@ -246,7 +248,7 @@ def restore(folder: Path, state: TrainingState) -> None:
     _overwrite(folder, "weights", state.parameters)
     moments = _Moments(stored_tensors(folder, "optimizer"), state.optimizers)
     try:
-        state.optimizers.load(unpack(about["optimizer"], moments))
+        state.optimizers.load(unpack(about["optimizer"], moments), changed=changed)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise WeightsError(f"{folder}: its optimizer's state is not that of this run's optimizer ({error})") from error
     if state.average is not None:

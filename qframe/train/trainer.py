@@ -20,7 +20,8 @@ from qframe.config.schema import Config
 from qframe.data.choose import open_source
 from qframe.interfaces import Denoiser, Parts, Plan, Record, RecordSource
 from qframe.plugins.registry import Registry, load_registry
-from qframe.progress import SILENT, Progress
+from qframe.progress import Progress
+from qframe.progress.shown import default_progress
 from qframe.sample.pipeline import Pipeline
 from qframe.train.checks import check_composition, check_settings, refuse_shards, shards
 from qframe.train.distributed import ALONE, Processes
@@ -60,7 +61,7 @@ class Trainer:
         self,
         config: Config,
         *,
-        progress: Progress = SILENT,
+        progress: Progress | None = None,
         registry: Registry | None = None,
         processes: Processes = ALONE,
         sources: Mapping[str, str] | None = None,
@@ -69,13 +70,12 @@ class Trainer:
 
         Args:
             config: The settings of the run.
-            progress: Is told how far each stage has come.
+            progress: Is told how far each stage has come; by default bars in a terminal or a notebook.
             registry: The plugins; by default all that are installed.
             processes: The processes that train together (`qframe.train.distributed.joined` yields them). Each process
                 has a trainer of its own, and all must call the same methods in the same order. They split the work; the
                 process of rank 0 alone writes the run folder.
-            sources: Where each value of the configuration comes from (`qframe.config.Resolved.sources`); the run's
-                report shows it.
+            sources: Where each value of the configuration comes from (`Resolved.sources`); the run's report shows it.
 
         Raises:
             ConfigError: The settings contradict each other, or name something that is not installed.
@@ -83,7 +83,7 @@ class Trainer:
         """
         self.config = config
         self.sources = sources or {}
-        self.progress = progress
+        self.progress = default_progress() if progress is None else progress
         self.processes = processes
         self.registry = registry or load_registry()
         check_settings(config, self.registry, processes)
@@ -97,7 +97,7 @@ class Trainer:
         self.loggers = registered_loggers(config, self.registry)
         self.state: TrainingState | None = None
         self.total_steps: int | None = None
-        self.loaded = LoadedParts(self.composition, sharded=self.sharded, progress=progress)
+        self.loaded = LoadedParts(self.composition, sharded=self.sharded, progress=self.progress)
         self.computing = in_precision(self.composition.device("denoiser"), config.train)
         self._loaded_loras = self._merged_at = 0
 
@@ -132,8 +132,8 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step: `train.learning_rate` times the factor of `train.lr_schedule`."""
-        train, step = self.config.train, self.global_step
-        return train.learning_rate * schedule_factor(train, step, steps=self.total_steps)
+        factor = schedule_factor(self.config.train, self.global_step, steps=self.total_steps)
+        return self.config.train.learning_rate * factor
 
     @property
     def use_cache(self) -> bool:
@@ -188,13 +188,13 @@ class Trainer:
         self.state = prepare_training(self.denoiser, self.config, self.registry, device, self.dtype)
         return self.state
 
-    def fit(self, resume: str | None = None) -> FitResult:
+    def fit(self, resume: str | None = None, *, change: Sequence[str] = ()) -> FitResult:
         """Train: encode the records, sample, make all steps, sample again, and write the results into the run folder.
 
         `resume` is None for a new run, "latest" to go on from the newest checkpoint of the run folder, or the name or
-        the path of the checkpoint to go on from.
+        the path of the checkpoint to go on from. `change` names settings that may differ from those of the checkpoint.
         """
-        return run_session(self, resume)
+        return run_session(self, resume, change)
 
     def sample(self, plans: Sequence[Plan], *, title: str = "sampling") -> list[Image.Image]:
         """Sample one picture for each plan with the present weights, and return the pictures in the order of the plans.
