@@ -100,6 +100,8 @@ def init(
     found = look(data, any_config, plugins, prompt=prompt)
     for line in found.lines():
         click.echo(line)
+    if not found.records:
+        raise DataError(f"{data}: there is no record to train on", "docs/reference/data-formats.md has the rules.")
     wishes = _wishes(found, plugins, family, model, prompt, trigger, steps)
     values = _values(found, wishes)
     resolved = resolve_config(values=values, registry=plugins)
@@ -122,7 +124,7 @@ def _wishes(
     steps: int | None,
 ) -> Wishes:
     """Ask for what no flag says, in a terminal; elsewhere take what the data set suggests."""
-    asks = sys.stdin.isatty() and sys.stdout.isatty()
+    asks = _in_terminal()
     suggested = _suggested(found, plugins)
     if family is None:
         names = [one.name for one in plugins.families()]
@@ -149,6 +151,11 @@ def _wishes(
     if steps is None and model is not None:
         steps = min(max(_PER_RECORD * len(found.records), _FEWEST), _MOST)
     return Wishes(family=family, model=model, prompt=prompt, trigger=trigger, steps=steps)
+
+
+def _in_terminal() -> bool:
+    """Whether somebody can be asked: neither the input nor the output is a file or a pipe."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _suggested(found: Found, plugins: Registry) -> str:
@@ -201,16 +208,14 @@ def _toml(found: Found, wishes: Wishes, values: Mapping[str, Any], estimate: lis
     if estimate:
         lines += [
             "#",
-            "# What a run takes, as estimated when this file was written (`qframe train --dry-run` tells it anew):",
+            "# What a run takes, as estimated when this file was written (`qframe train --dry-run` does again):",
         ]
         lines += commented([f"  {line}" for line in estimate])
     lines += ["", assign("family", values["family"], "the task; `qframe plugins list` shows all")]
     if wishes.model is not None:
         lines.append(assign("model", wishes.model, "a folder in the diffusers layout, or a hub id"))
     else:
-        lines.append(
-            f'# model = "{published or "DIR"}"  # without it, the embedded model is trained, to try things out'
-        )
+        lines.append(f'# model = "{published or "DIR"}"  # without it, the embedded model is trained, to try it out')
     lines += ["", "[data]", assign("path", data["path"])]
     lines += [assign("use", data["use"], "the source that reads it")] if "use" in data else []
     lines += ["", "[data.options]  # docs/reference/data-formats.md has all"]

@@ -13,7 +13,7 @@ import attrs
 from qframe.config.schema import Config, DataConfig
 from qframe.data.choose import open_source
 from qframe.data.layout import PICTURES
-from qframe.data.names import TABLES, folder_meaning
+from qframe.data.names import folder_meaning, is_table
 from qframe.data.problems import Cause, by_cause
 from qframe.errors import DataError
 from qframe.interfaces import Record
@@ -22,7 +22,6 @@ from qframe.plugins.registry import Registry
 
 _OPENED = 200
 """The most pictures whose headers are read."""
-_TABLES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 @attrs.frozen(kw_only=True)
@@ -64,10 +63,8 @@ class Found:
         if self.loss_maps:
             lines.append(f"loss maps: {self.loss_maps}")
         if self.sizes:
-            areas = sorted(height * width for height, width in self.sizes)
-            lines.append(
-                f"targets: about {median(areas) / 1e6:.2f} megapixels, from {areas[0] / 1e6:.2f} to {areas[-1] / 1e6:.2f}"
-            )
+            areas = sorted(height * width / 1e6 for height, width in self.sizes)
+            lines.append(f"targets: about {median(areas):.2f} megapixels, from {areas[0]:.2f} to {areas[-1]:.2f}")
         if self.transparent:
             lines.append("some targets are transparent; data.options.alpha_mask = true makes that the loss map")
         if self.without_caption:
@@ -111,9 +108,7 @@ def _survey(
         return source, source.survey()
 
     source, survey = read({})
-    missing = {
-        problem.origin for problem in survey.problems if "caption" in problem.message or "prompt" in problem.message
-    }
+    missing = {one.origin for one in survey.problems if "caption" in one.message or "prompt" in one.message}
     without = stand_in and bool(survey.records) and len(missing) >= len(survey.records)
     if without:
         source, survey = read({"prompt": "?"})
@@ -149,11 +144,18 @@ def _opened(records: Sequence[Record]) -> tuple[list[tuple[int, int]], bool]:
 
 
 def _table_in(folder: Path) -> Path:
-    """The table in a folder that holds its captions; the folder itself if it has captions of its own, or no table."""
-    tables = sorted(p for p in folder.iterdir() if p.suffix.lower() in _TABLES and p.stem.lower() in TABLES)
+    """The table in a folder that holds its captions; the folder itself if it has captions of its own, or no table.
+
+    Raises:
+        DataError: There are several tables.
+    """
+    tables = sorted(path for path in folder.iterdir() if is_table(path))
     if not tables or any(folder.rglob("*.txt")) or any(folder.rglob("*.caption")):
         return folder
-    return tables[0]
+    if len(tables) > 1 and not all(path.suffix == ".parquet" for path in tables):
+        names = ", ".join(path.name for path in tables)
+        raise DataError(f"{folder}: {names} may each hold the captions", f"Give one: qframe init {tables[0]}")
+    return folder if tables[0].suffix == ".parquet" else tables[0]
 
 
 def _source(path: Path, registry: Registry) -> str:

@@ -15,7 +15,7 @@ import attrs
 from qframe.data.files import FileSource, Root, read_text
 from qframe.data.gathering import DataFile, TargetFiles, gather, in_order
 from qframe.data.layout import LARGEST_REPEATS, PICTURES, Layout, clean, find_layout
-from qframe.data.names import TABLES
+from qframe.data.names import is_table
 from qframe.data.options import FolderOptions
 from qframe.data.problems import Problems
 from qframe.errors import DataError
@@ -194,12 +194,7 @@ class FolderSource(FileSource):
 
     def _refuse_tables(self, found: dict[str, TargetFiles]) -> None:
         """Raise DataError if no picture has a caption, and a table lies beside them that seems to hold the captions."""
-        tables = (".jsonl", ".csv", ".json", ".parquet")
-        beside = [
-            path
-            for path, _ in self._walked[0]
-            if len(path.parts) == 1 and path.suffix.lower() in tables and path.stem.lower() in TABLES
-        ]
+        beside = [path for path, _ in self._walked[0] if len(path.parts) == 1 and is_table(path)]
         if beside and self.settings.prompt is None and not any(files.captions for files in found.values()):
             table = self.path / beside[0]
             raise DataError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 
 import attrs
 
@@ -184,7 +185,9 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 """The suffixes of captions; of several files for one target, the first of these suffixes counts."""
 
 TABLES = ("metadata", "captions", "dataset", "data", "train", "prompts")
-"""The names (without suffix) of tables that lie in a folder of pictures and hold the captions."""
+"""What the names of tables begin with that lie in a folder of pictures and hold the captions."""
+TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+"""The suffixes of such tables."""
 
 
 @attrs.frozen
@@ -232,6 +235,11 @@ def without_ending(stem: str, part: str) -> str | None:
     lower = stem.lower()
     found = next((e for e in ENDINGS[part] if lower.endswith(e) and len(stem) > len(e)), None)
     return None if found is None else stem[: -len(found)]
+
+
+def is_table(path: PurePath) -> bool:
+    """Whether a file in a folder of pictures seems, by its name, to be the table that holds the captions."""
+    return path.suffix.lower() in TABLE_SUFFIXES and path.stem.lower().startswith(TABLES)
 
 
 def known_columns() -> Iterable[str]:
