@@ -120,10 +120,13 @@ def _launch(count: int) -> int:
 def rehearse(config: Config, processes: int = 1) -> None:
     """Print what each process of a run would load, and raise an error if that does not fit into memory."""
     from qframe.cache.lengths import fitted_size
+    from qframe.cli.training import prepare
     from qframe.preflight import forecast_training
+    from qframe.progress.shown import terminal_progress
     from qframe.train.trainer import Trainer
 
-    trainer = Trainer(config)
+    trainer = Trainer(config, progress=terminal_progress())
+    prepare(trainer)
     forecast = forecast_training(trainer.composition, trainer.inputs, fitted_size, processes=processes)
     click.echo("\n".join(forecast.table()))
     forecast.check()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from qframe.config import Resolved
     from qframe.train.distributed import Processes
     from qframe.train.results import FitResult
+    from qframe.train.trainer import Trainer
 
 
 def fit(
@@ -43,5 +44,25 @@ def fit(
     trainer = Trainer(
         resolved.config, progress=terminal_progress(), processes=processes or ALONE, sources=resolved.sources
     )
+    prepare(trainer)
     with with_forecast(forecast_training(trainer.composition, trainer.inputs, processes=trainer.processes.world)):
         return trainer.fit(resume, change=change)
+
+
+def prepare(trainer: Trainer) -> None:
+    """Say how the data set was understood, and check all records, before anything else is done.
+
+    Raises:
+        DataError: Records cannot be used; the message names all of them.
+    """
+    from qframe.train.record_checks import check_records
+
+    for line in trainer.source.notes():
+        trainer.progress.note(f"note: {line}")
+    check_records(
+        trainer.composition,
+        trainer.inputs,
+        held_out=trainer.measured,
+        sampled=trainer.sampled,
+        progress=trainer.progress,
+    )

@@ -77,13 +77,13 @@ class Composition:
         """Return the model folder that the component in a role is loaded from."""
         return self.models[role]
 
-    def token_counter(self) -> TokenCounter | None:
+    def token_counter(self, *, cut: bool = True) -> TokenCounter | None:
         """Return a function that counts the text tokens which the encoder would give for a prompt and its pictures.
 
-        Returns None if the encoder cannot count without its weights; see `Encoder.token_counter`.
+        Returns None if the encoder cannot count without its weights; see `Encoder.token_counter`, also for `cut`.
         """
         encoder: type[Encoder] = self.classes["encoder"]
-        return encoder.token_counter(self.model("encoder"), self.options("encoder"))
+        return encoder.token_counter(self.model("encoder"), self.options("encoder"), cut=cut)
 
     def ingredients(self, role: str, progress: Progress = SILENT, digests: FileDigests | None = None) -> dict[str, str]:
         """Return, by name, everything that a component's output depends on. The cache's keys are made of it.

@@ -20,6 +20,7 @@ _FREE = (
     "codec.model",
     "schedule.model",
     "data.path",
+    "data.sets",  # as with the path, what it leads to is compared: the records, their order and their content
     "device",  # and devices
     "encoder.device",
     "denoiser.device",

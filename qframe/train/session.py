@@ -26,6 +26,7 @@ from qframe.train.checks import check_training
 from qframe.train.loop import run_steps
 from qframe.train.order import make_order, sample_sizes, total_steps
 from qframe.train.parts import step_setup
+from qframe.train.record_checks import check_records
 from qframe.train.results import FitResult, save_result
 from qframe.train.room import require_room
 from qframe.train.run import Run
@@ -117,6 +118,13 @@ class Session:
         """
         trainer, run, processes = self.trainer, self.run, self.trainer.processes
         checkpoint, changes = self._begin(resume)
+        check_records(
+            trainer.composition,
+            trainer.inputs,
+            held_out=trainer.measured,
+            sampled=trainer.sampled,
+            progress=trainer.progress,
+        )
         check_training(trainer.composition, trainer.inputs)
         if processes.first:
             require_room(trainer.composition, run.folder)
