@@ -153,6 +153,26 @@ def test_quantised_tensors_are_taken_apart_and_joined_by_the_means_of_torch(weig
     assert torch.equal(nn.functional.linear(x, again), nn.functional.linear(x, layer.weight))
 
 
+@pytest.mark.parametrize("config", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig"])
+def test_weights_of_torchao_are_streamed(config: str) -> None:
+    """The imitated card cannot compute with them, so the slots are in the memory of the CPU here."""
+    torchao = pytest.importorskip("torchao.quantization")
+    found = []
+    for streams in (False, True):
+        torch.manual_seed(0)
+        network = nn.Module()
+        network.layers = nn.ModuleList(nn.Linear(32, 32, dtype=torch.bfloat16) for _ in range(4))
+        torchao.quantize_(network, getattr(torchao, config)())
+        network.requires_grad_(False)
+        if streams:
+            StreamedNetwork(network, ("layers",), CPU, 0)
+        x = torch.ones(2, 32, dtype=torch.bfloat16)
+        for layer in (*network.layers, *network.layers):
+            x = layer(x)
+        found.append(x)
+    assert torch.equal(found[0], found[1])
+
+
 def test_bytes_of_quantised_weights_are_known_before_they_are_loaded(model: Path) -> None:
     for role in ("denoiser", "encoder"):
         settings = ["device=cpu", f"{role}.quantise.use=quanto"]

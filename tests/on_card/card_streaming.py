@@ -59,6 +59,12 @@ RUNS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("denoiser.use=qwen-per-sample-rope",),
         ("train.offload_inputs=true",),
     ),
+    "4 bits, bitsandbytes": ("qwen-edit", ("denoiser.quantise.use=bitsandbytes",), STREAMED),
+    "8 bits, bitsandbytes": (
+        "qwen-edit",
+        ("denoiser.quantise.use=bitsandbytes", "denoiser.quantise.options.weights=int8"),
+        STREAMED,
+    ),
     "8 bits": ("qwen-edit", ("denoiser.quantise.use=quanto", "encoder.quantise.use=quanto"), STREAMED),
     "8 bits, packed": ("qwen-edit", ("denoiser.quantise.use=quanto", *PACKED), STREAMED),
     "all but one resident": ("qwen-edit", (), ("denoiser.resident_blocks=4", "encoder.resident_blocks=3")),
