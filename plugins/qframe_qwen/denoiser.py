@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import attrs
 import torch
@@ -109,7 +109,6 @@ class StockDenoiser(Denoiser):
             "use_layer3d_rope": "it belongs to Qwen-Image-Layered",
         }
     )
-    group_offload: ClassVar[Literal["block_level", "leaf_level"]] = "block_level"
     entered_by_forward: ClassVar[bool] = True
     lora_presets: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         {
@@ -252,7 +251,8 @@ class StockDenoiser(Denoiser):
         found: list[Tensor | None] = [None] * len(lengths)
         for place, group in enumerate(groups):
             target = _rows_of(tokens, lengths, group.samples).unflatten(0, (len(group.samples), -1))
-            predicted = self._run(group, target, sigma[list(group.samples)], _of_group(forward, place))
+            own_sigma = _rows_of(sigma, (1,) * len(lengths), group.samples)  # an index of the CPU would wait for it
+            predicted = self._run(group, target, own_sigma, _of_group(forward, place))
             for sample, row in zip(group.samples, predicted, strict=True):
                 found[sample] = row
         return torch.cat([row for row in found if row is not None]).to(tokens)

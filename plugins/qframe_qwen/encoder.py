@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import attrs
 import torch
@@ -63,8 +63,6 @@ class QwenVLEncoder(Encoder):
         options: The template, the positions, and how special tokens and long prompts are treated.
     """
 
-    entered_by_forward: ClassVar[bool] = True
-
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any | None, options: QwenVLOptions) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -77,6 +75,10 @@ class QwenVLEncoder(Encoder):
     def network(self) -> nn.Module:
         network: nn.Module = self.model
         return network
+
+    @classmethod
+    def block_lists(cls) -> tuple[str, ...]:
+        return ("visual.blocks", "language_model.layers")
 
     @classmethod
     def describe(cls, model: ModelFolder, options: Any) -> EncoderSpec:
@@ -100,8 +102,11 @@ class QwenVLEncoder(Encoder):
         options = options or QwenVLOptions()
         spec = cls.describe(model, options)
         tokenizer = _tokenizer(model, spec)
-        # The head is left out: hidden states do not need it, and its logits would be the largest tensor of the run.
-        network = load_weights(Qwen2_5_VLForConditionalGeneration, model, _FOLDER, device=device, dtype=dtype).model
+        # The head is left out: hidden states do not need it, and its logits would be the largest tensor of the run. It
+        # is mapped from its file at most, and never moved to the device.
+        host = torch.device("cpu")
+        with_head = load_weights(Qwen2_5_VLForConditionalGeneration, model, _FOLDER, device=host, dtype=dtype)
+        network = with_head.model.to(device)
         return cls(network, tokenizer, _image_processor(model) if spec.pictures else None, options)
 
     @classmethod

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +61,12 @@ def layer_names(module: nn.Module) -> list[str]:
 
 
 def add_lora(
-    module: nn.Module, config: LoraConfig, presets: Mapping[str, tuple[str, ...]], *, seed: int
+    module: nn.Module,
+    config: LoraConfig,
+    presets: Mapping[str, tuple[str, ...]],
+    *,
+    seed: int,
+    device: torch.device | None = None,
 ) -> dict[str, nn.Parameter]:
     """Put a new adapter on `module` for training, and freeze all other parameters.
 
@@ -71,6 +78,7 @@ def add_lora(
         config: Rank, alpha, targets and kind of the adapter.
         presets: By the name of a preset, the targets that it stands for (see `resolve_targets`).
         seed: Decides the random first values of the adapter. The state of torch's random generators is not changed.
+        device: The device of the adapter; by default that of the weights, which is another one if these are streamed.
 
     Returns:
         The adapter's parameters by name, in float32. They are the parameters to train.
@@ -80,7 +88,6 @@ def add_lora(
             the weight of one of its layers is quantised.
     """
     from peft import LoraConfig as PeftLoraConfig
-    from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraLayer as PeftLayer
 
     if any(isinstance(part, PeftLayer) for part in module.modules()):
@@ -89,12 +96,11 @@ def add_lora(
             "Merge it into them (merge_lora), or load the network anew.",
         )
     names = resolve_targets(module, config.targets, presets)
-    linears = _linears(module)
-    lengths = {name: _row_lengths(name, linears[name]) for name in names} if config.dora else {}
+    lengths = _row_lengths(module, names, device) if config.dora else {}
     module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every other device for good
-        inject_adapter_in_model(
+        _inject(
             PeftLoraConfig(
                 r=config.rank,
                 lora_alpha=trained_alpha(config),
@@ -106,12 +112,25 @@ def add_lora(
         )
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
-        parameter.data = parameter.data.float()  # peft gave the weight's dtype; bfloat16 would lose small updates
+        # peft gave the weight's dtype; bfloat16 would lose small updates
+        parameter.data = parameter.data.to(parameter.device if device is None else device, torch.float32)
     if not config.dora and config.dropout == 0:
         _spare_copies(module)
     for name, length in lengths.items():
         module.get_parameter(f"{name}.lora_magnitude_vector.default.weight").data = length
     return trained
+
+
+def _inject(config: Any, module: nn.Module, adapter_name: str = "default") -> None:
+    """Let peft put an adapter on `module`. Its warning that torchao's weights cannot be merged is left out.
+
+    `merge_lora` refuses quantised weights anyway, and says so.
+    """
+    from peft import inject_adapter_in_model
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated without")
+        inject_adapter_in_model(config, module, adapter_name=adapter_name)
 
 
 def _spare_copies(module: nn.Module) -> None:
@@ -133,17 +152,25 @@ def _unless_autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) else x.to(dtype)
 
 
-def _row_lengths(name: str, linear: nn.Linear) -> Tensor:
-    """Return the lengths of the weight's rows, [out] in float32; peft would round them to the dtype of the weight."""
-    weight = _plain_weight(name, linear, "DoRA needs the exact lengths of its rows")
-    lengths: Tensor = torch.linalg.norm(weight.detach().float(), dim=1)
+def _row_lengths(module: nn.Module, names: Sequence[str], device: torch.device | None) -> dict[str, Tensor]:
+    """Return the lengths of the rows of layers' weights, each [out] in float32, by the name of the layer.
+
+    peft would round them to the dtype of the weight. They are computed on `device`, because devices differ in the last
+    bits; None means the device of the weight.
+    """
+    linears, lengths = _linears(module), {}
+    for name in names:
+        weight = _plain_weight(name, linears[name], "DoRA needs the exact lengths of its rows").detach()
+        lengths[name] = torch.linalg.norm((weight if device is None else weight.to(device)).float(), dim=1)
     return lengths
 
 
-def _plain_weight(name: str, linear: nn.Linear, otherwise: str) -> nn.Parameter:
-    if type(linear.weight) is not nn.Parameter:
+def _plain_weight(name: str, linear: nn.Linear, otherwise: str) -> Tensor:
+    # A quantised weight is of a class derived from torch's parameters, or has other tensors inside.
+    kind = type(linear.weight)
+    if nn.Parameter in kind.__mro__[1:] or hasattr(kind, "__tensor_flatten__"):
         raise ConfigError(
-            f"{name}: its weight is quantised ({type(linear.weight).__name__}), and {otherwise}",
+            f"{name}: its weight is quantised ({kind.__name__}), and {otherwise}",
             "Load the denoiser without denoiser.quantise for that.",
         )
     return linear.weight
@@ -196,7 +223,6 @@ def load_lora(module: nn.Module, file: Path, scale: float = 1.0, *, adapter: str
             DoRA and the weight of one of its layers is quantised.
     """
     from peft import LoraConfig as PeftLoraConfig
-    from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraLayer as PeftLayer
 
     file = find_lora(file)
@@ -206,7 +232,7 @@ def load_lora(module: nn.Module, file: Path, scale: float = 1.0, *, adapter: str
     # a minute for all layers of Qwen-Image.
     rank = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
     alpha = Counter(layer.alpha for layer in layers.values()).most_common(1)[0][0]
-    inject_adapter_in_model(
+    _inject(
         PeftLoraConfig(
             r=rank,
             lora_alpha=alpha * scale,

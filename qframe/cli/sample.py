@@ -91,8 +91,8 @@ def _flag(name: str) -> str:
 )
 @click.option(
     "--offload",
-    type=click.Choice(["none", "model", "group"]),
-    help="Keep on the device only the network that computes, or only a block of it [default: none].",
+    type=click.Choice(["none", "model", "stream"]),
+    help="Keep on the device only the network that computes, or only a few blocks of it [default: none].",
 )
 @click.option(
     "--devices",

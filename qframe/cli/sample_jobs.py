@@ -50,7 +50,7 @@ def make(
 
     forecast = forecast_sampling(composition)
     with with_forecast(forecast):
-        pipe = assemble(composition, loras)
+        pipe = assemble(composition, loras, progress)
 
     failed: list[tuple[Job, QframeError]] = []
 

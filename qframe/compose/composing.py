@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qframe.compose import placement
 from qframe.compose.composition import Composition
 from qframe.compose.joints import check_joints, refuse_mismatches
 from qframe.compose.mixing import transformed
@@ -65,7 +64,9 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
     offers = {role: chosen.component(role, "use") for role in ROLES}
     classes = {role: offer.implementation(_INTERFACES[role]) for role, offer in offers.items()}
     models = open_models(config, chosen, (role for role in ROLES if issubclass(_INTERFACES[role], Loadable)))
+    _check_blocks(config, classes)
     specs = {role: _spec(config, chosen, role, classes[role], models[role]) for role in _SPECS}
+    classes["schedule"].describe(models["schedule"], config.schedule.options)  # so that it is refused before loading
     quantisers = _quantisers(config, chosen)
     recipe = recipe_class(chosen)(config.recipe, models["model"])
     joints = check_joints(specs["encoder"], specs["codec"], specs["denoiser"], recipe, config.compose.allow)
@@ -111,6 +112,16 @@ def _spec(config: Config, chosen: ChosenFamily, role: str, kind: Any, model: Mod
     return spec
 
 
+def _check_blocks(config: Config, classes: Mapping[str, Any]) -> None:
+    """Raise ConfigError if blocks of a network are to be streamed, and its component does not say what they are."""
+    for role in QUANTISABLE:
+        if getattr(config, role).resident_blocks is not None and not classes[role].block_lists():
+            raise ConfigError(
+                f"{role}.resident_blocks: {role} {getattr(config, role).use!r} names no repeated blocks to stream",
+                f"Leave it out: then all weights of the {role} are on its device.",
+            )
+
+
 def _quantisers(config: Config, chosen: ChosenFamily) -> dict[str, Quantiser]:
     """Return the configured quantiser of each role. Raises ConfigError if other settings exclude quantised weights."""
     found = {}
@@ -124,6 +135,4 @@ def _quantisers(config: Config, chosen: ChosenFamily) -> dict[str, Quantiser]:
             "denoiser.quantise: quantised weights are frozen, and train.mode = 'full' trains them",
             "Train a LoRA (train.mode = 'lora'), or leave denoiser.quantise out.",
         )
-    if config.offload == "group":
-        placement.check_groups(list(found))
     return found

@@ -1,12 +1,15 @@
 """Spreads components over several devices, and offloads their weights to the CPU until their network computes.
 
-Offloaded weights are moved by hooks of accelerate (one network at a time) or diffusers (one group of layers at a time).
+Networks are moved by hooks of accelerate, one network at a time. The blocks of a network can be streamed instead
+(`qframe.compose.streaming`); then all of its other weights come and go with the network.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Literal
 
 import attrs
@@ -14,10 +17,12 @@ import psutil
 import torch
 from torch import nn
 
-from qframe.errors import ConfigError
+from qframe.compose.streaming import StreamedNetwork, stream
 from qframe.interfaces import LatentCodec, Loadable, Quantiser
 
-Offload = Literal["none", "model", "group"]
+log = logging.getLogger(__name__)
+
+Offload = Literal["none", "model", "stream"]
 
 ORDER = ("encoder", "denoiser", "codec")
 """The roles with large networks, sorted by when a sampling run uses each of them for the last time.
@@ -93,14 +98,14 @@ class Placement:
         """Remember the hooks that move the networks.
 
         Args:
-            hooks: The hooks of accelerate, one per network; empty if groups of layers or nothing is offloaded.
+            hooks: The hooks, one per network; each has a method `offload`. Empty if nothing is offloaded.
             offloaded: Whether anything is offloaded.
         """
         self.hooks = tuple(hooks)
         self._offloaded = offloaded
 
     def free(self) -> None:
-        """Move the networks that have hooks back to the CPU, and empty the devices' memory caches.
+        """Take the networks that have hooks off their devices, and empty the devices' memory caches.
 
         If nothing is offloaded, nothing happens.
         """
@@ -125,35 +130,33 @@ def place(
     devices: Mapping[str, torch.device],
     offload: Offload,
     *,
-    quantised: Sequence[str] = (),
+    resident: Mapping[str, int | None] = MappingProxyType({}),
 ) -> Placement:
     """Install the hooks that move the weights of loaded components between the CPU and their devices.
 
     Args:
         parts: The loaded components by role, with their weights on the CPU unless `offload` is "none".
         devices: The device on which each component computes, by role.
-        offload: "none" leaves all weights where they are, "model" moves one network at a time, "group" one group of
-            layers at a time.
-        quantised: The roles whose weights are quantised.
-
-    Raises:
-        ConfigError: `offload` is "group", and weights are quantised.
+        offload: "none" leaves all weights where they are, "model" moves one network at a time, and "stream" moves
+            one network at a time too, but the weights of its blocks are streamed.
+        resident: How many blocks of a network keep their weights on the device as long as the network is there, by
+            role. If it is None or not given, none do with "stream", and all do with "model".
     """
     if offload == "none":
         return Placement()
-    chosen = [role for role in ORDER if role in parts and parts[role].network is not None]
-    if offload == "model":
-        hooks: list[Any] = []
-        for role in chosen:
-            hooks.append(_offload_model(parts[role], devices[role], hooks[-1] if hooks else None))
-        return Placement(hooks, offloaded=True)
-    check_groups(quantised)
-    for role in chosen:
-        if role == "codec":  # it is small, and its two methods would not run the hooks of groups
-            parts[role].network.to(devices[role])  # type: ignore[union-attr]
-        else:
-            _offload_groups(parts[role], devices[role])
-    return Placement(offloaded=True)
+    hooks: list[Any] = []
+    for role in (role for role in ORDER if role in parts and parts[role].network is not None):
+        part, device, previous = parts[role], devices[role], hooks[-1] if hooks else None
+        kept = resident.get(role)
+        if kept is None and offload == "stream":
+            kept = 0
+        streamed = None if kept is None or device.type == "cpu" else stream(part, device, kept, visiting=True)
+        if streamed is not None:
+            log.info("%s", streamed.about)
+        hooks.append(
+            _offload_model(part, device, previous) if streamed is None else _visiting(part, streamed, previous)
+        )
+    return Placement(hooks, offloaded=True)
 
 
 def rest_codec(codec: LatentCodec, device: torch.device, *, live: bool) -> Placement:
@@ -174,34 +177,25 @@ def rest_codec(codec: LatentCodec, device: torch.device, *, live: bool) -> Place
     return Placement([cpu_offload_with_hook(network, device)[1]], offloaded=True)
 
 
-def check_groups(quantised: Sequence[str]) -> None:
-    """Raise a ConfigError if any role has quantised weights, which cannot be moved in groups."""
-    if quantised:
-        # diffusers moves a parameter by assigning `.data`; the tensors inside a quantised parameter would not move.
-        raise ConfigError(
-            f"offload = 'group' cannot move quantised weights ({', '.join(quantised)})",
-            "Use offload = 'model', or leave quantise out.",
-        )
-
-
 def _offload_model(part: Loadable, device: torch.device, previous: Any | None) -> Any:
     from accelerate import cpu_offload_with_hook
+    from accelerate.hooks import add_hook_to_module
 
+    from qframe.compose.visits import Departure, Visit
+
+    if isinstance(previous, Visit):  # which accelerate would not call
+        add_hook_to_module(part.network, Departure(previous), append=True)
+        previous = None
     _, hook = cpu_offload_with_hook(part.network, device, prev_module_hook=previous)
     part.placed_on = device
     return hook
 
 
-def _offload_groups(part: Loadable, device: torch.device) -> None:
-    from diffusers.hooks import apply_group_offloading
+def _visiting(part: Loadable, streamed: StreamedNetwork, previous: Any | None) -> Any:
+    from accelerate.hooks import add_hook_to_module
 
-    by_block = part.group_offload == "block_level"
-    apply_group_offloading(
-        part.network,
-        onload_device=device,
-        offload_device=CPU,
-        offload_type=part.group_offload,
-        num_blocks_per_group=1 if by_block else None,
-        use_stream=device.type == "cuda" and part.entered_by_forward,
-    )
-    part.placed_on = device
+    from qframe.compose.visits import Visit
+
+    hook = Visit(streamed, previous)
+    add_hook_to_module(part.network, hook, append=True)
+    return hook

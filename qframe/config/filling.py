@@ -8,8 +8,8 @@ from typing import Any
 import attrs
 
 from qframe.config.choices import CHOICES
-from qframe.config.foreign import NAMES_ELSEWHERE
-from qframe.config.layers import Key, Tree, source_at
+from qframe.config.foreign import FORMER_VALUES, NAMES_ELSEWHERE
+from qframe.config.layers import Key, Tree, source_at, value_at
 from qframe.config.schema import Config
 from qframe.config.strict import InvalidError, Problem, fields_of, nested, structure
 from qframe.errors import bullet_list, nearest
@@ -162,7 +162,9 @@ def describe_problems(problems: Iterable[Problem], tree: Tree, known: Collection
     for problem in ordered[:MOST_SHOWN]:
         source = source_at(tree, problem.path)
         where = "" if source == "default" else f" ({source})"
-        lines.append(f"{'.'.join(problem.path)}{where}: {problem.message}{_advice(problem, known)}")
+        key = ".".join(problem.path)
+        advice = FORMER_VALUES.get((key, str(value_at(tree, *problem.path)))) or _advice(problem, known)
+        lines.append(f"{key}{where}: {problem.message}{advice}")
     if len(ordered) > MOST_SHOWN:
         lines.append(f"and {len(ordered) - MOST_SHOWN} more")
     return f"configuration has {len(ordered)} problem{'s' if len(ordered) > 1 else ''}:\n{bullet_list(lines)}"

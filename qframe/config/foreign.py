@@ -108,6 +108,11 @@ NAMES_ELSEWHERE: Mapping[str, str] = {
 }
 """The dotted key of qframe for the last part of a key that other trainers use, where the two parts differ."""
 
+FORMER_VALUES: Mapping[tuple[str, str], str] = {
+    ("offload", "group"): '; use "stream", which moves less and works with quantised weights too',
+}
+"""What to say of a value that a key took in an earlier version, by the key and the value."""
+
 _PROGRAMS: tuple[tuple[str, str], ...] = (
     (r"^\s*job\s*:|^\s*process\s*:|\"process\"\s*:\s*\[", "ai-toolkit"),
     (r"\"--?(?:model_type|data_backend_config|model_family)\"|\"model_family\"\s*:|\"lora_type\"\s*:", "SimpleTuner"),

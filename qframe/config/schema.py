@@ -86,6 +86,13 @@ class QuantiseConfig:
             "not quantised"
         },
     )
+    store: bool = attrs.field(
+        default=True,
+        metadata={
+            "help": "whether quantised weights are stored in the cache's folder and mapped at the next start; false "
+            "quantises at every start"
+        },
+    )
     options: Any = attrs.field(
         default=None, metadata={"help": "settings of the quantiser, as its plugin declares them"}
     )
@@ -93,9 +100,18 @@ class QuantiseConfig:
 
 @attrs.frozen(kw_only=True)
 class NetworkConfig(ComponentConfig):
-    """The section of a role whose network is large enough to be quantised (encoder and denoiser)."""
+    """The section of a role whose network is large enough to be quantised or streamed (encoder and denoiser)."""
 
     quantise: QuantiseConfig = attrs.field(factory=QuantiseConfig)
+    resident_blocks: int | None = attrs.field(
+        default=None,
+        validator=optional(and_(ge(0), le(65_536))),
+        metadata={
+            "help": "how many of the repeated blocks have their weights on the device all the time; those of the "
+            "others are streamed to it, block by block, ahead of their use; by default all blocks, or none if "
+            "`offload` is stream"
+        },
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -202,11 +218,11 @@ class Config:
             "help": "devices over which components are spread by size; a component with a device of its own stays there"
         },
     )
-    offload: Literal["none", "model", "group"] = attrs.field(
+    offload: Literal["none", "model", "stream"] = attrs.field(
         default="none",
         metadata={
-            "help": "sampling only: weights stay on the CPU until their network (model), or their group of layers "
-            "(group), computes"
+            "help": "sampling only: weights stay in the memory of the machine until their network (model), or their "
+            "block of a network (stream), computes"
         },
     )
     threads: int | None = attrs.field(

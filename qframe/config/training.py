@@ -205,6 +205,13 @@ class TrainConfig:
     gradient_checkpointing: bool = attrs.field(
         default=False, metadata={"help": "recompute activations in the backward pass: less memory, more time"}
     )
+    offload_inputs: bool = attrs.field(
+        default=False,
+        metadata={
+            "help": "with gradient_checkpointing: what the blocks keep for the backward pass, their inputs, waits "
+            "for it in the memory of the machine"
+        },
+    )
     checkpoint_every: int = attrs.field(
         default=500,
         validator=ge(1),

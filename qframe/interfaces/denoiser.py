@@ -86,6 +86,7 @@ class Denoiser(Loadable):
     Attributes:
         module: The network. LoRA, compilation and quantisation change it.
         blocks: The name of the attribute of `module` that holds the repeated blocks.
+        entered_by_forward: Whether the denoiser enters its network by the network's `forward`.
         entries: The names of methods of `module`, besides `forward`, by which the denoiser enters its network. None of
             them may call another one, or `forward`. If a sharded network is entered by a method that is not named here,
             its blocks are gathered one by one, each when it is needed, and its other weights cannot be sharded.
@@ -93,6 +94,7 @@ class Denoiser(Loadable):
     """
 
     blocks: ClassVar[str] = "transformer_blocks"
+    entered_by_forward: ClassVar[bool] = False
     entries: ClassVar[tuple[str, ...]] = ()
     lora_presets: ClassVar[Mapping[str, tuple[str, ...]]]
     module: nn.Module
@@ -100,6 +102,10 @@ class Denoiser(Loadable):
     @property
     def network(self) -> nn.Module:
         return self.module
+
+    @classmethod
+    def block_lists(cls) -> tuple[str, ...]:
+        return (cls.blocks,)
 
     def like(self) -> Tensor:
         """Return an empty tensor that has the device and dtype which the inputs of the network must be converted to."""

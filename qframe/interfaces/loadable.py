@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 from qframe.files.model_folder import ModelFolder
+
+
+class Streamed(ABC):
+    """A network some of whose weights rest in host memory, and are copied to the device block by block.
+
+    `qframe.compose.streaming` has the implementation.
+    """
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Move everything to the device that is in the network and not streamed, such as an adapter that is new."""
+
+    @abstractmethod
+    def rest(self) -> None:
+        """Let all parameters be those in host memory. Whoever changes frozen weights calls this method before."""
+
+    @abstractmethod
+    def free(self) -> None:
+        """Give back the memory of the device that is needed only while the network computes."""
 
 
 class Loadable(ABC):
@@ -19,23 +38,28 @@ class Loadable(ABC):
     options, or None if the plugin declares none.
 
     Attributes:
-        group_offload: How the weights are grouped when placement offloads them in groups, each moved to the device
-            while it is needed. "leaf_level" works for every network. "block_level" needs a child of the network with
-            repeated blocks, and a network that is run by its `forward`.
-        entered_by_forward: Whether the component runs its network by the network's `forward`. Only then can the next
-            group of weights be fetched ahead.
         placed_on: The device on which the component computes, where its weights are kept on another one. Placement
             sets it.
+        streamed: Streams the weights of the network, if they are streamed. Placement sets it.
     """
 
-    group_offload: ClassVar[Literal["block_level", "leaf_level"]] = "leaf_level"
-    entered_by_forward: ClassVar[bool] = False
     placed_on: torch.device | None = None
+    streamed: Streamed | None = None
 
     @property
     def network(self) -> nn.Module | None:
         """The network that placement moves and quantisation changes; None if the component has no such network."""
         return None
+
+    @classmethod
+    def block_lists(cls) -> tuple[str, ...]:
+        """Return the names of the lists of repeated blocks in the network, in the order in which they compute.
+
+        Each name is the path of a `torch.nn.ModuleList`. The blocks of a list are called one after another, and all of
+        a block's parameters are used inside of its call. Then the weights of blocks can be streamed: copied to the
+        device while the block before computes. The default returns none: such a network is moved as a whole.
+        """
+        return ()
 
     @property
     def execution_device(self) -> torch.device:

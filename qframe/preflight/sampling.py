@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from qframe.cache.lengths import Shape
 from qframe.compose import Composition
 from qframe.compose.placement import ORDER
+from qframe.compose.streaming import streamed_bytes
 from qframe.config.schema import QUANTISABLE
 from qframe.preflight.forecast import PICTURE, Forecast, Remedy, components, mapped_roles, quantise_remedies, ranked
 from qframe.preflight.shapes import META, Made, forward_bytes
@@ -33,17 +33,17 @@ def forecast_sampling(composition: Composition) -> Forecast:
             parts = here.setdefault("sampling", {})
             parts[role] = weights[role]
             parts["working"] = max(parts.get("working", 0), working[role])
-        elif config.offload == "group" and role != "codec":
-            here[f"{role} in turn"] = {"groups": _group_bytes(composition, role), "working": working[role]}
+        elif config.offload == "stream" and (streamed := _streamed(composition, role)) is not None:
+            here[f"{role} in turn"] = {"streamed": streamed, "working": working[role]}
         else:
             here[f"{role} in turn"] = {role: weights[role], "working": working[role]}
     remedies = [remedy for role in QUANTISABLE for remedy in quantise_remedies(composition, role)]
     if config.offload == "none":
         remedies.append(Remedy("offload=model", sum(weights.values()) - max(weights.values())))
-    if config.offload != "group" and not composition.quantisers:
-        groups = max(_group_bytes(composition, role) for role in QUANTISABLE)
+    if config.offload != "stream" and composition.device("denoiser").type != "cpu":
+        left = max(_streamed(composition, role) or weights[role] for role in QUANTISABLE)
         held = sum(weights.values()) if config.offload == "none" else max(weights.values())
-        remedies.append(Remedy("offload=group", held - groups - weights["codec"]))
+        remedies.append(Remedy("offload=stream", held - max(left, weights["codec"])))
     return Forecast(
         loaded=components(composition),
         needs=needs,
@@ -76,17 +76,10 @@ def _working(composition: Composition) -> dict[str, int]:
     return found
 
 
-def _group_bytes(composition: Composition, role: str) -> int:
-    """Return the bytes of weights that are on the device at once if they are offloaded in groups.
-
-    These are two blocks, because the next block is fetched while one computes, and the weights outside all blocks.
-    """
+def _streamed(composition: Composition, role: str) -> int | None:
+    """Return the bytes of a role's weights on its device if its blocks are streamed; None if they are not."""
     outline = composition.outlines.get(role)
-    if outline is None:
-        return 0
-    network: nn.Module = outline.network
-    blocks = [child for part in network.children() if isinstance(part, nn.ModuleList) for child in part]
-    if outline.group_offload == "leaf_level" or not blocks:
-        return 2 * max(sum(p.nbytes for p in part.parameters(recurse=False)) for part in network.modules())
-    inside = [sum(p.nbytes for p in block.parameters()) for block in blocks]
-    return 2 * max(inside) + sum(p.nbytes for p in network.parameters()) - sum(inside)
+    if outline is None or not outline.block_lists() or composition.device(role).type == "cpu":
+        return None
+    resident = composition.resident_blocks(role) or 0
+    return streamed_bytes(outline, resident, composition.quantisers.get(role)).device

@@ -58,7 +58,8 @@ def forecast_training(
         kept = ("codec",) if config.cache.enabled else ("encoder", "codec")  # the codec decodes samples
         parts |= {role: composition.weights(role) or 0 for role in kept if composition.device(role) == device}
         remedies = _training_remedies(composition, step, parts)
-        if processes > 1 and "denoiser" not in composition.quantisers:
+        streams = composition.resident_blocks("denoiser") is not None
+        if processes > 1 and "denoiser" not in composition.quantisers and not streams:
             sharded = _sharded(composition, parts, processes)
             if shards:
                 parts = sharded

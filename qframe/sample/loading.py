@@ -16,6 +16,8 @@ from qframe.config import load_config
 from qframe.errors import ConfigError
 from qframe.files.lora_file import find_loras
 from qframe.interfaces import Loadable
+from qframe.progress import SILENT, Progress
+from qframe.progress.shown import default_progress
 from qframe.sample.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ def load(
         model: A folder in the diffusers layout, a hub id or the name of a bundled model; by default the family's own.
         device: The device that all components compute on.
         devices: Devices to spread the components over, or a device by role, for example {"encoder": "cuda:1"}.
-        offload: "model" keeps on the device only the network that computes, "group" only a block of it.
+        offload: "model" keeps on the device only the network that computes, "stream" only a few blocks of it.
         dtype: The dtype of the weights.
         lora: LoRA files to put on the denoiser: one, several, or a mapping from file to scale. The folder of a run, or
             another folder with one LoRA, may stand for the file in it.
@@ -67,25 +69,32 @@ def load(
         **{role: {"use": chosen.get(role), "device": by_role.get(role)} for role in (*chosen, *by_role)},
     }
     overrides = (overrides,) if isinstance(overrides, str) else overrides
-    return assemble(compose(load_config(config, family=family, values=values, overrides=overrides)), loras)
+    return assemble(
+        compose(load_config(config, family=family, values=values, overrides=overrides)), loras, default_progress()
+    )
 
 
-def assemble(composition: Composition, loras: Mapping[Path, float]) -> Pipeline:
+def assemble(composition: Composition, loras: Mapping[Path, float], progress: Progress = SILENT) -> Pipeline:
     """Load the weights of a composition into a pipeline.
 
     Args:
         composition: The checked composition.
         loras: LoRA files to put on the denoiser, with the scale of each.
+        progress: Is told what takes long: quantising, and reading what was stored of it.
     """
     if loras:
         check_files(composition, loras)  # so that a wrong file is reported before minutes of loading
     log.info("weights of %s, licence %s", composition.model_name, composition.licence)
     moved = composition.config.offload
-    parts = composition.load(*ORDER, offloaded=moved != "none")
+    parts = composition.load(*ORDER, offloaded=moved != "none", progress=progress)
     for number, (file, scale) in enumerate(loras.items()):
         load_lora(parts.denoiser.module, file, scale, adapter=f"lora_{number}")
+    if parts.denoiser.streamed is not None:
+        parts.denoiser.streamed.settle()
     loaded: dict[str, Loadable] = {"encoder": parts.encoder, "denoiser": parts.denoiser, "codec": parts.codec}
-    return Pipeline(composition, parts, place(loaded, {role: composition.device(role) for role in ORDER}, moved))
+    resident = {role: composition.resident_blocks(role) for role in ORDER}
+    devices = {role: composition.device(role) for role in ORDER}
+    return Pipeline(composition, parts, place(loaded, devices, moved, resident=resident))
 
 
 def _loras(lora: str | Path | Mapping[str | Path, float] | Sequence[str | Path] | None) -> dict[Path, float]:

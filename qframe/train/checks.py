@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
-import torch
 
 from qframe import adapters
 from qframe.cache import DeclaredInputs
 from qframe.compose import Composition
-from qframe.config.schema import Config
+from qframe.config.schema import Config, TrainConfig
 from qframe.errors import ConfigError
 from qframe.interfaces import ExampleInputs
 from qframe.plugins.registry import Registry
 from qframe.train.distributed import Processes
 from qframe.train.optim import optimizer_factory
 from qframe.train.order import token_budget
+from qframe.train.recomputing import checkpointing_of
 from qframe.train.sharding import check_sharding
 
 
@@ -53,17 +51,41 @@ def check_settings(config: Config, registry: Registry, processes: Processes) -> 
         )
     if config.train.batching == "packed":
         token_budget(config.train)
+    if config.train.offload_inputs and not config.train.gradient_checkpointing:
+        raise ConfigError(
+            "train.offload_inputs: without train.gradient_checkpointing blocks keep far more than their inputs",
+            "Set train.gradient_checkpointing to true, or leave train.offload_inputs out.",
+        )
+    if config.denoiser.resident_blocks is not None:
+        check_streaming(config.train, sharded=shards(config, processes))
     optimizer_factory(config.train, registry)
+
+
+def check_streaming(train: TrainConfig, *, sharded: bool) -> None:
+    """Check that a denoiser can be trained whose weights are streamed. Raises ConfigError if it cannot."""
+    key = "denoiser.resident_blocks: streamed weights"
+    if train.mode == "full":
+        raise ConfigError(
+            f"{key} are frozen, and train.mode = 'full' trains them",
+            "Train a LoRA (train.mode = 'lora'), or leave denoiser.resident_blocks out.",
+        )
+    if sharded:
+        raise ConfigError(
+            f"{key} come from the memory of the machine, and train.shard = 'full' spreads them over processes",
+            "Leave one of the two out.",
+        )
+    if not train.gradient_checkpointing:
+        raise ConfigError(
+            f"{key} of a block are overwritten by those of another before the backward pass, unless the block is "
+            "recomputed there",
+            "Set train.gradient_checkpointing to true.",
+        )
 
 
 def check_composition(composition: Composition, processes: Processes) -> None:
     """Check that the denoiser can be sharded, if the settings ask for it. Raises ConfigError if it cannot."""
     if shards(composition.config, processes):
-        check_sharding(
-            composition.config,
-            composition.classes["denoiser"],
-            quantised="denoiser" in composition.quantisers,
-        )
+        check_sharding(composition.config, composition.classes["denoiser"])
 
 
 def check_sizes(composition: Composition, inputs: ExampleInputs) -> None:
@@ -97,7 +119,7 @@ def check_training(composition: Composition, inputs: DeclaredInputs) -> None:
     """
     config, outline = composition.config, adapters.outlined(composition)
     if config.train.gradient_checkpointing and outline is not None:
-        gradient_checkpointing(outline.module)
+        checkpointing_of(outline.module, config.train)
     if config.train.caption_dropout and inputs[0].unconditional is None:
         raise ConfigError(
             f"train.caption_dropout: the recipe of {config.family} encodes no empty prompt",
@@ -112,11 +134,3 @@ def check_training(composition: Composition, inputs: DeclaredInputs) -> None:
         )
     if outline is not None:
         adapters.resolve_targets(outline.module, config.lora.targets, outline.lora_presets)
-
-
-def gradient_checkpointing(module: torch.nn.Module) -> Callable[[], None]:
-    """Return the method of a network that turns gradient checkpointing on. Raises ConfigError if there is none."""
-    enable: Callable[[], None] | None = getattr(module, "enable_gradient_checkpointing", None)
-    if enable is None:
-        raise ConfigError("train.gradient_checkpointing: this denoiser does not support it", "Set it to false.")
-    return enable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -14,10 +15,10 @@ from qframe.config.schema import Config, TrainConfig
 from qframe.interfaces import Denoiser, ForwardOptions, Parts
 from qframe.plugins.registry import Registry
 from qframe.progress import SILENT, Progress
-from qframe.train.checks import gradient_checkpointing
 from qframe.train.loop import StepSetup
 from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory
 from qframe.train.order import BatchOrder
+from qframe.train.recomputing import recompute_blocks
 from qframe.train.sharding import seen_in, shard
 from qframe.train.state import TrainingState
 from qframe.train.streams import derived_seed
@@ -60,7 +61,7 @@ class LoadedParts:
         whole = [role for role in missing if role != "denoiser" or not self._sharded]
         parts = composition.load(*whole, progress=self._progress)
         if self._sharded and "denoiser" in missing:
-            unsharded = composition.load("denoiser", offloaded=True, as_stored=True)
+            unsharded = composition.load("denoiser", offloaded=True, as_stored=True, progress=self._progress)
             parts = attrs.evolve(parts, loaded_denoiser=unsharded.denoiser)
         for role in missing:
             self._parts[role] = getattr(parts, role)
@@ -72,7 +73,9 @@ class LoadedParts:
     def release(self, *roles: str) -> None:
         """Let go of the components of these roles, so that their memory can be freed."""
         for role in roles:
-            self._parts.pop(role, None)
+            part = self._parts.pop(role, None)
+            if part is not None and part.streamed is not None:
+                part.streamed.free()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -101,21 +104,38 @@ def prepare_training(
     if train.mode == "lora":
         seed = derived_seed(train.seed, "adapter")
         with seen_in(module, dtype):
-            trained = adapters.add_lora(module, config.lora, denoiser.lora_presets, seed=seed)
+            trained = adapters.add_lora(
+                module, config.lora, denoiser.lora_presets, seed=seed, device=denoiser.execution_device
+            )
     else:
         module.requires_grad_(True)
     if shard_onto is not None:
         adapter = trained.values() if train.mode == "lora" else ()
-        shard(denoiser, adapter, shard_onto, dtype=dtype, precision=train.precision)
+        # Quantised weights have their dtype already, and their scales keep another one.
+        wanted = None if config.denoiser.quantise.use is not None else dtype
+        shard(denoiser, adapter, shard_onto, dtype=wanted, precision=train.precision)
     elif train.mode == "full":
         module.float()
     if train.mode == "full":
         trained = dict(module.named_parameters())
-    if train.gradient_checkpointing:
-        gradient_checkpointing(module)()
+    recompute_blocks(module, train, denoiser.execution_device)
     optimizers = Optimizers(trained, train, denoiser.blocks, factory=optimizer_factory(train, registry))
     average = WeightAverage(trained, train.ema_decay) if train.ema_decay else None
     return TrainingState(trained, optimizers, average)
+
+
+def load_lora(denoiser: Denoiser, file: Path, scale: float, *, adapter: str) -> None:
+    """Put the LoRA of a file on a denoiser, whose blocks may be streamed; see `qframe.adapters.load_lora`."""
+    adapters.load_lora(denoiser.module, file, scale, adapter=adapter)
+    if denoiser.streamed is not None:
+        denoiser.streamed.settle()
+
+
+def merge_lora(denoiser: Denoiser) -> None:
+    """Merge all adapters of a denoiser, whose blocks may be streamed; see `qframe.adapters.merge_lora`."""
+    if denoiser.streamed is not None:
+        denoiser.streamed.rest()
+    adapters.merge_lora(denoiser.module)
 
 
 def step_setup(

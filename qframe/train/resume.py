@@ -26,6 +26,8 @@ _FREE = (
     "denoiser.device",
     "codec.device",
     "schedule.device",
+    "encoder.resident_blocks",
+    "denoiser.resident_blocks",
     "sampler.",  # has no part in training
     "offload",
     "threads",
@@ -41,6 +43,7 @@ _FREE = (
     "train.shard",
     "train.max_steps",
     "train.gradient_checkpointing",
+    "train.offload_inputs",
 )
 """Settings that may change when a run is resumed. Another device or number of threads may change the last bits."""
 
@@ -206,6 +209,7 @@ def check_parts(checkpoint: Path, made_of: Mapping[str, Mapping[str, str]]) -> N
         for role in sorted(saved.keys() | made_of.keys())
         for name in sorted(saved.get(role, {}).keys() | made_of.get(role, {}).keys())
         if saved.get(role, {}).get(name) != made_of.get(role, {}).get(name)
+        and not (name == "class" and name not in saved.get(role, {}))  # written before classes were recorded
     ]
     if changed:
         raise WeightsError(

@@ -38,7 +38,7 @@ class Run:
 
     @property
     def metrics_file(self) -> Path:
-        """The file metrics.jsonl, which has one line per optimizer step."""
+        """The file metrics.jsonl, which has one line per optimizer step, and one more after it for a validation."""
         return self.folder / "metrics.jsonl"
 
     @property

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from qframe.cache import Cache, CachedExamples
-from qframe.cache.configured import cache_folder, made_by
+from qframe.cache.configured import made_by
 from qframe.cache.live import LiveExamples
 from qframe.config import dump_config
+from qframe.config.folders import cache_folder
 from qframe.errors import CacheError
 from qframe.files.sound_folders import SoundFolders
 from qframe.files.storage import lock_folder, write_file
@@ -128,6 +129,7 @@ class Session:
         if processes.first:
             require_room(trainer.composition, run.folder)
         made_of = json.loads(processes.agree(lambda: json.dumps(self._made_of())))  # one process reads the weights
+        trainer.composition.remember_ingredients(made_of)
         if checkpoint is not None:
             resuming.check_parts(checkpoint, made_of)
         examples = self._encode()

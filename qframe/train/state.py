@@ -19,7 +19,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from qframe.errors import WeightsError, bullet_list
+from qframe.errors import ResourceError, WeightsError, bullet_list
 from qframe.files.disk import disk_errors
 from qframe.files.sound_folders import SoundFolders
 from qframe.files.storage import is_published, publish_folder, remove_published
@@ -144,7 +144,16 @@ def _write_together(folder: Path, groups: Groups, texts: Mapping[str, str], proc
 
 
 def _write_own(folder: Path, groups: Groups, processes: Processes) -> list[Written]:
-    """Write the slices that this process holds, and return what every process has written once all have."""
+    """Write the slices that this process holds, and return what every process has written once all have.
+
+    Raises:
+        ResourceError: This process does not see the folder, which the process of rank 0 has made, or its disk is full.
+    """
+    if not folder.is_dir():
+        raise ResourceError(
+            f"{folder}: process {processes.rank} does not see this folder, in which process 0 is saving a checkpoint",
+            "The machines of a sharded run need one run folder: start again with an --output that all of them share.",
+        )
     with disk_errors(folder):
         own = write_slices(folder, groups, rank=processes.rank, world=processes.world)
     return [Written(**json.loads(text)) for text in processes.texts(json.dumps(attrs.asdict(own)))]

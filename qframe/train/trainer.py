@@ -13,9 +13,9 @@ from PIL import Image
 
 from qframe import adapters
 from qframe.cache import ALL, CachedExamples, Portion
-from qframe.cache.configured import cache_folder
 from qframe.cache.live import LiveExamples
 from qframe.compose import Composition, compose
+from qframe.config.folders import cache_folder
 from qframe.config.schema import Config
 from qframe.data.choose import open_source
 from qframe.interfaces import Denoiser, Parts, Plan, Record, RecordSource
@@ -27,7 +27,7 @@ from qframe.train.checks import check_composition, check_settings, refuse_shards
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.examples import declared_inputs, encoded_examples
 from qframe.train.optim import schedule_factor
-from qframe.train.parts import LoadedParts, prepare_training, registered_loggers
+from qframe.train.parts import LoadedParts, load_lora, merge_lora, prepare_training, registered_loggers
 from qframe.train.precision import in_precision
 from qframe.train.records import measured_records, sampled_records, split_records
 from qframe.train.results import FitResult, averaged
@@ -236,7 +236,7 @@ class Trainer:
     def load_lora(self, path: str | Path, scale: float = 1.0) -> None:
         """Put a LoRA file, whose update is multiplied by `scale`, on the denoiser, and freeze all parameters."""
         self._loaded_loras += 1
-        adapters.load_lora(self.denoiser.module, Path(path), scale, adapter=f"loaded_{self._loaded_loras}")
+        load_lora(self.denoiser, Path(path), scale, adapter=f"loaded_{self._loaded_loras}")
 
     def merge_lora(self) -> None:
         """Add the updates of all adapters on the denoiser to its weights, and remove the adapters.
@@ -246,5 +246,5 @@ class Trainer:
         """
         refuse_shards(self.sharded, "merge_lora")
         self._merged_at = self.global_step
-        adapters.merge_lora(self.denoiser.module)
+        merge_lora(self.denoiser)
         self.state = None

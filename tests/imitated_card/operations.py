@@ -157,7 +157,7 @@ def _to_copy(source: Tensor, *, device: Any = None, non_blocking: bool = False, 
     if isinstance(source, CardTensor) and goal.type == NAME and card_asked_for() is None:
         goal = source.device
     kwargs.pop("pin_memory", None)
-    held = source.held if isinstance(source, CardTensor) else source
+    held = source.held if isinstance(source, CardTensor) else _found_by(streams.current_stream(goal), source)
     made = aten._to_copy.default(held, **kwargs)
     if made.untyped_storage()._cdata == held.untyped_storage()._cdata:
         made = made.clone()
@@ -177,12 +177,18 @@ def copy(goal: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     """`goal.copy_(source)` where at least one of them lies on a card."""
     held = source.held if isinstance(source, CardTensor) else source
     if isinstance(goal, CardTensor):
+        held = held if isinstance(source, CardTensor) else _found_by(streams.current_stream(goal.card), source)
         goal.held.copy_(held)
         _arrived(source, goal, non_blocking)
     else:
         assert isinstance(source, CardTensor)
         _left(source, goal, held.to(goal.dtype).expand(goal.shape).clone(), non_blocking and is_pinned(goal))
     return goal
+
+
+def _found_by(stream: streams.Stream, source: Tensor) -> Tensor:
+    """The values that a copy from host memory finds there when the stream comes to it."""
+    return streams.on_the_way(stream, source) if is_pinned(source) else source
 
 
 def _arrived(source: Tensor, goal: CardTensor, non_blocking: bool) -> None:
@@ -216,7 +222,7 @@ def _left(source: CardTensor, goal: Tensor, values: Tensor, later: bool) -> None
     if later:
         with torch.no_grad():
             goal.fill_(float("nan") if goal.is_floating_point() else 113)
-        streams.copy_later(stream, lambda: _fill(goal, values))
+        streams.copy_later(stream, goal, values)
         return
     METER.waited("copy to the host")
     streams.host_waits(stream.clock())

@@ -166,6 +166,11 @@ def test_a_copy_from_pinned_memory_need_not_wait() -> None:
     assert source.pin_memory().is_pinned()
 
 
+def test_a_context_of_a_device_counts_for_torch_empty_too() -> None:
+    with torch.device("meta"):
+        assert nn.Linear(2, 2).weight.device.type == torch.empty(2).device.type == "meta"
+
+
 def test_a_copy_to_pinned_memory_is_there_after_the_host_has_waited() -> None:
     goal, values = torch.zeros(2).pin_memory(), torch.ones(2, device="card")
     goal.copy_(values, non_blocking=True)
@@ -176,6 +181,20 @@ def test_a_copy_to_pinned_memory_is_there_after_the_host_has_waited() -> None:
     assert goal.tolist() == [1, 1]
     with pytest.raises(StreamOrderError, match="overwritten"):
         _overwrite_too_early()
+
+
+def test_what_is_on_its_way_to_pinned_memory_can_be_copied_back_by_a_stream_that_waited() -> None:
+    goal, values, side = torch.zeros(2).pin_memory(), torch.full((2,), 3.0, device="card"), card.Stream()
+    goal.copy_(values, non_blocking=True)
+    with card.stream(side):
+        too_early = goal.to("card", non_blocking=True)
+        side.wait_stream(card.default_stream())
+        in_time = goal.to("card", non_blocking=True)
+    again = goal.to("card", non_blocking=True)
+    assert goal.isnan().all(), "the host did not wait"
+    card.synchronize()
+    assert too_early.isnan().all()
+    assert in_time.tolist() == again.tolist() == goal.tolist() == [3, 3]
 
 
 def _overwrite_too_early() -> None:

@@ -78,7 +78,7 @@ def test_every_family_and_transform(name: str, denoiser: str, model: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["guided edit", "inpainting"])
-@pytest.mark.parametrize("offload", ["model", "group"])
+@pytest.mark.parametrize("offload", ["model", "stream"])
 def test_offloading_changes_no_picture(name: str, offload: str, model: Path) -> None:
     close(latents(name, model, "card", offload=offload), latents(name, model, "card"))
 

@@ -41,7 +41,9 @@ ENCODER_AREA = 64 * 64
 MULTIPLE = 32
 
 
-def tiny_qwen_model(folder: Path, *, seed: int = 0, z_dim: int = 4, zero_cond_t: bool = False) -> ModelFolder:
+def tiny_qwen_model(
+    folder: Path, *, seed: int = 0, z_dim: int = 4, zero_cond_t: bool = False, layers: int = 2
+) -> ModelFolder:
     """Write a tiny Qwen-Image model with random weights into a folder.
 
     The transformer's matrices are large enough that another prompt changes the latents by about 1.
@@ -58,7 +60,7 @@ def tiny_qwen_model(folder: Path, *, seed: int = 0, z_dim: int = 4, zero_cond_t:
     transformer = QwenImageTransformer2DModel(
         in_channels=4 * z_dim,
         out_channels=z_dim,
-        num_layers=2,
+        num_layers=layers,
         attention_head_dim=16,
         num_attention_heads=2,
         joint_attention_dim=text.WIDTH,
