@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _MOST_SHAPES = 20
 """The most sizes that are printed in a line of their own."""
-_MOST_PLACES = 20
+_MOST_PLACES = 10
 """The most files or rows that are named for one cause."""
 _BAR = 40
 """The length in characters of the longest bar."""

@@ -209,7 +209,7 @@ def test_one_cause_is_one_row_that_names_every_place(folder: Path, check: CheckR
     assert rows == [expected]
     places = outcome.out.splitlines()[outcome.out.splitlines().index(expected) + 1]
     assert places.startswith("         small00.png (56 x 64 to 64 x 64 pixels, 14%), small00_ref.png (")
-    assert places.endswith(" and 60 more (--json lists all)")
+    assert places.endswith(" and 70 more (--json lists all)")
     assert len(json.loads(check("--json").out)["findings"]) == 80
 
 
