@@ -73,12 +73,15 @@ def test_weights_count_with_repeats_inside(two: tuple[str, str]) -> None:
     assert Counter(record.id.partition("/")[0] for record in records) == {"faces": 6, "rows.jsonl": 6}
 
 
-def test_repeats_are_never_on_both_sides_of_a_hold_out(two: tuple[str, str]) -> None:
+@pytest.mark.parametrize("holdout", [0.2, 0.4, 0.6, 0.8])
+def test_repeats_are_never_on_both_sides_of_a_hold_out(two: tuple[str, str], holdout: float) -> None:
     faces, style = two
-    settings = config([{"path": faces, "weight": 9}, {"path": style, "weight": 1}], holdout=0.4)
+    options = {"repeats": 5}
+    sets = [{"path": faces, "options": options, "weight": 9}, {"path": style, "options": options, "weight": 5}]
+    settings = config(sets, holdout=holdout)
     trained, held = split_records(open_source(settings, load_registry()), settings)
-    assert held
     assert {record.original or record.id for record in trained}.isdisjoint(record.id for record in held)
+    assert len({record.original or record.id for record in trained}) + len(held) == 8
     assert not any(record.original for record in held)
 
 
