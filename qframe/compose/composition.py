@@ -36,6 +36,8 @@ class Composition:
             quantised is left out.
         recipe: The recipe of the family, made with the settings of the configuration.
         title: The first line of what `table` returns: names and plugins of denoiser, codec and encoder.
+        imagined: The device of all components, which this machine need not have, where a run is forecast for another
+            machine; None for the devices of the configuration.
     """
 
     config: Config
@@ -47,6 +49,7 @@ class Composition:
     quantisers: Mapping[str, Quantiser]
     recipe: Recipe
     title: str
+    imagined: torch.device | None = None
 
     def table(self) -> str:
         """Return the results of the checks as `qframe compose` prints them: the title, and one line for each joint."""
@@ -106,6 +109,8 @@ class Composition:
         Raises:
             ConfigError: This machine has no such device.
         """
+        if self.imagined is not None:
+            return self.imagined
         return self._spread[role] if role in self._spread else devices.configured_device(self.config, role)
 
     def dtype(self, role: str) -> torch.dtype:
@@ -119,7 +124,7 @@ class Composition:
         A component whose shapes are known only from its weights is left out. The components are shared by all callers;
         a caller that changes one asks `outline` for its own.
         """
-        listed = devices.listed_devices(self.config)
+        listed = () if self.imagined is not None else devices.listed_devices(self.config)
         found = {}
         for role in placement.ORDER:
             # Where the devices of `devices` are assigned by size, sizes have to be known before the device is.
@@ -127,6 +132,12 @@ class Composition:
             outline = self.outline(role, dtype)
             if outline is not None:
                 found[role] = outline
+        return found
+
+    def with_config(self, config: Config) -> Composition:
+        """Return this composition with another configuration, of which its components are the same."""
+        found = attrs.evolve(self, config=config)
+        object.__setattr__(found, "outlines", self.outlines)  # making them takes seconds
         return found
 
     def outline(self, role: str, dtype: torch.dtype) -> Any:

@@ -7,12 +7,12 @@ from typing import Any
 from qframe import adapters
 from qframe.cache import DeclaredInputs
 from qframe.compose import Composition
+from qframe.compose.optimizers import optimizer_factory
 from qframe.config.schema import Config, TrainConfig
 from qframe.errors import ConfigError
 from qframe.interfaces import ExampleInputs
 from qframe.plugins.registry import Registry
 from qframe.train.distributed import Processes
-from qframe.train.optim import optimizer_factory
 from qframe.train.order import token_budget
 from qframe.train.recomputing import checkpointing_of
 from qframe.train.sharding import check_sharding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ from qframe.train.sessions import describe_data, describe_machine, write_session
 from qframe.train.state import find_checkpoint, read_about, restore
 from qframe.train.validation import Validation, result_lines
 from qframe.train.watch import Watch
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,7 +66,7 @@ def run_session(trainer: Trainer, resume: str | None) -> FitResult:
     folder = Path(processes.agree(lambda: str(resuming.run_folder(config, resume))))
     with lock_folder(folder) if processes.first else contextlib.nullcontext():
         processes.connect(trainer.composition.device("denoiser"), config.train.process_timeout)
-        run = Run(folder=folder, config=attrs.evolve(config, output=str(folder)))
+        run = Run(folder=folder, config=attrs.evolve(trainer.asked, output=str(folder)))
         error: BaseException | None = None
         with trainer.registry.observing(trainer.loggers if processes.first else {}):
             try:
@@ -109,6 +112,8 @@ class Session:
         """
         trainer, run, processes = self.trainer, self.run, self.trainer.processes
         checkpoint, changes = self._begin(resume)
+        for choice in trainer.outlook.choices:
+            log.info("memory: %s", choice)
         check_training(trainer.composition, trainer.inputs)
         made_of = json.loads(processes.agree(lambda: json.dumps(self._made_of())))  # one process reads the weights
         if checkpoint is not None:

@@ -26,6 +26,7 @@ from qframe.train.checks import check_composition, check_settings, refuse_shards
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.examples import declared_inputs, encoded_examples
 from qframe.train.optim import schedule_factor
+from qframe.train.outlook import Outlook
 from qframe.train.parts import LoadedParts, load_lora, merge_lora, prepare_training, registered_loggers
 from qframe.train.precision import in_precision
 from qframe.train.records import measured_records, sampled_records, split_records
@@ -43,6 +44,8 @@ class Trainer:
     mistakes are reported at once.
 
     Attributes (besides the arguments of the constructor):
+        asked: The settings of the run as they were given. `config` has what the key `memory` chose, too.
+        outlook: Forecasts the memory of the run, and has what was chosen.
         composition: The components of the model, checked against each other.
         source: The data source that the records come from.
         inputs: For each record to train on, the pictures and prompts that the recipe wants encoded.
@@ -81,20 +84,23 @@ class Trainer:
             ConfigError: The settings contradict each other, or name something that is not installed.
             DataError: The records cannot be listed, or there are none.
         """
-        self.config = config
+        self.asked = self.config = config
         self.sources = sources or {}
         self.progress = progress
         self.processes = processes
         self.registry = registry or load_registry()
         check_settings(config, self.registry, processes)
-        self.composition: Composition = compose(config, self.registry)
-        check_composition(self.composition, processes)
+        composition: Composition = compose(config, self.registry)
+        check_composition(composition, processes)
         self.source: RecordSource = open_source(config, self.registry)
         records, held_out = split_records(self.source, config)
-        self.inputs = declared_inputs(records, self.composition)
+        self.inputs = declared_inputs(records, composition)
         self.measured = measured_records(held_out, config)
         self.judge, self.sampled = sampled_records(self.source, records, held_out, config, self.registry)
         self.loggers = registered_loggers(config, self.registry)
+        self.outlook = Outlook(self, composition)
+        self.composition, self.config = self.outlook.composition, self.outlook.composition.config
+        check_settings(self.config, self.registry, processes)
         self.state: TrainingState | None = None
         self.total_steps: int | None = None
         self.loaded = LoadedParts(self.composition, sharded=self.sharded, progress=progress)

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-import qframe
-from qframe.compose.streaming import StreamedNetwork, network
+from qframe.compose.streaming import network
 from qframe.compose.streaming.lane import Lane, Slot
-from qframe.train.signals import Stopped
-from qframe.train.trainer import Trainer
 from tests import imitated_card
-from tests.imitated_card import METER
-from tests.imitated_card.streams import StreamOrderError
-from tests.on_card import card_sampling
-from tests.on_card.card_sampling import REQUESTS
 from tests.on_card.card_training import PACKED, lora, ragged_calls, train
 from tests.qwen import tiny
 
@@ -96,9 +87,7 @@ def requested(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return found
 
 
-def equal_runs(
-    folder: Path, model: Path, family: str, settings: tuple[str, ...], streamed: tuple[str, ...]
-) -> None:
+def equal_runs(folder: Path, model: Path, family: str, settings: tuple[str, ...], streamed: tuple[str, ...]) -> None:
     """Train twice, streamed and resident, and compare losses, norms of gradients and the LoRA to the bit."""
     settings = (*RECOMPUTED, *settings)
     found = train("card", family, folder / "streamed", model, *settings, *streamed)
@@ -119,9 +108,7 @@ def test_streamed_training_equals_resident_training(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_streamed_training_equals_resident_training_with_every_option(
-    name: str, tmp_path: Path, model: Path
-) -> None:
+def test_streamed_training_equals_resident_training_with_every_option(name: str, tmp_path: Path, model: Path) -> None:
     equal_runs(tmp_path, model, *RUNS[name])
 
 
