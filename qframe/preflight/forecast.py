@@ -93,6 +93,7 @@ class Forecast:
         host: By name: the bytes of host memory that a run on another device keeps there for that device.
         copied: How many bytes of weights a pass of the denoiser copies to its device.
         copies: How many copies this takes.
+        offloaded: How many bytes that blocks keep wait in host memory for the backward pass.
         mapped: The names, in the innermost mapping of `needs`, of weights that are mapped from their files. They may be
             larger than the memory.
         unknown: What could not be counted, with the reason.
@@ -104,6 +105,7 @@ class Forecast:
     host: Mapping[str, int] = attrs.field(factory=dict)
     copied: int = 0
     copies: int = 0
+    offloaded: int = 0
     mapped: frozenset[str] = frozenset()
     unknown: Mapping[str, str] = attrs.field(factory=dict)
     find_remedies: Callable[[Forecast], Sequence[Remedy]] = attrs.field(default=lambda forecast: (), eq=False)

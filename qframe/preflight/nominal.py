@@ -18,6 +18,8 @@ from qframe.preflight.passes import Batch
 PICTURE = (1024, 1024)
 """Height and width in pixels that are assumed for a picture whose size is not known before the recipe resizes it."""
 
+_WORDS = 80
+
 LOOKED_AT = 32
 """The number of records that are measured, from the first on. The largest is assumed for every example of a batch."""
 
@@ -71,6 +73,24 @@ def largest_example(composition: Composition, inputs: Sequence[ExampleInputs], s
     return max(map(measured, islice(inputs, LOOKED_AT)), key=lambda one: one.batch.tokens(1))
 
 
+def nominal_inputs(composition: Composition) -> ExampleInputs:
+    """Return what the recipe wants encoded for a record of pictures that are not known, with a prompt of 80 words.
+
+    Raises:
+        DataError: The recipe needs more of a record.
+    """
+    picture, recipe = Picture("a picture", b""), composition.recipe
+    return recipe.inputs(
+        Record(
+            id="nominal",
+            origin="a record",
+            prompt=" ".join(["word"] * _WORDS),
+            target=picture,
+            references=(picture,) if recipe.references else (),
+        )
+    )
+
+
 def nominal_example(composition: Composition) -> Largest | None:
     """Return the example of pictures of one megapixel, with the family's default number of text tokens.
 
@@ -82,18 +102,9 @@ def nominal_example(composition: Composition) -> Largest | None:
         return None
     pixels = geometry.fit(*PICTURE)
     sides = (pixels[0] // compression, pixels[1] // compression)
-    references = (sides,) if recipe.references else ()
-    batch = Batch(shape=(sides, references), text=recipe.sampling.prompt_tokens)
-    picture = Picture("a picture", b"")
-    record = Record(
-        id="nominal",
-        origin="a record",
-        prompt="a picture",
-        target=picture,
-        references=(picture,) if recipe.references else (),
-    )
+    batch = Batch(shape=(sides, (sides,) if recipe.references else ()), text=recipe.sampling.prompt_tokens)
     try:
-        seen = tuple(nominal_size(pixel) for pixel in recipe.inputs(record).conditioning.pictures)
+        text = nominal_inputs(composition).conditioning
     except QframeError:  # a recipe that needs more of a record
-        seen = ()
-    return Largest(batch=batch, pixels=pixels, prompt="a picture", seen=seen)
+        return Largest(batch=batch, pixels=pixels, prompt="a picture", seen=())
+    return Largest(batch=batch, pixels=pixels, prompt=text.prompt, seen=tuple(map(nominal_size, text.pictures)))

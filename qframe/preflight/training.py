@@ -65,6 +65,7 @@ def forecast_training(
         host=run.host(),
         copied=run.denoiser.copied,
         copies=run.denoiser.copies,
+        offloaded=run.step.inputs,
         # A process gets a copy of its part of weights that are sharded.
         mapped=mapped_roles(composition) - ({"denoiser"} if run.shards else frozenset()),
         unknown=counts.unknown,
@@ -161,10 +162,13 @@ class _Run:
         return found
 
     def host(self) -> Parts:
-        """Return what the run keeps in host memory for its devices, by name."""
+        """Return what the run keeps in host memory for its devices, by name, when it keeps most."""
         composition = self.composition
-        found = {"streamed denoiser": self.denoiser.host, "streamed encoder": self.encoder.host}
-        found["inputs of blocks"] = self.step.inputs
+        found = {"streamed denoiser": self.denoiser.host, "inputs of blocks": self.step.inputs}
+        if not self.config.cache.enabled:
+            found["streamed encoder"] = self.encoder.host
+        elif self.encoder.host > sum(found.values()):  # it is gone when the denoiser comes
+            found = {"streamed encoder": self.encoder.host}
         if composition.device("codec") != CPU:
             found["codec at rest"] = composition.weights("codec") or 0
         return found
