@@ -76,8 +76,7 @@ def add_lora(
         config: Rank, alpha, targets and kind of the adapter.
         presets: By the name of a preset, the targets that it stands for (see `resolve_targets`).
         seed: Decides the random first values of the adapter. The state of torch's random generators is not changed.
-        device: The device of the adapter; by default each of its matrices lies where the weight of its layer does. The
-            weights of a network whose blocks are streamed rest on another device than the one that computes.
+        device: The device of the adapter; by default that of the weights, which is another one if these are streamed.
 
     Returns:
         The adapter's parameters by name, in float32. They are the parameters to train.
@@ -96,8 +95,7 @@ def add_lora(
             "Merge it into them (merge_lora), or load the network anew.",
         )
     names = resolve_targets(module, config.targets, presets)
-    linears = _linears(module)
-    lengths = {name: _row_lengths(name, linears[name], device) for name in names} if config.dora else {}
+    lengths = _row_lengths(module, names, device) if config.dora else {}
     module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every other device for good
@@ -114,7 +112,7 @@ def add_lora(
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
         # peft gave the weight's dtype; bfloat16 would lose small updates
-        parameter.data = parameter.data.to(device=device, dtype=torch.float32)
+        parameter.data = parameter.data.to(parameter.device if device is None else device, torch.float32)
     if not config.dora and config.dropout == 0:
         _spare_copies(module)
     for name, length in lengths.items():
@@ -141,20 +139,25 @@ def _unless_autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) else x.to(dtype)
 
 
-def _row_lengths(name: str, linear: nn.Linear, device: torch.device | None) -> Tensor:
-    """Return the lengths of the weight's rows, [out] in float32; peft would round them to the dtype of the weight.
+def _row_lengths(module: nn.Module, names: Sequence[str], device: torch.device | None) -> dict[str, Tensor]:
+    """Return the lengths of the rows of layers' weights, each [out] in float32, by the name of the layer.
 
-    They are computed on the device that computes with them, because the last bits differ between devices.
+    peft would round them to the dtype of the weight. They are computed on `device`, because devices differ in the last
+    bits; None means the device of the weight.
     """
-    weight = _plain_weight(name, linear, "DoRA needs the exact lengths of its rows")
-    lengths: Tensor = torch.linalg.norm(weight.detach().to(device=device).float(), dim=1)
+    linears, lengths = _linears(module), {}
+    for name in names:
+        weight = _plain_weight(name, linears[name], "DoRA needs the exact lengths of its rows").detach()
+        lengths[name] = torch.linalg.norm((weight if device is None else weight.to(device)).float(), dim=1)
     return lengths
 
 
-def _plain_weight(name: str, linear: nn.Linear, otherwise: str) -> nn.Parameter:
-    if type(linear.weight) is not nn.Parameter:
+def _plain_weight(name: str, linear: nn.Linear, otherwise: str) -> Tensor:
+    # A quantised weight is of a class derived from torch's parameters, or has other tensors inside.
+    kind = type(linear.weight)
+    if nn.Parameter in kind.__mro__[1:] or hasattr(kind, "__tensor_flatten__"):
         raise ConfigError(
-            f"{name}: its weight is quantised ({type(linear.weight).__name__}), and {otherwise}",
+            f"{name}: its weight is quantised ({kind.__name__}), and {otherwise}",
             "Load the denoiser without denoiser.quantise for that.",
         )
     return linear.weight

@@ -12,7 +12,7 @@ import torch
 from qframe.compose import devices, placement
 from qframe.compose.joints import Joint, joint_table
 from qframe.compose.loading import load_component
-from qframe.compose.streaming import stream
+from qframe.compose.streaming import stream, streamed_bytes
 from qframe.config.schema import Config
 from qframe.files.digests import FileDigests
 from qframe.files.model_folder import ModelFolder
@@ -148,12 +148,28 @@ class Composition:
         return self.classes[role].outline(self.model(role), self.options(role), dtype=dtype)
 
     def weights(self, role: str) -> int | None:
-        """Return how many bytes a component's weights take once they are loaded and, where configured, quantised.
+        """Return how many bytes a component's weights take on its device once they are loaded.
+
+        They are quantised where that is configured. If blocks are streamed, the bytes are those of the slots and of
+        everything that is resident.
 
         Returns None if the shapes of the component are known only from its weights.
         """
-        outline = self.outlines.get(role)
-        return None if outline is None else placement.network_bytes(outline.network, self.quantisers.get(role))
+        outline, quantiser = self.outlines.get(role), self.quantisers.get(role)
+        if outline is None:
+            return None
+        resident = self.resident_blocks(role)
+        if resident is not None and (self.config.devices or self.device(role).type != "cpu"):
+            return streamed_bytes(outline, resident, quantiser).device
+        return placement.network_bytes(outline.network, quantiser)
+
+    def resident_blocks(self, role: str) -> int | None:
+        """Return how many blocks of a role's network keep their weights on the device.
+
+        None means that the configuration does not say, and that the role has no such key.
+        """
+        found: int | None = getattr(getattr(self.config, role), "resident_blocks", None)
+        return found
 
     def maps_weights(self, role: str) -> bool:
         """Whether loading the component in a role maps its weights from the files of its model folder.
@@ -183,14 +199,14 @@ class Composition:
                 of a network are streamed if `resident_blocks` of its role says how many are not.
             as_stored: Whether the weights get the dtype of their files, if that is one dtype, and not the configured
                 one. The caller then converts them.
-            progress: Is told what the quantisers make ready before anything is loaded.
+            progress: Is told what the quantisers make ready before anything is loaded, and what is streamed.
         """
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         if roles:
             for role, quantiser in self.quantisers.items():  # all of them: the next role may be loaded hours later
                 quantiser.prepare(self.device(role), progress)
-        loaded = {f"loaded_{role}": self._load(role, offloaded=offloaded, as_stored=as_stored) for role in roles}
+        loaded = {f"loaded_{role}": self._load(role, progress, offloaded, as_stored) for role in roles}
         options = self.options("sampler")
         sampler = self.classes["sampler"]
         return Parts(
@@ -201,9 +217,9 @@ class Composition:
             **loaded,
         )
 
-    def _load(self, role: str, *, offloaded: bool = False, as_stored: bool = False) -> Any:
+    def _load(self, role: str, progress: Progress = SILENT, offloaded: bool = False, as_stored: bool = False) -> Any:
         settings, device = getattr(self.config, role), self.device(role)
-        resident = getattr(settings, "resident_blocks", None)
+        resident = self.resident_blocks(role)
         streams = resident is not None and device.type != "cpu" and not offloaded
         stored = self.classes[role].stored_dtype(self.models[role], settings.options) if as_stored else None
         part = load_component(
@@ -216,6 +232,10 @@ class Composition:
             role=role,
             name=settings.use,
         )
-        if streams and resident is not None and stream(part, device, resident) is None:
-            part.network.to(device)
+        if streams and resident is not None:
+            streamed = stream(part, device, resident)
+            if streamed is None:
+                part.network.to(device)
+            else:
+                progress.note(streamed.about)
         return part

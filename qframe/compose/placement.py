@@ -6,6 +6,7 @@ Networks are moved by hooks of accelerate, one network at a time. The blocks of 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -18,6 +19,8 @@ from torch import nn
 
 from qframe.compose.streaming import StreamedNetwork, stream
 from qframe.interfaces import LatentCodec, Loadable, Quantiser
+
+log = logging.getLogger(__name__)
 
 Offload = Literal["none", "model", "stream"]
 
@@ -148,6 +151,8 @@ def place(
         if kept is None and offload == "stream":
             kept = 0
         streamed = None if kept is None or device.type == "cpu" else stream(part, device, kept, visiting=True)
+        if streamed is not None:
+            log.info("%s", streamed.about)
         hooks.append(
             _offload_model(part, device, previous) if streamed is None else _visiting(part, streamed, previous)
         )

@@ -30,10 +30,6 @@ class Streamed(ABC):
     def free(self) -> None:
         """Give back the memory of the device that is needed only while the network computes."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Free the device, and stop streaming. The network cannot compute on the device afterwards."""
-
 
 class Loadable(ABC):
     """A component that is loaded from a model folder.

@@ -13,7 +13,6 @@ from qframe.adapters import check_files, load_lora
 from qframe.compose import Composition, compose
 from qframe.compose.placement import ORDER, Offload, place
 from qframe.config import load_config
-from qframe.config.schema import QUANTISABLE
 from qframe.errors import ConfigError
 from qframe.files.lora_file import find_loras
 from qframe.interfaces import Loadable
@@ -97,7 +96,7 @@ def assemble(composition: Composition, loras: Mapping[Path, float]) -> Pipeline:
     if parts.denoiser.streamed is not None:
         parts.denoiser.streamed.settle()
     loaded: dict[str, Loadable] = {"encoder": parts.encoder, "denoiser": parts.denoiser, "codec": parts.codec}
-    resident = {role: getattr(composition.config, role).resident_blocks for role in QUANTISABLE}
+    resident = {role: composition.resident_blocks(role) for role in ORDER}
     devices = {role: composition.device(role) for role in ORDER}
     return Pipeline(composition, parts, place(loaded, devices, moved, resident=resident))
 

@@ -38,13 +38,14 @@ class Outlook:
         self._asked = trainer.asked
         self._counts = preflight.Counts()
         self.composition, self.choices = self._choose(composition)
+        check_settings(self.composition.config, trainer.registry, trainer.processes)
 
     def forecast(self, size: FittedSize = nominal_size, *, processes: int | None = None) -> Forecast:
         """Forecast the memory of the run; for the arguments see `qframe.preflight.forecast_training`."""
         world = self._trainer.processes.world if processes is None else processes
 
         def again(config: Config) -> Forecast:
-            check_settings(config, self._trainer.registry, self._trainer.processes)
+            check_settings(config, self._trainer.registry, self._trainer.processes, chosen=False)
             other, _ = self._choose(compose(config, self._trainer.registry))
             check_settings(other.config, self._trainer.registry, self._trainer.processes)
             check_composition(other, self._trainer.processes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,9 @@ class LoadedParts:
         for role in roles:
             part = self._parts.pop(role, None)
             if part is not None and part.streamed is not None:
-                part.streamed.close()
+                part.streamed.free()
+                del part
+                gc.collect()  # the hooks of blocks know the network: only this frees its host memory now
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

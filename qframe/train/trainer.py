@@ -39,13 +39,11 @@ from qframe.train.state import TrainingState
 class Trainer:
     """A trainer that trains a model of one family on one data set, and writes its results into one run folder.
 
-    `fit` does everything. A stage loads only the components that it needs: caching loads encoder and codec, training
-    loads the denoiser. Making a trainer loads no weights, but checks the settings and lists the records, so that most
-    mistakes are reported at once.
+    `fit` does everything. A stage loads only the components that it needs: caching encoder and codec, training the
+    denoiser. Making a trainer loads no weights, but checks the settings and lists the records.
 
     Attributes (besides the arguments of the constructor):
-        asked: The settings of the run as they were given. `config` has what the key `memory` chose, too.
-        outlook: Forecasts the memory of the run, and has what was chosen.
+        asked: The settings as they were given; `config` has what `outlook` chose by the key `memory`, too.
         composition: The components of the model, checked against each other.
         source: The data source that the records come from.
         inputs: For each record to train on, the pictures and prompts that the recipe wants encoded.
@@ -74,11 +72,9 @@ class Trainer:
             config: The settings of the run.
             progress: Is told how far each stage has come.
             registry: The plugins; by default all that are installed.
-            processes: The processes that train together (`qframe.train.distributed.joined` yields them). Each process
-                has a trainer of its own, and all must call the same methods in the same order. They split the work; the
-                process of rank 0 alone writes the run folder.
-            sources: Where each value of the configuration comes from (`qframe.config.Resolved.sources`); the run's
-                report shows it.
+            processes: The processes that train together (`qframe.train.distributed.joined` yields them). Each has a
+                trainer of its own, and all call the same methods in the same order. Only rank 0 writes the run folder.
+            sources: Where each value of the configuration comes from (`qframe.config.Resolved.sources`).
 
         Raises:
             ConfigError: The settings contradict each other, or name something that is not installed.
@@ -89,7 +85,7 @@ class Trainer:
         self.progress = progress
         self.processes = processes
         self.registry = registry or load_registry()
-        check_settings(config, self.registry, processes)
+        check_settings(config, self.registry, processes, chosen=False)
         composition: Composition = compose(config, self.registry)
         check_composition(composition, processes)
         self.source: RecordSource = open_source(config, self.registry)
@@ -100,7 +96,6 @@ class Trainer:
         self.loggers = registered_loggers(config, self.registry)
         self.outlook = Outlook(self, composition)
         self.composition, self.config = self.outlook.composition, self.outlook.composition.config
-        check_settings(self.config, self.registry, processes)
         self.state: TrainingState | None = None
         self.total_steps: int | None = None
         self.loaded = LoadedParts(self.composition, sharded=self.sharded, progress=progress)

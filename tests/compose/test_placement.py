@@ -124,23 +124,6 @@ def test_inputs_go_to_where_a_component_computes_not_to_where_its_weights_rest(m
     assert pipe.parts.denoiser.like().device.type == "cpu"
 
 
-def test_groups_are_the_blocks_of_the_stock_denoiser_and_the_layers_of_what_is_entered_elsewhere(model: Path) -> None:
-    def hooked(network: nn.Module) -> set[str]:
-        return {
-            type(part).__name__
-            for part in network.modules()
-            if "group_offloading" in getattr(getattr(part, "_diffusers_hook", None), "hooks", {})
-        }
-
-    stock = networks(load(model, offload="stream"))
-    assert hooked(stock["denoiser"]) == {"QwenImageTransformerBlock", "QwenImageTransformer2DModel"}
-    assert {"Linear", "Embedding"} <= hooked(stock["encoder"])
-    assert hooked(stock["codec"]) == set()
-    mixed = networks(load(model, offload="stream", denoiser=MIXED))["denoiser"]
-    assert "Linear" in hooked(mixed)
-    assert "PerSampleRopeBlock" not in hooked(mixed)
-
-
 def test_a_lora_is_offloaded_with_its_layer(model: Path, tmp_path: Path) -> None:
     from qframe.adapters import LoraLayer, save_lora
 
@@ -153,12 +136,11 @@ def test_a_lora_is_offloaded_with_its_layer(model: Path, tmp_path: Path) -> None
         assert torch.equal(pictures(load(model, lora=file, offload=offload)), expected)
 
 
-def test_quantised_weights_are_not_moved_in_groups(model: Path) -> None:
-    with pytest.raises(ConfigError, match=r"offload = 'stream' cannot move quantised weights \(denoiser\)"):
-        load(model, offload="stream", overrides=["denoiser.quantise.use=quanto"])
+def test_quantised_weights_are_offloaded_like_plain_ones(model: Path) -> None:
     quantised = load(model, overrides=["denoiser.quantise.use=quanto"])
-    moved = load(model, overrides=["denoiser.quantise.use=quanto"], offload="model")
-    assert torch.equal(pictures(quantised), pictures(moved))
+    for offload in ("model", "stream"):
+        moved = load(model, overrides=["denoiser.quantise.use=quanto"], offload=offload)
+        assert torch.equal(pictures(quantised), pictures(moved))
 
 
 # Devices
@@ -333,14 +315,13 @@ def test_offloading_on_a_gpu_changes_little_and_leaves_nothing_there(model: Path
     components = {"denoiser": denoiser}
     expected = pictures(on_gpu(model, components=components)).cpu()
     pipe = on_gpu(model, components=components, offload=offload)
-    for _ in range(2):  # the second time with the order of groups known, and fetched ahead
+    for _ in range(2):  # the second time with the order of blocks known
         torch.testing.assert_close(pictures(pipe).cpu(), expected, rtol=1e-4, atol=1e-4)
-        resting = ("encoder", "denoiser", "codec") if offload == "model" else ("encoder", "denoiser")
-        assert {p.device.type for role in resting for p in networks(pipe)[role].parameters()} == {"cpu"}
+        assert {p.device.type for network in networks(pipe).values() for p in network.parameters()} == {"cpu"}
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("offload", ["none", "model"])
+@pytest.mark.parametrize("offload", ["none", "model", "stream"])
 def test_quantised_weights_run_on_a_gpu(model: Path, offload: Any) -> None:
     overrides = ["denoiser.quantise.use=quanto", "encoder.quantise.use=quanto"]
     found = pictures(on_gpu(model, overrides=overrides, offload=offload)).cpu()

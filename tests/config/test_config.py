@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from qframe.config import config_items, diff_config, dump_config, load_config, resolve_config
 from qframe.config.filling import declared_settings, known_keys
-from qframe.config.foreign import NAMES_ELSEWHERE
+from qframe.config.foreign import FORMER_VALUES, NAMES_ELSEWHERE
 from qframe.config.reading import LARGEST_FILE
 from qframe.config.schema import Config, LoraConfig
 from qframe.config.strict import fields_of, nested, show
@@ -273,11 +273,6 @@ def test_override_without_a_key_is_an_error(override: str) -> None:
         ("codec.options.x=1", "codec.options (--set): codec 'plain' (plugin a) takes no options"),
         ("recipe.dept=1", "recipe.dept (--set): unknown key; did you mean recipe.depth?"),
         ("train.max_stps=1", "train.max_stps (--set): unknown key; did you mean train.max_steps?"),
-        (
-            "offload=group",
-            'offload (--set): expected one of "none", "model", "stream", got "group"; use "stream", which moves less '
-            "and works with quantised weights too",
-        ),
         ("max_steps=1", "max_steps (--set): unknown key; did you mean train.max_steps?"),
         ("trian.max_steps=1", "trian (--set): unknown key; did you mean train?"),
         ("cache.zzz=1", "cache.zzz (--set): unknown key; known here: dir, enabled, batch_size"),
@@ -291,6 +286,12 @@ def test_override_without_a_key_is_an_error(override: str) -> None:
 )  # fmt: skip
 def test_wrong_value_says_where_and_what_was_expected(override: str, message: str) -> None:
     assert lines(override) == [message]
+
+
+def test_a_value_of_an_earlier_version_leads_to_the_new_one() -> None:
+    (line,) = lines("offload=group")
+    assert line.startswith('offload (--set): expected one of "none", "model", "stream", got "group"; use "stream"')
+    assert line.endswith(FORMER_VALUES["offload", "group"])
 
 
 def test_whole_number_passes_for_a_number() -> None:

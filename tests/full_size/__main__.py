@@ -1,6 +1,6 @@
 """Rehearse a run with a model of the published size on a CPU, and measure the memory and the time of each part.
 
-python -m tests.full_size [--blocks N] [--compare] [--folder DIR] [--json FILE]
+python -m tests.full_size [--blocks N] [--compare | --stream] [--folder DIR] [--json FILE]
 
 It writes a stand-in for Qwen-Image-Edit (57 GB, nearly all of it holes in sparse files), and runs qframe on it: a dry
 run, loading, encoding two pictures, a LoRA step with gradient checkpointing, resuming, a guided sampling step, merging
@@ -9,7 +9,12 @@ watched. The table shows its processor time, and the most memory that it had, be
 anonymous, or it is a mapping of files, which the system may drop and read again; the column "forecast" for anonymous
 memory is what qframe forecasts, and in addition what the imports alone take.
 
-The exit code is 1 if a part fails, leaves something wrong, or takes more than 12 GiB of anonymous memory.
+With --stream, pictures are encoded, a LoRA step and a guided sampling step are made on an imitated card, to which the
+weights are streamed, block by block, from their mapped files. There is no forecast for these parts. What lies on the
+card lies in anonymous memory of the process, and is shown in a column of its own, too.
+
+The exit code is 1 if a part fails, leaves something wrong, or takes more than 12 GiB of anonymous memory, or 8 GiB
+where weights are streamed.
 """
 
 from __future__ import annotations
@@ -29,12 +34,12 @@ import attrs
 import click
 
 from qframe_bench.measuring import table
-from tests.full_size.parts import IMPORTS, Part, Place, parts
+from tests.full_size.parts import IMPORTS, Part, Place, card_of, parts, streamed_parts
 from tests.full_size.stand_in import Depth
 from tests.watched import Watched, run_watched
 
-MOST = 12 * 2**30
-"""The anonymous memory that no part may exceed."""
+MOST, MOST_STREAMED = 12 * 2**30, 8 * 2**30
+"""The anonymous memory that no part may exceed, and that no part may exceed which streams weights."""
 LIMIT = 1800.0
 """The seconds after which a part is stopped."""
 GIB = 2**30
@@ -53,6 +58,7 @@ class Row:
         mapped: The most bytes of mapped files in memory.
         forecast_own: What qframe forecasts of anonymous memory; None where it forecasts nothing.
         forecast_mapped: The bytes of the weights that it expects to be mapped.
+        card: The most bytes on the imitated card; None without one.
         problems: What went wrong, one line each.
     """
 
@@ -63,6 +69,7 @@ class Row:
     mapped: int
     forecast_own: int | None
     forecast_mapped: int | None
+    card: int | None
     problems: tuple[str, ...]
 
 
@@ -78,13 +85,13 @@ def rehearse(place: Place, *, compare: bool, told: Callable[[str], None]) -> lis
     """
     rows: list[Row] = []
     forecast: dict[str, dict[str, int]] = {}
-    for part in parts(compare=compare):
+    for part in streamed_parts() if place.streams else parts(compare=compare):
         told(f"{part.name} ...")
         watched = _run(part.command(place))
         rows.append(_row(part, place, watched, forecast, rows))
         for problem in rows[-1].problems:
             told(f"  {problem}")
-        if place.config.exists() and not forecast:
+        if place.config.exists() and not forecast and not place.streams:
             asked = _run(("-m", "tests.full_size.inside", "forecast", str(place.folder)))
             if asked.status == 0:
                 forecast = json.loads(asked.output.splitlines()[-1])
@@ -104,7 +111,7 @@ def _row(part: Part, place: Place, watched: Watched, forecast: dict[str, dict[st
         problems.append(f"{part.name} {how}: {_end(watched)}")
     else:
         problems += part.check(place, watched.output)
-    if watched.anonymous > MOST:
+    if watched.anonymous > (MOST_STREAMED if place.streams else MOST):
         problems.append(f"{part.name} took {watched.anonymous / GIB:.1f} GiB of anonymous memory")
     expected = forecast.get(part.stage or "")
     imports = next((row.anonymous for row in before if row.part == IMPORTS), 0)
@@ -116,6 +123,7 @@ def _row(part: Part, place: Place, watched: Watched, forecast: dict[str, dict[st
         mapped=watched.mapped,
         forecast_own=None if expected is None else expected["own"] + imports,
         forecast_mapped=None if expected is None else expected["mapped"],
+        card=card_of(watched.output).get("card"),
         problems=tuple(problems),
     )
 
@@ -130,7 +138,7 @@ def as_table(rows: Sequence[Row]) -> str:
     def gib(size: int | None) -> str:
         return "" if size is None else f"{size / GIB:.2f}"
 
-    headings = ["part", "processor s", "wall s", "anonymous GiB", "forecast", "mapped GiB", "forecast", ""]
+    headings = ["part", "processor s", "wall s", "anonymous GiB", "forecast", "mapped GiB", "forecast", "card GiB", ""]
     cells = [
         [
             row.part,
@@ -140,6 +148,7 @@ def as_table(rows: Sequence[Row]) -> str:
             gib(row.forecast_own),
             gib(row.mapped),
             gib(row.forecast_mapped),
+            gib(row.card),
             "WRONG" if row.problems else "",
         ]
         for row in rows
@@ -167,7 +176,9 @@ def machine(place: Place) -> dict[str, Any]:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Read the command line, rehearse, and print the table. Return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.full_size", description=__doc__.partition("\n")[0])
-    parser.add_argument("--compare", action="store_true", help="compare with diffusers' pipeline in the end")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--compare", action="store_true", help="compare with diffusers' pipeline in the end")
+    how.add_argument("--stream", action="store_true", help="stream the weights to an imitated card")
     parser.add_argument("--blocks", type=int, default=60, help="blocks of the transformer, of 60")
     parser.add_argument(
         "--folder", type=Path, help="an empty folder to work in, which is kept [default: a temporary one]"
@@ -177,7 +188,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = asked.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        place = Place(folder.resolve(), Depth.short(asked.blocks))
+        place = Place(folder.resolve(), Depth.short(asked.blocks), streams=asked.stream)
         rows = rehearse(place, compare=asked.compare, told=partial(click.echo, err=True))
         about = machine(place)
     click.echo(as_table(rows))

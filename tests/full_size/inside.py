@@ -96,6 +96,8 @@ def run(what: str, folder: str, *arguments: str) -> int:
             imports()
         case "build":
             prepare(Place(Path(folder), Depth.short(int(arguments[0]))))
+        case "build streamed":
+            prepare(Place(Path(folder), Depth.short(int(arguments[0])), streams=True))
         case "load":
             load(place, *arguments)
         case "merge":

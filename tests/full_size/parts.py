@@ -14,12 +14,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.full_size.stand_in import Depth, write_stand_in
+from tests.full_size.streamed import CARD
 
 PROMPT = "mirror the photograph from left to right"
 IMPORTS = "imports alone"
 """The name of the part that only imports what all others import, so that its memory can be taken off theirs."""
 SIDE = 256
 """Height and width in pixels of the pictures."""
+BLOCK = 679_700_000
+"""About the bytes of a block in bfloat16."""
 LAYERS = 8
 """The attention layers of a block, each of which gets an adapter."""
 
@@ -31,10 +34,12 @@ class Place:
     Attributes:
         folder: The folder, which exists.
         depth: The numbers of layers.
+        streams: Whether the run computes on an imitated card, to which the weights are streamed from their files.
     """
 
     folder: Path
     depth: Depth
+    streams: bool = False
 
     @property
     def model(self) -> Path:
@@ -96,7 +101,13 @@ def prepare(place: Place) -> None:
         "train": {"max_steps": 1, "gradient_checkpointing": True, "checkpoint_every": 1},
         "sample": {"count": 0},
     }
+    if place.streams:
+        config |= {"device": CARD, "offload": "stream", "encoder": _STREAMED, "denoiser": _STREAMED}
+        config["train"] |= {"offload_inputs": True}  # type: ignore[operator]
     place.config.write_text(tomli_w.dumps(config), encoding="utf-8")
+
+
+_STREAMED = {"resident_blocks": 0}
 
 
 def _write_photographs(folder: Path) -> None:
@@ -108,6 +119,17 @@ def _write_photographs(folder: Path) -> None:
         photograph.save(folder / f"{name}.png")
         ImageOps.mirror(photograph).save(folder / f"{name}_ref.png")
         (folder / f"{name}.txt").write_text(PROMPT, encoding="utf-8")
+
+
+def streamed_parts() -> list[Part]:
+    """Return the parts of a rehearsal that streams the weights, in the order in which they must run."""
+    return [
+        Part(name=IMPORTS, command=lambda place: _inside("imports", place)),
+        Part(name="build the model", command=lambda place: _inside("build streamed", place, str(place.depth.blocks))),
+        Part(name="cache of two pictures", command=lambda place: _qframe("cache", "build", place), check=_cache),
+        Part(name="a LoRA step, save", command=lambda place: _qframe("train", place), check=_streamed_step),
+        Part(name="a guided sampling step", command=_sample, check=_picture),
+    ]
 
 
 def parts(*, compare: bool) -> list[Part]:
@@ -143,7 +165,8 @@ def _inside(what: str, place: Place, *arguments: str) -> tuple[str, ...]:
 
 def _qframe(*words: str | Place) -> tuple[str, ...]:
     given = [("--config", str(word.config)) if isinstance(word, Place) else (word,) for word in words]
-    return ("-m", "qframe", *(word for several in given for word in several))
+    streams = any(isinstance(word, Place) and word.streams for word in words)
+    return ("-m", "tests.full_size.streamed" if streams else "qframe", *(word for several in given for word in several))
 
 
 def _sample(place: Place) -> tuple[str, ...]:
@@ -189,6 +212,21 @@ def _step(place: Place, output: str) -> list[str]:
     if still or not all(bool(tensor.isfinite().all()) for tensor in up.values()):
         wrong.append(f"not changed by the step, or not finite: {', '.join(still[:3])} ({len(still)} in all)")
     return wrong
+
+
+def _streamed_step(place: Place, output: str) -> list[str]:
+    """The step is as it should be, and the blocks came to the card twice, but for those that slots still held."""
+    copied = card_of(output).get("copied", 0)
+    blocks = place.depth.blocks * BLOCK
+    twice = 2 * (blocks - 2 * BLOCK) < copied < 2 * blocks + BLOCK
+    return [*_step(place, output), *([] if twice else [f"{copied} bytes were copied to the card"])]
+
+
+def card_of(output: str) -> dict[str, int]:
+    """Return what a part that streams prints, bytes on the card ("card") and copied there ("copied"); else nothing."""
+    lines = [line for line in output.splitlines() if line.startswith('{"card": ')]
+    found: dict[str, int] = json.loads(lines[-1]) if lines else {}
+    return found
 
 
 def _reads_nothing(name: str, place: Place) -> bool:

@@ -72,6 +72,17 @@ def test_a_sparse_file_has_the_shapes_that_it_was_asked_for_and_numbers_where_it
 
 
 @pytest.mark.slow
+def test_blocks_of_full_width_are_streamed_from_their_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "results.json"
+    arguments = ["--blocks", "4", "--stream", "--folder", str(tmp_path / "work"), "--json", str(results)]
+    assert run(arguments) == 0, capsys.readouterr()
+    rows = {row["part"]: row for row in json.loads(results.read_text())["parts"]}
+    step = rows["a LoRA step, save"]
+    assert step["card"] < 2 * GIB, "two slots, what is not streamed, and what computing takes"
+    assert step["mapped"] > 2.5 * GIB
+
+
+@pytest.mark.slow
 def test_four_blocks_of_full_width_go_through_every_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = tmp_path / "results.json"
     assert run(["--blocks", "4", "--folder", str(tmp_path / "work"), "--json", str(results)]) == 0, capsys.readouterr()

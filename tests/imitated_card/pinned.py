@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._device import _device_constructors
 
 _STORAGES: dict[int, Any] = {}
 _empty_before = torch.empty
@@ -38,6 +39,7 @@ def empty(*args: Any, pin_memory: bool = False, **kwargs: Any) -> Tensor:
 
 def install() -> None:
     """Give torch's tensors pinned memory, which torch without a real accelerator refuses."""
+    _device_constructors()  # `with torch.device(...)` lists torch.empty at its first use: it must be torch's own
     Tensor.pin_memory = pin_memory  # type: ignore[method-assign,assignment]
     Tensor.is_pinned = is_pinned  # type: ignore[method-assign,assignment]
     torch.empty = empty  # type: ignore[assignment]

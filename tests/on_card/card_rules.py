@@ -166,6 +166,11 @@ def test_a_copy_from_pinned_memory_need_not_wait() -> None:
     assert source.pin_memory().is_pinned()
 
 
+def test_a_context_of_a_device_counts_for_torch_empty_too() -> None:
+    with torch.device("meta"):
+        assert nn.Linear(2, 2).weight.device.type == torch.empty(2).device.type == "meta"
+
+
 def test_a_copy_to_pinned_memory_is_there_after_the_host_has_waited() -> None:
     goal, values = torch.zeros(2).pin_memory(), torch.ones(2, device="card")
     goal.copy_(values, non_blocking=True)

@@ -123,23 +123,31 @@ def test_the_default_run_samples_trains_and_equals_that_of_the_cpu(tmp_path: Pat
     assert len(list((tmp_path / "card" / "samples" / "before").glob("*.png"))) == 2
 
 
-def test_a_step_waits_for_the_card_only_where_it_is_listed(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def waits_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[Counter[str]]:
+    """The list gets the waits of each training step, by function, beyond those that are listed."""
     steps: list[Counter[str]] = []
     step = loop.optimizer_step
 
     def counted(*args: object, **kwargs: object) -> object:
         with METER.counting_waits() as found:
             result = step(*args, **kwargs)  # type: ignore[arg-type]
-        steps.append(found)
+        steps.append(Counter({place: n for place, n in found.items() if n > WAITS.get(place, 0)}))
         return result
 
     monkeypatch.setattr(loop, "optimizer_step", counted)
-    settings = ("sample.count=0", "train.max_steps=3", "logging.every=100")
-    train("card", "qwen-edit", tmp_path / "run", model, *settings)
-    assert len(steps) == 3
-    assert [{place: n for place, n in found.items() if n > WAITS.get(place, 0)} for found in steps[1:]] == [{}, {}]
+    return steps
+
+
+UNDISTURBED = ("sample.count=0", "train.max_steps=3", "logging.every=100")
+
+
+def test_a_step_waits_for_the_card_only_where_it_is_listed(
+    tmp_path: Path, model: Path, waits_of_steps: list[Counter[str]]
+) -> None:
+    train("card", "qwen-edit", tmp_path / "run", model, *UNDISTURBED)
+    assert len(waits_of_steps) == 3
+    assert waits_of_steps[1:] == [{}, {}]
 
 
 @pytest.mark.slow

@@ -71,7 +71,6 @@ def test_a_pipeline_that_was_loaded_and_sampled_in_inference_mode_can_be_trained
     "name",
     [
         "accelerate.hooks",
-        "diffusers.hooks.group_offloading",
         "diffusers.models.attention_dispatch",
         "diffusers.models.autoencoders.autoencoder_kl_qwenimage",
         "diffusers.models.modeling_utils",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -65,7 +67,7 @@ class Lane:
         self._device = device
         self._largest = largest
         self._module: Any = None if device.type in _WITHOUT_STREAMS else torch.get_device_module(device)
-        self._stream = None if self._module is None else self._module.Stream(device)
+        self._stream: Any = None if self._module is None else self._module.Stream(device)
         self._buffers: list[_Buffer] = []
         self._thread: ThreadPoolExecutor | None = None
 
@@ -91,11 +93,11 @@ class Lane:
         if slot.arrived is not None:
             self._module.current_stream(self._device).wait_event(slot.arrived)
 
-    def close(self) -> None:
-        """End the thread."""
-        if self._thread is not None:
-            self._thread.shutdown()
-        self._thread, self._buffers = None, []
+    def drain(self, slots: Sequence[Slot]) -> None:
+        """Make the stream on which operations run now wait for all copies, so that the slots' memory may be reused."""
+        futures.wait([slot.staged for slot in slots if slot.staged is not None])
+        if self._stream is not None and slots:
+            self._module.current_stream(self._device).wait_stream(self._stream)
 
     def _send(self, source: Tensor, memory: Tensor, read: Any) -> Any:
         """Queue a copy from flat host memory after the event `read`, and return the event after which it is done."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +14,6 @@ from qframe.compose.streaming.ring import Ring
 from qframe.compose.streaming.weights import Place, Weights, host_room
 from qframe.errors import ConfigError
 from qframe.interfaces import Loadable, Streamed
-
-log = logging.getLogger(__name__)
 
 
 def blocks_of(network: nn.Module, names: Sequence[str]) -> list[nn.Module]:
@@ -78,6 +76,7 @@ class StreamedNetwork(Streamed):
         rest_of: All other weights, if they visit the device, too, while the network is in use; else None, and they stay
             on the device.
         here: Whether these other weights are on the device now.
+        about: What is streamed, in words for the user.
     """
 
     def __init__(
@@ -115,6 +114,7 @@ class StreamedNetwork(Streamed):
             budget = host_room() if room is None else room
             weights: list[Weights] = []
             for places in frozen_places(network, streamed):
+                _check(network, places)
                 one = Weights(places, device)
                 budget -= one.size if one.size <= budget and one.pin(device) else 0
                 weights.append(one)
@@ -122,12 +122,13 @@ class StreamedNetwork(Streamed):
             self._moving = {place.key for one in weights for place in one.places}
             self.rest_of = self._rest() if visiting else None
             self._moving.update(place.key for place in (self.rest_of.places if self.rest_of else ()))
-            self._undo = [_before_forward(block, self._hook(number)) for number, block in enumerate(streamed)]
+            for number, block in enumerate(streamed):
+                _before_forward(block, partial(self.ring.enter, number))
             self.settle()
         size, pinned = (sum(one.size for one in weights if one.master is not None or every) for every in (True, False))
-        log.info(
-            "%s: %d of %d blocks are streamed (%.1f GiB in host memory, %.1f GiB of it pinned)",
-            *(type(network).__name__, len(streamed), len(blocks), size / 2**30, pinned / 2**30),
+        self.about = (
+            f"{type(network).__name__}: {len(streamed)} of {len(blocks)} blocks are streamed from the memory of the "
+            f"machine ({size / 2**30:.1f} GiB, {pinned / 2**30:.1f} GiB of it pinned)"
         )
 
     def settle(self) -> None:
@@ -165,14 +166,6 @@ class StreamedNetwork(Streamed):
             self.rest_of.rest()
             self.here = False
 
-    def close(self) -> None:
-        """See `Streamed.close`."""
-        self.ring.close()
-        self.free()
-        for undo in self._undo:
-            undo()
-        self._undo = []
-
     def _rest(self) -> Weights:
         """Take all frozen weights that are not streamed as weights that visit the device together."""
         (places,) = frozen_places(self._network, [self._network])
@@ -181,22 +174,31 @@ class StreamedNetwork(Streamed):
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device)
 
-    def _hook(self, number: int) -> Callable[[], None]:
-        return lambda: self.ring.enter(number)
+
+def _check(network: nn.Module, places: Sequence[Place]) -> None:
+    """Raise ConfigError for a weight that has more to it than torch can tell, so that a copy would lack something."""
+    for place in places:
+        kind = type(place.parameter)
+        if nn.Parameter in kind.__mro__[1:] and not hasattr(kind, "__tensor_flatten__"):
+            raise ConfigError(
+                f"streaming: {type(network).__name__} has weights of the class {kind.__name__}, which are quantised "
+                "in a way that cannot be copied",
+                "Leave resident_blocks out, or use a model that is not quantised, with `quantise`.",
+            )
 
 
-def _before_forward(block: nn.Module, enter: Callable[[], None]) -> Callable[[], Any]:
-    """Call `enter` before each forward pass of a block, outside of what is compiled; return what undoes it."""
+def _before_forward(block: nn.Module, enter: Callable[[], None]) -> None:
+    """Have `enter` called before each forward pass of a block, outside of what is compiled."""
     compiled: Any = getattr(block, "_compiled_call_impl", None)
     if compiled is None:
-        return block.register_forward_pre_hook(torch.compiler.disable(lambda module, args: enter())).remove
+        block.register_forward_pre_hook(torch.compiler.disable(lambda module, args: enter()))
+        return
 
     def entered(*args: Any, **kwargs: Any) -> Any:
         enter()
         return compiled(*args, **kwargs)
 
-    block._compiled_call_impl = entered  # type: ignore[assignment]
-    return lambda: setattr(block, "_compiled_call_impl", compiled)
+    block._compiled_call_impl = entered
 
 
 def stream(part: Loadable, device: torch.device, resident: int, *, visiting: bool = False) -> StreamedNetwork | None:

@@ -64,16 +64,10 @@ class Ring:
 
     def free(self) -> None:
         """Give the memory of the slots back to the device. The next block that computes takes it anew."""
-        for slot in self._slots:
-            self._lane.wait(slot)
+        self._lane.drain(self._slots)
         self.rest()
         self._slots = []
         self._last = None
-
-    def close(self) -> None:
-        """Free the slots, and end the thread that filled them."""
-        self.free()
-        self._lane.close()
 
     def _following(self, block: int) -> int | None:
         """Return the block that is expected after this one, which is about to compute; None if none is expected."""
@@ -107,4 +101,7 @@ class Ring:
     def _vacate(self, slot: Slot) -> None:
         if slot.shown and slot.holds is not None:
             self.weights[slot.holds].rest()
+            # A tensor with others inside counts its own changes, and would not notice that of the memory.
+            inside = [copy for copy in slot.copies[slot.holds] if hasattr(copy, "__tensor_flatten__")]
+            torch.autograd.graph.increment_version(inside)
         slot.holds, slot.shown = None, False

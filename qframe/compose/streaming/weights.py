@@ -149,13 +149,13 @@ def host_room() -> int:
     """Return the bytes of host memory that this process may pin, of which every process on this machine has a share."""
     processes = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
     memory = psutil.virtual_memory()
-    return max(0, memory.available - max(_LEFT_FREE, memory.total // 8)) // processes
+    return int(max(0, memory.available - max(_LEFT_FREE, memory.total // 8)) // processes)
 
 
 def pinned(size: int, device: torch.device, *, owner: object) -> Tensor | None:
     """Return host memory from which copies to a device need not wait for the host, [size] in uint8.
 
-    For CUDA, memory is registered, because torch's allocator of pinned memory would round the size up to a power of two.
+    For CUDA, memory is registered: torch's own allocator of pinned memory would round its size up to a power of two.
 
     Args:
         size: How many bytes.
