@@ -34,7 +34,9 @@ def _amount(context: click.Context, option: click.Parameter, value: str | None) 
 )
 @options(FAMILY, MODEL)
 @click.option("--memory", metavar="SIZE", required=True, help="The memory of the card, e.g. 24GB or 16GiB.")
-@click.option("--rate", metavar="NUMBER", callback=_amount, help="Operations that the card does in a second, e.g. 150T.")
+@click.option(
+    "--rate", metavar="NUMBER", callback=_amount, help="Operations that the card does in a second, e.g. 150T."
+)
 @click.option("--bandwidth", metavar="NUMBER", callback=_amount, help="Bytes that it is sent in a second, e.g. 25GB.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @options(CONFIG, SET)
@@ -92,10 +94,8 @@ def lines(setting: Setting, size: int, cards: dict[str, Card] | Any) -> list[str
     from qframe.preflight.forecast import gib
 
     fits = "" if setting.fits else ", which does not fit"
-    found = [
-        f"{setting.weights}: {gib(setting.peak)} of {gib(size)} in {setting.stage}{fits}; a step {gib(setting.training)}, "
-        f"host memory {gib(setting.host)}"
-    ]
+    needed = f"{gib(setting.peak)} of {gib(size)} in {setting.stage}{fits}"
+    found = [f"{setting.weights}: {needed}; a step {gib(setting.training)}, host memory {gib(setting.host)}"]
     found += [f"  --set {one}" for one in setting.settings]
     found += [f"  chosen: {choice}" for choice in setting.choices]
     if setting.copies:

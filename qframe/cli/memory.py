@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def with_forecast(forecast: Forecast, choices: Sequence[Choice] = ()) -> Iterator[None]:
-    """Print a forecast of memory and what was chosen to fit it, and give a context whose out-of-memory errors name settings that need less.
+    """Print a forecast of memory and what was chosen, and give a context whose errors name settings that need less.
 
     Raises:
         ResourceError: The weights alone do not fit, or, in the context, memory runs out.

@@ -140,6 +140,23 @@ class Composition:
         object.__setattr__(found, "outlines", self.outlines)  # making them takes seconds
         return found
 
+    def sharing(self, other: Composition) -> Composition:
+        """Return this composition with those outlines of another one that are the same."""
+        same = {
+            role: outline
+            for role, outline in other.outlines.items()
+            if self.classes[role] is other.classes[role]
+            and self.models[role].folder == other.models[role].folder
+            and self.options(role) == other.options(role)
+            and not self.config.devices
+            and self.dtype(role) == other.dtype(role)
+        }
+        missing = {role: self.outline(role, self.dtype(role)) for role in placement.ORDER if role not in same}
+        found = attrs.evolve(self)
+        merged = {**same, **{role: outline for role, outline in missing.items() if outline is not None}}
+        object.__setattr__(found, "outlines", merged)
+        return found
+
     def outline(self, role: str, dtype: torch.dtype) -> Any:
         """Return a new component with its network on the meta device; the caller may change it.
 

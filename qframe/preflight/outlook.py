@@ -1,4 +1,4 @@
-"""The memory of a sampling run before it starts: what is chosen by the key `memory`, what is forecast, what would help."""
+"""The memory of a sampling run before it starts: what the key `memory` chooses, what is forecast, what would help."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def sampling_outlook(
         return forecast_sampling(one, counts=counts)
 
     def again(config: Config) -> Forecast:
-        other = attrs.evolve(compose(config), imagined=composition.imagined)
+        other = attrs.evolve(compose(config), imagined=composition.imagined).sharing(composition)
         return forecast(chosen_for_sampling(other, forecast, room=room)[0])
 
     chosen, choices = chosen_for_sampling(composition, forecast, room=room)

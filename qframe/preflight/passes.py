@@ -1,4 +1,4 @@
-"""Counts the bytes that passes of encoder, denoiser and codec take besides weights, by running the real code on shapes."""
+"""Counts what passes of encoder, denoiser and codec take besides weights, by running the real code on shapes."""
 
 from __future__ import annotations
 

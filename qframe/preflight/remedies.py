@@ -47,16 +47,23 @@ def find_remedies(
         saves = _saved(forecast, other, lambda one, place: sum(one.needs[place[0]][place[1]].values()))
         if saves:
             found.append(Remedy(settings, saves, _saved(forecast, other, Forecast.weights)))
+    found = [one for one in found if not any(_does_as_much(other, one) for other in found)]
     order = list(forecast.places())
     return sorted(found, key=lambda one: [-one.saves.get(place, 0) for place in order])
 
 
+def _does_as_much(other: Remedy, one: Remedy) -> bool:
+    """Whether another remedy with fewer of the same settings saves as much."""
+    fewer = set(other.settings) < set(one.settings)
+    return fewer and all(other.saves.get(place, 0) >= size for place, size in one.saves.items())
+
+
 def _saved(before: Forecast, after: Forecast, size: Callable[[Forecast, Place], int]) -> dict[Place, int]:
-    """By place, what is less afterwards. A stage that is no longer there needs nothing."""
+    """By place, what is less afterwards. In place of a stage that is no longer there the fullest one counts."""
     found = {}
     for place in before.places():
-        there = place[1] in after.needs.get(place[0], {})
-        left = size(after, place) if there else 0
+        here = after.needs.get(place[0], {})
+        left = max((size(after, (place[0], stage)) for stage in ([place[1]] if place[1] in here else here)), default=0)
         if left < size(before, place):
             found[place] = size(before, place) - left
     return found

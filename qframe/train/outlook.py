@@ -1,4 +1,4 @@
-"""The memory of a training run before it starts: what is chosen by the key `memory`, what is forecast, what would help."""
+"""The memory of a training run before it starts: what the key `memory` chooses, what is forecast, what would help."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Outlook:
 
         def again(config: Config) -> Forecast:
             check_settings(config, self._trainer.registry, self._trainer.processes, chosen=False)
-            other, _ = self._choose(compose(config, self._trainer.registry))
+            other, _ = self._choose(compose(config, self._trainer.registry).sharing(self.composition))
             check_settings(other.config, self._trainer.registry, self._trainer.processes)
             check_composition(other, self._trainer.processes)
             return self._forecast(other, size, world)

@@ -192,8 +192,7 @@ class Trainer:
     def fit(self, resume: str | None = None) -> FitResult:
         """Train: encode the records, sample, make all steps, sample again, and write the results into the run folder.
 
-        `resume` is None for a new run, "latest" to go on from the newest checkpoint of the run folder, or the name or
-        the path of the checkpoint to go on from.
+        `resume` is None for a new run, "latest" to go on from the newest checkpoint, or the name or path of another.
         """
         return run_session(self, resume)
 
