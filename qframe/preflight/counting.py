@@ -185,7 +185,7 @@ class CudaAutocast(TorchFunctionMode):
 
 FLOAT32 = frozenset(
     {
-        *("layer_norm", "rms_norm", "group_norm", "norm", "softmax", "log_softmax", "softmin", "logsumexp"),
+        *("layer_norm", "rms_norm", "group_norm", "norm", "softmax", "log_softmax", "logsumexp"),
         *("exp", "expm1", "log", "log10", "log1p", "log2", "pow", "rpow", "prod", "sum", "cumsum", "cumprod"),
         *(
             "rsqrt",

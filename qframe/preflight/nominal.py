@@ -108,3 +108,9 @@ def nominal_example(composition: Composition) -> Largest | None:
     except QframeError:  # a recipe that needs more of a record
         return Largest(batch=batch, pixels=pixels, prompt="a picture", seen=())
     return Largest(batch=batch, pixels=pixels, prompt=text.prompt, seen=tuple(map(nominal_size, text.pictures)))
+
+
+def largest_area(composition: Composition) -> int | None:
+    """Return the pixels of the largest picture that the recipe makes; None if the recipe has no geometry."""
+    geometry = getattr(composition.recipe, "geometry", None)
+    return None if geometry is None else geometry.max_area

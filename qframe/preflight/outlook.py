@@ -12,6 +12,7 @@ from qframe.compose.placement import Room, room_on
 from qframe.config.schema import Config
 from qframe.preflight.choosing import Choice, chosen_for_sampling
 from qframe.preflight.forecast import Forecast
+from qframe.preflight.nominal import largest_area
 from qframe.preflight.passes import Counts
 from qframe.preflight.remedies import find_remedies
 from qframe.preflight.sampling import forecast_sampling
@@ -51,6 +52,7 @@ def sampling_outlook(
         other = attrs.evolve(compose(config), imagined=composition.imagined).sharing(composition)
         return forecast(chosen_for_sampling(other, forecast, room=room)[0])
 
+    area = largest_area(composition)
     chosen, choices = chosen_for_sampling(composition, forecast, room=room)
-    found = forecast(chosen).advised(lambda own: find_remedies(composition.config, own, again, trains=False))
+    found = forecast(chosen).advised(lambda own: find_remedies(composition.config, own, again, trains=False, area=area))
     return SamplingOutlook(composition=chosen, choices=choices, forecast=found)

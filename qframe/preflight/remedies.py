@@ -9,7 +9,6 @@ from qframe.config.schema import QUANTISABLE, Config
 from qframe.config.strict import unstructure
 from qframe.errors import QframeError
 from qframe.preflight.forecast import Forecast, Place, Remedy
-from qframe.preflight.nominal import PICTURE
 
 Settings = tuple[str, ...]
 
@@ -28,7 +27,7 @@ def with_overrides(config: Config, settings: Sequence[str]) -> Config:
 
 
 def find_remedies(
-    config: Config, forecast: Forecast, again: Callable[[Config], Forecast], *, trains: bool
+    config: Config, forecast: Forecast, again: Callable[[Config], Forecast], *, trains: bool, area: int | None
 ) -> list[Remedy]:
     """Return the settings that need less memory, the one that saves most in the fullest stage first.
 
@@ -37,9 +36,10 @@ def find_remedies(
         forecast: The forecast of the run.
         again: Checks another configuration, and returns its forecast. An error of qframe leaves the settings out.
         trains: Whether the run trains.
+        area: The pixels of the largest picture that the recipe makes; None if it does not say.
     """
     found = []
-    for settings in _training(config) if trains else _sampling(config):
+    for settings in (*(_training(config) if trains else _sampling(config)), *_smaller_pictures(area)):
         try:
             other = again(with_overrides(config, settings))
         except QframeError:  # it contradicts another setting, or lacks a package: no remedy here
@@ -89,8 +89,11 @@ def _common(config: Config) -> Iterator[Settings]:
         yield (f"{role}.dtype=bfloat16",)
     yield ("codec.options.tiling=true",)
     yield ("codec.options.slicing=true",)
-    area = getattr(config.recipe, "max_area", None) or PICTURE[0] * PICTURE[1]
-    yield (f"recipe.min_area={area // 2}", f"recipe.max_area={area // 2}")
+
+
+def _smaller_pictures(area: int | None) -> Iterator[Settings]:
+    if area is not None:
+        yield (f"recipe.min_area={area // 2}", f"recipe.max_area={area // 2}")  # not one alone: they must not cross
 
 
 def _training(config: Config) -> Iterator[Settings]:

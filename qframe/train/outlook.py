@@ -11,7 +11,7 @@ from qframe.compose import Composition, compose
 from qframe.config.schema import Config
 from qframe.preflight.choosing import Choice, chosen_for_training
 from qframe.preflight.forecast import Forecast
-from qframe.preflight.nominal import nominal_size
+from qframe.preflight.nominal import largest_area, nominal_size
 from qframe.preflight.remedies import find_remedies
 from qframe.train.checks import check_composition, check_settings
 from qframe.train.examples import declared_inputs
@@ -51,8 +51,8 @@ class Outlook:
             check_composition(other, self._trainer.processes)
             return self._forecast(other, size, world)
 
-        found = self._forecast(self.composition, size, world)
-        return found.advised(lambda own: find_remedies(self._asked, own, again, trains=True))
+        found, area = self._forecast(self.composition, size, world), largest_area(self.composition)
+        return found.advised(lambda own: find_remedies(self._asked, own, again, trains=True, area=area))
 
     def _choose(self, composition: Composition) -> tuple[Composition, tuple[Choice, ...]]:
         world = self._trainer.processes.world
