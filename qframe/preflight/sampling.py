@@ -6,7 +6,7 @@ import attrs
 import torch
 
 from qframe.compose import Composition
-from qframe.compose.placement import CPU, ORDER
+from qframe.compose.placement import CPU, ORDER, network_bytes
 from qframe.config.schema import QUANTISABLE
 from qframe.preflight.forecast import Forecast, components, mapped_roles, with_reserve
 from qframe.preflight.nominal import nominal_example
@@ -43,7 +43,8 @@ def forecast_sampling(
             here[f"{role} in turn"] = {**placed[role].parts, "working": working[role]}
     host = {f"streamed {role}": placed[role].host for role in QUANTISABLE}
     if config.offload in ("model", "stream") and composition.device("denoiser") != CPU:
-        host = {role: composition.weights(role) or 0 for role in ORDER}
+        outlines, quantisers = composition.outlines, composition.quantisers
+        host = {role: network_bytes(part.network, quantisers.get(role)) for role, part in outlines.items()}
     return Forecast(
         loaded=components(composition),
         needs=with_reserve(needs),
