@@ -101,6 +101,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
+def excerpt(text: str) -> str:
+    """Return the beginning of a prompt, of at most 60 characters, by which a message names the prompt."""
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def bullet_list(lines: Iterable[str]) -> str:
     """Indent lines by two spaces and join them by newlines, for messages that list several problems."""
     return "\n".join(f"  {line}" for line in lines)

@@ -178,8 +178,10 @@ def test_the_python_of_the_page_on_calls_runs() -> None:
     names: dict[str, Any] = {}
     for text in blocks(page, "python"):
         exec(compile(text, str(page), "exec"), names)
+        if "_interrupt" in text:
+            assert names["pipe"].interrupt
     assert names["result"].images[0].size == (64, 64)
-    assert names["pipe"].interrupt
+    assert [one.size for one in (*names["seen"], names["picture"])] == [(64, 64)] * 3
     assert names["pipe"].parts.denoiser.module.is_cache_enabled
 
 

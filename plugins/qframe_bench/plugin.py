@@ -30,6 +30,12 @@ def qframe_components() -> list[Component]:
         ),
         Component(
             "benchmark",
+            "quantise",
+            "qframe_bench.quantising.command:quantise",
+            summary="the first and the second start with quantised weights: time and host memory",
+        ),
+        Component(
+            "benchmark",
             "sample",
             "qframe_bench.sampling.command:sample",
             summary="a sampling run against its forward passes alone, and against diffusers: time and memory",

@@ -12,7 +12,15 @@ import click
 
 from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, announce, examples, options, resolve, terminal_progress
 from qframe.errors import CacheError, ConfigError, DataError
-from qframe_cache_tools.tables import DAY, explained_line, pruning_lines, survey_json, survey_rows
+from qframe_cache_tools.tables import (
+    DAY,
+    explained_line,
+    pruning_lines,
+    survey_json,
+    survey_rows,
+    weights_json,
+    weights_rows,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -89,8 +97,11 @@ def build(config: Config, shard: str | None) -> None:
 def verify(folder: Path, repair: bool) -> None:
     """Read every entry of the cache in FOLDER [default: runs/cache] and compare its checksum.
 
-    Damaged entries are named, and the exit code is 3 unless they are repaired.
+    Quantised weights that lie there are read, too. What is damaged is named, and the exit code is 3 unless it is
+    repaired.
     """
+    from qframe_cache_tools.quantised import damaged_weights, remove_weights
+
     with _existing(folder) as opened:
         entries = opened.stats().entries
         damages = opened.verify(terminal_progress())
@@ -99,8 +110,16 @@ def verify(folder: Path, repair: bool) -> None:
         if damages and repair:
             opened.repair(damages)
             click.echo(f"{folder}: {len(damages)} damaged of {entries} entries were taken out")
-    if damages and not repair:
-        raise CacheError(f"{folder}: {len(damages)} of {entries} entries are damaged", "--repair takes them out.")
+    broken = damaged_weights(folder)
+    for _, problems in broken:
+        for line in problems:
+            click.echo(line)
+    if broken and repair:
+        busy = remove_weights([one for one, _ in broken])
+        click.echo(f"{folder}: {len(broken) - len(busy)} damaged folders of quantised weights were taken out")
+    if (damages or broken) and not repair:
+        found = f"{len(damages)} of {entries} entries" + (f" and {len(broken)} quantised networks" if broken else "")
+        raise CacheError(f"{folder}: {found} are damaged", "--repair takes them out.")
     if not damages:
         click.echo(f"{folder}: all {entries} entries are whole")
 
@@ -151,10 +170,10 @@ def stats(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Count what the cache in FOLDER [default: runs/cache] holds, from the headers of its shards.
+    """Count what the cache in FOLDER [default: runs/cache] holds, and list the quantised weights that lie there.
 
-    With a configuration (--family or --config) the cache is the one that the configuration uses, and the entries that
-    its data set needs are counted too.
+    Entries are counted from the headers of the cache's shards. With a configuration (--family or --config) the cache is
+    the one that the configuration uses, and the entries that its data set needs are counted too.
     """
     configured = family is not None or config_file is not None
     if not configured and (model or data or output or overrides):
@@ -165,16 +184,17 @@ def stats(
     where = folder or (Path("runs/cache") if config is None else _folder(config))
 
     from qframe.progress import SILENT
+    from qframe_cache_tools.quantised import stored_weights
     from qframe_cache_tools.survey import survey
 
     progress = SILENT if as_json else terminal_progress()
     with _existing(where) as opened:
-        found = survey(opened, progress)
+        found, weights = survey(opened, progress), stored_weights(where)
         wanted = None if config is None else _wanted(config, opened, read_aloud=not as_json)
     if as_json:
-        click.echo(json.dumps(survey_json(where, found, wanted), indent=1))
+        click.echo(json.dumps({**survey_json(where, found, wanted), "quantised": weights_json(weights)}, indent=1))
         return
-    for label, value in survey_rows(where, found, wanted):
+    for label, value in (*survey_rows(where, found, wanted), *weights_rows(weights)):
         click.echo(f"{label:<12}  {value}")
 
 
@@ -214,7 +234,8 @@ def prune(
     """Take the entries that no given configuration needs out of the cache; without --yes, only say what would go.
 
     With --older-than, only entries that were written longer ago go; without a configuration, all of these go. Second
-    copies of entries go too. While another process uses the cache, nothing is changed.
+    copies of entries go too, and quantised weights by the same rules. While another process uses the cache, nothing is
+    changed.
     """
     files: Sequence[str | None] = config_files or ((None,) if family is not None else ())
     configs = [resolve(family, f, overrides, model=model, data=data, output=output).config for f in files]
@@ -230,34 +251,41 @@ def prune(
 
     from qframe_cache_tools.prune import plan_pruning
     from qframe_cache_tools.prune import prune as do
+    from qframe_cache_tools.quantised import needed_weights, remove_weights, unwanted_weights
 
     where = next(iter(folders), Path("runs/cache"))
     progress = terminal_progress()
     with _existing(where) as opened:
         keep: set[str] | None = set() if configs else None
+        used: set[str] | None = set() if configs else None
         for config in configs:
             plan = _plan(config, opened, unconditional=True)
             plan.read(progress)
             assert keep is not None  # there are configurations
+            assert used is not None
             keep.update(plan.every_key())
+            used.update(needed_weights(config, opened, progress))
         before = None if older_than is None else time.time() - older_than * DAY
         pruning = plan_pruning(opened, keep=keep, written_before=before, progress=progress)
+        weights = unwanted_weights(where, keep=used, written_before=before)
         if yes:
             do(opened, pruning, progress)
-    for line in pruning_lines(pruning, done=yes):
+    busy = remove_weights(weights) if yes else []
+    for line in pruning_lines(pruning, weights, busy, done=yes):
         click.echo(line)
 
 
 def _existing(folder: Path) -> Cache:
     from qframe.cache import Cache
+    from qframe.config.folders import quantised_inside
 
-    if not (folder / "shards").is_dir():
+    if not (folder / "shards").is_dir() and not quantised_inside(folder).is_dir():
         raise CacheError(f"{folder}: there is no cache", "Give the folder that cache.dir names, or RUNS/cache.")
     return Cache(folder)
 
 
 def _folder(config: Config) -> Path:
-    from qframe.cache.configured import cache_folder
+    from qframe.config.folders import cache_folder
 
     return cache_folder(config)
 

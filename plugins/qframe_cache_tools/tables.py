@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 from qframe.progress import duration
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qframe.compose.stored_weights import StoredFolder
     from qframe_cache_tools.explain import PartReport
     from qframe_cache_tools.prune import Pruning
     from qframe_cache_tools.survey import Amount, Survey
@@ -48,8 +51,20 @@ def survey_rows(where: Path, found: Survey, wanted: dict[str, int] | None) -> li
     return rows
 
 
-def pruning_lines(pruning: Pruning, *, done: bool) -> list[str]:
-    """Describe a pruning, one line for each kind of entries. `done` says whether it was carried out."""
+def pruning_lines(
+    pruning: Pruning, weights: Sequence[StoredFolder] = (), busy: Sequence[StoredFolder] = (), *, done: bool
+) -> list[str]:
+    """Describe a pruning, one line for each kind of entries and for each component's quantised weights.
+
+    Args:
+        pruning: The entries that go.
+        weights: The quantised weights that are not wanted.
+        busy: Those of them that stay because a process stores or checks them.
+        done: Whether the pruning was carried out.
+    """
+
+    def fate(one: StoredFolder) -> str:
+        return "in use, stays" if one in busy else "gone" if done else "would go; --yes does it"
 
     def line(what: str, amount: Amount) -> str:
         return f"{what:<12}  {_amount(amount.entries, amount.bytes)}"
@@ -57,22 +72,52 @@ def pruning_lines(pruning: Pruning, *, done: bool) -> list[str]:
     rows = [line(kind, amount) for kind, amount in pruning.kinds.items()]
     rows.append(line("copies", pruning.orphaned))
     rows.append(line("stay", pruning.kept))
+    rows += [f"quantised     {_role(one)} {_weights(one)}: {fate(one)}" for one in weights]
     shards = f"{len(pruning.shards)} shards"
     end = (
         f"{pruning.gone.entries} entries are gone"
         if done
         else f"{pruning.gone.entries} entries would go; --yes does it"
     )
-    return [*rows, f"{shards}: {end}" if pruning.shards else "there is nothing to take out"]
+    if pruning.shards:
+        rows.append(f"{shards}: {end}")
+    return rows if pruning.shards or weights else [*rows, "there is nothing to take out"]
 
 
 def _amount(count: int, size: int) -> str:
+    return f"{count}, {_size(size)}"
+
+
+def _size(size: int) -> str:
     value = float(size)
     for unit in ("bytes", "kB", "MB"):
         if value < 1000:
-            return f"{count}, {value:.{0 if unit == 'bytes' else 1}f} {unit}"
+            return f"{value:.{0 if unit == 'bytes' else 1}f} {unit}"
         value /= 1000
-    return f"{count}, {value:.1f} GB"
+    return f"{value:.1f} GB"
+
+
+def weights_json(weights: Sequence[StoredFolder]) -> list[dict[str, object]]:
+    """Return what is known of stored quantised weights, for JSON."""
+    return [
+        {"folder": str(one.folder), "bytes": one.bytes, "written": one.written, "about": dict(one.about)}
+        for one in weights
+    ]
+
+
+def weights_rows(weights: Sequence[StoredFolder]) -> list[tuple[str, str]]:
+    """Return stored quantised weights as labels and texts: all together, and then each."""
+    rows = [("quantised", _amount(len(weights), sum(one.bytes for one in weights)))]
+    return rows + [(f"  {_role(one)}", f"{_weights(one)}, {_age(time.time() - one.written)} old") for one in weights]
+
+
+def _role(one: StoredFolder) -> str:
+    return str(one.about.get("role", "unknown"))
+
+
+def _weights(one: StoredFolder) -> str:
+    about = one.about
+    return f"of {about.get('model', '?')} by {about.get('quantiser', '?')}, {_size(one.bytes)} ({one.folder.name[:12]})"
 
 
 def explained_line(part: PartReport) -> str:

@@ -20,19 +20,22 @@ from qframe.cache.lengths import estimated_tokens, latent_shape, text_tokens
 from qframe.compose import Composition
 from qframe.config.schema import TrainConfig
 from qframe.errors import DataError
-from qframe.interfaces import ExampleInputs, Record, RecordSource, Survey
+from qframe.interfaces import ExampleInputs, Record, RecordSource, Survey, TextInput
 from qframe.pictures.geometry import Size
 from qframe.pictures.picture import Picture, PixelInput
 from qframe.pictures.pixels import open_grey, open_picture, picture_size
 from qframe.progress import SILENT, Progress
 from qframe.train.order import SampleSize, sample_size
+from qframe.train.record_checks import about, about_prompt, same_proportions
 from qframe_data_check.figures import token_figures
-from qframe_data_check.report import Finding, Report, TokenFigures
+from qframe_data_check.report import SEVERITIES, Finding, Report, TokenFigures
 
 _ENLARGED = 4.0
 """A picture is reported if geometry enlarges its area by more than this factor, which doubles each side."""
 _STRETCHED = 1.05
-"""A target and its only reference are reported if their aspect ratios differ by more than this factor."""
+"""A picture is reported if geometry changes its proportions by more than this factor."""
+_LONG_CAPTION = 1024
+"""A caption is reported if it has more tokens than this; where none are counted, four bytes stand for a token."""
 _MOST_THREADS = 8
 
 _A = TypeVar("_A")
@@ -61,7 +64,10 @@ def check_data(
         progress: Shows how many records have been read.
     """
     survey = source.survey()
-    findings = [Finding("error", "data set", problem.origin, problem.message) for problem in survey.problems]
+    findings = [
+        Finding("error", "data set", problem.origin, problem.message, problem.detail) for problem in survey.problems
+    ]
+    findings += [Finding("note", "data set", _name(source), note) for note in source.notes()]
     checker = _Checker(composition, train, decode, survey)
     with progress.stage("checking the data set", len(survey.records) + len(survey.validation)) as stage:
         for place, seen in enumerate(_in_threads(checker.look, chain(survey.records, survey.validation))):
@@ -71,7 +77,7 @@ def check_data(
     return Report(
         survey=survey,
         usable=checker.usable,
-        findings=sorted(findings, key=lambda finding: finding.severity),
+        findings=sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)),
         shapes=checker.shapes.most_common(),
         tokens=checker.tokens(),
     )
@@ -139,6 +145,8 @@ class _Checker:
         counter = composition.token_counter()
         self.exact = counter is not None
         self._count = counter or estimated_tokens
+        self._count_all = composition.token_counter(cut=False)
+        self._token_bytes = composition.specs["encoder"].width * composition.dtype("encoder").itemsize
         self._decode = decode
         self._reported = {id(problem.picture) for problem in survey.problems if problem.picture is not None}
         self._targets: dict[str, str] = {}
@@ -159,7 +167,7 @@ class _Checker:
             inputs = self._recipe.inputs(record)
             seen.inputs = inputs if self._train.caption_dropout > 0 else attrs.evolve(inputs, unconditional=None)
         except DataError as error:
-            seen.findings.append(Finding("error", "record", record.origin, _after(record.origin, error)))
+            seen.findings.append(Finding("error", "record", record.origin, about(record.origin, error)))
         return seen
 
     def _look_at(self, picture: Picture, seen: _Seen, *, mask: bool) -> None:
@@ -173,7 +181,7 @@ class _Checker:
                 size, blank = (image.height, image.width), mask and image.getextrema()[1] == 0
             seen.looks[id(picture)] = _Look(size, picture.digest(), blank)
         except DataError as error:
-            seen.findings.append(Finding("error", "picture", picture.origin, _after(picture.origin, error)))
+            seen.findings.append(Finding("error", "picture", picture.origin, about(picture.origin, error)))
 
     def judge(self, place: int, seen: _Seen) -> None:
         """Add what is wrong with a record to `findings`, and the record to `usable` if nothing keeps it from use."""
@@ -215,10 +223,31 @@ class _Checker:
     def _text(self, seen: _Seen, inputs: ExampleInputs) -> int | None:
         """The number of text tokens; None if the encoder refuses the prompt, which adds a finding."""
         try:
-            return text_tokens(inputs, seen.fitted, self._count)
+            tokens = text_tokens(inputs, seen.fitted, self._count)
         except DataError as error:
-            seen.findings.append(Finding("error", "prompt", seen.record.origin, error.message))
+            message = about_prompt(inputs.conditioning.prompt, error)
+            seen.findings.append(Finding("error", "prompt", seen.record.origin, message))
             return None
+        self._judge_caption(seen, inputs.conditioning)
+        return tokens
+
+    def _judge_caption(self, seen: _Seen, text: TextInput) -> None:
+        """Report a caption that is cut off, that costs much, or that was decoded wrongly before."""
+        origin, sizes = seen.record.origin, [seen.fitted(picture) for picture in text.pictures]
+        if "\N{REPLACEMENT CHARACTER}" in text.prompt:
+            message = "the caption holds the sign that stands for characters which could not be decoded"
+            seen.findings.append(Finding("warning", "prompt", origin, message))
+        kept = self._count(text.prompt, sizes)
+        if self._count_all is not None and (full := self._count_all(text.prompt, sizes)) > kept:
+            message = "the caption is longer than the encoder takes, and its end is cut off"
+            seen.findings.append(Finding("warning", "prompt", origin, message, f"{kept} of {full} tokens are used"))
+        own = kept - self._count(" ", sizes) if self.exact else kept // 4
+        if own > _LONG_CAPTION:
+            size = kept * self._token_bytes / 2**20 if self.exact else own * self._token_bytes / 2**20
+            message = f"the caption has over {_LONG_CAPTION} tokens, which cost memory and time in every step"
+            seen.findings.append(
+                Finding("warning", "prompt", origin, message, f"{own} tokens, {size:.1f} MiB in the cache")
+            )
 
     def _compare(self, seen: _Seen, inputs: ExampleInputs) -> None:
         """Compare the sizes of a record's pictures with one another, and the target's before and after geometry."""
@@ -226,22 +255,38 @@ class _Checker:
         target = seen.fitted(inputs.target)
         given = looks[id(record.target)].size
         if target[0] * target[1] > _ENLARGED * given[0] * given[1]:
-            message = f"{_named(given)} pixels are enlarged to {_named(target)}"
-            seen.findings.append(Finding("warning", "enlarged", record.target.origin, message))
+            message, detail = "is enlarged to over 4 times its area", f"{_named(given)} to {_named(target)} pixels"
+            seen.findings.append(Finding("warning", "enlarged", record.target.origin, message, detail))
+        for pixel in (inputs.target, *inputs.references):
+            self._judge_rounding(seen, pixel)
         if len(record.references) == 1:
             other = looks[id(record.references[0])].size
-            apart = (given[0] * other[1]) / (given[1] * other[0])
-            if max(apart, 1 / apart) > _STRETCHED:
-                message = f"its reference has {_named(other)} pixels, the target {_named(given)}: another aspect ratio"
-                seen.findings.append(Finding("warning", "aspect ratio", record.origin, message))
+            if not same_proportions(given, other):
+                message = "its reference has other proportions than the target"
+                detail = f"{_named(other)} pixels, the target {_named(given)}"
+                seen.findings.append(Finding("warning", "aspect ratio", record.origin, message, detail))
         if inputs.loss_map is not None and record.loss_map is not None:
             mask = looks[id(record.loss_map)]
             if mask.blank:
                 message = "the mask is black all over, so nothing could be learned"
                 seen.findings.append(Finding("error", "mask", record.loss_map.origin, message))
-            if seen.fitted(inputs.loss_map) != target:
-                message = f"the mask has {_named(mask.size)} pixels, its target {_named(given)}: another aspect ratio"
-                seen.findings.append(Finding("error", "size", record.loss_map.origin, message))
+            detail = f"{_named(mask.size)} pixels, its target {_named(given)}"
+            if not same_proportions(mask.size, given):
+                message = "the mask has other proportions than its target"
+                seen.findings.append(Finding("error", "size", record.loss_map.origin, message, detail))
+            elif seen.fitted(inputs.loss_map) != target:
+                message = "the mask has another size than its target, and is resized to it"
+                seen.findings.append(Finding("note", "size", record.loss_map.origin, message, detail))
+
+    def _judge_rounding(self, seen: _Seen, pixel: PixelInput) -> None:
+        """Report a picture whose proportions change much when its sides are rounded."""
+        (height, width), (new_height, new_width) = seen.looks[id(pixel.picture)].size, seen.fitted(pixel)
+        apart = (new_height * width) / (new_width * height)
+        apart = max(apart, 1 / apart)
+        if apart > _STRETCHED:
+            message = f"is stretched by over 5 %, as its sides are rounded to multiples of {pixel.geometry.multiple}"
+            detail = f"{width} x {height} to {new_width} x {new_height} pixels, {apart - 1:.0%}"
+            seen.findings.append(Finding("warning", "stretched", pixel.picture.origin, message, detail))
 
     def _find_duplicates(self, seen: _Seen) -> None:
         """Report a record whose target, or whose prompt with its references, is also that of an earlier record."""
@@ -250,13 +295,14 @@ class _Checker:
             return
         first = self._targets.setdefault(target.digest, record.origin)
         if first != record.origin:
-            seen.findings.append(Finding("warning", "duplicate", record.origin, f"the same target as {first}"))
+            message = "has the same target as an earlier record"
+            seen.findings.append(Finding("warning", "duplicate", record.origin, message, first))
         if record.references and all(id(reference) in looks for reference in record.references):
             question = (record.prompt, *(looks[id(reference)].digest for reference in record.references))
             other = self._questions.setdefault(question, record.origin)
             if other not in (record.origin, first):
-                message = f"the same prompt and references as {other}, with another target"
-                seen.findings.append(Finding("warning", "duplicate", record.origin, message))
+                message = "has the same prompt and references as an earlier record, and another target"
+                seen.findings.append(Finding("warning", "duplicate", record.origin, message, other))
 
 
 def _in_threads(function: Callable[[_A], _B], items: Iterable[_A]) -> Iterator[_B]:
@@ -277,9 +323,9 @@ def _in_threads(function: Callable[[_A], _B], items: Iterable[_A]) -> Iterator[_
             yield waiting.popleft().result()
 
 
-def _after(origin: str, error: DataError) -> str:
-    """The message without the origin that it begins with, because the table has a column for the origin."""
-    return error.message.removeprefix(f"{origin}: ")
+def _name(source: RecordSource) -> str:
+    """The name of a data set in the table: its path, or what the source is called."""
+    return str(source.path) if source.path is not None else type(source).__name__
 
 
 def _named(size: Size) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json as json_module
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,12 @@ from qframe.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from qframe.config.schema import TrainConfig
-    from qframe_data_check.report import Report
+    from qframe_data_check.report import Finding, Report
 
 _MOST_SHAPES = 20
 """The most sizes that are printed in a line of their own."""
+_MOST_PLACES = 20
+"""The most files or rows that are named for one cause."""
 _BAR = 40
 """The length in characters of the longest bar."""
 
@@ -54,7 +56,7 @@ def check(
     headers: bool,
     strict: bool,
 ) -> None:
-    """Read a whole data set, and report every problem in one table.
+    """Read a whole data set, and report every problem in one table, in which one cause is one row.
 
     Below it are the sizes of the targets after geometry, and how many tokens a forward pass of training has
     under this configuration, valid ones and padding. The command loads no weights and changes nothing. The exit code
@@ -88,7 +90,7 @@ def check(
         write_file(sheet, buffer.getvalue())
         if not as_json:
             click.echo(f"pictures  {sheet}")
-    warnings = len(report.findings) - report.errors
+    warnings = report.count("warning")
     if report.errors or (strict and warnings):
         raise DataError(
             f"{_counted(report.errors, 'error')} and {_counted(warnings, 'warning')} in {report.total} records; "
@@ -99,11 +101,16 @@ def check(
 
 def _lines(report: Report, train: TrainConfig) -> Iterator[str]:
     """The lines that the command prints: the table of findings, the sizes, the token figures."""
+    from qframe_data_check.report import by_cause
+
     if report.findings:
-        rows = [(found.severity, found.kind, found.origin, found.message) for found in report.findings]
+        causes = by_cause(report.findings)
+        rows = [(*_named(found), found[0].cause if len(found) > 1 else found[0].message) for found in causes]
         widths = [min(max(len(row[column]) for row in rows), 60) for column in range(3)]
-        for row in rows:
+        for row, found in zip(rows, causes, strict=True):
             yield "  ".join([*(f"{text:<{width}}" for text, width in zip(row, widths, strict=False)), row[3]])
+            if len(found) > 1:
+                yield f"         {_places(found)}"
         yield ""
     yield f"{len(report.usable)} of {report.total} records can be used"
     if report.shapes:
@@ -113,6 +120,18 @@ def _lines(report: Report, train: TrainConfig) -> Iterator[str]:
     if report.tokens is not None:
         yield ""
         yield from _token_lines(report, train)
+
+
+def _named(found: Sequence[Finding]) -> tuple[str, str, str]:
+    """The first columns of a row: severity, kind, and the place if there is one, else how many places there are."""
+    return found[0].severity, found[0].kind, found[0].origin if len(found) == 1 else f"{len(found)} times"
+
+
+def _places(found: Sequence[Finding]) -> str:
+    """The places of the findings of one cause, each with its detail."""
+    shown = [f"{one.origin} ({one.detail})" if one.detail else one.origin for one in found[:_MOST_PLACES]]
+    rest = f" and {len(found) - len(shown)} more (--json lists all)" if len(found) > len(shown) else ""
+    return ", ".join(shown) + rest
 
 
 def _histogram(report: Report) -> Iterator[str]:
@@ -149,7 +168,7 @@ def _as_json(report: Report) -> dict[str, object]:
     return {
         "records": report.total,
         "usable": len(report.usable),
-        "findings": [attrs.asdict(found) for found in report.findings],
+        "findings": [{**attrs.asdict(found), "message": found.message} for found in report.findings],
         "shapes": [{"height": size[0], "width": size[1], "count": count} for size, count in report.shapes],
         "tokens": None if report.tokens is None else attrs.asdict(report.tokens),
     }

@@ -10,27 +10,56 @@ import attrs
 from qframe.interfaces import Record, Survey
 from qframe.pictures.geometry import Size
 
-Severity = Literal["error", "warning"]
-"""With an error, training would stop; with a warning, training would go on, and perhaps learn something wrong."""
+Severity = Literal["error", "warning", "note"]
+"""With an error, training would stop. With a warning, it would go on, and perhaps learn something wrong. A note says
+how something is understood."""
 
-Kind = Literal["data set", "record", "picture", "size", "mask", "prompt", "aspect ratio", "enlarged", "duplicate"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+Kind = Literal[
+    "data set",
+    "record",
+    "picture",
+    "size",
+    "mask",
+    "prompt",
+    "aspect ratio",
+    "enlarged",
+    "stretched",
+    "duplicate",
+]
 
 
 @attrs.frozen
 class Finding:
-    """One thing that is wrong with a data set: one row of the table that `qframe data check` prints.
+    """One thing that is wrong with a data set, or that its owner should know.
 
     Attributes:
-        severity: "error" if training would stop at this record, "warning" if it would go on.
+        severity: "error" if training would stop at this record, "warning" if it would go on, "note" if all is well.
         kind: What the finding is about, such as "picture" or "prompt".
         origin: The file or the row of a table that the finding is about.
-        message: What is wrong.
+        cause: What is wrong. Findings with one cause have the same text.
+        detail: What distinguishes the finding from others with the same cause, such as the size of a picture.
     """
 
     severity: Severity
     kind: Kind
     origin: str
-    message: str
+    cause: str
+    detail: str = ""
+
+    @property
+    def message(self) -> str:
+        """What is wrong, with its detail."""
+        return f"{self.cause} ({self.detail})" if self.detail else self.cause
+
+
+def by_cause(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Put findings of the same severity, kind and cause together: each list is a row of the table of the check."""
+    found: dict[tuple[str, str, str], list[Finding]] = {}
+    for finding in findings:
+        found.setdefault((finding.severity, finding.kind, finding.cause), []).append(finding)
+    return list(found.values())
 
 
 @attrs.frozen(kw_only=True)
@@ -90,7 +119,11 @@ class Report:
     @property
     def errors(self) -> int:
         """The number of findings that are errors."""
-        return sum(finding.severity == "error" for finding in self.findings)
+        return self.count("error")
+
+    def count(self, severity: Severity) -> int:
+        """Return the number of findings of a severity."""
+        return sum(finding.severity == severity for finding in self.findings)
 
     def record(self, place: int) -> Record:
         """Return the record with this number, counted from 0 through training records, then validation records."""

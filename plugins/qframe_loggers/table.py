@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+from typing import Any
 
 from qframe.files.storage import write_file
 from qframe.plugins.hookspecs import hookimpl
@@ -14,8 +14,8 @@ from qframe.train.run import Run
 class CsvLogger:
     """The logger that writes logs/metrics.csv into the run's folder when a training run ends.
 
-    The table is made from the run's metrics.jsonl, which has one line per step, also when a resumed run has repeated
-    steps.
+    The table is made from the run's metrics.jsonl, which has every step once, also when a resumed run has repeated
+    steps. The validation losses, which have a line of their own there, stand in the row of their step.
     """
 
     @hookimpl
@@ -23,10 +23,12 @@ class CsvLogger:
         """Write the table with one row per step; a cell is empty if the step has no such metric."""
         if not run.metrics_file.exists():
             return
-        rows = [json.loads(line) for line in run.metrics_file.read_text(encoding="utf-8").splitlines()]
-        columns = list(dict.fromkeys(name for row in rows for name in row))
+        rows: dict[Any, dict[str, Any]] = {}
+        for line in run.logged():
+            rows.setdefault(line["step"], {}).update(line)
+        columns = list(dict.fromkeys(name for row in rows.values() for name in row))
         table = io.StringIO()
         writer = csv.DictWriter(table, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(rows.values())
         write_file(run.logs / "metrics.csv", table.getvalue().encode())

@@ -2,15 +2,19 @@
 
 optimum-quanto compiles when 4-bit weights are first used, into its own folder, under a lock file of torch (`FileBaton`)
 that is there as long as somebody compiles. If that process is killed, the file stays, and every later process waits for
-it for ever. Here a process first takes a lock of its own, which the system releases when the process ends. While it has
-that lock, a lock file of torch that no process has open was left behind, and is deleted.
+it for ever. Here a process first takes a lock of its own, which the system releases when the process ends, and which
+excludes the processes of other containers that share the folder, too. While it has that lock, a lock file of torch that
+no process has open was left behind, and is deleted.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import signal
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +33,8 @@ BATON = "lock"
 _POLL_SECONDS = 0.2
 _ABANDONED_AFTER = 3600.0
 """Where it cannot be seen who has a lock file open, one older than this many seconds counts as left behind."""
+_PROCESSES = Path("/proc")
+_FIRST_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in Linux' include/linux/proc_ns.h
 
 
 def compiled(weights: str, device: str) -> list[str]:
@@ -102,33 +108,93 @@ def _own_lock(folder: Path, progress: Progress, name: str) -> FileLock:
 
 
 def _await_baton(baton: Path, progress: Progress, name: str) -> None:
-    """Wait until torch's lock file is gone, and delete it if its process is gone."""
-    told = False
+    """Wait until torch's lock file is gone, and delete it if its process is gone. Say what is waited for or deleted."""
+    told: set[str] = set()
     while baton.exists():
-        if _left_behind(baton):
-            progress.note(f"removing {baton}, which an interrupted compilation left behind")
+        held = _held(baton)
+        old = time.time() - _made(baton) > _ABANDONED_AFTER
+        if held is False:
+            text = f"removing {baton}, which an interrupted compilation left behind"
+        elif held:
+            text = f"waiting for another program that compiles {name}: it holds {baton}"
+        elif old:
+            text = f"removing {baton}: it is older than an hour, and who made it cannot be seen from here"
+        else:
+            text = (
+                f"waiting for {baton}: whether its program still compiles {name} cannot be seen from here, as it may "
+                "run in another container, on another machine or for another user. An hour after it was made the file "
+                "counts as left behind. Delete it if nothing compiles"
+            )
+        if text not in told:
+            progress.note(text)
+            told.add(text)
+        if held is False or (held is None and old):
             baton.unlink(missing_ok=True)
             return
-        if not told:
-            progress.note(f"waiting for another program that compiles {name}: it holds {baton}")
-            told = True
         time.sleep(_POLL_SECONDS)
 
 
-def _left_behind(baton: Path) -> bool:
-    """Whether no living process holds torch's lock file. Its holder keeps it open until it deletes it."""
+def _made(baton: Path) -> float:
+    try:
+        return baton.stat().st_mtime
+    except FileNotFoundError:  # it is gone, and not old
+        return time.time()
+
+
+def _held(baton: Path) -> bool | None:
+    """Whether a living process holds torch's lock file, which it keeps open until it deletes it.
+
+    None if nobody can tell: processes of other machines are not seen, and those of other containers only by the kernel.
+    """
     try:
         about = baton.stat()
     except FileNotFoundError:
+        return True  # it was deleted by its holder just now
+    if network_type(baton) is not None or not sys.platform.startswith("linux"):
+        return None
+    seen = {_has_open(process, about) for process in _PROCESSES.glob("[0-9]*")}
+    if True in seen:
+        return True
+    if (opened := _opened(baton)) is not None:
+        return opened
+    return None if None in seen or not _sees_all_processes() else False
+
+
+def _opened(file: Path) -> bool | None:
+    """Whether any process of this machine has a file open, in whichever container. None if the kernel does not tell.
+
+    The kernel grants a write lease only on a file that nobody else has open (fcntl(2), F_SETLEASE). Some kernels do not
+    count those who only read, as torch does. So it is first asked about a file that is certainly open.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(dir=file.parent) as probe, open(probe.name, "rb"):
+            if _leased(Path(probe.name)):
+                return None
+        return not _leased(file)
+    except OSError:  # no leases on this file system, or the file belongs to another user
+        return None
+
+
+def _leased(file: Path) -> bool:
+    """Take a write lease on a file and give it up again; False if another process has the file open."""
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        # If somebody opens the file meanwhile, the kernel sends a signal; this one is ignored by default.
+        fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except BlockingIOError:
         return False
-    old = time.time() - about.st_mtime > _ABANDONED_AFTER
-    if not sys.platform.startswith("linux"):
-        return old
-    holders = {_has_open(process, about) for process in Path("/proc").glob("[0-9]*")}
-    if True in holders:
+    finally:
+        os.close(handle)
+    return True
+
+
+def _sees_all_processes() -> bool:
+    """Whether this process sees those of all containers: it is in the first namespace of processes of the machine."""
+    try:
+        return os.readlink("/proc/self/ns/pid") == _FIRST_NAMESPACE
+    except OSError:
         return False
-    # Processes of other machines are not seen at all.
-    return old if None in holders or network_type(baton) is not None else True
 
 
 def _has_open(process: Path, about: os.stat_result) -> bool | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qframe.files.model_folder import ModelFolder
-from qframe.interfaces import CodecSpec, LatentCodec
+from qframe.interfaces import CodecSpec, LatentCodec, require_latents
 from qframe_qwen.loading import component_config, load_weights, outline_of, stored_dtype
 from qframe_qwen.options import QwenCodecOptions
 from qframe_qwen.spaces import PUBLISHED_MEAN, latent_space
@@ -83,6 +83,7 @@ class QwenCodec(LatentCodec):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
+        latents = require_latents(latents, self.vae.config.z_dim)
         frames = latents[:, :, None].to(self.execution_device, self.vae.dtype)  # [B, Z, 1, h, w]
         mean, std = self._normalisation(frames)
         pixels: Tensor = self.vae.decode(frames / (1.0 / std) + mean, return_dict=False)[0][:, :, 0]  # as diffusers

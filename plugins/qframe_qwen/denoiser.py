@@ -251,7 +251,8 @@ class StockDenoiser(Denoiser):
         found: list[Tensor | None] = [None] * len(lengths)
         for place, group in enumerate(groups):
             target = _rows_of(tokens, lengths, group.samples).unflatten(0, (len(group.samples), -1))
-            predicted = self._run(group, target, sigma[list(group.samples)], _of_group(forward, place))
+            own_sigma = _rows_of(sigma, (1,) * len(lengths), group.samples)  # an index of the CPU would wait for it
+            predicted = self._run(group, target, own_sigma, _of_group(forward, place))
             for sample, row in zip(group.samples, predicted, strict=True):
                 found[sample] = row
         return torch.cat([row for row in found if row is not None]).to(tokens)

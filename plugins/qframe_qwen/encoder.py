@@ -22,6 +22,7 @@ from qframe_qwen.prompts import (
     EDIT,
     IMAGE_PAD,
     TEXT,
+    UNLIMITED,
     Template,
     check_tokenizer,
     edit_plus,
@@ -136,11 +137,12 @@ class QwenVLEncoder(Encoder):
         }
 
     @classmethod
-    def token_counter(cls, model: ModelFolder, options: Any) -> TokenCounter:
+    def token_counter(cls, model: ModelFolder, options: Any, *, cut: bool = True) -> TokenCounter:
         """Return a function that counts the tokens that `encode` returns for a prompt with pictures of given sizes.
 
         The function runs the same code as `encode`, but with the tokenizer and the image processor alone, without
-        weights. It raises DataError for a prompt that `encode` would refuse.
+        weights. It raises DataError for a prompt that `encode` would refuse. With `cut` False it counts all tokens of a
+        prompt that `encode` would cut off.
         """
         options = options or QwenVLOptions()
         spec = cls.describe(model, options)
@@ -148,8 +150,11 @@ class QwenVLEncoder(Encoder):
         reader = cls(None, _tokenizer(model, spec), processor, options)
 
         def count(prompt: str, sizes: Sequence[Size]) -> int:
-            row = reader._prompt(prompt, [reader._slots(size) for size in sizes], None)
-            return len(row.ids) - row.dropped
+            slots = [reader._slots(size) for size in sizes]
+            reader.check([prompt])
+            template = reader._template(prompt, len(slots))
+            limit = reader.options.max_length if cut else UNLIMITED
+            return len(tokenize(reader.tokenizer, template, prompt, slots, limit, warn=False)) - template.dropped
 
         return count
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import attrs
 
-from qframe.errors import DataError, WeightsError
+from qframe.errors import DataError, WeightsError, excerpt
 
 logger = logging.getLogger(__name__)
 
 IMAGE_PAD = "<|image_pad|>"
+UNLIMITED = 2**62
+"""A number of tokens that no prompt has."""
 _SPECIAL = re.compile(r"(<\|[a-z_]+\|>)")
 _SYSTEM = "<|im_start|>system\n"
 _USER = "<|im_end|>\n<|im_start|>user\n"
@@ -105,13 +107,19 @@ def refuse_special_tokens(prompt: str, specials: frozenset[str]) -> None:
     found = sorted(token for token in specials if token in prompt)
     if found:
         raise DataError(
-            f"prompt {_short(prompt)!r} holds {', '.join(found)}, which would change the prompt's structure",
+            f"prompt {excerpt(prompt)!r} holds {', '.join(found)}, which would change the prompt's structure",
             "Take it out, or have it read as plain letters: encoder.options.special_tokens = 'literal'.",
         )
 
 
 def tokenize(
-    tokenizer: Any, template: Template, prompt: str, slots: Sequence[int], max_length: int | None
+    tokenizer: Any,
+    template: Template,
+    prompt: str,
+    slots: Sequence[int],
+    max_length: int | None,
+    *,
+    warn: bool = True,
 ) -> list[int]:
     """Return the token ids of a template with the prompt filled in, and with image tokens for each picture.
 
@@ -124,6 +132,7 @@ def tokenize(
         slots: For each picture the number of its image tokens.
         max_length: How many of the tokens after the dropped ones are kept, not counting image tokens; None stands for
             the template's limit.
+        warn: Whether a warning is logged for a prompt that is cut off.
     """
     image = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
     remaining = iter(slots)
@@ -137,12 +146,13 @@ def tokenize(
     after_pictures = len(ids) - ids[::-1].index(image) if slots else 0
     end = max(template.dropped + sum(slots) + limit, after_pictures)
     if len(ids) > end:
-        logger.warning(
-            "prompt %r has %d tokens, only the first %d are used",
-            _short(prompt),
-            len(ids) - template.dropped,
-            end - template.dropped,
-        )
+        if warn:
+            logger.warning(
+                "prompt %r has %d tokens, only the first %d are used",
+                excerpt(prompt),
+                len(ids) - template.dropped,
+                end - template.dropped,
+            )
         del ids[end:]
     return ids
 
@@ -159,7 +169,3 @@ def _ids(tokenizer: Any, template: str, prompt: str = "") -> list[int]:
         elif text := piece.replace("{}", prompt):
             ids.extend(tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids)
     return ids
-
-
-def _short(prompt: str) -> str:
-    return prompt if len(prompt) <= 60 else prompt[:57] + "..."

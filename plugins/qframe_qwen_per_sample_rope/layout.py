@@ -10,6 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from qframe.diffusion.copies import sent
 from qframe.interfaces import Grid, grid_length
 from qframe_qwen_per_sample_rope.rotary import MOST_ROWS, Axes, sample_pictures, text_start, text_table
 from qframe_qwen_per_sample_rope.rows import repeated
@@ -153,7 +154,7 @@ class Layout:
         if values.shape[0] != self.batch_size:
             sample = min(values.shape[0], self.batch_size)
             raise ValueError(f"sample {sample}: {values.shape[0]} {what}, {self.batch_size} samples")
-        return values if self.order == tuple(range(self.batch_size)) else values[list(self.order)]
+        return self.sort(values, (1,) * self.batch_size)
 
 
 def make_layout(
@@ -207,10 +208,10 @@ def make_layout(
         image=_stream(image_lengths, [targets[sample] for sample in order], image_turns),
         text=_stream(ordered_text, ordered_text, text_turns),
         groups=tuple(Group(count, *lengths) for lengths, _, count in _neighbours(both)),
-        ends=torch.tensor([0, *itertools.accumulate(map(sum, both))], dtype=torch.int32, device=device),
+        ends=sent(torch.tensor([0, *itertools.accumulate(map(sum, both))], dtype=torch.int32), device),
         longest=max(map(sum, both)),
-        joined=joined.to(device),
-        parted=joined.argsort().to(device),
+        joined=sent(joined, device),
+        parted=sent(joined.argsort(), device),
     )
 
 
@@ -312,7 +313,7 @@ def _stream(lengths: tuple[int, ...], targets: Sequence[int], turns: Sequence[Te
         lengths=lengths,
         runs=runs,
         turns=torch.view_as_real(joined)[:, None],
-        owner=places.repeat_interleave(rows).to(joined.device),
+        owner=sent(places.repeat_interleave(rows), joined.device),
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from qframe.diffusion.copies import sent
 from qframe.diffusion.tables import TableCache
 from qframe.interfaces import Grid
 
@@ -48,7 +49,7 @@ def _make_picture_table(grid: Grid, frame: int, axes: Axes, device: torch.device
         turn.reshape([-1 if place == axis else 1 for place in range(3)] + [turn.shape[-1]]).expand(*grid, -1)
         for axis, turn in enumerate(turned)
     ]
-    return torch.cat(along, dim=-1).reshape(frames * height * width, -1).to(device)
+    return sent(torch.cat(along, dim=-1).reshape(frames * height * width, -1), device)
 
 
 def text_table(start: int, length: int, axes: Axes, device: torch.device) -> Tensor:
@@ -98,7 +99,7 @@ def _diagonal(rows: int, axes: Axes, device: torch.device) -> Tensor:
 
 
 def _make_diagonal(rows: int, axes: Axes, device: torch.device) -> Tensor:
-    return torch.cat([_turns(torch.arange(rows), channels) for channels in axes], dim=-1).to(device)
+    return sent(torch.cat([_turns(torch.arange(rows), channels) for channels in axes], dim=-1), device)
 
 
 def _turns(positions: Tensor, channels: int) -> Tensor:

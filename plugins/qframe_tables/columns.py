@@ -13,16 +13,19 @@ from typing import Any, Protocol
 
 import attrs
 
-from qframe.data.files import FileSource, Problems, Root, text_problem
+from qframe.data.files import FileSource, Root
+from qframe.data.problems import Problems
 from qframe.errors import DataError
+from qframe.files.text import text_problem
 from qframe.interfaces import Record
 from qframe.pictures.picture import Picture
+from qframe_tables.meanings import Meanings, find_meanings
 from qframe_tables.options import ColumnOptions
 
 _TEXTS = ("prompt", "id", "group")
 _PICTURES = ("target", "weight", "mask")
 _LISTS = ("references", "control")
-_NUMBERED = re.compile(r"(?:reference|control)[1-9]\d*|reference")
+_NUMBERED = re.compile(r"(?:reference|control)[1-9]\d{0,3}|reference")
 
 
 class Rows(Protocol):
@@ -111,22 +114,16 @@ class ColumnSource(FileSource):
     def _columns(self, names: Sequence[str]) -> dict[str, str]:
         """Choose the column that each key of a record is read from.
 
+        A table that has a column "target", or whose target the user names, is read by qframe's own names alone. In any
+        other table the usual names of other trainers are understood, too.
+
         Raises:
             DataError: `data.options.columns` has an unknown key or names a column that does not exist, there is no
                 column for the target, or two columns mean the same.
         """
         given = self.settings.columns or {}
-        wrong = [key for key in given if key not in (*_TEXTS, *_PICTURES, *_LISTS) and not _NUMBERED.fullmatch(key)]
-        missing = [name for name in given.values() if name not in names]
         here = f"The columns are: {', '.join(names)}."
-        if wrong:
-            raise DataError(f"data.options.columns: unknown key {wrong[0]!r}", "See docs/reference/data-formats.md.")
-        if missing:
-            raise DataError(f"{self.path}: there is no column {missing[0]!r}, which data.options.columns names", here)
-        taken = set(given.values())
-        known = (*_TEXTS, *_PICTURES, *_LISTS)
-        own = {name: name for name in names if name not in taken and (name in known or _NUMBERED.fullmatch(name))}
-        found = own | dict(given)
+        found = self._usual(names) if "target" not in (*given, *names) else self._own(names)
         if "target" not in found:
             raise DataError(
                 f"{self.path}: there is no column 'target'", f"{here} Say which: data.options.columns.target = 'NAME'."
@@ -135,6 +132,27 @@ class ColumnSource(FileSource):
             if one in found and other in found:
                 raise DataError(f"{self.path}: has both {one!r} and {other!r}, which mean the same", "Leave one out.")
         return found
+
+    def _own(self, names: Sequence[str]) -> dict[str, str]:
+        given, known = self.settings.columns or {}, (*_TEXTS, *_PICTURES, *_LISTS)
+        self._refuse(find_meanings(names, given, strict=False, usual=False), names)
+        taken = set(given.values())
+        own = {name: name for name in names if name not in taken and (name in known or _NUMBERED.fullmatch(name))}
+        return own | dict(given)
+
+    def _usual(self, names: Sequence[str]) -> dict[str, str]:
+        found = find_meanings(names, self.settings.columns, strict=False)
+        self._refuse(found, names)
+        single = len(found.references) == 1
+        keys = ["references"] if single else [f"reference{place}" for place in range(1, len(found.references) + 1)]
+        return {**found.parts, **dict(zip(keys, found.references, strict=True))}
+
+    def _refuse(self, found: Meanings, names: Sequence[str]) -> None:
+        if found.problems:
+            raise DataError(
+                f"{self.path}: {'; '.join(found.problems)}",
+                f"The columns are: {', '.join(names)}. See docs/reference/data-formats.md.",
+            )
 
 
 @attrs.frozen(eq=False)
@@ -159,8 +177,12 @@ class _Row:
         """Make the record; None if the row has no target. Every fault is added to `problems`."""
         where = self.source.where(self.number)
         prompt = (values.get("prompt") or self.source.settings.prompt or "").strip()
-        if (problem := text_problem(prompt)) is not None:
+        if (prompt or self.source.captions.needed) and (problem := text_problem(prompt)) is not None:
             problems.add(where, f"{problem}; write one, or set data.options.prompt for rows that have none")
+        for key in ("id", "group"):
+            if values.get(key) and (problem := text_problem(values[key], f"its {key}")) is not None:
+                problems.add(where, problem)
+                return None
         if not values["target"]:
             problems.add(where, "there is no target")
             return None
@@ -190,7 +212,7 @@ class _Row:
         path = self.root.folder / value
         picture = Picture(f"{origin} ({value})", path)
         if (problem := self.root.problem(path)) is not None:
-            problems.add(origin, f"{value!r}: {problem}", picture)
+            problems.add(origin, problem, picture, detail=repr(value))
         return picture
 
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import attrs
 
 from qframe.data.options import SourceOptions
-
-
-@attrs.frozen(kw_only=True)
-class TableOptions(SourceOptions):
-    """The options of the data sources "jsonl" and "csv"."""
 
 
 @attrs.frozen(kw_only=True)
@@ -20,11 +16,28 @@ class ColumnOptions(SourceOptions):
 
     Attributes:
         columns: For each part of a record ("target", "prompt", ...) the name of the column that it is read from; None,
-            or a part that is left out, means the column of the same name.
+            or a part that is left out, means the column of the same name, or of a usual name of other trainers.
     """
 
     columns: Mapping[str, str] | None = attrs.field(
         default=None, metadata={"help": "which column is what, e.g. { target = 'image', prompt = 'text' }"}
+    )
+
+
+@attrs.frozen(kw_only=True)
+class TableOptions(ColumnOptions):
+    """The options of the data sources "jsonl" and "csv".
+
+    Attributes:
+        other_columns: What to do with columns of unknown meaning; the other sources ignore them.
+        folder: The folder that paths in the table are relative to; None means the folder of the table.
+    """
+
+    other_columns: Literal["refuse", "ignore"] = attrs.field(
+        default="refuse", metadata={"help": "what to do with columns of unknown meaning: refuse or ignore"}
+    )
+    folder: str | None = attrs.field(
+        default=None, metadata={"help": "folder that paths in the table are relative to; by default the table's own"}
     )
 
 

@@ -16,8 +16,8 @@ def qframe_components() -> list[Component]:
             "jsonl",
             "qframe_tables.tables:JsonlSource",
             options=_TABLE,
-            suffixes=(".jsonl",),
-            summary="a JSON object per line: target, prompt, references, weight",
+            suffixes=(".jsonl", ".json"),
+            summary="a JSON object per line, or a list of them: target, prompt, references, weight",
         ),
         Component(
             "source",

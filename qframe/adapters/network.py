@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +88,6 @@ def add_lora(
             the weight of one of its layers is quantised.
     """
     from peft import LoraConfig as PeftLoraConfig
-    from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraLayer as PeftLayer
 
     if any(isinstance(part, PeftLayer) for part in module.modules()):
@@ -99,7 +100,7 @@ def add_lora(
     module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every other device for good
-        inject_adapter_in_model(
+        _inject(
             PeftLoraConfig(
                 r=config.rank,
                 lora_alpha=trained_alpha(config),
@@ -118,6 +119,18 @@ def add_lora(
     for name, length in lengths.items():
         module.get_parameter(f"{name}.lora_magnitude_vector.default.weight").data = length
     return trained
+
+
+def _inject(config: Any, module: nn.Module, adapter_name: str = "default") -> None:
+    """Let peft put an adapter on `module`. Its warning that torchao's weights cannot be merged is left out.
+
+    `merge_lora` refuses quantised weights anyway, and says so.
+    """
+    from peft import inject_adapter_in_model
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated without")
+        inject_adapter_in_model(config, module, adapter_name=adapter_name)
 
 
 def _spare_copies(module: nn.Module) -> None:
@@ -210,7 +223,6 @@ def load_lora(module: nn.Module, file: Path, scale: float = 1.0, *, adapter: str
             DoRA and the weight of one of its layers is quantised.
     """
     from peft import LoraConfig as PeftLoraConfig
-    from peft import inject_adapter_in_model
     from peft.tuners.lora import LoraLayer as PeftLayer
 
     file = find_lora(file)
@@ -220,7 +232,7 @@ def load_lora(module: nn.Module, file: Path, scale: float = 1.0, *, adapter: str
     # a minute for all layers of Qwen-Image.
     rank = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
     alpha = Counter(layer.alpha for layer in layers.values()).most_common(1)[0][0]
-    inject_adapter_in_model(
+    _inject(
         PeftLoraConfig(
             r=rank,
             lora_alpha=alpha * scale,

@@ -18,6 +18,7 @@ class DeclaredInputs(Sequence[ExampleInputs]):
     Attributes:
         records: The records, in the order of the examples that are made of them.
         recipe: The recipe, whose `inputs` is called with a record.
+        checked: Whether all records were checked (`qframe.train.record_checks`).
     """
 
     def __init__(self, records: Sequence[Record], recipe: Recipe, *, unconditional: bool = True) -> None:
@@ -30,6 +31,7 @@ class DeclaredInputs(Sequence[ExampleInputs]):
         """
         self.records = records
         self.recipe = recipe
+        self.checked = False
         self._unconditional = unconditional
         self._declared: list[ExampleInputs | None] = [None] * len(records)
 

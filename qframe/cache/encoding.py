@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, interpolate
 
 from qframe.diffusion.gradients import without_gradients
 from qframe.errors import DataError, NumericsError, PluginError
@@ -32,6 +32,12 @@ from qframe.pictures.pool import open_groups
 
 _T = TypeVar("_T")
 
+_MUCH_LONGER = 4
+_ORDINARY = 512
+"""Prompts of up to this many characters are never encoded apart because of their lengths."""
+_ASPECT = 1.3
+"""The factor by which the proportions of a loss map in latent cells may differ from its target's. Those of the pictures
+may differ by 5 %, which is checked where their sizes are known; the sides of small latents are rounded by more."""
 WINDOW = 4
 """The number of batches whose pictures are opened together: enough to find pictures of equal size, few enough to fit
 in memory."""
@@ -120,7 +126,9 @@ def encode_text(
         # Prompts of similar length go together, so that an encoder that pads has less to pad.
         ordered = sorted(window, key=lambda index: len(inputs[index].prompt))
         sizes = {index: tuple(image.size for image in own) for index, own in images.items()}
-        for group in _groups(ordered, sizes, batch_size):
+        lengths = {index: len(inputs[index].prompt) for index in ordered}
+        alike = _groups(ordered, sizes, batch_size)
+        for group in (part for members in alike for part in _of_like_length(members, lengths)):
             prompts = [inputs[index].prompt for index in group]
             with without_gradients():
                 encoded = encoder.encode(prompts, [images[index] for index in group])
@@ -204,15 +212,22 @@ def make_example(
 ) -> Example:
     """Make an example of tensors that were encoded separately.
 
+    A loss map of another size than the target, but of the same proportions, is resized to it.
+
     Raises:
-        DataError: The loss map has another height or width, in latent cells, than the latents of the target.
+        DataError: The loss map has other proportions, in latent cells, than the latents of the target.
     """
     if loss_map is not None and loss_map.shape != target.shape[-2:]:
-        raise DataError(
-            f"example {id}: its loss map covers {tuple(loss_map.shape)} latent places, its target "
-            f"{tuple(target.shape[-2:])}",
-            "A loss map has the size of its target picture.",
-        )
+        (height, width), (own_height, own_width) = target.shape[-2:], loss_map.shape
+        apart = (height * own_width) / (width * own_height)
+        if max(apart, 1 / apart) > _ASPECT:
+            raise DataError(
+                f"example {id}: its loss map covers {tuple(loss_map.shape)} latent places, its target "
+                f"{tuple(target.shape[-2:])}",
+                "A loss map has the proportions of its target picture.",
+            )
+        resized = interpolate(loss_map[None, None], (height, width), mode="bilinear", antialias=True)
+        loss_map = resized[0, 0].clamp(0, 1)
     return Example(
         id=id,
         target=target,
@@ -239,6 +254,20 @@ def _groups(indices: Sequence[int], shapes: Mapping[int, Hashable], batch_size: 
     for index in indices:
         alike.setdefault(shapes[index], []).append(index)
     return [members[i : i + batch_size] for members in alike.values() for i in range(0, len(members), batch_size)]
+
+
+def _of_like_length(ordered: Sequence[int], lengths: Mapping[int, int]) -> list[list[int]]:
+    """Split indices that are ordered by the lengths of their prompts where a prompt is much longer than the first one.
+
+    An encoder that pads makes every prompt of a batch as long as the longest. With one caption of a book's page beside
+    seven short ones, that would be eight pages. Captions of ordinary lengths are never split.
+    """
+    parts: list[list[int]] = []
+    for index in ordered:
+        if not parts or lengths[index] > _MUCH_LONGER * max(lengths[parts[-1][0]], _ORDINARY):
+            parts.append([])
+        parts[-1].append(index)
+    return parts
 
 
 def _require_finite(encoded: Tensor, names: Sequence[str]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+import logging
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ from qframe.cache.plan import CachePlan
 from qframe.cache.portion import ALL, Portion
 from qframe.cache.reading import DamagedEntryError
 from qframe.cache.store import Cache
-from qframe.errors import CacheError, DataError
+from qframe.errors import CacheError, DataError, QframeError
 from qframe.interfaces import Conditioning, Example, Parts
 from qframe.pictures.pool import open_groups
 from qframe.progress import SILENT, Progress
+
+log = logging.getLogger(__name__)
 
 PartsLoader = Callable[..., Parts]
 """A function that loads components: `loader("encoder", "codec")` returns `Parts` in which both are loaded."""
@@ -71,20 +74,41 @@ def build_cache(
     Raises:
         DataError: A record or a picture cannot be used; the message names it.
         NumericsError: The encoder or the codec returns values that are not finite.
+        CacheError: Entries are missing, and the cache cannot be written to.
         ResourceError: The disk is full.
     """
     plan = CachePlan(inputs, made_by, PictureDigests(cache))
     plan.read(progress, portion)
     missing = set(cache.missing(plan.every_key()))
+    if missing and not cache.writable:
+        raise CacheError(
+            f"{cache.folder}: {len(missing)} entries are missing, and this cache cannot be written to",
+            "Set cache.dir to a folder that can be written to, or build this cache where it can be.",
+        )
     builder = _Builder(plan, cache, missing, batch_size, portion, progress)
-    try:
+    with _flushed(cache):
         builder.encode_pixels(parts_loader)
         builder.encode_loss_maps(parts_loader)
         builder.encode_texts(parts_loader)
-    finally:
-        cache.flush()  # a build that is stopped keeps what it has encoded
     inputs.forget()
     return CachedExamples(cache, plan.ids, plan.keys)
+
+
+@contextmanager
+def _flushed(cache: Cache) -> Iterator[None]:
+    """A context after which everything that was put into the cache is written, so that a stopped build keeps it.
+
+    An error from inside is raised even if what is left cannot be written, because it says what happened first.
+    """
+    try:
+        yield
+    except BaseException:
+        try:
+            cache.flush()
+        except (QframeError, OSError) as second:
+            log.warning("the last entries were not written: %s", second)
+        raise
+    cache.flush()
 
 
 class CachedExamples(Sequence[Example]):

@@ -8,9 +8,10 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from operator import index
 from pathlib import Path
 
-from qframe.cache.shards import Entry, StoredTensor
+from qframe.cache.shards import Entry, StoredTensor, is_sound
 from qframe.errors import CacheError, ResourceError
 from qframe.files.digests import Stamp
 
@@ -227,6 +228,16 @@ def _pack(entry: Entry) -> str:
     return json.dumps(rows, separators=(",", ":"))
 
 
-def _unpack(key: str, shard: str, tensors: str) -> Entry:
-    rows = json.loads(tensors)
-    return Entry(key, shard, tuple(StoredTensor(n, d, tuple(s), b, e, c) for n, d, s, b, e, c in rows))
+def _unpack(key: str, shard: object, tensors: object) -> Entry:
+    """The entry of a row. Raises IndexDamagedError if the row is not one that `_pack` made."""
+    try:
+        rows = json.loads(tensors) if isinstance(tensors, str) else None
+        stored = tuple(
+            StoredTensor(n, d, tuple(map(index, s)), index(b), index(e), c)
+            for n, d, s, b, e, c in rows  # type: ignore[union-attr]  # TypeError where it is None
+        )
+        if not isinstance(shard, str) or "/" in shard or not all(map(is_sound, stored)):
+            raise ValueError("not what was stored")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise IndexDamagedError(f"the row of entry {key[:16]} is broken: {error}") from error
+    return Entry(key, shard, stored)

@@ -15,6 +15,7 @@ from typing import TypeVar
 from qframe.cache.index import LISTED, Index, IndexDamagedError
 from qframe.cache.shards import SUFFIX, Header, read_header
 from qframe.errors import CacheError
+from qframe.files.disk import can_write, make_folder
 from qframe.files.filesystems import local_folder, network_type
 from qframe.files.locks import exclusive
 from qframe.files.storage import clear_leftovers
@@ -39,22 +40,26 @@ class ShardListing:
     Attributes:
         folder: The cache's folder.
         shards: The folder of shards, which lies inside the cache's folder.
+        writable: Whether this process may write into both folders. A cache that it may not write to can be read.
     """
 
     def __init__(self, folder: Path) -> None:
         """Create the cache's folder and its folder of shards if there are none. The index is not read yet.
 
-        The index lies in the cache's folder. If that is on a network file system, whose locks SQLite cannot rely on,
-        this machine has an index of its own on a local disk.
+        The index lies in the cache's folder. If that is on a network file system, whose locks SQLite cannot rely on, or
+        cannot be written to, this machine has an index of its own on a local disk.
+
+        Raises:
+            ResourceError: There is no such folder, and it cannot be made.
         """
         self.folder = folder
-        self.shards = folder / "shards"
-        self.shards.mkdir(parents=True, exist_ok=True)
-        kind = network_type(folder)
+        self.shards = make_folder(folder / "shards", "cache.dir")
+        self.writable = can_write(folder) and can_write(self.shards)
+        kind = network_type(folder) if self.writable else "read-only"
         self._alone = kind is not None
         self._index = Index(local_index(folder) if self._alone else folder / "index.sqlite")
         if self._alone:
-            logger.info("%s: on a network file system (%s), so its index is %s", folder, kind, self._index.path)
+            logger.info("%s: on a file system (%s) that takes no index, so that is %s", folder, kind, self._index.path)
         self._held = threading.local()
 
     def close(self) -> None:
@@ -105,7 +110,9 @@ class ShardListing:
         if getattr(self._held, "already", False):
             yield
             return
-        with exclusive(self.folder / ".lock", self._busy, timeout=LOCK_SECONDS):
+        # Nobody rewrites a shard of a folder that cannot be written to; the index of this machine still has to be kept.
+        lock = self.folder / ".lock" if self.writable else self._index.path.with_suffix(".lock")
+        with exclusive(lock, self._busy, timeout=LOCK_SECONDS):
             self._held.already = True
             try:
                 yield

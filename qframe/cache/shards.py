@@ -8,6 +8,7 @@ alone.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -159,6 +160,15 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
+def is_sound(stored: StoredTensor) -> bool:
+    """Whether the description of a tensor can be true: a known dtype, and as many bytes as its shape needs."""
+    if not all(isinstance(text, str) for text in (stored.name, stored.dtype, stored.checksum)):
+        return False
+    if stored.dtype not in _DTYPES or stored.begin < 0 or any(side < 0 for side in stored.shape):
+        return False
+    return stored.end - stored.begin == math.prod(stored.shape) * _DTYPES[stored.dtype].itemsize
+
+
 def checksum(full_name: str, dtype: str, shape: Iterable[int], data: memoryview) -> str:
     """Return the xxh3-128, in hexadecimal, over a tensor's name ("KEY/NAME"), dtype, shape and bytes."""
     total = xxhash.xxh3_128(f"{full_name} {dtype} {'x'.join(map(str, shape))}\n".encode())
@@ -178,6 +188,8 @@ def read_tensor(handle: int, entry: Entry, stored: StoredTensor, *, verify: bool
     Raises:
         ValueError: The file is cut short, or `verify` is true and the checksum differs.
     """
+    if (size := os.fstat(handle).st_size) < stored.end:  # before memory is taken for what a broken index promises
+        raise ValueError(f"cut short: {stored.end} bytes were written, {size} are there")
     buffer = torch.empty(stored.end - stored.begin, dtype=torch.uint8)
     view = buffer.numpy().data
     done = 0

@@ -64,6 +64,7 @@ class Cache:
 
         Raises:
             CacheError: Another process has been pruning or changing the cache for 900 seconds.
+            ResourceError: There is no such folder, and it cannot be made.
         """
         self.folder = folder
         self._listing = ShardListing(folder)
@@ -84,8 +85,13 @@ class Cache:
             return
         try:
             self.close()
-        except QframeError as second:
-            logger.warning("the last entries were not written: %s", second.message)
+        except (QframeError, OSError) as second:
+            logger.warning("the last entries were not written: %s", second)
+
+    @property
+    def writable(self) -> bool:
+        """Whether entries can be put into the cache. One whose folder cannot be written to can still be read."""
+        return self._listing.writable
 
     def close(self) -> None:
         """Write the entries that are collected in memory, and close all files of the cache."""

@@ -5,7 +5,6 @@ Only commands that compute import torch, and they do so when they run. `--help` 
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -19,8 +18,7 @@ import click
 
 from qframe.cli.app import app
 from qframe.errors import QframeError
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+from qframe.files.disk import disk_error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,9 +69,8 @@ def _report(error: Exception, debug: bool) -> int:
             err=True,
         )
         return 6
-    if isinstance(error, OSError) and error.errno in _FULL:
-        click.echo(f"error: the disk is full ({error})\nFree some space, then continue with --resume.", err=True)
-        return 6
+    if isinstance(error, OSError) and (known := disk_error(error)) is not None:
+        return _report(known, debug)
     click.echo(f"error: {type(error).__name__}: {error}", err=True)
     if not debug:
         click.echo("This was not foreseen. The same command with --debug shows where it happened.", err=True)

@@ -151,8 +151,8 @@ def sample(
     if stored is not None and picture is not None:
         loras = _repeated(stored, picture, given, loras)
 
-    from qframe.cli.progress import terminal_progress
     from qframe.compose import compose
+    from qframe.progress.shown import terminal_progress
     from qframe.sample.jobs.job import Desk
 
     composition = compose(config)

@@ -52,7 +52,7 @@ def make(
     outlook = sampling_outlook(composition)
     forecast = outlook.forecast
     with with_forecast(forecast, outlook.choices):
-        pipe = assemble(outlook.composition, loras)
+        pipe = assemble(outlook.composition, loras, progress)
 
     failed: list[tuple[Job, QframeError]] = []
 

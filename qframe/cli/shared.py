@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from qframe.cli.plugin_commands import PluginGroup, registry
-from qframe.cli.progress import terminal_progress
 from qframe.cli.request_options import RequestCommand, opened
 from qframe.cli.training import fit
+from qframe.progress.shown import terminal_progress
 
 if TYPE_CHECKING:
     from qframe.config import Resolved

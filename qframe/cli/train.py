@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         "qframe train --family qwen-edit",
         "qframe train --family qwen-edit --model DIR --data pictures/ --output runs/mine --set lora.rank=32",
         "qframe train --family qwen-edit --output runs/mine --resume",
+        "qframe train --config runs/mine/config.toml --resume --change train.learning_rate=5e-5",
         "qframe train --config run.toml --nproc 4",
         "torchrun --nproc-per-node 4 -m qframe train --config run.toml",
     )
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
     help="Continue from a checkpoint of the run: the newest intact one, or this one.",
 )
 @click.option(
+    "--change",
+    multiple=True,
+    metavar="KEY[=VALUE]",
+    help="With --resume: change this setting from here on, such as the learning rate. May be repeated.",
+)
+@click.option(
     "--nproc", type=click.IntRange(min=1), metavar="N", help="Train in N processes on this machine, one per GPU."
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be loaded and whether it fits, and stop.")
@@ -48,6 +55,7 @@ def train(
     config_file: str | None,
     overrides: tuple[str, ...],
     resume: str | None,
+    change: tuple[str, ...],
     nproc: int | None,
     dry_run: bool,
 ) -> int:
@@ -64,18 +72,34 @@ def train(
     with joined() as processes, contextlib.ExitStack() as quiet:
         if not processes.first:
             quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
+        changed = _changed(change, resume)
+        overrides += tuple(item for item in change if "=" in item)
         resolved = resolve(family, config_file, overrides, model=model, data=data, output=output, memory=memory)
         config = resolved.config
         announce(config, data=True)
         if dry_run:
             rehearse(config, nproc or processes.world)
             return 0
-        result = fit(resolved, resume, processes)
+        result = fit(resolved, resume, processes, change=changed)
         click.echo(f"weights   {result.weights}")
         if result.sheet:
             click.echo(f"pictures  {result.sheet}")
         click.echo(f"a page    qframe report {shlex.quote(str(result.folder))}")
     return 0
+
+
+def _changed(change: tuple[str, ...], resume: str | None) -> tuple[str, ...]:
+    """The keys that --change names. Raises ConfigError if one cannot change, or if no run is resumed."""
+    if not change:
+        return ()
+    from qframe.errors import ConfigError
+    from qframe.train.resume import check_changeable
+
+    if resume is None:
+        raise ConfigError("--change goes with --resume", "A new run takes its settings by --set.")
+    keys = tuple(item.partition("=")[0].strip() for item in change)
+    check_changeable(keys)
+    return keys
 
 
 def _launch(count: int) -> int:
@@ -98,9 +122,12 @@ def rehearse(config: Config, processes: int = 1) -> None:
     """Print what each process of a run would load, and raise an error if that does not fit into memory."""
     from qframe.cache.lengths import fitted_size
     from qframe.cli.memory import show_choices
+    from qframe.cli.training import prepare
+    from qframe.progress.shown import terminal_progress
     from qframe.train.trainer import Trainer
 
-    trainer = Trainer(config)
+    trainer = Trainer(config, progress=terminal_progress())
+    prepare(trainer)
     show_choices(trainer.outlook.choices)
     forecast = trainer.outlook.forecast(fitted_size, processes=processes)
     click.echo("\n".join(forecast.table()))

@@ -66,6 +66,7 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
     models = open_models(config, chosen, (role for role in ROLES if issubclass(_INTERFACES[role], Loadable)))
     _check_blocks(config, classes)
     specs = {role: _spec(config, chosen, role, classes[role], models[role]) for role in _SPECS}
+    classes["schedule"].describe(models["schedule"], config.schedule.options)  # so that it is refused before loading
     quantisers = _quantisers(config, chosen)
     recipe = recipe_class(chosen)(config.recipe, models["model"])
     joints = check_joints(specs["encoder"], specs["codec"], specs["denoiser"], recipe, config.compose.allow)

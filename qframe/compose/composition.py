@@ -11,8 +11,10 @@ import torch
 
 from qframe.compose import devices, placement
 from qframe.compose.joints import Joint, joint_table
-from qframe.compose.loading import load_component
+from qframe.compose.loading import Quantisation, load_component
+from qframe.compose.stored_weights import StoredWeights, remembered_digests, weights_key
 from qframe.compose.streaming import stream, streamed_bytes
+from qframe.config.folders import quantised_folder
 from qframe.config.schema import Config
 from qframe.files.digests import FileDigests
 from qframe.files.model_folder import ModelFolder
@@ -50,6 +52,8 @@ class Composition:
     recipe: Recipe
     title: str
     imagined: torch.device | None = None
+    _made_of: dict[str, dict[str, str]] = attrs.field(factory=dict, init=False, repr=False)
+    _unstored: set[str] = attrs.field(factory=set, init=False, repr=False)
 
     def table(self) -> str:
         """Return the results of the checks as `qframe compose` prints them: the title, and one line for each joint."""
@@ -76,30 +80,65 @@ class Composition:
         """Return the model folder that the component in a role is loaded from."""
         return self.models[role]
 
-    def token_counter(self) -> TokenCounter | None:
+    def token_counter(self, *, cut: bool = True) -> TokenCounter | None:
         """Return a function that counts the text tokens which the encoder would give for a prompt and its pictures.
 
-        Returns None if the encoder cannot count without its weights; see `Encoder.token_counter`.
+        Returns None if the encoder cannot count without its weights; see `Encoder.token_counter`, also for `cut`.
         """
         encoder: type[Encoder] = self.classes["encoder"]
-        return encoder.token_counter(self.model("encoder"), self.options("encoder"))
+        return encoder.token_counter(self.model("encoder"), self.options("encoder"), cut=cut)
 
     def ingredients(self, role: str, progress: Progress = SILENT, digests: FileDigests | None = None) -> dict[str, str]:
         """Return, by name, everything that a component's output depends on. The cache's keys are made of it.
 
-        This is what the component's own `ingredients` returns, the quantisation of its weights, and their dtype. The
-        files of weights are read to compute their digests, except for files whose digests `digests` holds.
+        This is what the component's own `ingredients` returns, its class, the quantisation of its weights, and their
+        dtype. The class is among them because the ingredients of two classes may be equal by chance. The files of
+        weights are read to compute their digests, except for files whose digests `digests` holds, and except for a role
+        that was asked for before.
 
         Args:
             role: The role of the component.
             progress: Receives how far the reading of large files is.
             digests: Digests of files that were read before.
         """
-        model = attrs.evolve(self.model(role), progress=progress, digests=digests)
-        named = self.classes[role].ingredients(model, self.options(role))
+        if role not in self._made_of:
+            model = attrs.evolve(self.model(role), progress=progress, digests=digests)
+            kind = self.classes[role]
+            named = kind.ingredients(model, self.options(role))
+            quantiser = self.quantisers.get(role)
+            quantised = {} if quantiser is None else {"quantised": quantiser.ingredient()}
+            made_by = {"class": f"{kind.__module__}:{kind.__qualname__}"}
+            dtype = str(self.dtype(role)).removeprefix("torch.")
+            self._made_of[role] = {**named, **made_by, **quantised, "dtype": dtype}
+        return dict(self._made_of[role])
+
+    def remember_ingredients(self, ingredients: Mapping[str, Mapping[str, str]]) -> None:
+        """Take over what `ingredients` returned in another process, by role, so that this one need not read weights."""
+        self._made_of.update({role: dict(named) for role, named in ingredients.items()})
+
+    def quantised_weights(
+        self, role: str, progress: Progress = SILENT, digests: FileDigests | None = None
+    ) -> StoredWeights | None:
+        """Return where the quantised weights of a role are stored; files are read as for `ingredients`.
+
+        Returns None if the role's weights are not quantised, or are quantised at every start: because the configuration
+        says so (key `quantise.store`), or because the quantiser cannot store them, which is told once.
+        """
         quantiser = self.quantisers.get(role)
-        quantised = {} if quantiser is None else {"quantised": quantiser.ingredient()}
-        return {**named, **quantised, "dtype": str(self.dtype(role)).removeprefix("torch.")}
+        if quantiser is None or not getattr(self.config, role).quantise.store:
+            return None
+        name = getattr(self.config, role).quantise.use
+        if not quantiser.storable:
+            if name not in self._unstored:
+                progress.note(f"quantiser {name!r} cannot store what it quantised, and quantises at every start")
+            self._unstored.add(name)
+            return None
+        root = quantised_folder(self.config)
+        known = digests or remembered_digests(root)
+        ingredients = self.ingredients(role, progress, known)
+        known.save()
+        about = {"role": role, "model": self.model(role).name, "quantiser": name, "ingredients": ingredients}
+        return StoredWeights(root=root, key=weights_key(ingredients), about=about, progress=progress)
 
     def device(self, role: str) -> torch.device:
         """Return the device that the component in a role computes on.
@@ -216,14 +255,15 @@ class Composition:
                 of a network are streamed if `resident_blocks` of its role says how many are not.
             as_stored: Whether the weights get the dtype of their files, if that is one dtype, and not the configured
                 one. The caller then converts them.
-            progress: Is told what the quantisers make ready before anything is loaded, and what is streamed.
+            progress: Is told what the quantisers make ready before anything is loaded, how far quantising is, and what
+                is streamed.
         """
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         if roles:
             for role, quantiser in self.quantisers.items():  # all of them: the next role may be loaded hours later
                 quantiser.prepare(self.device(role), progress)
-        loaded = {f"loaded_{role}": self._load(role, progress, offloaded, as_stored) for role in roles}
+        loaded = {f"loaded_{role}": self._load_or_stream(role, progress, offloaded, as_stored) for role in roles}
         options = self.options("sampler")
         sampler = self.classes["sampler"]
         return Parts(
@@ -234,25 +274,34 @@ class Composition:
             **loaded,
         )
 
+    def _load_or_stream(self, role: str, progress: Progress, offloaded: bool, as_stored: bool) -> Any:
+        """Load a component; if the configuration says so, its weights stay on the CPU, and its blocks are streamed."""
+        resident, device = self.resident_blocks(role), self.device(role)
+        if resident is None or offloaded or device.type == "cpu":
+            return self._load(role, progress, offloaded, as_stored)
+        part = self._load(role, progress, True, as_stored)
+        streamed = stream(part, device, resident)
+        if streamed is None:
+            part.network.to(device)
+        else:
+            progress.note(streamed.about)
+        return part
+
     def _load(self, role: str, progress: Progress = SILENT, offloaded: bool = False, as_stored: bool = False) -> Any:
         settings, device = getattr(self.config, role), self.device(role)
-        resident = self.resident_blocks(role)
-        streams = resident is not None and device.type != "cpu" and not offloaded
-        stored = self.classes[role].stored_dtype(self.models[role], settings.options) if as_stored else None
-        part = load_component(
+        dtype, quantisation = devices.dtype_on(self.config, role, device), None
+        if role in self.quantisers:
+            store = self.quantised_weights(role, progress)
+            quantisation = Quantisation(quantiser=self.quantisers[role], device=device, store=store, progress=progress)
+        elif as_stored:
+            dtype = self.classes[role].stored_dtype(self.models[role], settings.options) or dtype
+        return load_component(
             self.classes[role],
             self.models[role],
             settings.options,
-            self.quantisers.get(role),
-            device=placement.CPU if offloaded or streams else device,
-            dtype=stored or devices.dtype_on(self.config, role, device),
+            quantisation,
+            device=placement.CPU if offloaded else device,
+            dtype=dtype,
             role=role,
             name=settings.use,
         )
-        if streams and resident is not None:
-            streamed = stream(part, device, resident)
-            if streamed is None:
-                part.network.to(device)
-            else:
-                progress.note(streamed.about)
-        return part

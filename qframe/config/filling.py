@@ -13,7 +13,8 @@ from qframe.config.layers import Key, Tree, source_at, value_at
 from qframe.config.schema import Config
 from qframe.config.strict import InvalidError, Problem, fields_of, nested, structure
 from qframe.errors import bullet_list, nearest
-from qframe.plugins.offers import ChosenFamily
+from qframe.plugins.offers import ChosenFamily, UnknownNameError
+from qframe.plugins.registry import Registry
 
 MOST_SHOWN = 40
 
@@ -88,6 +89,48 @@ def fill(plain: dict[str, Any], declared: Mapping[Key, Declared], problems: list
     except InvalidError as error:
         problems += error.problems
     return None
+
+
+def fill_sets(plain: dict[str, Any], registry: Registry, problems: list[Problem]) -> None:
+    """Choose the source of each table of `data.sets`, and fill in its options.
+
+    Args:
+        plain: The configuration as nested tables. The tables of `data.sets` are replaced by copies.
+        registry: The plugins, which declare the options of their sources.
+        problems: Every problem that is found is appended here.
+    """
+    data = plain.get("data")
+    sets = data.get("sets") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or not isinstance(sets, list | tuple):
+        return
+    filled = []
+    for place, table in enumerate(sets):
+        key = ("data", "sets", str(place))
+        if not isinstance(table, Mapping):
+            filled.append(table)  # which is a problem of its own
+            continue
+        own, path = dict(table), table.get("path")
+        use = own.get("use", registry.source_for(path) if isinstance(path, str) else None)
+        filled.append(own)
+        if not isinstance(use, str):
+            problems.append(Problem(key, "has neither path nor use"))
+            continue
+        own["use"] = use
+        try:
+            cls = registry.resolve(registry.component("source", use), "options")
+            given = own.get("options", {})
+            if cls is not None:
+                own["options"] = structure(given, cls)
+            elif given:
+                problems.append(Problem((*key, "options"), f"source {use!r} takes no options"))
+        except UnknownNameError as error:
+            problems.append(Problem((*key, "use"), f"{error.message} (known: {', '.join(error.known)})"))
+        except InvalidError as error:
+            problems += [attrs.evolve(one, path=(*key, "options", *one.path)) for one in error.problems]
+    weighted = [isinstance(table, Mapping) and table.get("weight") is not None for table in filled]
+    if any(weighted) and not all(weighted):
+        problems.append(Problem(("data", "sets"), "some sets have a weight and some have none: give all of them one"))
+    data["sets"] = filled
 
 
 def known_keys(declared: Mapping[Key, Declared]) -> list[str]:

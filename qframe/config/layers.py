@@ -168,6 +168,10 @@ def drop_foreign(tree: Tree, user: Tree, registry: Registry) -> tuple[str, ...]:
     if isinstance(path, str) and value_at(user, "data", "use") is None:
         put(user, {"data": {"use": registry.source_for(path)}}, lambda key: "default, as data.path is given")
     dropped: list[str] = []
+    section = tree.get("data")
+    if value_at(user, "data", "sets") and isinstance(section, dict):
+        section.pop("use", None)
+        dropped += [".".join(key) for key, _ in leaves(section.pop("options", {}), ("data", "options"))]
     for role in (*ROLES, "data"):
         chosen, section = value_at(user, role, "use"), tree.get(role)
         if isinstance(section, dict) and chosen is not None and chosen != value_at(tree, role, "use"):

@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from qframe.config.choices import choose
-from qframe.config.filling import declared_settings, describe_problems, fill, known_keys
+from qframe.config.filling import declared_settings, describe_problems, fill, fill_sets, known_keys
 from qframe.config.layers import (
     choose_family,
     drop_foreign,
@@ -98,6 +98,7 @@ def resolve_config(
     chosen = choose(plain, registry)  # all layers have been read, so that the components are known
     declared, unknown = declared_settings(plain, chosen)
     problems += unknown
+    fill_sets(plain, registry, problems)
     config = fill(plain, declared, problems)
     if config is None or problems:
         hint = f"`qframe config show --family {chosen.family.name}` lists every key."

@@ -49,6 +49,7 @@ def read_user(
         problems += _read_override(override, user)
     problems += _wrong_family(user)
     _keep_one_length(user)
+    problems += _keep_one_way_to_data(user)
     if family is not None:
         user["family"] = Leaf(family, ARGUMENT)
     return user, problems
@@ -72,6 +73,23 @@ def _keep_one_length(user: Tree) -> None:
     ranks = {name: _rank(leaf.source) for name, leaf in lengths.items() if isinstance(leaf, Leaf)}
     if isinstance(train, dict) and len(set(ranks.values())) == 2:
         del train[min(ranks, key=ranks.__getitem__)]
+
+
+def _keep_one_way_to_data(user: Tree) -> list[Problem]:
+    """Leave out `data.sets` or `data.path`, whichever a higher layer overrides by the other one.
+
+    Where one layer gives both, nobody can say which counts, and that is a problem.
+    """
+    data = user.get("data")
+    given = data if isinstance(data, dict) else {}
+    sets, path = given.get("sets"), given.get("path", given.get("use"))
+    if not isinstance(sets, Leaf) or not isinstance(path, Leaf) or not sets.value:
+        return []
+    if _rank(sets.source) == _rank(path.source):
+        return [Problem(("data", "sets"), "given together with data.path or data.use; give one of them")]
+    for name in ("sets",) if _rank(sets.source) < _rank(path.source) else ("path", "use", "options"):
+        given.pop(name, None)
+    return []
 
 
 def _rank(source: str) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import attrs
-from attrs.validators import and_, ge, le, lt, optional
+from attrs.validators import and_, ge, gt, le, lt, optional
 
 from qframe.config.memory import is_memory
 from qframe.config.training import (
@@ -32,6 +32,7 @@ __all__ = [
     "ComposeConfig",
     "Config",
     "DataConfig",
+    "DataSetConfig",
     "LoggingConfig",
     "LoraConfig",
     "LoraLayout",
@@ -86,6 +87,13 @@ class QuantiseConfig:
             "not quantised"
         },
     )
+    store: bool = attrs.field(
+        default=True,
+        metadata={
+            "help": "whether quantised weights are stored in the cache's folder and mapped at the next start; false "
+            "quantises at every start"
+        },
+    )
     options: Any = attrs.field(
         default=None, metadata={"help": "settings of the quantiser, as its plugin declares them"}
     )
@@ -108,8 +116,24 @@ class NetworkConfig(ComponentConfig):
 
 
 @attrs.frozen(kw_only=True)
+class DataSetConfig:
+    """One table of `data.sets`: a data set that is trained on together with others."""
+
+    path: str | None = attrs.field(
+        default=None, validator=filled, metadata={"help": "like `data.path`; None for a source that reads no files"}
+    )
+    use: str | None = attrs.field(default=None, metadata={"help": "like `data.use`"})
+    weight: float | None = attrs.field(
+        default=None,
+        validator=optional(and_(gt(0.0), le(1e6))),
+        metadata={"help": "how much of an epoch the set is, relative to the others; all sets have one, or none"},
+    )
+    options: Any = attrs.field(default=None, metadata={"help": "like `data.options`"})
+
+
+@attrs.frozen(kw_only=True)
 class DataConfig:
-    """The section `data`, which chooses the data set by a registered source, a path, or both."""
+    """The section `data`, which chooses the data set by a registered source, a path, or both, or several by `sets`."""
 
     use: str | None = attrs.field(
         default=None,
@@ -128,6 +152,10 @@ class DataConfig:
         metadata={
             "help": "fraction of the records that is not trained on but kept for validation; their ids decide which"
         },
+    )
+    sets: tuple[DataSetConfig, ...] = attrs.field(
+        default=(),
+        metadata={"help": "several data sets in place of one, each a table with path, use, weight and options"},
     )
 
 

@@ -80,7 +80,9 @@ def fields_of(cls: type) -> dict[str, attrs.Attribute[Any]]:
 
 
 def nested(attribute: attrs.Attribute[Any]) -> type | None:
-    """Return the attrs class of the values that a field holds; None if the field holds plain values."""
+    """Return the attrs class of the value that a field holds; None if the field holds a plain value or a list."""
+    if get_origin(attribute.type) in _SEQUENCES:
+        return None
     kinds = [attribute.type, *get_args(attribute.type)]
     return next((kind for kind in kinds if isinstance(kind, type) and attrs.has(kind)), None)
 

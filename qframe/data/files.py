@@ -1,4 +1,4 @@
-"""The base class of data sources that read files, checks of paths and texts, and the list of a data set's problems."""
+"""The base class of data sources that read files, and checks of paths and of files of text."""
 
 from __future__ import annotations
 
@@ -6,70 +6,22 @@ import hashlib
 import os
 import stat
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
+import attrs
+
+from qframe.data.captions import Captions, alpha_mask
 from qframe.data.options import SourceOptions
-from qframe.errors import DataError, bullet_list
+from qframe.data.problems import Problems
+from qframe.data.repeats import repeated
+from qframe.errors import DataError
 from qframe.files.text import decode_text
-from qframe.interfaces import Problem, Record, RecordSource, Survey
-from qframe.pictures.picture import Picture
+from qframe.interfaces import Record, RecordSource, Survey
 
-_SHOWN = 20
 _LARGEST_CAPTION = 1_000_000
-
-
-class Problems:
-    """A list of everything that is wrong with a data set, so that one error can report all of it.
-
-    Attributes:
-        found: The problems, in the order in which they were added.
-        unusable: The ids of the records that cannot be used because of a problem.
-    """
-
-    def __init__(self) -> None:
-        self.found: list[Problem] = []
-        self.unusable: set[str] = set()
-
-    @contextmanager
-    def about(self, record: str) -> Iterator[None]:
-        """A context for reading one record: if a problem is added inside, the record's id is put into `unusable`."""
-        before = len(self.found)
-        yield
-        if len(self.found) > before:
-            self.unusable.add(record)
-
-    def add(self, where: str, what: str, picture: Picture | None = None) -> None:
-        """Add a problem to the list.
-
-        Args:
-            where: The file or row that has the problem.
-            what: A text that says what is wrong.
-            picture: The picture that has the problem; None if the problem is not in a picture.
-        """
-        self.found.append(Problem(where, what, picture))
-
-    def raise_any(self, name: str, hint: str) -> None:
-        """Raise a DataError if the list holds a problem; otherwise do nothing.
-
-        The message names the data set, gives the number of problems and shows the first 20 of them.
-
-        Args:
-            name: The name of the data set, for the message.
-            hint: The last sentence of the message, which says what the user can do.
-        """
-        count = len(self.found)
-        if not count:
-            return
-        lines = [f"{problem.origin}: {problem.message}" for problem in self.found[:_SHOWN]]
-        if count > _SHOWN:
-            lines.append(f"... and {count - _SHOWN} more")
-            hint += " `qframe data check` shows all of them."
-        plural = "problem" if count == 1 else "problems"
-        raise DataError(f"{name}: {count} {plural}\n{bullet_list(lines)}", hint)
 
 
 class Root:
@@ -133,6 +85,7 @@ class FileSource(RecordSource):
         rules: A sentence that tells users where the format is documented, for error messages.
         path: The file or folder that the user gave.
         settings: The options of the source, those of `default_options` if the user gave none.
+        captions: Makes prompts of the captions that `read` finds.
     """
 
     name: str
@@ -145,6 +98,7 @@ class FileSource(RecordSource):
             raise DataError(f"source {self.name!r} reads files, but no path is given", "Give --data PATH.")
         self.path: Path = path
         self.settings = options if options is not None else self.default_options()
+        self.captions = Captions(self.settings)
 
     @staticmethod
     @abstractmethod
@@ -155,17 +109,24 @@ class FileSource(RecordSource):
     def read(self, problems: Problems) -> list[Record]:
         """Return the records in the files, and add a problem to `problems` for each file or row that cannot be used.
 
+        The prompt of a record is its caption, or `data.options.prompt`; the other options change it afterwards.
+
         Raises:
             DataError: The file or folder holds nothing of the source's format.
         """
 
+    def times(self, record: Record) -> int:
+        """Return how many times an epoch visits a record: `data.options.repeats`, unless a subclass knows more."""
+        return self.settings.repeats
+
     def records(self) -> Sequence[Record]:
-        """Return the records to train on: all except those that are kept for validation.
+        """Return the records to train on: all except those that are kept for validation, with their repeats.
 
         Raises:
             DataError: There are problems, which the message lists, or no record would be left to train on.
         """
-        return [record for record in self._all if record.id not in self._kept]
+        records = [record for record in self._all if record.id not in self._kept]
+        return repeated(records, [self.times(record) for record in records], self.captions.prompt)
 
     def validation(self) -> Sequence[Record]:
         """Return the records that are kept for validation, as many as `data.options.validation` says.
@@ -176,18 +137,33 @@ class FileSource(RecordSource):
         Raises:
             DataError: There are problems, which the message lists, or no record would be left to train on.
         """
-        return [record for record in self._all if record.id in self._kept]
+        return [self._prompted(record) for record in self._all if record.id in self._kept]
 
     def survey(self) -> Survey:
-        """Read the files, and return all records and all problems that are found, for `qframe data check`."""
+        """Read the files, and return all records and all problems that are found, for `qframe data check`.
+
+        Repeats are left out.
+        """
         problems = Problems()
-        records = self.read(problems)
+        records = [self._prompted(record) for record in self._read(problems)]
         return Survey(records=records, problems=problems.found, unusable=frozenset(problems.unusable))
+
+    def _prompted(self, record: Record) -> Record:
+        return attrs.evolve(record, prompt=self.captions.prompt(record))
+
+    def _read(self, problems: Problems) -> list[Record]:
+        records = self.read(problems)
+        if self.settings.alpha_mask:
+            return [
+                record if record.loss_map else attrs.evolve(record, loss_map=alpha_mask(record.target))
+                for record in records
+            ]
+        return records
 
     @cached_property
     def _all(self) -> list[Record]:
         problems = Problems()
-        records = self.read(problems)
+        records = self._read(problems)
         problems.raise_any(str(self.path), self.rules)
         return records
 
@@ -216,14 +192,3 @@ def read_text(path: Path, *, limit: int = _LARGEST_CAPTION) -> str:
         return decode_text(path.read_bytes())
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
-
-
-def text_problem(text: str) -> str | None:
-    """Return the reason why a prompt cannot be used (it is empty, or is no valid Unicode), or None if it can."""
-    if not text.strip():
-        return "the prompt is empty"
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"the prompt holds half a character (at {error.start})"
-    return None

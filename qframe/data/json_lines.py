@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from qframe.data.files import Problems
+from qframe.data.problems import Problems
 from qframe.files.text import decode_text
 
 _LONGEST_LINE = 1_000_000
@@ -46,20 +46,27 @@ def json_object(text: str) -> dict[str, Any]:
     Raises:
         ValueError: The text is not valid JSON, is not an object, or names a key twice; the message says which.
     """
-    try:
-        value = json.loads(text, object_pairs_hook=_without_doubles)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    value = json_value(text)
     if not isinstance(value, dict):
         raise ValueError(f"expected an object {{...}}, got {type(value).__name__}")
     return value
 
 
+def json_value(text: str) -> Any:
+    """Parse a text as JSON. Raises ValueError if it is not valid JSON, or an object names a key twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_without_doubles)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"not valid JSON: {error.msg} at {line}column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
             raise ValueError(f"{key!r} is there twice")
-    return dict(pairs)
+        found[key] = value
+    return found

@@ -52,7 +52,7 @@ class FileDigests:
         path = os.path.abspath(path)
         if path not in self._known:
             # Taken before the file is read: a file that changes meanwhile has another stamp afterwards.
-            stamp = self._stamps[path] = _stamp(path)
+            stamp = self._stamps[path] = stamp_of(path)
             found = None if stamp is None or self._store is None else self._store.recall_digest(path, stamp)
             if found is None:
                 return None
@@ -75,7 +75,8 @@ class FileDigests:
             self._new = []
 
 
-def _stamp(path: str) -> Stamp | None:
+def stamp_of(path: str) -> Stamp | None:
+    """Return the stamp that a file has now; None if it cannot be looked at."""
     try:
         found = os.stat(path)
     except OSError:

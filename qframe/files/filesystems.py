@@ -5,10 +5,14 @@ Imports no torch.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import tempfile
 from pathlib import Path
+
+from qframe.files.disk import can_write, disk_errors
 
 _MOUNTS = Path("/proc/self/mounts")
 _NETWORK = re.compile(
@@ -45,14 +49,22 @@ def local_folder(name: str) -> Path:
     """Return a folder of this user on a disk of this machine, for files that can be made again. It is created.
 
     It lies in the user's cache folder ($XDG_CACHE_HOME or ~/.cache), or in the folder for temporary files if the former
-    is on a network file system too.
+    is on a network file system too, or cannot be written to.
 
     Args:
         name: The folder's name, within the folders of qframe.
     """
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qframe"
-    if network_type(caches) is not None:
-        caches = Path(tempfile.gettempdir()) / f"qframe-{os.getuid()}"
-    folder = caches / name
+    if network_type(caches) is None:
+        with contextlib.suppress(OSError):
+            return _private(caches / name)
+    folder = Path(tempfile.gettempdir()) / f"qframe-{os.getuid()}" / name
+    with disk_errors(folder):
+        return _private(folder)
+
+
+def _private(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not can_write(folder):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     return folder

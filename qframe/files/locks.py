@@ -16,6 +16,8 @@ from pathlib import Path
 
 import filelock
 
+from qframe.files.disk import disk_errors
+
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
@@ -98,8 +100,12 @@ def exclusive(path: Path, busy: Callable[[], Exception], *, timeout: float = 0.0
         path: The lock file.
         busy: Returns the exception that is raised if another process or thread still holds the lock after `timeout`.
         timeout: The most seconds to wait.
+
+    Raises:
+        ResourceError: The lock file cannot be made.
     """
-    lock = FileLock(path)
+    with disk_errors(path):
+        lock = FileLock(path)
     try:
         taken = lock.take(timeout=timeout)
         if taken is False:
@@ -114,7 +120,8 @@ def exclusive(path: Path, busy: Callable[[], Exception], *, timeout: float = 0.0
 def _marked(path: Path, busy: Callable[[], Exception], timeout: float) -> Iterator[None]:
     mark = filelock.SoftFileLock(f"{path}.held", timeout=timeout)
     try:
-        mark.acquire()
+        with disk_errors(Path(mark.lock_file)):
+            mark.acquire()
     except filelock.Timeout as error:
         raise busy() from error
     try:

@@ -10,7 +10,6 @@ Imports no torch.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -22,9 +21,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from safetensors import SafetensorError
-
 from qframe.errors import QframeError, ResourceError, WeightsError
+from qframe.files.disk import disk_errors, make_folder
 from qframe.files.locks import exclusive, try_lock
 
 MANIFEST = "manifest.json"
@@ -34,7 +32,6 @@ _PART = ".qframe-part"
 _LARGEST_MANIFEST = 256 * 1024 * 1024
 _UNLOCKABLE_AFTER = 24 * 3600.0
 """On a file system without locks, a draft that is older than this many seconds counts as abandoned."""
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _HEADROOM = 1.2
 
 
@@ -52,12 +49,11 @@ def publish_folder(target: Path, write: Callable[[Path], Mapping[str, str] | Non
 
     Raises:
         WeightsError: `target` exists.
-        ResourceError: The disk is full.
+        ResourceError: The disk is full, or cannot be written to.
         QframeError: `write` made a file named manifest.json, a link, or a special file.
     """
     _refuse_existing(target)
-    parent = target.parent
-    parent.mkdir(parents=True, exist_ok=True)
+    parent = make_folder(target.parent)
     clear_leftovers(parent)
     require_space(parent, expected_bytes)
     with disk_errors(target), _draft(target, folder=True) as draft:
@@ -89,12 +85,16 @@ def publish_folder(target: Path, write: Callable[[Path], Mapping[str, str] | Non
         _sync(parent)
 
 
-def verify_folder(folder: Path) -> list[str]:
+def verify_folder(folder: Path, digest: Callable[[Path], str] | None = None) -> list[str]:
     """Compare a published folder with its manifest, and return one line for each difference, or an empty list.
 
-    Every file is read. Missing, changed and additional files are differences, and so is a manifest that is missing or
-    cannot be read.
+    Missing, changed and additional files are differences, and so is a manifest that is missing or cannot be read.
+
+    Args:
+        folder: The folder.
+        digest: Returns the sha256 of a file; by default every file is read.
     """
+    digest = digest or file_digest
     try:
         listed = _manifest(folder)
     except (OSError, ValueError) as error:
@@ -105,7 +105,7 @@ def verify_folder(folder: Path) -> list[str]:
             size = (folder / name).stat().st_size
             if size != entry["size"]:
                 problems.append(f"{folder / name}: {size} bytes, published with {entry['size']}")
-            elif file_digest(folder / name) != entry["sha256"]:
+            elif digest(folder / name) != entry["sha256"]:
                 problems.append(f"{folder / name}: content differs from what was published (sha256)")
         except OSError as error:
             problems.append(f"{folder / name}: {error.strerror}")
@@ -156,9 +156,9 @@ def write_file(
             draft is deleted, and a file that was at `path` before stays as it was.
 
     Raises:
-        ResourceError: The disk is full.
+        ResourceError: The disk is full, or cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with disk_errors(path), _draft(path, folder=False) as draft:
         with draft.open("wb") as stream:
             stream.write(data)
@@ -170,32 +170,23 @@ def write_file(
         _sync(path.parent)
 
 
-def require_space(folder: Path, size: int) -> None:
-    """Raise ResourceError if the disk of `folder` has less than 1.2 times `size` bytes free."""
+def require_space(folder: Path, size: int, *, what: str = "") -> None:
+    """Raise ResourceError if the disk of `folder` has less than 1.2 times `size` bytes free.
+
+    Args:
+        folder: The folder to write to.
+        size: The bytes that will be written.
+        what: What will be written, for the message.
+    """
     if size <= 0:
         return
     free = shutil.disk_usage(folder).free
     if free < size * _HEADROOM:
+        wanted = f"wanted for {what}" if what else "wanted"
         raise ResourceError(
-            f"{folder}: {_human(free)} free, {_human(int(size * _HEADROOM))} wanted (1.2 x {_human(size)})",
+            f"{folder}: {_human(free)} free, {_human(int(size * _HEADROOM))} {wanted} (1.2 x {_human(size)})",
             "Free some space, or write to another disk.",
         )
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """A context that turns errors from a full disk, a quota or a file-size limit into a ResourceError naming `path`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise _disk_full(path, error.strerror) from error
-    except SafetensorError as error:
-        # safetensors reports every failed write as its own error, with the number in the text.
-        if not any(f"(os error {number})" in str(error) for number in _FULL):
-            raise
-        raise _disk_full(path, str(error)) from error
 
 
 def clear_leftovers(folder: Path) -> list[Path]:
@@ -224,7 +215,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     Raises:
         WeightsError: Another run writes into `folder`; the message names its process and its machine.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--output")
     owner = folder / ".qframe-owner.json"
 
     def busy() -> WeightsError:
@@ -239,7 +230,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
             write_file(owner, json.dumps(about).encode())
             yield
         finally:
-            owner.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # an error of the run is the one to show
+                owner.unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> str:
@@ -277,7 +269,8 @@ def _draft(target: Path, *, folder: bool) -> Iterator[Path]:
         if draft.is_dir():
             shutil.rmtree(draft, ignore_errors=True)
         else:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the error that led here is the one to show
+                draft.unlink(missing_ok=True)
         os.close(handle)
 
 
@@ -346,13 +339,6 @@ def _owner(path: Path) -> str:
         return f" (process {about['pid']} on {about['host']}, since {about['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-
-
-def _disk_full(path: Path, reason: str | None) -> ResourceError:
-    return ResourceError(
-        f"{path}: cannot be written, the disk is full or a quota is used up ({reason})",
-        "Free some space, or write to another disk. Nothing half written was left, and what was there is intact.",
-    )
 
 
 def _human(size: int) -> str:

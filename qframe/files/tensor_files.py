@@ -66,6 +66,7 @@ def write_tensors(
     *,
     value: Callable[[str], Tensor] | None = None,
     metadata: Mapping[str, str] | None = None,
+    aligned: int = _ALIGNMENT,
 ) -> str:
     """Write a safetensors file, sync it to disk, and return the sha256 of its bytes, in hexadecimal.
 
@@ -76,16 +77,24 @@ def write_tensors(
             then lie on the meta device. It is called for one name after another, in the order of the file. By default
             the tensors themselves are written.
         metadata: The metadata of the file's header.
+        aligned: Every tensor begins at a multiple of this many bytes. Where that needs a gap, a tensor "padding/N"
+            fills it, because the format has no gaps. Some kernels of torch crash where mapped tensors begin elsewhere
+            than at multiples of 16, and torch itself allocates at multiples of 64.
     """
     names = sorted(tensors, key=lambda name: (_RANKS[tensors[name].dtype], name))
     header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
     end = 0
+    gaps: dict[str, int] = {}
     for name in names:
         begin, end = end, end + tensors[name].numel() * tensors[name].element_size()
         described = {"dtype": _NAMES[tensors[name].dtype], "shape": list(tensors[name].shape)}
         header[name] = {**described, "data_offsets": [begin, end]}
+        if aligned > _ALIGNMENT and (gap := -end % aligned):
+            header[f"padding/{len(gaps)}"] = {"dtype": "U8", "shape": [gap], "data_offsets": [end, end + gap]}
+            gaps[name] = gap
+            end += gap
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
+    text += b" " * (-(8 + len(text)) % aligned)
     with HashedFile(file) as stream:
         stream.write(len(text).to_bytes(8, "little"))
         stream.write(text)
@@ -94,6 +103,7 @@ def write_tensors(
             if found.dtype != tensors[name].dtype or found.shape != tensors[name].shape:
                 raise ValueError(f"{name}: {found.dtype} {list(found.shape)}, announced with {tensors[name].dtype}")
             stream.write(_raw(found))
+            stream.write(bytes(gaps.get(name, 0)))
         return stream.digest
 
 

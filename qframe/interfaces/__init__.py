@@ -10,16 +10,17 @@ of a text token, Z channels of latents, h and w height and width of latents, H a
 
 from __future__ import annotations
 
-from qframe.interfaces.codec import CodecSpec, LatentCodec
+from qframe.interfaces.codec import CodecSpec, LatentCodec, require_latents
 from qframe.interfaces.denoiser import Denoiser, DenoiserSpec, Flops, SavedAs
 from qframe.interfaces.encoder import Encoder, EncoderSpec, TokenCounter
 from qframe.interfaces.examples import Example, ExampleInputs, Record, TextInput
+from qframe.interfaces.frozen_linear import FrozenLinear
 from qframe.interfaces.loadable import Loadable, Streamed
 from qframe.interfaces.optimizer import OptimizerFactory
 from qframe.interfaces.oracle import Encoded, Oracle, Step, Trace
 from qframe.interfaces.parts import Parts
 from qframe.interfaces.plan import PLAIN, AfterStep, ForwardOptions, Guide, Plan, Velocity
-from qframe.interfaces.quantiser import Quantiser
+from qframe.interfaces.quantiser import PackedLayer, Quantiser
 from qframe.interfaces.recipe import Recipe
 from qframe.interfaces.request import Request, SamplingDefaults, as_request
 from qframe.interfaces.sampler import OnStep, Sampler
@@ -43,6 +44,7 @@ __all__ = [
     "ExampleInputs",
     "Flops",
     "ForwardOptions",
+    "FrozenLinear",
     "Grid",
     "Guide",
     "LatentCodec",
@@ -50,6 +52,7 @@ __all__ = [
     "OnStep",
     "OptimizerFactory",
     "Oracle",
+    "PackedLayer",
     "PackedSequence",
     "Parts",
     "PictureSets",
@@ -76,4 +79,5 @@ __all__ = [
     "Velocity",
     "as_request",
     "grid_length",
+    "require_latents",
 ]

@@ -8,6 +8,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from qframe.errors import ConfigError
 from qframe.interfaces.loadable import Loadable
 
 
@@ -55,3 +56,17 @@ class LatentCodec(Loadable):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Decode normalised latents [B, Z, h, w] into pixels [B, 3 or 4, H, W], clamped to [-1, 1]."""
+
+
+def require_latents(latents: Tensor, channels: int) -> Tensor:
+    """Return latents if they have the form [B, Z, h, w] with Z = `channels`, which `LatentCodec.decode` takes.
+
+    Raises:
+        ConfigError: They have another form, such as that of tokens.
+    """
+    if latents.ndim != 4 or latents.shape[1] != channels:
+        raise ConfigError(
+            f"decode takes latents [B, {channels}, h, w], got shape {tuple(latents.shape)}",
+            "Tokens [B, L, C] are decoded by `pipe.decode(latents, height, width)`.",
+        )
+    return latents

@@ -57,10 +57,16 @@ class Encoder(Loadable):
         """Raise DataError if `encode` would refuse one of the prompts, whatever its pictures are. Runs no network."""
 
     @classmethod
-    def token_counter(cls, model: ModelFolder, options: Any) -> TokenCounter | None:
+    def token_counter(cls, model: ModelFolder, options: Any, *, cut: bool = True) -> TokenCounter | None:
         """Return a function that counts the text tokens that `encode` will give. No weights are read.
 
         The function raises DataError for a prompt that `encode` would refuse. The default returns None: then the
         number of tokens is known only after encoding.
+
+        Args:
+            model: The model folder.
+            options: The settings of the encoder.
+            cut: False counts the tokens that `encode` would give if it cut no prompt off. So a caller finds out which
+                prompts are too long.
         """
         return None

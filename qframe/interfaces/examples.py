@@ -22,6 +22,8 @@ class Record:
         loss_map: An 8-bit grey picture of the target's size: the brighter a place is, the more its loss counts. Only
             the ratios of its values matter, not how bright it is overall. None counts every place alike.
         group: The name of the group whose results reports count together.
+        original: The id of the record that this one repeats, so that an epoch visits it more often; empty for a record
+            that repeats none. A record and its repeats have the same pictures.
     """
 
     id: str
@@ -31,6 +33,7 @@ class Record:
     references: tuple[Picture, ...] = ()
     loss_map: Picture | None = None
     group: str = ""
+    original: str = ""
 
 
 @attrs.frozen(eq=False)

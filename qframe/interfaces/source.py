@@ -20,13 +20,15 @@ class Problem:
 
     Attributes:
         origin: The file or row.
-        message: What is wrong, for people.
+        message: What is wrong, for people. Problems with the same cause have the same message.
         picture: The picture that is wrong, if it is one.
+        detail: What distinguishes the problem from others with the same cause, such as the path in a cell of a table.
     """
 
     origin: str
     message: str
     picture: Picture | None = None
+    detail: str = ""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -70,6 +72,13 @@ class RecordSource(ABC):
 
     def validation(self) -> Sequence[Record]:
         """Return the records that are kept from training and sampled before and after it. The default has none."""
+        return ()
+
+    def notes(self) -> Sequence[str]:
+        """Return what the user should know of how the data set was understood, a sentence each. The default has none.
+
+        Commands print them before a run. Reading is allowed, opening pictures is not.
+        """
         return ()
 
     def survey(self) -> Survey:

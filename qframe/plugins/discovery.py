@@ -8,7 +8,10 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 import attrs
 
@@ -32,12 +35,14 @@ class Candidate:
         distribution: Name and version of the installed package that has the entry point, as "name version".
         target: The module that the entry point names.
         load: Imports this module and returns it.
+        bundled: Whether the plugin is one of qframe's own.
     """
 
     name: str
     distribution: str
     target: str
     load: Callable[[], object]
+    bundled: bool = False
 
 
 def installed_plugins() -> Iterator[Candidate]:
@@ -49,7 +54,37 @@ def installed_plugins() -> Iterator[Candidate]:
 
     for entry_point in sorted(importlib.metadata.entry_points(group=GROUP), key=order):
         distribution = f"{entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else "unknown"
-        yield Candidate(entry_point.name, distribution, entry_point.value, entry_point.load)
+        bundled = entry_point.dist is not None and entry_point.dist.name == DISTRIBUTION
+        yield Candidate(entry_point.name, distribution, entry_point.value, entry_point.load, bundled)
+
+
+def import_plugin(candidate: Candidate) -> object:
+    """Import the module of a plugin, and return it.
+
+    Raises:
+        PluginError: The module raised KeyboardInterrupt although nobody pressed Ctrl-C. Other errors of the module
+            pass unchanged.
+    """
+    pressed = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    own = threading.current_thread() is threading.main_thread()
+    own = own and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if own:
+        signal.signal(signal.SIGINT, note)
+    try:
+        return candidate.load()
+    except KeyboardInterrupt as error:
+        if pressed or not own:
+            raise
+        raise PluginError("raised KeyboardInterrupt while it was imported") from error
+    finally:
+        if own:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def disabled_plugins() -> list[str]:

@@ -151,7 +151,11 @@ def qframe_run_start(run: Run) -> None:
 
 @hookspec
 def qframe_step_end(run: Run, step: int, metrics: Mapping[str, float]) -> None:
-    """Observe the metrics (such as the loss) of a finished optimizer step, by name."""
+    """Observe the metrics (such as the loss) of a finished optimizer step, by name.
+
+    The losses of a validation come in a call of their own, after that of the step which they belong to. Step 0 has no
+    other call.
+    """
 
 
 @hookspec

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,14 @@ import pluggy
 
 from qframe.errors import PluginError, did_you_mean
 from qframe.plugins import hookspecs
-from qframe.plugins.discovery import DISABLE, Candidate, check_hooks, disabled_plugins, installed_plugins
+from qframe.plugins.discovery import (
+    DISABLE,
+    Candidate,
+    check_hooks,
+    disabled_plugins,
+    import_plugin,
+    installed_plugins,
+)
 from qframe.plugins.hookspecs import PROJECT, Component, Family
 from qframe.plugins.offers import ChosenFamily, Offer, UnknownNameError, reason
 
@@ -36,6 +44,12 @@ TRACE = "QFRAME_TRACE_PLUGINS"
 
 # The commands of `qframe.cli`. A plugin that offers a command of one of these names is reported as broken.
 CORE_COMMANDS = frozenset({"compose", "config", "plugins", "sample", "train"})
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+"""What a component or a family may be called, so that the name can be typed in a command and shown in a terminal."""
+
+_SLOW_SECONDS = 1.0
+"""A plugin whose import takes longer than this delays every command, and is named."""
 
 _Declared = TypeVar("_Declared", Component, Family)
 _Key = TypeVar("_Key")
@@ -298,7 +312,7 @@ class Registry:
             return
         started = time.perf_counter()
         try:
-            loaded = candidate.load()
+            loaded = import_plugin(candidate)
             check_hooks(loaded)
             self._manager.register(loaded, candidate.name)
             components = self._collect(candidate.name, "qframe_components", Component)
@@ -311,6 +325,15 @@ class Registry:
             self._fail(candidate.name, candidate.distribution, why)
             return
         milliseconds = (time.perf_counter() - started) * 1000
+        if milliseconds > _SLOW_SECONDS * 1000 and not candidate.bundled:
+            log.warning(
+                "plugin %r (%s) took %.1f s to import, which delays every command; %s=%s leaves it out",
+                candidate.name,
+                candidate.distribution,
+                milliseconds / 1000,
+                DISABLE,
+                candidate.name,
+            )
         self._manager.trace(
             f"{candidate.name}: loaded in {milliseconds:.1f} ms, {len(components)} components, {len(families)} families"
         )
@@ -342,6 +365,11 @@ class Registry:
                 if not isinstance(item, expected):
                     raise PluginError(
                         f"{hook} returned {_kind_of(item)} at position {position}, expected {expected.__name__}"
+                    )
+                if not isinstance(item.name, str) or not _NAME.fullmatch(item.name):
+                    raise PluginError(
+                        f"{hook} offers {item.name!r} at position {position}, which is no name: letters, digits and "
+                        "'-', '_', '.', '+' after the first"
                     )
                 found.append(item)
         return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import attrs
@@ -86,8 +87,11 @@ class Counts:
             offloaded: Whether what blocks keep is copied to the CPU until then.
         """
         config = composition.config
-        key = (config.lora, config.train.mode, config.train.precision, config.train.gradient_accumulation > 1)
-        key = (*key, composition.dtype("encoder"), batch, checkpointing, offloaded)
+        train = config.train
+        key = (
+            *(config.lora, train.mode, train.precision, train.gradient_accumulation > 1),
+            *(composition.dtype("encoder"), batch, checkpointing, offloaded),
+        )
         return self._remembered(
             "training", composition, "denoiser", key, lambda: _step(composition, batch, checkpointing, offloaded)
         ) or StepBytes(activations=0)
@@ -134,7 +138,7 @@ class Counts:
                 composition,
                 "encoder",
                 (prompt, tuple(sizes), several),
-                lambda several=several: _prompts(composition, prompt, sizes, several),
+                partial(_prompts, composition, prompt, sizes, several),
             )
             or 0
             for several in (1, min(count, 2))
@@ -146,8 +150,10 @@ class Counts:
     ) -> Any:
         """Return what `count` returns, or what it returned before for an equal component; None if it cannot count."""
         settings = getattr(composition.config, role)
-        about = (what, settings.use, str(composition.model(role).folder), repr(settings.options))
-        about = (*about, composition.dtype(role), imitates_cuda(composition.device(role)), key)
+        about = (
+            *(what, settings.use, str(composition.model(role).folder), repr(settings.options)),
+            *(composition.dtype(role), imitates_cuda(composition.device(role)), key),
+        )
         if about not in self._found:
             try:
                 self._found[about] = None if composition.outlines.get(role) is None else count()
@@ -322,7 +328,7 @@ def _recompute(module: Any, host: _HostCopies | None) -> None:
         return
 
     def recomputed(block: nn.Module, *args: Any) -> Any:
-        with host.hooks() if host else nullcontext():
+        with host.hooks():
             return torch.utils.checkpoint.checkpoint(block.__call__, *args, use_reentrant=False)
 
     module.enable_gradient_checkpointing(gradient_checkpointing_func=recomputed)

@@ -104,12 +104,10 @@ class _Run:
         resident = None if whole else config.denoiser.resident_blocks
         self.denoiser = placed_weights(self.composition, "denoiser", resident=resident)
         self.encoder = placed_weights(self.composition, "encoder", resident=config.encoder.resident_blocks)
-        about = ("states", config.lora, config.train.mode, config.train.optimizer, config.train.ema_decay)
+        train, folder = config.train, str(self.composition.model("denoiser").folder)
         about = (
-            *about,
-            repr(config.train.optimizer_options),
-            config.denoiser.use,
-            str(self.composition.model("denoiser").folder),
+            *("states", config.lora, train.mode, train.optimizer, repr(train.optimizer_options), train.ema_decay),
+            *(config.denoiser.use, folder),
         )
         self.states = self.counts.once(about, lambda: _states(self.composition))
         self.step = self.counts.step(

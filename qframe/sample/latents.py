@@ -83,6 +83,37 @@ def decoder(codec: LatentCodec, start: PackedSequence, patch: int) -> Callable[[
     return decode
 
 
+def as_latents(latents: Tensor, size: Size | None, parts: Parts) -> Tensor:
+    """Return latents [B, Z, h, w] of tokens [B, L, C] of pictures with this size, or of what has this form already.
+
+    Args:
+        latents: The latents or the tokens.
+        size: Height and width of the pictures in pixels; None where only latents are taken.
+        parts: The components, which decide the shapes.
+
+    Raises:
+        ConfigError: They have another shape, or the size is not given for tokens.
+    """
+    channels = parts.codec_spec.channels
+    if latents.ndim == 4 and latents.shape[1] == channels:
+        return latents
+    if size is None:
+        raise ConfigError(
+            f"latents have shape {tuple(latents.shape)}, expected [B, {channels}, h, w]",
+            "For tokens [B, L, C], give height and width of the pictures too.",
+        )
+    grid = (1, size[0] // parts.multiple, size[1] // parts.multiple)
+    dense, packed = _latent_shapes(latents.shape[0], grid, parts)
+    if tuple(latents.shape) != packed:
+        raise ConfigError(
+            f"latents have shape {tuple(latents.shape)}, expected {packed} as tokens of {size[0]} x {size[1]} pixels, "
+            f"or {dense}",
+            "Give height and width of the call that made them.",
+        )
+    tokens = PackedSequence(latents.reshape(-1, latents.shape[-1]), ((grid,),) * latents.shape[0])
+    return torch.stack([one for (one,) in unpack_pictures(tokens, parts.denoiser_spec.patch)])
+
+
 def _latent_shapes(count: int, grid: Grid, parts: Parts) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The shapes of the latents of `count` pictures: dense [B, Z, h, w], and packed [B, L, C]."""
     _, rows, columns = grid

@@ -17,6 +17,8 @@ from qframe.errors import ConfigError
 from qframe.files.lora_file import find_loras
 from qframe.interfaces import Loadable
 from qframe.preflight.outlook import sampling_outlook
+from qframe.progress import SILENT, Progress
+from qframe.progress.shown import default_progress
 from qframe.sample.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -72,15 +74,18 @@ def load(
         **{role: {"use": chosen.get(role), "device": by_role.get(role)} for role in (*chosen, *by_role)},
     }
     overrides = (overrides,) if isinstance(overrides, str) else overrides
-    return assemble(compose(load_config(config, family=family, values=values, overrides=overrides)), loras)
+    return assemble(
+        compose(load_config(config, family=family, values=values, overrides=overrides)), loras, default_progress()
+    )
 
 
-def assemble(composition: Composition, loras: Mapping[Path, float]) -> Pipeline:
+def assemble(composition: Composition, loras: Mapping[Path, float], progress: Progress = SILENT) -> Pipeline:
     """Load the weights of a composition into a pipeline.
 
     Args:
         composition: The checked composition.
         loras: LoRA files to put on the denoiser, with the scale of each.
+        progress: Is told what takes long: quantising, and reading what was stored of it.
     """
     outlook = sampling_outlook(composition)
     for choice in outlook.choices:
@@ -90,7 +95,7 @@ def assemble(composition: Composition, loras: Mapping[Path, float]) -> Pipeline:
         check_files(composition, loras)  # so that a wrong file is reported before minutes of loading
     log.info("weights of %s, licence %s", composition.model_name, composition.licence)
     moved = composition.config.offload or "none"
-    parts = composition.load(*ORDER, offloaded=moved != "none")
+    parts = composition.load(*ORDER, offloaded=moved != "none", progress=progress)
     for number, (file, scale) in enumerate(loras.items()):
         load_lora(parts.denoiser.module, file, scale, adapter=f"lora_{number}")
     if parts.denoiser.streamed is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import Any, Literal
 
 import attrs
@@ -13,6 +15,8 @@ from torch import Tensor
 from qframe.pictures.pixels import from_pixels
 
 OutputType = Literal["pil", "np", "pt", "latent"]
+_MOST_INLINE = 8
+"""The most pictures that a notebook shows of one call."""
 Pictures = list[Image.Image] | list[np.ndarray[Any, Any]] | list[Tensor] | np.ndarray[Any, Any] | Tensor
 
 
@@ -51,6 +55,20 @@ class PipelineOutput:
         shown = ", ".join("x".join(map(str, size)) for size in sorted(sizes))
         kind = type(self.images[0]).__name__ if len(self.images) else "nothing"
         return f"PipelineOutput({len(self.images)} x {kind}, {shown})"
+
+    def _repr_html_(self) -> str | None:
+        """The pictures as HTML, which a notebook shows below its cell; None if they are no PIL pictures."""
+        pictures = [one for one in self.images if isinstance(one, Image.Image)]
+        if len(pictures) < len(self.images):
+            return None
+        shown = []
+        for picture in pictures[:_MOST_INLINE]:
+            stream = io.BytesIO()
+            picture.save(stream, "PNG")
+            data = base64.b64encode(stream.getvalue()).decode()
+            shown.append(f'<img style="max-width: 32em" src="data:image/png;base64,{data}">')
+        more = len(pictures) - len(shown)
+        return " ".join(shown) + (f"<p>and {more} more</p>" if more else "")
 
 
 def as_output(pictures: list[Tensor], output_type: OutputType) -> Pictures:

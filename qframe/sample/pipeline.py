@@ -16,10 +16,12 @@ from qframe.compose import Composition
 from qframe.compose.placement import Placement
 from qframe.diffusion.gradients import without_gradients
 from qframe.errors import ConfigError, nearest
-from qframe.interfaces import Parts, Plan, Recipe, Request, Settled
+from qframe.interfaces import Grid, Parts, Plan, Recipe, Request, Settled
 from qframe.progress import SILENT, Progress
+from qframe.progress.shown import default_progress
 from qframe.sample.callbacks import TENSORS, StepCallback, StepState, check_callback, replaced, tensors_of
 from qframe.sample.conditioning import encode_padded
+from qframe.sample.latents import as_latents
 from qframe.sample.outputs import OutputType, Pictures, PipelineOutput, as_output
 from qframe.sample.request_checks import check_request
 from qframe.sample.running import Computing, sample_plan
@@ -77,6 +79,7 @@ class Pipeline:
         self._num_timesteps = 0
         self._current_timestep: Tensor | None = None
         self._current_pictures: tuple[int, ...] = ()
+        self._current_grids: tuple[tuple[Grid, ...], ...] = ()
         self.placement = placement or Placement()
         self._computing = computing
         self.__signature__ = _signature(self.recipe)
@@ -104,7 +107,7 @@ class Pipeline:
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         seed: int | None = None,
-        progress: Progress = SILENT,
+        progress: Progress | None = None,
         **request: Any,
     ) -> PipelineOutput | tuple[Pictures]:
         """Make pictures. Further arguments are the fields of the recipe's request, named as in diffusers' pipelines.
@@ -120,7 +123,8 @@ class Pipeline:
                 `current_pictures` says which.
             callback_on_step_end_tensor_inputs: The names of the tensors that the callback gets.
             seed: In place of `generator`: picture i is drawn from seed + i, whatever else is in the batch.
-            progress: Shows the steps.
+            progress: Shows the steps; by default as bars in a terminal or a notebook. `qframe.progress.SILENT` shows
+                nothing.
             request: Fields of the recipe's request.
 
         Raises:
@@ -138,7 +142,7 @@ class Pipeline:
         images = self.run_settled(
             settled if seed is None else [one.seeded(int(seed)) for one in settled],
             output_type=output_type,
-            progress=progress,
+            progress=default_progress() if progress is None else progress,
             callback=callback_on_step_end,
             tensors=callback_on_step_end_tensor_inputs or (),
         )
@@ -189,6 +193,42 @@ class Pipeline:
         with self.placement.freed():
             return encode_padded(self.parts.encoder, asked, self.recipe.shown(asked))
 
+    @without_gradients()
+    def decode(
+        self, latents: Tensor, height: int | None = None, width: int | None = None, *, output_type: OutputType = "pil"
+    ) -> Pictures:
+        """Decode latents into pictures, such as those of a call with `output_type="latent"`.
+
+        Args:
+            latents: Tokens [B, L, C], or latents [B, Z, h, w].
+            height: The height of the pictures in pixels; not needed for latents [B, Z, h, w].
+            width: Their width.
+            output_type: The form of the pictures, see `PipelineOutput`; not "latent".
+
+        Raises:
+            ConfigError: The shape is another one; the message says which it must be.
+        """
+        dense = as_latents(latents, None if height is None or width is None else (height, width), self.parts)
+        with self.placement.freed():
+            return as_output(list(self.parts.codec.decode(dense)), output_type)
+
+    def preview(self, tensors: Mapping[str, Tensor]) -> Pictures:
+        """Decode the latents of a step to PIL pictures, within a callback that `pipe(...)` calls.
+
+        The pictures are noisy, but for the last step; they show where the run is going.
+
+        Args:
+            tensors: What the callback gets, with "latents" among them.
+
+        Raises:
+            ConfigError: No call is running.
+        """
+        if not self._current_grids:
+            raise ConfigError("preview: no call is running", "Call it in callback_on_step_end, or use decode.")
+        ((_, rows, columns),) = self._current_grids[0]
+        cell = self.parts.multiple
+        return self.decode(tensors["latents"], rows * cell, columns * cell)
+
     def run(self, request: Request, *, output_type: OutputType = "pil", progress: Progress = SILENT) -> Pictures:
         """Make the pictures of a request. The other arguments are the same as in `Pipeline.__call__`."""
         return self.run_settled(settle(self.recipe, request, self.parts), output_type=output_type, progress=progress)
@@ -236,6 +276,7 @@ class Pipeline:
         timesteps, callback = plan.sigmas * 1000, watch.callback
         self._num_timesteps = timesteps.shape[0] - 1
         self._current_timestep, self._current_pictures = timesteps[0], places
+        self._current_grids = plan.start.grids
 
         def steer(state: StepState, step: int) -> StepState:
             assert callback is not None
@@ -259,7 +300,7 @@ class Pipeline:
                     computing=self._computing,
                 )
         finally:
-            self._current_timestep, self._current_pictures = None, ()
+            self._current_timestep, self._current_pictures, self._current_grids = None, (), ()
 
     def _by_name(self, positional: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call by name. ConfigError if too many are given by position, or one is given twice."""

@@ -61,21 +61,37 @@ def one_size(sizes: Sequence[Size]) -> Size:
 
 
 def as_pictures(value: Any) -> tuple[PictureLike, ...] | None:
-    """Return a request's pictures as a tuple; they are given as one picture, a list, or an array or tensor [B, ...]."""
-    if value is None or isinstance(value, tuple):
-        return value
-    if isinstance(value, Tensor | np.ndarray) and value.ndim == 4:
-        return tuple(value)
+    """Return a request's pictures as a tuple.
+
+    They are given as one picture, as an array or tensor [B, ...], or as a list of any of these.
+    """
+    if value is None:
+        return None
     one = isinstance(value, str | Path | Image.Image | Picture | Tensor | np.ndarray)
-    return (value,) if one or not isinstance(value, Iterable) else tuple(value)
+    found: list[PictureLike] = []
+    for item in [value] if one or not isinstance(value, Iterable) else value:
+        found += list(item) if isinstance(item, Tensor | np.ndarray) and item.ndim == 4 else [item]
+    return tuple(found)
+
+
+def given_latents(values: Sequence[PictureLike], channels: int) -> list[Tensor] | None:
+    """Return the values as latents [Z, h, w] if all of them are tensors of that shape; None if they are pictures.
+
+    Args:
+        values: What a request gives as its pictures.
+        channels: `CodecSpec.channels`, Z. Tensors of 1 or 3 channels are pictures in any case.
+    """
+    if channels in (1, 3) or not all(isinstance(v, Tensor) and v.ndim == 3 and len(v) == channels for v in values):
+        return None
+    return [value for value in values if isinstance(value, Tensor)] or None
 
 
 def load_picture(value: PictureLike, origin: str = "image") -> Image.Image:
     """Open the RGB picture of a value that a user may give, by the rules of `qframe.pictures.pixels`.
 
     Args:
-        value: A path, a PIL picture, an array [H, W, 3] or [H, W], or a tensor [3, H, W]. Arrays and tensors are bool,
-            uint8, or floating point in [0, 1], as diffusers takes them.
+        value: A path, a PIL picture, an array [H, W, 3], [H, W] or [1, H, W], or a tensor [3, H, W], [1, H, W] or
+            [H, W]. Arrays and tensors are bool, uint8, or floating point in [0, 1], as diffusers takes them.
         origin: What messages call the picture.
 
     Raises:
@@ -114,6 +130,8 @@ def _from_array(values: Any, origin: str) -> Image.Image:
         raise DataError(
             f"{origin}: a {type(values).__name__} is no picture", "Give a path, a PIL picture, an array or a tensor."
         )
+    if values.ndim == 3 and values.shape[0] == 1 and values.shape[-1] not in (1, 3):
+        values = values[0]  # [1, H, W], as masks often come
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in (1, 3)) or 0 in values.shape:
         raise DataError(
             f"{origin}: expected an array [H, W, 3] or a tensor [3, H, W], got shape {values.shape}",

@@ -41,19 +41,25 @@ def first_step(steps: int, strength: float, sampling: SamplingDefaults) -> int:
     return first
 
 
-def source_tokens(images: Sequence[Image.Image], request: Request, parts: Parts) -> Tensor:
+def source_tokens(images: Sequence[Image.Image] | Sequence[Tensor], request: Request, parts: Parts) -> Tensor:
     """Encode the pictures that a request's results start from to tokens [N, C], as samples of the codec's posterior.
 
-    One generator draws for all pictures at once, as in diffusers. With one generator per result each draws for its own
-    result, which then does not depend on its neighbours. Without a generator torch's default one draws.
+    Latents need no encoding, and nothing is drawn for them. For pictures, one generator draws for all at once, as in
+    diffusers. With one generator per result each draws for its own result, which then does not depend on its
+    neighbours. Without a generator torch's default one draws.
 
     Args:
-        images: One picture for all prompts or one per prompt, all of one size that the codec takes.
+        images: One picture for all prompts or one per prompt, all of one size that the codec takes; or latents
+            [Z, h, w], in the same numbers.
         request: The request, for its generators and the number of its pictures.
         parts: The components, the codec loaded.
     """
     codec, prompts, times = parts.codec, request.prompt_count, request.num_images_per_prompt
-    pixels = torch.stack([to_pixels(image) for image in images])
+    given = [image for image in images if isinstance(image, Tensor)]
+    if given:
+        latents = torch.stack(repeat_each(broadcast(given, prompts, "image"), times))
+        return pack_latents(latents, parts.denoiser_spec.patch).flatten(0, 1)
+    pixels = torch.stack([to_pixels(image) for image in images if isinstance(image, Image.Image)])
     if isinstance(request.generator, Sequence):
         each = repeat_each(broadcast(list(pixels), prompts, "image"), times)
         latents = torch.cat([codec.encode(p[None], generator=g) for p, g in zip(each, request.generator, strict=True)])
@@ -71,12 +77,22 @@ def start_from(plan: Plan, original: Tensor, first: int) -> Plan:
         original: Clean tokens [N, C] of the picture.
         first: How many steps are left out, see `first_step`.
     """
-    sigmas, noise, after_step = plan.sigmas[first:], plan.start.tokens, plan.after_step
+    noise = plan.start.tokens
     # In the tokens' dtype, as diffusers' scale_noise, so that bf16 agrees to the bit.
-    start = add_noise(original.to(noise), noise, sigmas[0].to(noise.dtype))
+    start = add_noise(original.to(noise), noise, plan.sigmas[first].to(noise.dtype))
+    return without_first(attrs.evolve(plan, start=plan.start.with_tokens(start)), first)
+
+
+def without_first(plan: Plan, first: int) -> Plan:
+    """Return a plan without its first steps, whose start belongs to the first sigma that is left.
+
+    Args:
+        plan: A plan of all steps.
+        first: How many steps are left out, see `first_step`.
+    """
+    after_step = plan.after_step
     return attrs.evolve(
         plan,
-        start=plan.start.with_tokens(start),
-        sigmas=sigmas,
+        sigmas=plan.sigmas[first:],
         after_step=None if after_step is None else lambda tokens, step: after_step(tokens, step + first),
     )

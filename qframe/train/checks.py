@@ -93,11 +93,7 @@ def check_streaming(train: TrainConfig, *, sharded: bool) -> None:
 def check_composition(composition: Composition, processes: Processes) -> None:
     """Check that the denoiser can be sharded, if the settings ask for it. Raises ConfigError if it cannot."""
     if shards(composition.config, processes):
-        check_sharding(
-            composition.config,
-            composition.classes["denoiser"],
-            quantised="denoiser" in composition.quantisers,
-        )
+        check_sharding(composition.config, composition.classes["denoiser"])
 
 
 def check_sizes(composition: Composition, inputs: ExampleInputs) -> None:

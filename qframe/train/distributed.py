@@ -179,21 +179,23 @@ class Processes:
             dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], used: Sequence[float]) -> None:
         """Replace the gradient of each parameter by its sum over all processes. It is called once per optimizer step.
 
         Gradients of sharded parameters are not changed, because the backward pass of `fully_shard` has summed them
         already. A parameter that no process used has no gradient afterwards, as in a run of one process.
+
+        Args:
+            parameters: The parameters, in the same order in every process.
+            used: For each parameter, how many processes have a gradient of it (a `total`).
         """
         if self.world == 1:
             return
         from torch.distributed.tensor import DTensor  # takes seconds to import, and a run of one process does without
 
-        plain = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
-        used = self.total([float(parameter.grad is not None) for parameter in plain])
         buckets: dict[tuple[torch.device, torch.dtype], list[list[Tensor]]] = defaultdict(list)
-        for parameter, count in zip(plain, used, strict=True):
-            if not count:
+        for parameter, count in zip(parameters, used, strict=True):
+            if not count or isinstance(parameter, DTensor):
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -315,6 +317,15 @@ def _lost() -> Iterator[None]:
         yield
     except RuntimeError as error:  # torch.distributed's own are subclasses
         raise _lost_process(error) from error
+
+
+def may_have_lost_process(error: BaseException) -> bool:
+    """Whether another process of the run may have ended, as far as an error of this one tells.
+
+    That is so for a LostProcessError, for the errors of torch's collectives, and where this process is made to end from
+    outside, as all processes are together.
+    """
+    return not isinstance(error, Exception) or isinstance(_explained(error), LostProcessError)
 
 
 def _explained(error: BaseException) -> BaseException:

@@ -13,6 +13,7 @@ from qframe.compose import Composition
 from qframe.interfaces import Record
 from qframe.preflight.training import MOST_ENCODED
 from qframe.train.checks import check_sizes
+from qframe.train.record_checks import check_records
 
 if TYPE_CHECKING:
     from qframe.train.trainer import Trainer
@@ -32,6 +33,7 @@ def encoded_examples(
 ) -> CachedExamples | LiveExamples:
     """Encode what the cache in `folder` lacks of this portion, and return all examples; see `Trainer.cache`."""
     config, composition, progress = trainer.config, trainer.composition, trainer.progress
+    check_records(composition, inputs, progress=progress)
     check_sizes(composition, inputs[0])
     if not config.cache.enabled:
         return LiveExamples(inputs, trainer.load("encoder", "codec"), counter=composition.token_counter())

@@ -18,7 +18,7 @@ from qframe.interfaces import PLAIN, Denoiser, Example, ForwardOptions, Schedule
 from qframe.progress import Progress, Stage
 from qframe.train import precision
 from qframe.train.batch import LossMap, TrainingBatch, flow_loss, own_loss_map
-from qframe.train.distributed import ALONE, Processes
+from qframe.train.distributed import ALONE, Processes, may_have_lost_process
 from qframe.train.order import BatchOrder
 from qframe.train.passes import COUNTED, TrainingPass, training_passes
 from qframe.train.prefetch import made_ahead
@@ -45,10 +45,11 @@ class StepSetup:
         order: Which examples make which batch.
         device: Where the denoiser computes.
         progress: Shows how far the run is.
-        observe: Called for every step with its number (from 1) and its metrics, in order, when they are read.
-        save: Publishes a checkpoint of the state as it stands.
+        observe: Called for every step with its number (from 1) and its metrics, in order, when they are read. After a
+            validation it is called once more for the same step, with the metrics that `validate` returned, if any.
+        save: Publishes a checkpoint of the state as it stands. Every step up to it has been observed and checked.
         validate: Called with the number of a step for which `validation_due` is true; returns further metrics. The step
-            is saved before the call and observed after it. There is no call where the run was asked to stop.
+            is observed and saved before the call. There is no call where the run was asked to stop.
         validation_due: Whether `validate` is to be called after the step of this number.
         processes: The processes that make every step together, each with its portion of the batch. All of them call
             `save` and `observe`.
@@ -79,7 +80,7 @@ class StepSetup:
     peak: float | None = None
 
 
-def run_steps(setup: StepSetup, state: TrainingState) -> None:
+def run_steps(setup: StepSetup, state: TrainingState) -> int:
     """Train from `state.step` to `config.max_steps`.
 
     One process looks for signals between the batches of a step, since a step may take minutes; a step that a signal
@@ -87,10 +88,15 @@ def run_steps(setup: StepSetup, state: TrainingState) -> None:
     in a step, and stop after it.
 
     Loss and gradient norm are read from the device every `log_every` steps, and before a checkpoint, a validation and
-    the end of the run. Until then the device computes without being waited for.
+    the end of the run. Until then the device computes without being waited for. No checkpoint is saved, and no
+    validation made, before all steps were read, passed to `observe`, and found to be finite often enough. So a process
+    that is killed while it saves or validates has lost the metrics of no step.
+
+    Returns:
+        The signal that came to any process too late to stop a step, whose effect is left to the caller; 0 if none came.
 
     Raises:
-        Stopped: A signal came, and the state is saved.
+        Stopped: A signal came before the last step, and the state is saved.
         NumericsError: The loss or its gradient was not finite in more than `train.nan_patience` steps in a row.
     """
     config = setup.config
@@ -109,24 +115,29 @@ def run_steps(setup: StepSetup, state: TrainingState) -> None:
                 raise _stopped(signals.received or 0, state)
             state.step += 1
             observer.unread.append(result)
-            asked, saved = result.asked, False
-            due = setup.validation_due(state.step) and not asked
             ends = state.step == config.max_steps or state.step % config.checkpoint_every == 0
-            if due:
-                observer.read(but_last=True)
-                setup.save()  # so that a signal may end at once what takes minutes
-                saved = True
-                with signals.paused():
-                    observer.found.update(setup.validate(state.step))
-            if asked or due or ends or state.step % setup.log_every == 0:
+            due = setup.validation_due(state.step)
+            if result.asked or due or ends or state.step % setup.log_every == 0:
                 observer.read()
+            asked = result.asked
             if setup.processes.world == 1:
                 asked = asked or signals.received or 0
-            if not saved and (asked or ends):
+            if asked or due or ends:
                 observer.read()
-                setup.save()
+                setup.save()  # before a validation too, so that a signal may end at once what takes minutes
+            if due and not asked:
+                with signals.paused():
+                    found = setup.validate(state.step)
+                if found:
+                    setup.observe(state.step, found)
             if asked and state.step < config.max_steps:
                 raise _stopped(asked, state)
+    return _asked(setup.processes.total([signals.received == number for number in STOP_SIGNALS]))
+
+
+def _asked(received: Sequence[float]) -> int:
+    """The signal to obey, given how many processes received each of `STOP_SIGNALS`; 0 if none did."""
+    return max((int(number) for number, count in zip(STOP_SIGNALS, received, strict=True) if count), default=0)
 
 
 def _stopped(asked: int, state: TrainingState) -> Stopped:
@@ -135,53 +146,52 @@ def _stopped(asked: int, state: TrainingState) -> Stopped:
 
 @attrs.define(eq=False)
 class _Observer:
-    """Reads the metrics of steps from the device, and passes them on.
+    """Reads the metrics of steps from the device, passes them on, and ends the run after too many bad steps.
 
     Attributes:
         setup: What the steps need.
         bar: Shows how far the run is.
         unread: The steps whose metrics were not passed on yet, in order.
-        found: Further metrics of the last step.
         bad_steps: How many steps in a row were not finite.
     """
 
     setup: StepSetup
     bar: Stage
     unread: list[StepResult] = attrs.field(factory=list)
-    found: dict[str, float] = attrs.field(factory=dict)
     bad_steps: int = 0
 
     @contextlib.contextmanager
     def finishing(self) -> Iterator[_Observer]:
-        """A context that passes on what was not read yet, even if an error is raised inside, whose cause may be it."""
+        """A context that passes on what was not read yet, even if an error is raised inside, whose cause may be it.
+
+        Where another process may have ended, nothing is read: the device may wait for ever for what that process was
+        to send. The steps that are not passed on then are made again when the run is resumed.
+        """
         try:
             yield self
-        except BaseException:
-            with contextlib.suppress(Exception):  # the error that is raised already says what is wrong
-                for reading in self._readings(self.unread):
-                    self._tell(reading)
+        except BaseException as error:
+            if self.setup.processes.world == 1 or not may_have_lost_process(error):
+                with contextlib.suppress(Exception):  # the error that is raised already says what is wrong
+                    for reading in read(self.unread, self.setup.peak):
+                        self._tell(reading)
             raise
 
-    def read(self, *, but_last: bool = False) -> None:
-        """Read the metrics of the steps that were not read, and pass them on; of all, or of all but the last one.
+    def read(self) -> None:
+        """Read the metrics of all steps that were not read, and pass them on.
 
         Raises:
             NumericsError: More than `train.nan_patience` steps in a row were not finite.
         """
-        for reading in self._readings(self.unread[:-1] if but_last else self.unread):
+        for reading in read(self.unread, self.setup.peak):
             self._tell(reading)
             self._check(reading)
 
-    def _readings(self, results: Sequence[StepResult]) -> list[Reading]:
-        return read(results, self.setup.peak)
-
     def _tell(self, reading: Reading) -> None:
+        del self.unread[0]
         metrics = reading.metrics
-        last = self.unread.pop(0).step == reading.step and not self.unread
         more = {"tokens/s": round(metrics["tokens_per_second"]), "padded": int(metrics["padded_tokens"])}
         self.bar.advance(1, loss=metrics["loss"], tokens=int(valid_tokens(metrics)), **more)
-        found, self.found = (self.found, {}) if last else ({}, self.found)
-        self.setup.observe(reading.step, {**metrics, **found})
+        self.setup.observe(reading.step, metrics)
 
     def _check(self, reading: Reading) -> None:
         if reading.finite:
@@ -216,12 +226,17 @@ def optimizer_step(
     if made is None:
         state.optimizers.zero_grad()
         return None
-    *counted, interrupted, terminated = processes.total(
-        [*(made.counted[name] for name in COUNTED), *(signals.received == number for number in STOP_SIGNALS)]
-    )
-    loss = processes.total_on_device(torch.stack(made.losses).sum())
     parameters = list(state.parameters.values())
-    processes.sum_gradients(parameters)
+    counts = [
+        *(made.counted[name] for name in COUNTED),
+        *(signals.received == number for number in STOP_SIGNALS),
+        *(parameter.grad is not None for parameter in parameters),
+    ]
+    totals = iter(processes.total(counts))  # one exchange of the step's numbers
+    counted = {name: int(next(totals)) for name in COUNTED}
+    received = [next(totals) for _ in STOP_SIGNALS]
+    loss = processes.total_on_device(torch.stack(made.losses).sum())
+    processes.sum_gradients(parameters, used=list(totals))
     norm = gathered(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
     finite = loss.isfinite() & norm.isfinite()
     rate = 0.0
@@ -241,9 +256,9 @@ def optimizer_step(
         rate=rate,
         seconds=time.monotonic() - started,
         samples=made.samples,
-        counted=dict(zip(COUNTED, map(int, counted), strict=True)),
+        counted=counted,
         ids=made.ids,
-        asked=STOP_SIGNALS[1] if terminated else STOP_SIGNALS[0] if interrupted else 0,
+        asked=_asked(received),
     )
 
 
@@ -268,7 +283,7 @@ def _backward(setup: StepSetup, passes: Iterator[TrainingPass], signals: StopSig
     """Accumulate the gradients of one optimizer step. None if a signal came before the last batch of one process."""
     made = _Passes()
     for one in passes:
-        if one.first_of_batch and setup.processes.world == 1 and signals.received:
+        if one.interruptible and setup.processes.world == 1 and signals.received:
             return None
         batch = one.batch.to(setup.device)
         # Backward too: gradient checkpointing runs the forward pass again there, and must get the same kernels.

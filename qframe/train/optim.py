@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -97,8 +97,12 @@ class Optimizers:
             found.append({"state": full["state"], "groups": groups})
         return found
 
-    def load(self, state: list[dict[str, Any]]) -> None:
+    def load(self, state: list[dict[str, Any]], *, changed: Collection[str] = ()) -> None:
         """Restore the states that the method `state` returned, exactly. Values of sharded parameters must be sharded.
+
+        Args:
+            state: The states, one for each optimizer.
+            changed: The names of values of the groups that stay as they were built, because the user changed them.
 
         Raises:
             ValueError: The states are those of other optimizers, or of other parameters.
@@ -107,14 +111,18 @@ class Optimizers:
             raise ValueError(f"the state is that of {len(state)} optimizers, and there are {len(self.parts)}")
         for part, saved in zip(self.parts, state, strict=True):
             groups = part.state_dict()["param_groups"]
-            merged = [{**group, **kept} for group, kept in zip(groups, saved["groups"], strict=True)]
+            stays = _GROUP.union(changed)
+            kept = [{name: value for name, value in one.items() if name not in stays} for one in saved["groups"]]
+            merged = [{**group, **values} for group, values in zip(groups, kept, strict=True)]
             parameters = [parameter for group in part.param_groups for parameter in group["params"]]
             part.load_state_dict({"state": saved["state"], "param_groups": merged})
             for index, values in saved["state"].items():
                 part.state[parameters[index]] = _exact(values, part.state[parameters[index]])
 
 
-_GROUP = frozenset({"params", "param_names", "lr"})
+_GROUP = frozenset({"params", "param_names", "lr", "fused", "foreach", "capturable", "differentiable"})
+"""Values of a group that are no state: its parameters, the learning rate, and the choice of kernels, which
+depends on the device of this session."""
 
 
 def _exact(saved: Any, loaded: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +62,7 @@ class LoadedParts:
         whole = [role for role in missing if role != "denoiser" or not self._sharded]
         parts = composition.load(*whole, progress=self._progress)
         if self._sharded and "denoiser" in missing:
-            unsharded = composition.load("denoiser", offloaded=True, as_stored=True)
+            unsharded = composition.load("denoiser", offloaded=True, as_stored=True, progress=self._progress)
             parts = attrs.evolve(parts, loaded_denoiser=unsharded.denoiser)
         for role in missing:
             self._parts[role] = getattr(parts, role)
@@ -78,8 +77,6 @@ class LoadedParts:
             part = self._parts.pop(role, None)
             if part is not None and part.streamed is not None:
                 part.streamed.free()
-                del part
-                gc.collect()  # the hooks of blocks know the network: only this frees its host memory now
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -115,7 +112,9 @@ def prepare_training(
         module.requires_grad_(True)
     if shard_onto is not None:
         adapter = trained.values() if train.mode == "lora" else ()
-        shard(denoiser, adapter, shard_onto, dtype=dtype, precision=train.precision)
+        # Quantised weights have their dtype already, and their scales keep another one.
+        wanted = None if config.denoiser.quantise.use is not None else dtype
+        shard(denoiser, adapter, shard_onto, dtype=wanted, precision=train.precision)
     elif train.mode == "full":
         module.float()
     if train.mode == "full":

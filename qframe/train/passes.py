@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import attrs
-import torch
 
+from qframe.diffusion.copies import needs_pinning
 from qframe.interfaces import Denoiser
 from qframe.train.arithmetic import step_flops
 from qframe.train.batch import TrainingBatch, make_batch
@@ -31,7 +31,8 @@ class TrainingPass:
     Attributes:
         batch: The batch, on the CPU; in pinned memory if the denoiser computes elsewhere.
         samples: How many samples the optimizer step has, over all processes.
-        first_of_batch: Whether a batch of the step begins, which is not the step's first one.
+        interruptible: Whether a signal may end the run before this pass: true for the first pass of every batch but the
+            step's first batch. The step is given up then, and made again when the run is resumed.
         last: Whether it is the last pass of its optimizer step.
         counts: Whether its loss counts. A pass that is only made because other processes make one does not count.
         seed: The seed of dropout inside the network.
@@ -41,7 +42,7 @@ class TrainingPass:
 
     batch: TrainingBatch
     samples: int
-    first_of_batch: bool
+    interruptible: bool
     last: bool
     counts: bool
     seed: int
@@ -74,9 +75,9 @@ def step_passes(setup: StepSetup, step: int) -> Iterator[TrainingPass]:
                 loss_map=setup.loss_map,
             )
             yield TrainingPass(
-                batch=batch.pinned() if _needs_pinning(setup.device) else batch,
+                batch=batch.pinned() if needs_pinning(setup.device) else batch,
                 samples=samples,
-                first_of_batch=micro > 0 and turn == 0,
+                interruptible=micro > 0 and turn == 0,
                 last=micro == len(portions) - 1 and turn == len(passes_of_batch) - 1,
                 counts=counts,
                 seed=_dropout_seed(setup, step, passes),
@@ -84,11 +85,6 @@ def step_passes(setup: StepSetup, step: int) -> Iterator[TrainingPass]:
             )
             passes += 1
         before += portion.samples
-
-
-def _needs_pinning(device: torch.device) -> bool:
-    """Whether copies to a device wait for the CPU's pageable memory. On a Mac both are one memory."""
-    return device.type not in ("cpu", "mps")
 
 
 def _passes(setup: StepSetup, number: int, portion: BatchPortion) -> list[tuple[tuple[int, ...], bool]]:

@@ -29,8 +29,9 @@ def split_records(source: RecordSource, config: Config) -> tuple[Sequence[Record
         raise DataError("the data set has no records", "Check data.path, or data.use and its options.")
     fraction = config.data.holdout
     if fraction:
-        out = [_even_fraction(record.id) < fraction for record in records]
-        held += [record for record, is_out in zip(records, out, strict=True) if is_out]
+        # The repeats of a record are on the record's side; of those that are held out, no repeat is needed.
+        out = [_even_fraction(record.original or record.id) < fraction for record in records]
+        held += [record for record, is_out in zip(records, out, strict=True) if is_out and not record.original]
         records = [record for record, is_out in zip(records, out, strict=True) if not is_out]
         if not records:
             raise DataError(f"data.holdout = {fraction} leaves no record to train on", "Lower it.")

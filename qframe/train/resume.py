@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qframe.config import diff_config, load_config
@@ -14,6 +14,13 @@ from qframe.train.state import read_about
 
 _FREE = (
     "output",
+    "model",  # what was read there is compared, wherever it lies
+    "encoder.model",
+    "denoiser.model",
+    "codec.model",
+    "schedule.model",
+    "data.path",
+    "data.sets",  # as with the path, what it leads to is compared: the records, their order and their content
     "device",  # and devices
     "encoder.device",
     "denoiser.device",
@@ -40,6 +47,26 @@ _FREE = (
     "train.offload_inputs",
 )
 """Settings that may change when a run is resumed. Another device or number of threads may change the last bits."""
+
+CHANGEABLE = (
+    "train.learning_rate",
+    "train.lr_schedule",
+    "train.lr_cycles",
+    "train.lr_power",
+    "train.warmup_steps",
+    "train.weight_decay",
+    "train.max_grad_norm",
+    "train.optimizer_options.",
+    "train.timestep_density",
+    "train.logit_mean",
+    "train.logit_std",
+    "train.loss_weighting",
+    "train.sigma_floor",
+    "train.guidance_scale",
+    "lora.dropout",
+)
+"""Settings that may change when a run is resumed if the user names them: the steps that follow are made differently,
+and everything that a checkpoint holds still fits."""
 
 
 def run_folder(config: Config, resume: str | None) -> Path:
@@ -99,12 +126,34 @@ def _number(folder: Path, family: str) -> int:
     return int(rest[1:]) if rest[0] == "-" and rest[1:].isdigit() else 0
 
 
-def check_changes(checkpoint: Path, config: Config, registry: Registry, *, processes: int = 1) -> list[str]:
+def check_changeable(keys: Sequence[str]) -> None:
+    """Check that settings may be changed within a run if the user asks for it. Raises ConfigError that lists those."""
+    wrong = [key for key in keys if not key.startswith(CHANGEABLE)]
+    if wrong:
+        raise ConfigError(
+            f"--change: {', '.join(wrong)} cannot change within a run",
+            f"These can: {', '.join(key + '*' if key.endswith('.') else key for key in CHANGEABLE)}.",
+        )
+
+
+def check_changes(
+    checkpoint: Path, config: Config, registry: Registry, *, processes: int = 1, change: Sequence[str] = ()
+) -> list[str]:
     """The settings that changed since the checkpoint was saved, one line each.
 
-    `processes` is how many processes train now. Their number may change, and with it the batch size, if a step then has
-    as many samples as before. WeightsError if a setting changed that must not change within a run.
+    Args:
+        checkpoint: The checkpoint to resume from.
+        config: The settings of the run from now on.
+        registry: The plugins, which know the settings of their components.
+        processes: How many processes train now. Their number may change, and with it the batch size, if a step then has
+            as many samples as before.
+        change: Settings of `CHANGEABLE` that may change because the user has named them.
+
+    Raises:
+        WeightsError: A setting changed that must not change within a run.
+        ConfigError: `change` names a setting that is none of `CHANGEABLE`.
     """
+    check_changeable(change)
     changes = diff_config(load_config(checkpoint / "config.toml", registry=registry), config)
     before = int(read_about(checkpoint).get("processes", 1))
     batch_key = "train.gradient_accumulation" if config.train.batching == "packed" else "train.batch_size"
@@ -113,13 +162,18 @@ def check_changes(checkpoint: Path, config: Config, registry: Registry, *, proce
         f"{key}: was {old!r}, is {new!r}"
         for key, old, new in changes
         if not (
-            key.startswith(_FREE) or (key == batch_key and same) or (key == "train.epochs" and None not in (old, new))
+            key.startswith(_FREE)
+            or key in change
+            or (key == batch_key and same)
+            or (key == "train.epochs" and None not in (old, new))
         )
     ]
     if refused:
+        named = [key for key, *_ in changes if key.startswith(CHANGEABLE) and key not in change]
+        wanted = f" To change {', '.join(named)} from here on, add {' '.join(f'--change {key}' for key in named)}."
         raise WeightsError(
             f"{checkpoint}: cannot resume with these changes:\n{bullet_list(refused)}",
-            "Undo them, or start a new run into another output folder.",
+            f"Undo them, or start a new run into another output folder.{wanted if named else ''}",
         )
     lines = [f"changed since the checkpoint: {key} was {old!r}, is {new!r}" for key, old, new in changes]
     if processes != before:
@@ -128,6 +182,12 @@ def check_changes(checkpoint: Path, config: Config, registry: Registry, *, proce
         )
         lines.append(f"changed since the checkpoint: processes were {before}, are {processes}; {step}")
     return lines
+
+
+def hyperparameters(change: Sequence[str]) -> frozenset[str]:
+    """The names that settings in `change` have within an optimizer, whose state must not bring back the old values."""
+    own = (key.rpartition(".")[2] for key in change if key.startswith(("train.optimizer_options.", "train.weight_")))
+    return frozenset(own)
 
 
 def check_length(step: int, steps: int, key: str) -> None:
@@ -150,6 +210,7 @@ def check_parts(checkpoint: Path, made_of: Mapping[str, Mapping[str, str]]) -> N
         for role in sorted(saved.keys() | made_of.keys())
         for name in sorted(saved.get(role, {}).keys() | made_of.get(role, {}).keys())
         if saved.get(role, {}).get(name) != made_of.get(role, {}).get(name)
+        and not (name == "class" and name not in saved.get(role, {}))  # written before classes were recorded
     ]
     if changed:
         raise WeightsError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,13 @@ from pathlib import Path
 import attrs
 
 from qframe.config.schema import Config
-from qframe.files.storage import disk_errors, write_file
+from qframe.files.disk import disk_errors
+from qframe.files.storage import write_file
+
+log = logging.getLogger(__name__)
+
+STRANGE_FILE = "metrics.strange.txt"
+"""The file in a run's folder that keeps lines which were found in metrics.jsonl and are no metrics."""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -31,7 +38,7 @@ class Run:
 
     @property
     def metrics_file(self) -> Path:
-        """The file metrics.jsonl, which has one line per optimizer step."""
+        """The file metrics.jsonl, which has one line per optimizer step, and one more after it for a validation."""
         return self.folder / "metrics.jsonl"
 
     @property
@@ -46,15 +53,43 @@ class Run:
             values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
             stream.write(json.dumps({"step": step, **values}) + "\n")
 
+    def logged(self) -> list[dict[str, float | None]]:
+        """Return the metrics of every step as metrics.jsonl has them; lines that are no metrics are left out."""
+        lines = self.metrics_file.read_bytes().split(b"\n")
+        return [json.loads(line) for line in lines if _step_of(line) is not None]
+
     def rewind(self, step: int) -> None:
-        """Drop the lines of the steps after `step`, and a last line that a kill cut short."""
+        """Drop the lines of the steps after `step`, and a last line that a kill cut short.
+
+        Lines that are no metrics of a step, which something else must have written, are moved to the file
+        metrics.strange.txt, and a warning says so.
+        """
         if not self.metrics_file.exists():
             return
-        kept = []
-        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                continue
-        write_file(self.metrics_file, "".join(kept).encode())
+        lines = self.metrics_file.read_bytes().split(b"\n")
+        cut_short = lines.pop()  # empty where the last line is whole
+        kept, strange = list[bytes](), list[bytes]()
+        for line in (*lines, cut_short):
+            at = _step_of(line)
+            if at is not None and at <= step:
+                kept.append(line)
+            elif at is None and line.strip() and line is not cut_short:
+                strange.append(line)
+        if strange:
+            aside = self.folder / STRANGE_FILE
+            there = aside.read_bytes() if aside.exists() else b""
+            write_file(aside, there + b"".join(line + b"\n" for line in strange))
+            log.warning(
+                "%s: %d lines are no metrics of a step, and were moved to %s", self.metrics_file, len(strange), aside
+            )
+        write_file(self.metrics_file, b"".join(line + b"\n" for line in kept))
+
+
+def _step_of(line: bytes) -> float | None:
+    """The step of a line of metrics.jsonl; None if it is not a line that `Run.log` wrote."""
+    try:
+        metrics = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = metrics.get("step") if isinstance(metrics, dict) else None
+    return step if isinstance(step, int | float) and not isinstance(step, bool) else None

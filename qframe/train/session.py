@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import signal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from qframe.cache import Cache, CachedExamples
-from qframe.cache.configured import cache_folder, made_by
+from qframe.cache.configured import made_by
 from qframe.cache.live import LiveExamples
 from qframe.config import dump_config
+from qframe.config.folders import cache_folder
 from qframe.errors import CacheError
 from qframe.files.sound_folders import SoundFolders
 from qframe.files.storage import lock_folder, write_file
@@ -25,10 +27,13 @@ from qframe.train.checks import check_training
 from qframe.train.loop import run_steps
 from qframe.train.order import make_order, sample_sizes, total_steps
 from qframe.train.parts import step_setup
+from qframe.train.record_checks import check_records
 from qframe.train.results import FitResult, save_result
+from qframe.train.room import require_room
 from qframe.train.run import Run
 from qframe.train.samples import validation_plans
 from qframe.train.sessions import describe_data, describe_machine, write_session
+from qframe.train.signals import Stopped
 from qframe.train.state import find_checkpoint, read_about, restore
 from qframe.train.validation import Validation, result_lines
 from qframe.train.watch import Watch
@@ -48,7 +53,7 @@ _MADE_OF = ("encoder", "codec", "denoiser", "schedule")
 """Components whose change makes another run. A sampler has no part in training."""
 
 
-def run_session(trainer: Trainer, resume: str | None) -> FitResult:
+def run_session(trainer: Trainer, resume: str | None, change: Sequence[str] = ()) -> FitResult:
     """Run a session of training, and return its results.
 
     The run's folder is locked meanwhile against other runs, and the hooks of plugins and loggers that observe the run
@@ -58,8 +63,10 @@ def run_session(trainer: Trainer, resume: str | None) -> FitResult:
         trainer: The trainer with the settings, the records and the components.
         resume: None starts a new run; "latest" goes on from the newest checkpoint, and another text is the name or the
             path of the checkpoint to go on from.
+        change: Settings that may differ from those of the checkpoint; `resume.CHANGEABLE` lists what may be named.
 
     Raises:
+        ConfigError: A setting in `change` cannot change within a run.
         WeightsError: Another run writes into the folder, or the checkpoint cannot be used.
     """
     config, processes = trainer.config, trainer.processes
@@ -70,7 +77,7 @@ def run_session(trainer: Trainer, resume: str | None) -> FitResult:
         error: BaseException | None = None
         with trainer.registry.observing(trainer.loggers if processes.first else {}):
             try:
-                return Session(trainer, run).fit(resume)
+                return Session(trainer, run, tuple(change)).fit(resume)
             except BaseException as raised:
                 error = raised
                 raise
@@ -86,6 +93,7 @@ class Session:
     Attributes:
         trainer: Loads the components, encodes the records, prepares the weights and samples pictures.
         run: The run that the session belongs to.
+        change: Settings that the user wants to differ from those of the checkpoint that the session goes on from.
         toml: The run's configuration as TOML. The run's folder and every checkpoint hold a copy.
         validation: Keeps the sampled pictures in the run's folder, and judges them.
         sound: Remembers which checkpoints of the run are undamaged.
@@ -93,6 +101,7 @@ class Session:
 
     trainer: Trainer
     run: Run
+    change: tuple[str, ...] = ()
     toml: str = attrs.field(init=False)
     validation: Validation = attrs.field(init=False)
     sound: SoundFolders = attrs.field(init=False, factory=SoundFolders)
@@ -114,8 +123,18 @@ class Session:
         checkpoint, changes = self._begin(resume)
         for choice in trainer.outlook.choices:
             log.info("memory: %s", choice)
+        check_records(
+            trainer.composition,
+            trainer.inputs,
+            held_out=trainer.measured,
+            sampled=trainer.sampled,
+            progress=trainer.progress,
+        )
         check_training(trainer.composition, trainer.inputs)
+        if processes.first:
+            require_room(trainer.composition, run.folder)
         made_of = json.loads(processes.agree(lambda: json.dumps(self._made_of())))  # one process reads the weights
+        trainer.composition.remember_ingredients(made_of)
         if checkpoint is not None:
             resuming.check_parts(checkpoint, made_of)
         examples = self._encode()
@@ -134,16 +153,21 @@ class Session:
         trainer.loaded.codec_placement.free()
         state = trainer.prepare()
         if checkpoint is not None:
-            restore(checkpoint, state)
+            restore(checkpoint, state, changed=resuming.hyperparameters(self.change))
             if processes.first:
                 run.rewind(state.step)
         if checkpoint is None and plans:
             self._sample("before", plans)
         about = {"data": data, "family": trainer.config.family, "made_of": made_of, "processes": processes.world}
-        self._train(examples, held_out, plans, about)
+        asked = self._train(examples, held_out, plans, about)
         weights = save_result(trainer, run.folder)
         if plans:
-            self._sample("after", plans)
+            if asked:
+                raise _unsampled(asked, weights)
+            try:
+                self._sample("after", plans)
+            except KeyboardInterrupt as stopped:
+                raise _unsampled(signal.SIGINT, weights) from stopped
         processes.meet()  # what the first process wrote is there
         return self._result(weights)
 
@@ -153,7 +177,9 @@ class Session:
         checkpoint, changes = None, list[str]()
         if resume is not None:
             checkpoint = Path(processes.agree(lambda: str(find_checkpoint(run.folder, resume, self.sound))))
-            changes = resuming.check_changes(checkpoint, run.config, trainer.registry, processes=processes.world)
+            changes = resuming.check_changes(
+                checkpoint, run.config, trainer.registry, processes=processes.world, change=self.change
+            )
             for line in changes:
                 trainer.progress.note(line)
             run.resumed_from = run.step = int(read_about(checkpoint)["step"])
@@ -226,8 +252,8 @@ class Session:
         held_out: CachedExamples | LiveExamples | None,
         plans: Sequence[Plan],
         about: Mapping[str, Any],
-    ) -> None:
-        """Make the steps that are left, watched."""
+    ) -> int:
+        """Make the steps that are left, watched. Returns what `run_steps` returns: a signal that came late, or 0."""
         trainer, train, state = self.trainer, self.trainer.config.train, self.trainer.state
         assert state is not None  # it was prepared
         sizes = sample_sizes(examples, trainer.load("denoiser").denoiser_spec.patch)
@@ -266,7 +292,7 @@ class Session:
         )
         if state.step == 0 and (found := watch.validate(0)):
             watch.observe(0, found)
-        run_steps(watch.setup, state)
+        return run_steps(watch.setup, state)
 
     def _result(self, weights: Path) -> FitResult:
         """Show how many samples were right before and after, and make the sheet of both."""
@@ -275,3 +301,12 @@ class Session:
             self.trainer.progress.note(line)
         sheet = self.validation.sheet() if self.trainer.processes.first else None
         return FitResult(folder=self.run.folder, weights=weights, sheet=sheet, before=before, after=after)
+
+
+def _unsampled(number: int, weights: Path) -> Stopped:
+    """The error that a signal with this number ended a run whose steps are all made."""
+    return Stopped(
+        number,
+        f"stopped after the last step: {weights} is written, and no samples were made after training",
+        "--resume makes them.",
+    )

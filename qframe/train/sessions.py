@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from qframe.files.disk import disk_errors
 from qframe.interfaces import Record
 from qframe.plugins import distribution
 from qframe.train.order import SizedExamples
@@ -29,7 +30,8 @@ _MOST_ROWS = 50
 def write_session(folder: Path, session: Mapping[str, Any]) -> None:
     """Append a session to sessions.jsonl in the run's folder `folder`, as one line of JSON with the present time."""
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    with (folder / SESSIONS_FILE).open("a", encoding="utf-8") as stream:
+    file = folder / SESSIONS_FILE
+    with disk_errors(file), file.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({"started": started, **session}) + "\n")
 
 

@@ -16,28 +16,23 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from qframe.config.schema import Config, Precision
 from qframe.errors import ConfigError
 from qframe.interfaces import Denoiser
 
 
-def check_sharding(config: Config, denoiser: type[Denoiser], *, quantised: bool) -> None:
+def check_sharding(config: Config, denoiser: type[Denoiser]) -> None:
     """Check that a sharded denoiser can be trained with these settings.
 
     Args:
         config: The settings of the run.
         denoiser: The class of the denoiser.
-        quantised: Whether the denoiser's weights are quantised.
 
     Raises:
         ConfigError: It cannot; the message names the setting.
     """
-    if quantised:
-        raise ConfigError(
-            "train.shard: the denoiser is quantised, and shards of quantised weights are no weights",
-            "Leave denoiser.quantise out, or set train.shard to 'none'.",
-        )
     if config.lora.dora and config.train.mode == "lora":
         raise ConfigError(
             "train.shard: DoRA needs whole rows of the frozen weights, and no process has them",
@@ -71,7 +66,8 @@ def shard(
     backward pass sums their gradients over the processes.
 
     Blocks are converted and sharded one after another. If the weights are mapped from their files, a process therefore
-    never has more than its shards and one whole block in its memory.
+    never has more than its shards and one whole block in its memory. Of quantised weights, the plain tensors inside are
+    sharded, whatever they mean, and a layer builds its weight again from what was gathered.
 
     Args:
         denoiser: The denoiser, whose weights lie on the CPU.
@@ -81,14 +77,19 @@ def shard(
             the dtype that they have.
         precision: The precision of training. With "bfloat16", weights that are trained are gathered in bfloat16:
             autocast would otherwise keep a copy in bfloat16 of every gathered weight until the end of the pass.
+
+    Raises:
+        ConfigError: A quantised weight has no plain tensors inside.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     # A denoiser leaves what its network returned as it is; torch warns everybody who might not.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-    module, kept = denoiser.module, set(adapter)
-    full = not kept
+    module, trained = denoiser.module, set(adapter)
+    full = not trained
+    # A number alone has no rows that could be split.
+    kept = trained | {tensor for tensor in open_weights(module) if tensor.dim() == 0}
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = _policy(full and precision == "bfloat16")
     # Also after the outermost pass: gathered weights would else outlive a pass without gradients, and the values of the
@@ -107,12 +108,43 @@ def shard(
         sharded(module, ignored_params=kept | outer)
         for method in denoiser.entries:
             register_fsdp_forward_method(module, method)
+    _finish(module, device)
+
+
+def _finish(module: nn.Module, device: torch.device) -> None:
+    """Move all buffers to a device, as sharding moves parameters alone, and let gradients be summed."""
+    from torch.distributed.fsdp import FSDPModule
+
     for part in module.modules():
-        for name, buffer in part.named_buffers(recurse=False):
-            part.register_buffer(name, buffer.to(device), persistent=name not in part._non_persistent_buffers_set)
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)  # sums: a sample's weight is in the loss already
             part.set_force_sum_reduction_for_comms(True)
+        for name, buffer in part.named_buffers(recurse=False):
+            part.register_buffer(name, buffer.to(device), persistent=name not in part._non_persistent_buffers_set)
+
+
+def open_weights(module: nn.Module) -> list[nn.Parameter]:
+    """Make the plain tensors inside quantised weights parameters of their layers, in place of the weights.
+
+    A layer then builds its weight from these parameters whenever it is asked for it. Returns these parameters.
+    """
+    from torch._functorch._aot_autograd.subclass_parametrization import UnwrapTensorSubclass
+    from torch.nn.utils.parametrize import register_parametrization
+
+    found: list[nn.Parameter] = []
+    for name, part in list(module.named_modules()):
+        for own, parameter in list(part.named_parameters(recurse=False)):
+            if type(parameter) is nn.Parameter or type(parameter.data) is Tensor:
+                continue
+            if not is_traceable_wrapper_subclass(parameter):
+                raise ConfigError(
+                    f"train.shard: {name}.{own} is quantised ({type(parameter).__name__}), and does not say which "
+                    "tensors it consists of (__tensor_flatten__), so that it cannot be split",
+                    "Use another quantiser, such as bitsandbytes or torchao, or set train.shard to 'none'.",
+                )
+            register_parametrization(part, own, UnwrapTensorSubclass(), unsafe=True)
+            found += part.parametrizations[own].parameters()
+    return found
 
 
 def _policy(gathered_in_bfloat16: bool) -> Any:

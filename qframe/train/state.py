@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from qframe.errors import WeightsError, bullet_list
+from qframe.errors import ResourceError, WeightsError, bullet_list
+from qframe.files.disk import disk_errors
 from qframe.files.sound_folders import SoundFolders
-from qframe.files.storage import disk_errors, is_published, publish_folder, remove_published
+from qframe.files.storage import is_published, publish_folder, remove_published
 from qframe.files.tensor_files import write_text
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.optim import Optimizers, WeightAverage
@@ -143,7 +144,16 @@ def _write_together(folder: Path, groups: Groups, texts: Mapping[str, str], proc
 
 
 def _write_own(folder: Path, groups: Groups, processes: Processes) -> list[Written]:
-    """Write the slices that this process holds, and return what every process has written once all have."""
+    """Write the slices that this process holds, and return what every process has written once all have.
+
+    Raises:
+        ResourceError: This process does not see the folder, which the process of rank 0 has made, or its disk is full.
+    """
+    if not folder.is_dir():
+        raise ResourceError(
+            f"{folder}: process {processes.rank} does not see this folder, in which process 0 is saving a checkpoint",
+            "The machines of a sharded run need one run folder: start again with an --output that all of them share.",
+        )
     with disk_errors(folder):
         own = write_slices(folder, groups, rank=processes.rank, world=processes.world)
     return [Written(**json.loads(text)) for text in processes.texts(json.dumps(attrs.asdict(own)))]
@@ -229,7 +239,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     return value
 
 
-def restore(folder: Path, state: TrainingState) -> None:
+def restore(folder: Path, state: TrainingState, *, changed: Collection[str] = ()) -> None:
     """Set the parameters, optimizers, average and step of `state` to exactly the values that a checkpoint saved.
 
     It does not matter how many processes saved the checkpoint. Of sharded parameters, only what this process holds is
@@ -238,6 +248,7 @@ def restore(folder: Path, state: TrainingState) -> None:
     Args:
         folder: The checkpoint.
         state: The state of a run with the same parameters and optimizers.
+        changed: The names of values in the optimizers' groups that the user changed, and that are not restored.
 
     Raises:
         WeightsError: The checkpoint does not fit the state; the message names what differs.
@@ -246,7 +257,7 @@ def restore(folder: Path, state: TrainingState) -> None:
     _overwrite(folder, "weights", state.parameters)
     moments = _Moments(stored_tensors(folder, "optimizer"), state.optimizers)
     try:
-        state.optimizers.load(unpack(about["optimizer"], moments))
+        state.optimizers.load(unpack(about["optimizer"], moments), changed=changed)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise WeightsError(f"{folder}: its optimizer's state is not that of this run's optimizer ({error})") from error
     if state.average is not None:

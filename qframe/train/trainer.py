@@ -13,14 +13,15 @@ from PIL import Image
 
 from qframe import adapters
 from qframe.cache import ALL, CachedExamples, Portion
-from qframe.cache.configured import cache_folder
 from qframe.cache.live import LiveExamples
 from qframe.compose import Composition, compose
+from qframe.config.folders import cache_folder
 from qframe.config.schema import Config
 from qframe.data.choose import open_source
 from qframe.interfaces import Denoiser, Parts, Plan, Record, RecordSource
 from qframe.plugins.registry import Registry, load_registry
-from qframe.progress import SILENT, Progress
+from qframe.progress import Progress
+from qframe.progress.shown import default_progress
 from qframe.sample.pipeline import Pipeline
 from qframe.train.checks import check_composition, check_settings, refuse_shards, shards
 from qframe.train.distributed import ALONE, Processes
@@ -61,7 +62,7 @@ class Trainer:
         self,
         config: Config,
         *,
-        progress: Progress = SILENT,
+        progress: Progress | None = None,
         registry: Registry | None = None,
         processes: Processes = ALONE,
         sources: Mapping[str, str] | None = None,
@@ -70,10 +71,9 @@ class Trainer:
 
         Args:
             config: The settings of the run.
-            progress: Is told how far each stage has come.
+            progress: Is told how far each stage has come; by default bars in a terminal or a notebook.
             registry: The plugins; by default all that are installed.
-            processes: The processes that train together (`qframe.train.distributed.joined` yields them). Each has a
-                trainer of its own, and all call the same methods in the same order. Only rank 0 writes the run folder.
+            processes: The processes that train together. Each has its own trainer, whose methods all must call alike.
             sources: Where each value of the configuration comes from (`qframe.config.Resolved.sources`).
 
         Raises:
@@ -82,7 +82,7 @@ class Trainer:
         """
         self.asked = self.config = config
         self.sources = sources or {}
-        self.progress = progress
+        self.progress = default_progress() if progress is None else progress
         self.processes = processes
         self.registry = registry or load_registry()
         check_settings(config, self.registry, processes, chosen=False)
@@ -98,7 +98,7 @@ class Trainer:
         self.composition, self.config = self.outlook.composition, self.outlook.composition.config
         self.state: TrainingState | None = None
         self.total_steps: int | None = None
-        self.loaded = LoadedParts(self.composition, sharded=self.sharded, progress=progress)
+        self.loaded = LoadedParts(self.composition, sharded=self.sharded, progress=self.progress)
         self.computing = in_precision(self.composition.device("denoiser"), config.train)
         self._loaded_loras = self._merged_at = 0
 
@@ -133,8 +133,8 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step: `train.learning_rate` times the factor of `train.lr_schedule`."""
-        train, step = self.config.train, self.global_step
-        return train.learning_rate * schedule_factor(train, step, steps=self.total_steps)
+        factor = schedule_factor(self.config.train, self.global_step, steps=self.total_steps)
+        return self.config.train.learning_rate * factor
 
     @property
     def use_cache(self) -> bool:
@@ -189,12 +189,12 @@ class Trainer:
         self.state = prepare_training(self.denoiser, self.config, self.registry, device, self.dtype)
         return self.state
 
-    def fit(self, resume: str | None = None) -> FitResult:
+    def fit(self, resume: str | None = None, *, change: Sequence[str] = ()) -> FitResult:
         """Train: encode the records, sample, make all steps, sample again, and write the results into the run folder.
 
-        `resume` is None for a new run, "latest" to go on from the newest checkpoint, or the name or path of another.
+        `resume` is None, "latest", or a checkpoint's name or path; `change` names settings that may differ from its own.
         """
-        return run_session(self, resume)
+        return run_session(self, resume, change)
 
     def sample(self, plans: Sequence[Plan], *, title: str = "sampling") -> list[Image.Image]:
         """Sample one picture for each plan with the present weights, and return the pictures in the order of the plans.

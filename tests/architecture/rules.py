@@ -232,8 +232,8 @@ def pickling(modules: Modules) -> list[str]:
 
 
 def printing(modules: Modules) -> list[str]:
-    """Only the command line prints: `qframe.cli`, and the modules of commands that plugins offer."""
-    commands = set(command_modules(modules))
+    """Only `qframe.cli`, `qframe.progress.shown`, and the modules of commands that plugins offer, print."""
+    commands = {*command_modules(modules), "qframe.progress.shown"}
     return [
         module.at(node.lineno)
         for module in modules.values()

@@ -89,7 +89,7 @@ def test_reference_names_every_option_of_the_bundled_benchmarks() -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     registry = load_registry()
     bundled = {component.name: registry.resolve(component) for component in registry.components("benchmark")}
-    assert bundled.keys() == {"encode", "sample", "train", "transformer"}
+    assert bundled.keys() == {"encode", "quantise", "sample", "train", "transformer"}
     for name, command in bundled.items():
         assert f"`{name}`" in page
         for parameter in command.params:

@@ -49,6 +49,35 @@ def test_conditioning_comes_in_the_order_of_its_prompts(batch_size: int) -> None
         assert torch.equal(one.extras["slots"], other.extras["slots"])
 
 
+class CountingEncoder(TinyEncoder):
+    """An encoder that counts the characters that it would compute if it padded every batch to its longest prompt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.padded: list[int] = []
+
+    def encode(self, prompts: Any, pictures: Any) -> Conditioning:
+        self.padded.append(max(map(len, prompts)) * len(prompts))
+        return super().encode(prompts, pictures)
+
+
+def test_short_prompts_are_never_padded_to_a_long_one() -> None:
+    """One caption of 50 kB beside 31 short ones costs itself, and not 8 times itself."""
+    texts = [TextInput("x" * 60 + str(number)) for number in range(31)] + [TextInput("word " * 10_000)]
+    encoder = CountingEncoder()
+    encoded = encode_text(encoder, texts, batch_size=8)
+    assert max(encoder.padded) == 50_000
+    assert sum(encoder.padded) < 1.1 * sum(len(text.prompt) for text in texts)
+    assert [one.lengths for one in encoded] == [(1 + len(text.prompt),) for text in texts]
+
+
+@given(st.lists(st.integers(0, 600), min_size=1, max_size=32))
+def test_captions_of_ordinary_lengths_fill_their_batches(lengths: list[int]) -> None:
+    encoder = CountingEncoder()
+    encode_text(encoder, [TextInput("x" * length) for length in lengths], batch_size=8)
+    assert len(encoder.padded) == -(-len(lengths) // 8)
+
+
 def test_a_batch_has_one_shape_and_never_more_than_its_size() -> None:
     codec = TinyCodec()
     encode_pixels(codec, [pixels(number) for number in range(64)], batch_size=4)

@@ -195,7 +195,7 @@ def test_a_loss_map_is_the_mean_over_a_latent_place(tmp_path: Path) -> None:
     assert weight.sum() == 0.5
 
 
-def test_a_loss_map_of_another_size_than_the_target_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_loss_map_of_other_proportions_than_the_target_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"example r0: its loss map covers \(2, 4\)"):
         build(tmp_path, [record(0, loss_map=Picture("w", grey(9, (16, 32))))])[0]
 

@@ -220,3 +220,41 @@ def test_training_from_a_cache_encodes_no_picture_and_loads_neither_encoder_nor_
     trained = run("train", "--family", "qwen-edit", "--model", tiny_model, "--output", "runs/a", *SMALL, *steps)
     assert trained.code == 0, trained.err
     assert set(loads) == {"denoiser"}
+
+
+def test_quantised_weights_are_listed_and_pruned_by_the_rules_of_entries(
+    run: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    """A run's weights stay where its configuration is given; others go, and are made again when they are needed."""
+    options = ("--family", "qwen-edit", "--model", str(tiny_model), "--set", "data.options.count=2")
+    options += ("--set", f"cache.dir={tmp_path / 'cache'}", "--set", "encoder.quantise.use=quanto")
+    eight = (*options, "--set", "encoder.quantise.options.weights=qint8")
+    floats = (*options, "--set", "encoder.quantise.options.weights=qfloat8")
+    for chosen in (eight, floats):
+        assert run("cache", "build", *chosen).code == 0
+    folder = str(tmp_path / "cache")
+    listed = run("cache", "stats", folder)
+    assert "quantised     2, " in listed.out
+    assert f"encoder     of {tiny_model} by quanto, " in listed.out
+    as_json = json.loads(run("cache", "stats", folder, "--json").out)
+    assert [one["about"]["role"] for one in as_json["quantised"]] == ["encoder", "encoder"]
+
+    assert run("cache", "verify", folder).code == 0
+    damaged = next((tmp_path / "cache" / "quantised").glob("*/0000.safetensors"))
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    found = run("cache", "verify", folder)
+    assert (found.code, f"{damaged}: content differs" in found.out) == (3, True)
+    damaged.write_bytes(whole)
+
+    planned = run("cache", "prune", *eight)
+    assert planned.out.count("by quanto") == 1
+    assert "would go" in planned.out
+    assert "quantised     2, " in run("cache", "stats", folder).out
+    done = run("cache", "prune", *eight, "--yes")
+    assert ": gone" in done.out
+    left = json.loads(run("cache", "stats", folder, "--json").out)["quantised"]
+    assert [one["about"]["ingredients"]["quantised"].split()[2] for one in left] == ["qint8"]
+    assert "quantised" not in run("cache", "prune", "--folder", folder, "--older-than", "1").out
+    assert ": gone" in run("cache", "prune", "--folder", folder, "--older-than", "0", "--yes").out
+    assert json.loads(run("cache", "stats", folder, "--json").out)["quantised"] == []

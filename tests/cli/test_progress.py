@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from qframe.cli.progress import BarProgress, LineProgress, rate, terminal_progress
 from qframe.progress import SILENT, duration
+from qframe.progress.shown import BarProgress, LineProgress, rate, terminal_progress
 
 
 def test_lines_show_rate_remaining_time_and_metrics(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 2.0, 6.0, 7.0, 10.0])
-    monkeypatch.setattr("qframe.cli.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("qframe.progress.shown.time.monotonic", lambda: next(clock))
     with LineProgress(5.0).stage("training", 20, done=8) as stage:
         stage.advance(2, loss=0.5)
         stage.advance(4, loss=0.25)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import pytest
@@ -140,9 +140,12 @@ class MisdescribedDenoiser(FakeDenoiser):
 
 
 class FakeSchedule(Loads, Schedule):
+    refuses: ClassVar[str | None] = None
+
     @classmethod
-    def describe(cls, model: ModelFolder, options: Any) -> Any:
-        raise NotImplementedError
+    def describe(cls, model: ModelFolder, options: Any) -> None:
+        if cls.refuses is not None:
+            raise WeightsError(cls.refuses)
 
     def sigmas(self, steps: int, tokens: int, custom: Sequence[float] | None = None) -> Tensor:
         raise NotImplementedError
@@ -429,7 +432,8 @@ def test_licence_is_the_one_declared() -> None:
 
 
 def test_ingredients_are_those_of_the_component_and_the_dtype() -> None:
-    assert composed().ingredients("codec") == {"made of": "FakeCodec bundled None", "dtype": "float32"}
+    own = {"class": "tests.compose.test_composition:FakeCodec", "dtype": "float32"}
+    assert composed().ingredients("codec") == {"made of": "FakeCodec bundled None", **own}
     assert composed("codec.dtype=bfloat16").ingredients("codec")["dtype"] == "bfloat16"
 
 
@@ -506,3 +510,17 @@ def test_the_registry_is_asked_once_for_all_that_a_composition_needs(monkeypatch
         monkeypatch.setattr(REGISTRY, name, lambda *args: pytest.fail("asked again"))
     compose(config, REGISTRY)
     assert asked == ["edit"]
+
+
+def test_two_classes_never_share_what_they_are_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codecs of two plugins whose fingerprints are equal: a cache must not give the latents of one to the other."""
+    monkeypatch.setattr(Loads, "ingredients", classmethod(lambda cls, model, options: {"fingerprint": "1"}))
+    one, other = composed().ingredients("codec"), composed("codec.use=flux-vae", "compose.allow=['latent_space']")
+    assert one != other.ingredients("codec")
+    assert {name: value for name, value in one.items() if name != "class"} == {"fingerprint": "1", "dtype": "float32"}
+
+
+def test_a_schedule_that_does_not_fit_the_model_is_told_by_compose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeSchedule, "refuses", "the model folder has no scheduler")
+    with pytest.raises(WeightsError, match="has no scheduler"):
+        composed()

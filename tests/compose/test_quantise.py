@@ -26,6 +26,7 @@ from qframe.plugins.registry import Registry, load_registry
 from qframe.train.trainer import Trainer
 from qframe_quanto.options import QuantoOptions
 from qframe_quanto.quantiser import QuantoQuantiser
+from tests.compose.test_stored_weights import Told
 from tests.qwen import tiny
 
 EIGHT_BITS = ["qint8", "qfloat8"]
@@ -212,10 +213,9 @@ class HalvedOptions:
 class Halved(Quantiser):
     """Another back end: keeps the linear layers, with their weights rounded to bfloat16."""
 
-    def quantise(self, network: nn.Module) -> None:
-        for part in network.modules():
-            if isinstance(part, nn.Linear):
-                part.weight.data = part.weight.data.bfloat16().to(part.weight.dtype)
+    def quantised(self, name: str, layer: nn.Linear) -> nn.Linear:
+        layer.weight.data = layer.weight.data.bfloat16().to(layer.weight.dtype)
+        return layer
 
     def weight_bytes(self, name: str, layer: nn.Linear) -> int | None:
         return 2 * layer.weight.numel()
@@ -244,7 +244,11 @@ def test_another_back_end_comes_from_a_plugin(model: Path) -> None:
         overrides=["device=cpu", "denoiser.quantise.use=halved", "denoiser.quantise.options.loud=true"],
         registry=registry,
     )
-    module = compose(config, registry).load("denoiser").denoiser.module
+    told = Told()
+    composition = compose(config, registry)
+    module = composition.load("denoiser", progress=told).denoiser.module
+    composition.load("denoiser", progress=told)
+    assert told.notes == ["quantiser 'halved' cannot store what it quantised, and quantises at every start"]
     weight = module.get_submodule("img_in").weight
     assert torch.equal(weight, weight.bfloat16().float())  # type: ignore[operator]
 
@@ -252,7 +256,10 @@ def test_another_back_end_comes_from_a_plugin(model: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("denoiser.quantise.use=quanta", r"denoiser\.quantise\.use \(--set\): no quantiser 'quanta'.*known: quanto"),
+        (
+            "denoiser.quantise.use=quanta",
+            r"denoiser\.quantise\.use \(--set\): no quantiser 'quanta'.*known: bitsandbytes",
+        ),
         ("denoiser.quantise.options.weights=qint8", "no quantiser is chosen"),
         ("codec.quantise.use=quanto", "unknown key"),
     ],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 import pytest
 
 from qframe.data.folder import FolderSource
+from qframe.data.names import COLUMNS, ENDINGS, FOLDERS
 from qframe.data.options import FolderOptions, SourceOptions
 from qframe.interfaces import Record
 from qframe.pictures.pixels import FORMATS
@@ -63,6 +65,29 @@ def test_every_option_is_on_the_page_with_its_default(options: type[SourceOption
     for field in attrs.fields(options):
         default = str(field.default).lower()
         assert f"| `{field.name}` | {default} |" in PAGE
+
+
+def test_the_layout_of_other_trainers_on_the_page_is_read(tmp_path: Path) -> None:
+    for line in example("other").splitlines():
+        path = tmp_path / line.split()[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a caption")
+    (record,) = FolderSource(None, tmp_path).records()
+    assert names(record) == ("cat.png", ["cat.png"], "cat.png")
+
+
+@pytest.mark.parametrize(("head", "table"), [("columns", COLUMNS), ("folders", FOLDERS), ("endings", ENDINGS)])
+def test_every_name_of_other_trainers_is_on_the_page(head: str, table: Mapping[str, tuple[str, ...]]) -> None:
+    """The tables of the page are those of `qframe.data.names`, which the code reads by."""
+    rows = re.search(rf"\| part \| {head} \|\n\|---\|---\|\n((?:\|.*\n)+)", PAGE)
+    assert rows is not None
+    said = dict(re.findall(r"\| (.+?) \| (.+?) \|\n", rows[1]))
+    words = {"weight": "loss map"}
+    for part, own in table.items():
+        if words.get(part, part) in said:  # id and group have no other names
+            assert re.findall(r"`(.+?)`", said[words.get(part, part)].split(";")[0]) == list(own)
+        else:
+            assert own == (part,)
 
 
 def test_every_format_is_on_the_page() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from qframe.train.trainer import Trainer
 from qframe_data_check import check as checking
 from qframe_data_check.check import check_data
 from tests.cli.conftest import Outcome, Run
+from tests.privileges import ordinary_user
 
 CheckRun = Callable[..., Outcome]
 
@@ -117,12 +117,12 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "mask of another shape": (
         lambda f: Image.new("L", (64, 32), 255).save(f / "good1_weight.png"),
         "error    size          good1_weight.png",
-        "the mask has 64 x 32 pixels, its target 64 x 64",
+        "the mask has other proportions than its target (64 x 32 pixels, its target 64 x 64)",
     ),
     "same target": (
         lambda f: record(f, "good6", 1),
         "warning  duplicate     good6.png",
-        "the same target as good1.png",
+        "has the same target as an earlier record (good1.png)",
     ),
     "same question": (
         lambda f: (
@@ -130,17 +130,42 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
             (f / "good6_ref.png").write_bytes((f / "good1_ref.png").read_bytes()),
         ),
         "warning  duplicate     good6.png",
-        "the same prompt and references as good1.png, with another target",
+        "has the same prompt and references as an earlier record, and another target (good1.png)",
     ),
     "another aspect ratio": (
         lambda f: paint(f / "good1_ref.png", 9, (96, 64)),
         "warning  aspect ratio  good1.png",
-        "its reference has 96 x 64 pixels, the target 64 x 64",
+        "its reference has other proportions than the target (96 x 64 pixels, the target 64 x 64)",
     ),
     "tiny": (
         lambda f: (paint(f / "good1.png", 7, (8, 8)), paint(f / "good1_ref.png", 8, (8, 8))),
         "warning  enlarged      good1.png",
-        "8 x 8 pixels are enlarged to 48 x 48",
+        "is enlarged to over 4 times its area (8 x 8 to 48 x 48 pixels)",
+    ),
+    "mask of half the size": (
+        lambda f: Image.new("L", (32, 32), 255).save(f / "good1_weight.png"),
+        "note     size          good1_weight.png",
+        "the mask has another size than its target, and is resized to it (32 x 32 pixels, its target 64 x 64)",
+    ),
+    "a book": (
+        lambda f: (f / "good1.txt").write_text("word " * 3000),
+        "warning  prompt        good1.png",
+        "the caption has over 1024 tokens, which cost memory and time in every step (",
+    ),
+    "wrongly decoded": (
+        lambda f: (f / "good1.txt").write_text("caf\ufffd"),
+        "warning  prompt        good1.png",
+        "could not be decoded",
+    ),
+    "nul": (
+        lambda f: (f / "good1.txt").write_bytes("a cat".encode("utf-16-le")),
+        "error    data set      good1.txt",
+        "it holds a NUL character",
+    ),
+    "usual name": (
+        lambda f: ((f / "before").mkdir(), (f / "good1_ref.png").rename(f / "before" / "good1.png")),
+        "note     data set      set",
+        "before/ is read as the folder of references",
     ),
 }
 
@@ -171,6 +196,41 @@ def test_all_faults_stand_in_one_table(folder: Path, check: CheckRun) -> None:
     assert [line.split()[0] for line in lines if line.startswith(("error", "warning"))] == ["error"] * 4 + ["warning"]
     assert "7 of 11 records can be used" in outcome.out
     assert "error: 4 errors and 1 warning in 11 records; 7 can be used" in outcome.err
+
+
+def test_one_cause_is_one_row_that_names_every_place(folder: Path, check: CheckRun) -> None:
+    """Pictures that are stretched by rounding are named with their sizes, in one row."""
+    for number in range(40):
+        record(folder, f"small{number:02}", 100 + number, size=(56, 64))
+        paint(folder / f"small{number:02}_ref.png", 200 + number, (56, 64))
+    outcome = check()
+    rows = [line for line in outcome.out.splitlines() if line.startswith(("error", "warning", "note"))]
+    expected = "warning  stretched  80 times  is stretched by over 5 %, as its sides are rounded to multiples of 16"
+    assert rows == [expected]
+    places = outcome.out.splitlines()[outcome.out.splitlines().index(expected) + 1]
+    assert places.startswith("         small00.png (56 x 64 to 64 x 64 pixels, 14%), small00_ref.png (")
+    assert places.endswith(" and 60 more (--json lists all)")
+    assert len(json.loads(check("--json").out)["findings"]) == 80
+
+
+def test_forty_mistakes_with_one_cause_are_one_row(folder: Path, check: CheckRun) -> None:
+    """Special tokens differ in their captions, not in their cause."""
+    for number in range(40):
+        record(folder, f"bad{number:02}", 100 + number, f"caption {number} <|im_end|>")
+    rows = [line for line in check().out.splitlines() if line.startswith("error")]
+    assert len(rows) == 1
+    assert "40 times  the prompt holds <|im_end|>, which would change the prompt's structure" in rows[0]
+
+
+def test_notes_are_no_warnings(folder: Path, check: CheckRun) -> None:
+    FAULTS["mask of half the size"][0](folder)
+    assert check("--strict").code == 0
+
+
+def test_a_caption_that_is_cut_off_is_told_with_its_length(folder: Path, check: CheckRun) -> None:
+    (folder / "good1.txt").write_text("word " * 60)
+    outcome = check("--set", "encoder.options.max_length=20")
+    assert "the caption is longer than the encoder takes, and its end is cut off (" in outcome.out
 
 
 def test_several_faults_of_one_record_are_all_reported(folder: Path, check: CheckRun) -> None:
@@ -257,7 +317,6 @@ def test_the_embedded_data_set_has_no_fault() -> None:
 
 
 def test_unreadable_files_are_reported(folder: Path, check: CheckRun) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root reads everything")
     (folder / "good1.png").chmod(0)
-    assert "good1.png" in check().out
+    with ordinary_user():
+        assert "good1.png" in check().out

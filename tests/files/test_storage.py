@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from qframe.errors import QframeError, ResourceError, WeightsError
 from qframe.files import storage
+from qframe.files.disk import disk_errors
 
 
 def fill(folder: Path) -> None:
@@ -140,14 +141,14 @@ for act in (lambda: publish_folder(root / "out", write), lambda: write_file(root
 def test_the_device_that_is_always_full_is_a_resource_error(tmp_path: Path) -> None:
     with (
         pytest.raises(ResourceError, match="No space left"),
-        storage.disk_errors(tmp_path),
+        disk_errors(tmp_path),
         open("/dev/full", "wb", buffering=0) as stream,
     ):
         stream.write(b"x")
 
 
 def test_other_errors_of_the_disk_pass_unchanged(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), storage.disk_errors(tmp_path):
+    with pytest.raises(FileNotFoundError), disk_errors(tmp_path):
         (tmp_path / "missing").read_bytes()
 
 

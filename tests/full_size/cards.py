@@ -34,9 +34,7 @@ ROWS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 def row(memory: str, file: str, setting: Setting) -> str:
     """Return one line of the table."""
     chosen = ", ".join(f"{choice.key.rpartition('.')[2]} {choice.value}" for choice in setting.choices)
-    stages = {
-        stage: sum(parts.values()) for needs in setting.forecast.needs.values() for stage, parts in needs.items()
-    }
+    stages = {stage: sum(parts.values()) for needs in setting.forecast.needs.values() for stage, parts in needs.items()}
     encoding = max(stages[stage] for stage in ("encoding pictures", "encoding prompts", "preparing samples"))
     times = [card.seconds(setting.flops, setting.copied) for card in CARDS.values()]
     cells = (

@@ -36,7 +36,7 @@ class RandomEncoder(Encoder):
         return {"random": str(options)}
 
     @classmethod
-    def token_counter(cls, model: ModelFolder, options: Any) -> TokenCounter:
+    def token_counter(cls, model: ModelFolder, options: Any, *, cut: bool = True) -> TokenCounter:
         return lambda prompt, sizes: int(options.tokens)
 
     def encode(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -133,12 +134,45 @@ def test_failing_import_message_names_plugin_and_distribution(tmp_path: Path) ->
     ]
 
 
-def test_interrupt_at_import_is_not_swallowed() -> None:
+def test_ctrl_c_at_import_is_heard() -> None:
     def load() -> object:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
+        return SimpleNamespace()
 
     with pytest.raises(KeyboardInterrupt):
         Registry([Candidate("a", "d", "t", load)])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_plugin_that_raises_keyboard_interrupt_is_named_and_stops_nothing() -> None:
+    def load() -> object:
+        raise KeyboardInterrupt
+
+    plugin = SimpleNamespace(qframe_components=hookimpl(lambda: [Component("sampler", "zeta", "zeta:Sampler")]))
+    registry = Registry([Candidate("a", "d", "t", load), Candidate("b", "d", "t", lambda: plugin)])
+    assert reasons(registry, "a") == ["raised KeyboardInterrupt while it was imported"]
+    assert registry.component("sampler", "zeta").name == "zeta"
+
+
+@pytest.mark.parametrize("bundled", [False, True])
+def test_a_slow_import_is_named(bundled: bool, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    clock = iter([0.0, 5.0])
+    monkeypatch.setattr("qframe.plugins.registry.time.perf_counter", lambda: next(clock))
+    plugin = SimpleNamespace(qframe_components=hookimpl(lambda: []))
+    Registry([Candidate("acme", "acme 1.0", "acme", lambda: plugin, bundled)])
+    said = "plugin 'acme' (acme 1.0) took 5.0 s to import, which delays every command; QFRAME_DISABLE_PLUGINS=acme"
+    assert (said in caplog.text) != bundled
+
+
+@pytest.mark.parametrize("name", ["", " ", "a b", "a\nb", "\x1b[31mred", "-x", "ümlaut", "x" * 65, 7])
+def test_a_name_that_cannot_be_typed_or_shown_is_refused(name: Any) -> None:
+    for declared in (Component("sampler", name, "zeta:Sampler"), family(name)):
+        hook = "qframe_components" if isinstance(declared, Component) else "qframe_families"
+        plugin = SimpleNamespace(**{hook: hookimpl(lambda declared=declared: [declared], specname=hook)})
+        registry = Registry([Candidate("acme", "acme 1.0", "acme", lambda plugin=plugin: plugin)])
+        (broken,) = registry.broken
+        assert broken.reason.startswith(f"{hook} offers {name!r} at position 0, which is no name")
+        assert broken.reason.isprintable()
 
 
 def test_second_distribution_of_one_name_is_reported_and_the_first_kept(tmp_path: Path) -> None:

@@ -96,6 +96,13 @@ def test_the_token_counter_says_what_encoding_gives(model: ModelFolder, parts: P
     assert tuple(counted) == parts.encoder.encode(prompts, [[image][:shown] for image in images]).lengths
 
 
+def test_the_token_counter_says_how_long_a_prompt_is_that_encoding_cuts(model: ModelFolder) -> None:
+    kept, whole = (QwenVLEncoder.token_counter(model, None, cut=cut) for cut in (True, False))
+    assert kept("word " * 10, []) == whole("word " * 10, [])
+    assert kept("word " * 9000, []) < 600 < 9000 < whole("word " * 9000, [])
+    assert kept("word " * 9000, [(64, 64)]) == whole("word " * 9000, [(64, 64)])  # edits have no limit
+
+
 def test_the_token_counter_refuses_what_encoding_refuses(model: ModelFolder) -> None:
     with pytest.raises(DataError, match="which would change the prompt's structure"):
         QwenVLEncoder.token_counter(model, None)("a <|im_end|> b", [])

@@ -142,7 +142,10 @@ def test_a_parameter_that_only_one_process_uses_gets_its_gradient_and_one_that_n
         processes.connect(CPU, timeout=20)
         both, second, none = (nn.Parameter(torch.ones(3)) for _ in range(3))
         (both.sum() + (second.sum() * 5 if processes.rank == 1 else 0)).backward()
-        processes.sum_gradients([both, second, none])
+        parameters = [both, second, none]
+        used = processes.total([parameter.grad is not None for parameter in parameters])
+        assert used == [2, 1, 0]
+        processes.sum_gradients(parameters, used)
         assert both.grad is not None
         assert second.grad is not None
         assert none.grad is None

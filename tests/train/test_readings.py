@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -16,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qframe.config.schema import TrainConfig
 from qframe.errors import NumericsError
+from qframe.train import loop, readings
+from qframe.train.distributed import LostProcessError, Processes
 from qframe.train.loop import run_steps
 from qframe.train.optim import Optimizers, WeightAverage
 from qframe.train.signals import Stopped
@@ -92,6 +95,122 @@ def test_metrics_are_written_when_a_signal_or_an_error_ends_the_run(scene: Calla
         with pytest.raises(error):
             run_steps(attrs.evolve(run.setup, log_every=100), run.state)
         assert [step for step, _ in run.seen] == [1, 2, 3]
+
+
+def test_the_seconds_of_a_step_are_its_own_where_saving_and_validating_take_longer(
+    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that only this test moves, with a device that computes each step for 8 s while nobody waits for it."""
+    run = scene(config=attrs.evolve(BASE, checkpoint_every=5, max_steps=9))
+    now, idle_from = [0.0], [0.0]
+    step, tolist = loop.optimizer_step, Tensor.tolist
+
+    def queued(*args: Any) -> Any:
+        result = step(*args)
+        idle_from[0] = max(now[0], idle_from[0]) + 8.0
+        return result
+
+    def awaited(tensor: Tensor) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            now[0] = max(now[0], idle_from[0])
+        return tolist(tensor)
+
+    def slow(*_: Any) -> dict[str, float]:
+        now[0] += 1000.0
+        return {}
+
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    for module in (loop, readings):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(loop, "optimizer_step", queued)
+    monkeypatch.setattr(Tensor, "tolist", awaited)
+    setup = attrs.evolve(run.setup, log_every=4, save=slow, validate=slow, validation_due=lambda step: step % 3 == 0)
+    run_steps(setup, run.state)
+    assert [metrics["seconds"] for _, metrics in run.seen] == [8.0] * 9
+
+
+def test_no_checkpoint_has_a_step_beyond_the_patience_for_bad_ones(scene: Callable[..., Scene]) -> None:
+    """Neither one that is due, nor one before a validation, nor one for a signal, when metrics are read late."""
+    for due in ("checkpoint", "validation", "signal"):
+        config = attrs.evolve(BASE, nan_patience=2, checkpoint_every=3 if due == "checkpoint" else 100)
+        run = scene(due, config)
+        saved: list[int] = []
+        bad_steps(run, {0, 1, 2})
+        if due == "signal":
+            spoilt = next(iter(run.state.parameters.values()))
+            spoilt.register_hook(
+                lambda _, run=run: signal.raise_signal(signal.SIGTERM) if run.state.step == 2 else None
+            )
+        setup = attrs.evolve(
+            run.setup,
+            log_every=100,
+            save=lambda run=run, saved=saved: saved.append(run.state.step),
+            validation_due=lambda step, due=due: due == "validation" and step == 3,
+        )
+        with pytest.raises((NumericsError, Stopped)) as caught:
+            run_steps(setup, run.state)
+        assert 3 not in saved, due
+        assert [step for step, _ in run.seen] == list(range(1, run.state.step + 1)), due
+        assert caught.type is (Stopped if due == "signal" and run.state.step == 2 else NumericsError), due
+
+
+def test_a_validation_that_a_kill_ends_loses_the_line_of_no_step(scene: Callable[..., Scene]) -> None:
+    """Whatever was observed before it began is all that a kill leaves: it runs no handler."""
+    run = scene()
+    before: dict[int, list[int]] = {}
+
+    def validate(step: int) -> dict[str, float]:
+        before[step] = [one for one, _ in run.seen]
+        return {"val_loss": 0.5}
+
+    setup = attrs.evolve(run.setup, log_every=100, validate=validate, validation_due=lambda step: step in (4, 7))
+    run_steps(setup, run.state)
+    assert before == {4: [1, 2, 3, 4], 7: [1, 2, 3, 4, 4, 5, 6, 7]}
+    assert [(step, metrics) for step, metrics in run.seen if "val_loss" in metrics] == [
+        (4, {"val_loss": 0.5}),
+        (7, {"val_loss": 0.5}),
+    ]
+
+
+class ThatLosesAnother(Processes):
+    """A process of two, whose third exchange within a step fails because the other process has ended."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(0, 2)
+        self.error = error
+        self.turns = 0
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        self.turns += 1
+        if self.turns == 3:
+            raise self.error
+        return list(values)
+
+    def total_on_device(self, value: Tensor) -> Tensor:
+        return value
+
+    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter], used: Sequence[float]) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "reads"),
+    [
+        (LostProcessError("another process of this run ended", "Look for what killed it."), False),
+        (torch.distributed.DistBackendError("NCCL communicator was aborted"), False),
+        (KeyboardInterrupt(), False),
+        (ZeroDivisionError("an error of this process alone"), True),
+    ],
+)
+def test_the_device_is_not_waited_for_once_another_process_may_have_ended(
+    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch, error: BaseException, reads: bool
+) -> None:
+    """It would wait for ever for what that process was to send."""
+    run = scene()
+    with ReadByTheHost(monkeypatch) as read, pytest.raises(type(error)):
+        run_steps(attrs.evolve(run.setup, log_every=100, processes=ThatLosesAnother(error)), run.state)
+    assert ("tolist" in read.found) == reads
+    assert [step for step, _ in run.seen] == ([1, 2] if reads else [])
 
 
 @pytest.mark.parametrize(

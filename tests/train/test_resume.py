@@ -11,14 +11,19 @@ import attrs
 import pytest
 
 from qframe.config.schema import ROLES, Config
-from qframe.train.resume import _FREE
+from qframe.errors import ConfigError
+from qframe.train.resume import _FREE, CHANGEABLE, check_changeable
 
 _OF_COMPONENTS = [
-    f"{role}.{key}" for role in ROLES if role != "sampler" for key in ("use", "model", "dtype", "options", "quantise.")
+    f"{role}.{key}" for role in ROLES if role != "sampler" for key in ("use", "dtype", "options", "quantise.")
 ]
 REFUSED = {
-    "the model is another": ("family", "model", "dtype", "recipe", "compose.", *_OF_COMPONENTS),
-    "the data are others, or in another order": ("data.", "train.batch", "train.tokens_per_batch"),
+    "the model is another": ("family", "dtype", "recipe", "compose.", *_OF_COMPONENTS),
+    "the data are others, or in another order": (
+        *(f"data.{key}" for key in ("use", "options", "holdout")),
+        "train.batch",
+        "train.tokens_per_batch",
+    ),
     "what is trained is another": ("lora.", "train.mode"),
     "the steps to come are others": (
         "train.epochs",  # but for more of them
@@ -59,8 +64,20 @@ def test_every_setting_is_free_to_change_or_refused_on_purpose(key: str) -> None
 
 
 def test_no_free_setting_is_left_of_keys_that_are_gone() -> None:
-    known = list(keys())
-    assert [free for free in _FREE if not any(key.startswith(free) for key in known)] == []
+    known = [*keys(), "train.optimizer_options."]
+    assert [free for free in (*_FREE, *CHANGEABLE) if not any(key.startswith(free) for key in known)] == []
+
+
+@pytest.mark.parametrize("key", CHANGEABLE)
+def test_what_may_change_if_it_is_named_is_refused_otherwise(key: str) -> None:
+    assert not key.startswith(_FREE)
+    check_changeable([f"{key}betas" if key.endswith(".") else key])
+
+
+def test_what_would_make_a_checkpoint_useless_cannot_be_named() -> None:
+    with pytest.raises(ConfigError, match=r"--change: lora.rank, data.path cannot change within a run") as caught:
+        check_changeable(["lora.rank", "train.learning_rate", "data.path"])
+    assert "train.lr_schedule" in str(caught.value.hint)
 
 
 def test_the_guide_lists_what_may_change() -> None:
@@ -68,4 +85,11 @@ def test_the_guide_lists_what_may_change() -> None:
     table = guide.partition("## What may change")[2].partition("Anything else")[0]
     listed = tuple(name.removesuffix("*") for name in re.findall(r"`([a-z_.*]+)`", table))
     devices = ("denoiser.device", "codec.device", "schedule.device")  # "and those of other components"
-    assert [key for key in keys() if key.startswith(_FREE) and not key.startswith((*listed, *devices))] == []
+    models = tuple(f"{role}.model" for role in ROLES)  # likewise
+    assert [key for key in keys() if key.startswith(_FREE) and not key.startswith((*listed, *devices, *models))] == []
+
+
+def test_the_guide_lists_what_may_change_if_it_is_named() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "resume-and-checkpoints.md").read_text(encoding="utf-8")
+    section = guide.partition("## Change a setting on the way")[2].partition("\n## ")[0]
+    assert [key for key in CHANGEABLE if f"`{key.removesuffix('.')}`" not in section] == []

@@ -233,7 +233,6 @@ def test_a_batch_size_that_does_not_match_the_processes_is_refused(
     [
         (["lora.dora=true"], "DoRA needs whole rows"),
         (["train.mode=full", "train.optimizer=muon"], "'muon' may look at whole matrices"),
-        (['denoiser.quantise.use="quanto"'], "the denoiser is quantised"),
     ],
 )
 def test_what_cannot_be_trained_on_shards_is_refused_before_anything_is_loaded(
@@ -253,8 +252,8 @@ def test_a_denoiser_that_does_not_say_where_it_enters_its_network_trains_no_full
         mock.patch.object(ToyDenoiser, "entered_by_forward", False),
         pytest.raises(ConfigError, match="ToyDenoiser does not say by which methods it enters its network"),
     ):
-        check_sharding(config("run", "train.mode=full"), ToyDenoiser, quantised=False)
-    check_sharding(config("run"), ToyDenoiser, quantised=False)
+        check_sharding(config("run", "train.mode=full"), ToyDenoiser)
+    check_sharding(config("run"), ToyDenoiser)
 
 
 def test_methods_that_need_all_weights_in_one_process_say_so(config: Callable[..., Config]) -> None:

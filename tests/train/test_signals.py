@@ -188,7 +188,7 @@ def test_what_takes_long_after_a_step_ends_at_once_and_costs_nothing(
     """Samples while training take minutes, and torchrun kills after 30 s: the step is saved before they begin."""
     import qframe.train.samples as module
 
-    settings = ("sample.every=1", "train.checkpoint_every=100", "data.options.validation=1")
+    settings = ("sample.every=1", "train.checkpoint_every=100", "data.options.validation=1", "logging.every=100")
     assert _cli(config("whole", *settings), tmp_path / "whole.toml") == 0
     calls, run_plan = [], module.run_plan
 

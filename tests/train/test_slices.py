@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import qframe.train.state as state_module
-from qframe.errors import WeightsError
+from qframe.errors import ResourceError, WeightsError
 from qframe.files import storage
 from qframe.interfaces import Example
 from qframe.train.distributed import ALONE, Processes
@@ -192,6 +192,30 @@ def test_a_checkpoint_of_two_processes_is_resumed_by_one_two_and_three_to_the_bi
     restore(folder, alone.state)
     assert alone.state.step == FULL.max_steps
     same(everything(alone.state), saved)
+
+
+@needs_fork
+def test_a_process_that_does_not_see_the_run_folder_says_so(
+    tmp_path: Path, mixed_examples: list[Example], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As on a second machine whose --output is a disk of its own. Nothing is left of the checkpoint."""
+
+    def work(processes: Processes) -> dict[str, Tensor]:
+        processes.connect(torch.device("cpu"), timeout=20)
+        scene = ShardedScene(tmp_path / "run", mixed_examples, FULL)
+        scene.sharded_setup(processes)
+        if processes.rank == 1:
+            agree = processes.agree
+            processes.agree = lambda choose: agree(choose).replace(str(tmp_path), str(tmp_path / "own-disk"))  # type: ignore[method-assign]
+        save_checkpoint(tmp_path, scene.state, config="", about={"data": "d"}, keep=1, processes=processes)
+        return {}
+
+    assert [code for code, _ in together(2, work, tmp_path / "two")] == [ResourceError.exit_code] * 2
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("[told by")]
+    assert len(told) == 1
+    assert told[0].startswith(f"[told by 1] {tmp_path / 'own-disk' / 'checkpoints'}")
+    assert "process 1 does not see this folder" in told[0]
+    assert not checkpoint_folder(tmp_path, 0).exists()
 
 
 @needs_fork

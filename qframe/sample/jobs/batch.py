@@ -13,8 +13,9 @@ from typing import Any, cast
 import attrs
 
 from qframe.config.strict import InvalidError, unstructure
-from qframe.data.files import Problems, Root
+from qframe.data.files import Root
 from qframe.data.json_lines import json_lines
+from qframe.data.problems import Problems
 from qframe.errors import DataError, QframeError, bullet_list
 from qframe.pictures.picture import Picture
 from qframe.pictures.pixels import open_picture

@@ -1,6 +1,6 @@
 """Shows progress as bars in a terminal, and as a line every few seconds elsewhere, for example in a log file.
 
-Both show the rate, the remaining time and the metrics.
+In a notebook the bars are drawn below the cell. All show the rate, the remaining time and the metrics.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qframe.progress import Progress, Stage, duration
+from qframe.progress import SILENT, Progress, Stage, duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Display
@@ -26,6 +26,21 @@ _REMEMBERED = 3600.0  # seconds over which rich estimates the speed; it shows no
 def terminal_progress() -> Progress:
     """Return what shows progress as bars if stdout is a terminal, else as lines."""
     return BarProgress() if sys.stdout.isatty() else LineProgress()
+
+
+def default_progress() -> Progress:
+    """Return what Python code shows if it names no progress: bars in a terminal or a notebook, else nothing.
+
+    A program whose output goes into a file or to another program, such as a server, is not disturbed.
+    """
+    return BarProgress() if sys.stdout.isatty() or _in_notebook() else SILENT
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, which shows what is displayed below its cells."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
 
 
 def rate(per_second: float) -> str:

@@ -1,6 +1,6 @@
 """The interface by which long work reports its progress, and an implementation that ignores every report.
 
-The command line has an implementation that draws progress bars (`qframe.cli.progress`). Imports no torch.
+`qframe.progress.shown` has those that draw bars and print lines. Imports no torch.
 """
 
 from __future__ import annotations
