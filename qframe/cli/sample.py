@@ -164,8 +164,7 @@ def sample(
         jobs = _jobs(desk, prompts, given, {} if stored is None else stored.request, files)
         make(composition, loras, jobs, progress, metadata=metadata, continue_after_failure=False)
         return
-    folder = Path(output or "")
-    with _results(Path(batch), folder):
+    with _results(Path(batch), folder := Path(output or "")):
         todo = _todo(desk, Path(batch), folder, given, overwrite=overwrite, allow_outside=allow_outside)
         if todo:
             make(composition, loras, todo, progress, metadata=metadata, continue_after_failure=True)

@@ -61,7 +61,7 @@ class _Shaped(Tensor):
 
     @staticmethod
     def __new__(cls, meta: Tensor, count: Count | None) -> _Shaped:
-        self: _Shaped = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        self: _Shaped = Tensor._make_wrapper_subclass(
             cls,
             meta.shape,
             strides=meta.stride(),
@@ -73,10 +73,10 @@ class _Shaped(Tensor):
         self.meta, self.allocation = meta, _Allocation.of(meta, count)
         return self
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return _run(op, args, dict(kwargs or {}), None)
 
 

@@ -192,7 +192,7 @@ class Trainer:
     def fit(self, resume: str | None = None, *, change: Sequence[str] = ()) -> FitResult:
         """Train: encode the records, sample, make all steps, sample again, and write the results into the run folder.
 
-        `resume` is None, "latest", or a checkpoint's name or path; `change` names settings that may differ from its own.
+        `resume` is None, "latest", or a checkpoint's name or path; `change` names settings that may differ from its.
         """
         return run_session(self, resume, change)
 
