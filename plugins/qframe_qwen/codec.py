@@ -53,18 +53,14 @@ class QwenCodec(LatentCodec):
 
         component_config(model, _FOLDER, _CLASS)
         vae = load_weights(AutoencoderKLQwenImage, model, _FOLDER, device=device, dtype=dtype)
-        options = options or QwenCodecOptions()
-        if options.tiling:
-            vae.enable_tiling()
-        if options.slicing:
-            vae.enable_slicing()
-        return cls(vae)
+        return cls(_with_options(vae, options))
 
     @classmethod
     def outline(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> Self:
         from diffusers import AutoencoderKLQwenImage
 
-        return cls(outline_of(AutoencoderKLQwenImage, component_config(model, _FOLDER, _CLASS), dtype))
+        vae = outline_of(AutoencoderKLQwenImage, component_config(model, _FOLDER, _CLASS), dtype)
+        return cls(_with_options(vae, options))
 
     @classmethod
     def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:
@@ -100,3 +96,13 @@ class QwenCodec(LatentCodec):
             torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1).to(latents),
             torch.tensor(config.latents_std).view(1, -1, 1, 1, 1).to(latents),
         )
+
+
+def _with_options(vae: Any, options: Any) -> Any:
+    """Switch on what the options of the codec ask for, and return the network."""
+    options = options or QwenCodecOptions()
+    if options.tiling:
+        vae.enable_tiling()
+    if options.slicing:
+        vae.enable_slicing()
+    return vae

@@ -114,10 +114,12 @@ class QwenVLEncoder(Encoder):
         from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen2Tokenizer
 
         config = Qwen2_5_VLConfig.from_dict(component_config(model, _FOLDER, _CLASS))
+        options = options or QwenVLOptions()
         tokenizer = Qwen2Tokenizer.from_pretrained(model.folder / "tokenizer", local_files_only=True)
+        processor = _image_processor(model) if cls.describe(model, options).pictures else None
         with torch.device("meta"):
             network = Qwen2_5_VLModel(config)
-        return cls(network.to(dtype).eval().requires_grad_(False), tokenizer, None, options or QwenVLOptions())
+        return cls(network.to(dtype).eval().requires_grad_(False), tokenizer, processor, options)
 
     @classmethod
     def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:

@@ -38,6 +38,9 @@ def compose(
         click.echo(f"  {role:<9} {getattr(config, role).use}, {origin}")
     click.echo(licence_line(composition.model_name, composition.family))
     if memory:
-        from qframe.preflight import forecast_sampling
+        from qframe.cli.memory import show_choices
+        from qframe.preflight.outlook import sampling_outlook
 
-        click.echo("\n".join(forecast_sampling(composition).table()))
+        outlook = sampling_outlook(composition)
+        show_choices(outlook.choices)
+        click.echo("\n".join(outlook.forecast.table()))

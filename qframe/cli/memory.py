@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,12 @@ import click
 
 if TYPE_CHECKING:
     from qframe.preflight import Forecast
+    from qframe.preflight.choosing import Choice
 
 
 @contextmanager
-def with_forecast(forecast: Forecast) -> Iterator[None]:
-    """Print a forecast of memory, and give a context whose out-of-memory errors name settings that need less.
+def with_forecast(forecast: Forecast, choices: Sequence[Choice] = ()) -> Iterator[None]:
+    """Print a forecast of memory and what was chosen, and give a context whose errors name settings that need less.
 
     Raises:
         ResourceError: The weights alone do not fit, or, in the context, memory runs out.
@@ -22,7 +23,14 @@ def with_forecast(forecast: Forecast) -> Iterator[None]:
     from qframe.preflight import explained
 
     click.echo(forecast.summary())
+    show_choices(choices)
     for warning in forecast.check():
         click.echo(f"warning: {warning}", err=True)
     with explained(forecast):
         yield
+
+
+def show_choices(choices: Sequence[Choice]) -> None:
+    """Print what the key `memory` chose, one line for each key."""
+    for choice in choices:
+        click.echo(f"memory: {choice}")

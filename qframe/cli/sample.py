@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qframe.cli.request_options import RequestCommand, finite, seed
-from qframe.cli.shared import CONFIG, FAMILY, MODEL, SET, announce, examples, options, resolve, scaled_file
+from qframe.cli.shared import CONFIG, FAMILY, MEMORY, MODEL, SET, announce, examples, options, resolve, scaled_file
 from qframe.errors import ConfigError, DataError, UntrustedError, bullet_list
 from qframe.files.lora_file import find_loras
 
@@ -92,7 +92,7 @@ def _flag(name: str) -> str:
 @click.option(
     "--offload",
     type=click.Choice(["none", "model", "stream"]),
-    help="Keep on the device only the network that computes, or only a few blocks of it [default: none].",
+    help="Keep on the device only the network that computes, or only a few blocks of it [default: as --memory needs].",
 )
 @click.option(
     "--devices",
@@ -107,7 +107,7 @@ def _flag(name: str) -> str:
 @click.option("--overwrite", is_flag=True, help="Replace pictures that exist.")
 @click.option("--no-metadata", is_flag=True, help="Do not store in the pictures how they were made.")
 @click.option("--allow-outside", is_flag=True, help="Let --batch read pictures outside of the folder of its file.")
-@options(CONFIG, SET)
+@options(MEMORY, CONFIG, SET)
 def sample(
     family: str | None,
     model: str | None,
@@ -120,6 +120,7 @@ def sample(
     overwrite: bool,
     no_metadata: bool,
     allow_outside: bool,
+    memory: str | None,
     config_file: str | None,
     overrides: tuple[str, ...],
     **request: Any,
@@ -143,6 +144,7 @@ def sample(
         config_file,
         (*_placement(offload, devices), *overrides),
         model=model,
+        memory=memory,
         below=stored.config_tables() if stored else None,
     ).config
     announce(config, data=False)
@@ -162,8 +164,7 @@ def sample(
         jobs = _jobs(desk, prompts, given, {} if stored is None else stored.request, files)
         make(composition, loras, jobs, progress, metadata=metadata, continue_after_failure=False)
         return
-    folder = Path(output or "")
-    with _results(Path(batch), folder):
+    with _results(Path(batch), folder := Path(output or "")):
         todo = _todo(desk, Path(batch), folder, given, overwrite=overwrite, allow_outside=allow_outside)
         if todo:
             make(composition, loras, todo, progress, metadata=metadata, continue_after_failure=True)

@@ -44,13 +44,15 @@ def make(
             failures is raised at the end.
     """
     from qframe.cli.memory import with_forecast
-    from qframe.preflight import explained, forecast_sampling
+    from qframe.preflight import explained
+    from qframe.preflight.outlook import sampling_outlook
     from qframe.sample.jobs.picture_files import write_picture
     from qframe.sample.loading import assemble
 
-    forecast = forecast_sampling(composition)
-    with with_forecast(forecast):
-        pipe = assemble(composition, loras, progress)
+    outlook = sampling_outlook(composition)
+    forecast = outlook.forecast
+    with with_forecast(forecast, outlook.choices):
+        pipe = assemble(outlook.composition, loras, progress)
 
     failed: list[tuple[Job, QframeError]] = []
 

@@ -29,6 +29,7 @@ __all__ = [
     "CONFIG",
     "DATA",
     "FAMILY",
+    "MEMORY",
     "MODEL",
     "SET",
     "PluginGroup",
@@ -51,6 +52,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 FAMILY = click.option("--family", metavar="NAME", help="The task; `qframe plugins list` shows them.")
 MODEL = click.option("--model", metavar="DIR|HUB_ID", help="The model [default: the embedded one].")
 DATA = click.option("--data", metavar="PATH", help="A folder, .jsonl, .csv or .parquet [default: the embedded set].")
+MEMORY = click.option(
+    "--memory", metavar="SIZE", help="How much of the GPU's memory may be used, e.g. 24GB [default: auto]."
+)
 CONFIG = click.option("--config", "config_file", metavar="FILE", help="A TOML file; options and --set override it.")
 SET = click.option(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set any key, e.g. train.max_steps=200. Repeatable."
@@ -81,6 +85,7 @@ def resolve(
     model: str | None = None,
     data: str | None = None,
     output: str | None = None,
+    memory: str | None = None,
     below: Mapping[str, Any] | None = None,
 ) -> Resolved:
     """Return the configuration that the shared options describe, and print a note for each value that has no effect.
@@ -92,6 +97,7 @@ def resolve(
         model: Value of --model.
         data: Value of --data.
         output: Value of --output.
+        memory: Value of --memory.
         below: Further values as nested tables; they override the file and are overridden by the options.
 
     Raises:
@@ -99,7 +105,7 @@ def resolve(
     """
     from qframe.config import resolve_config
 
-    given = {"model": model, "output": output, "data": {"path": data}}
+    given = {"model": model, "output": output, "memory": memory, "data": {"path": data}}
     values = {**(below or {}), **{name: value for name, value in given.items() if value is not None}}
     resolved = resolve_config(config_file, family=family, overrides=overrides, values=values, registry=registry())
     for key in resolved.dropped:

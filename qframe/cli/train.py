@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, announce, examples, fit, options, resolve
+from qframe.cli.shared import CONFIG, DATA, FAMILY, MEMORY, MODEL, SET, announce, examples, fit, options, resolve
 
 if TYPE_CHECKING:
     from qframe.config.schema import Config
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 )
 @options(FAMILY, MODEL, DATA)
 @click.option("--output", metavar="DIR", help="The run's folder [default: runs/FAMILY, numbered].")
-@options(CONFIG, SET)
+@options(MEMORY, CONFIG, SET)
 @click.option(
     "--resume",
     metavar="[latest|PATH]",
@@ -51,6 +51,7 @@ def train(
     model: str | None,
     data: str | None,
     output: str | None,
+    memory: str | None,
     config_file: str | None,
     overrides: tuple[str, ...],
     resume: str | None,
@@ -73,7 +74,7 @@ def train(
             quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
         changed = _changed(change, resume)
         overrides += tuple(item for item in change if "=" in item)
-        resolved = resolve(family, config_file, overrides, model=model, data=data, output=output)
+        resolved = resolve(family, config_file, overrides, model=model, data=data, output=output, memory=memory)
         config = resolved.config
         announce(config, data=True)
         if dry_run:
@@ -120,13 +121,14 @@ def _launch(count: int) -> int:
 def rehearse(config: Config, processes: int = 1) -> None:
     """Print what each process of a run would load, and raise an error if that does not fit into memory."""
     from qframe.cache.lengths import fitted_size
+    from qframe.cli.memory import show_choices
     from qframe.cli.training import prepare
-    from qframe.preflight import forecast_training
     from qframe.progress.shown import terminal_progress
     from qframe.train.trainer import Trainer
 
     trainer = Trainer(config, progress=terminal_progress())
     prepare(trainer)
-    forecast = forecast_training(trainer.composition, trainer.inputs, fitted_size, processes=processes)
+    show_choices(trainer.outlook.choices)
+    forecast = trainer.outlook.forecast(fitted_size, processes=processes)
     click.echo("\n".join(forecast.table()))
     forecast.check()

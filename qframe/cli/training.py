@@ -34,18 +34,17 @@ def fit(
         ResourceError: The run needs more memory than there is.
     """
     from qframe.cli.memory import with_forecast
-    from qframe.preflight import forecast_training
     from qframe.progress.shown import terminal_progress
     from qframe.train.distributed import ALONE
     from qframe.train.trainer import Trainer
 
-    if resolved.config.offload != "none":
+    if resolved.config.offload not in (None, "none"):
         click.echo("note: offload is for sampling; training loads only what a stage needs", err=True)
     trainer = Trainer(
         resolved.config, progress=terminal_progress(), processes=processes or ALONE, sources=resolved.sources
     )
     prepare(trainer)
-    with with_forecast(forecast_training(trainer.composition, trainer.inputs, processes=trainer.processes.world)):
+    with with_forecast(trainer.outlook.forecast(), trainer.outlook.choices):
         return trainer.fit(resume, change=change)
 
 

@@ -38,6 +38,8 @@ class Composition:
             quantised is left out.
         recipe: The recipe of the family, made with the settings of the configuration.
         title: The first line of what `table` returns: names and plugins of denoiser, codec and encoder.
+        imagined: The device of all components, which this machine need not have, where a run is forecast for another
+            machine; None for the devices of the configuration.
     """
 
     config: Config
@@ -49,6 +51,7 @@ class Composition:
     quantisers: Mapping[str, Quantiser]
     recipe: Recipe
     title: str
+    imagined: torch.device | None = None
     _made_of: dict[str, dict[str, str]] = attrs.field(factory=dict, init=False, repr=False)
     _unstored: set[str] = attrs.field(factory=set, init=False, repr=False)
 
@@ -145,6 +148,8 @@ class Composition:
         Raises:
             ConfigError: This machine has no such device.
         """
+        if self.imagined is not None:
+            return self.imagined
         return self._spread[role] if role in self._spread else devices.configured_device(self.config, role)
 
     def dtype(self, role: str) -> torch.dtype:
@@ -158,7 +163,7 @@ class Composition:
         A component whose shapes are known only from its weights is left out. The components are shared by all callers;
         a caller that changes one asks `outline` for its own.
         """
-        listed = devices.listed_devices(self.config)
+        listed = () if self.imagined is not None else devices.listed_devices(self.config)
         found = {}
         for role in placement.ORDER:
             # Where the devices of `devices` are assigned by size, sizes have to be known before the device is.
@@ -166,6 +171,29 @@ class Composition:
             outline = self.outline(role, dtype)
             if outline is not None:
                 found[role] = outline
+        return found
+
+    def with_config(self, config: Config) -> Composition:
+        """Return this composition with another configuration, of which its components are the same."""
+        found = attrs.evolve(self, config=config)
+        object.__setattr__(found, "outlines", self.outlines)  # making them takes seconds
+        return found
+
+    def sharing(self, other: Composition) -> Composition:
+        """Return this composition with those outlines of another one that are the same."""
+        same = {
+            role: outline
+            for role, outline in other.outlines.items()
+            if self.classes[role] is other.classes[role]
+            and self.models[role].folder == other.models[role].folder
+            and self.options(role) == other.options(role)
+            and not self.config.devices
+            and self.dtype(role) == other.dtype(role)
+        }
+        missing = {role: self.outline(role, self.dtype(role)) for role in placement.ORDER if role not in same}
+        found = attrs.evolve(self)
+        merged = {**same, **{role: outline for role, outline in missing.items() if outline is not None}}
+        object.__setattr__(found, "outlines", merged)
         return found
 
     def outline(self, role: str, dtype: torch.dtype) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import attrs
 from attrs.validators import and_, ge, gt, le, lt, optional
 
+from qframe.config.memory import is_memory
 from qframe.config.training import (
     MOST_IN_A_BATCH,
     LoggingConfig,
@@ -108,8 +109,8 @@ class NetworkConfig(ComponentConfig):
         validator=optional(and_(ge(0), le(65_536))),
         metadata={
             "help": "how many of the repeated blocks have their weights on the device all the time; those of the "
-            "others are streamed to it, block by block, ahead of their use; by default all blocks, or none if "
-            "`offload` is stream"
+            "others are streamed to it, block by block, ahead of their use; unset: as `memory` needs it, all blocks "
+            "where it needs nothing, and none if `offload` is stream"
         },
     )
 
@@ -171,10 +172,13 @@ class CacheConfig:
         default=True,
         metadata={"help": "whether encoded examples are stored; false encodes every batch anew in each step"},
     )
-    batch_size: int = attrs.field(
-        default=8,
-        validator=and_(ge(1), le(MOST_IN_A_BATCH)),
-        metadata={"help": "how many inputs of one shape are encoded in one batch"},
+    batch_size: int | None = attrs.field(
+        default=None,
+        validator=optional(and_(ge(1), le(MOST_IN_A_BATCH))),
+        metadata={
+            "help": "how many inputs of one shape are encoded in one batch; unset: at most 8, and fewer as `memory` "
+            "needs it"
+        },
     )
 
 
@@ -218,11 +222,20 @@ class Config:
             "help": "devices over which components are spread by size; a component with a device of its own stays there"
         },
     )
-    offload: Literal["none", "model", "stream"] = attrs.field(
-        default="none",
+    offload: Literal["none", "model", "stream"] | None = attrs.field(
+        default=None,
         metadata={
             "help": "sampling only: weights stay in the memory of the machine until their network (model), or their "
-            "block of a network (stream), computes"
+            "block of a network (stream), computes; unset: as `memory` needs it, none where it needs nothing"
+        },
+    )
+    memory: str | None = attrs.field(
+        default="auto",
+        validator=is_memory,
+        metadata={
+            "help": "how much memory of a GPU may be used, such as 24GB or 16GiB; auto: what is free on it. Where the "
+            "keys are not set, it decides offload, encoder.resident_blocks, denoiser.resident_blocks, "
+            "train.gradient_checkpointing, train.offload_inputs and cache.batch_size; results stay the same"
         },
     )
     threads: int | None = attrs.field(

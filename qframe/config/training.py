@@ -202,14 +202,18 @@ class TrainConfig:
             "help": "guidance scale that a guidance-distilled network gets in training; 1 is unguided, as the data are"
         },
     )
-    gradient_checkpointing: bool = attrs.field(
-        default=False, metadata={"help": "recompute activations in the backward pass: less memory, more time"}
+    gradient_checkpointing: bool | None = attrs.field(
+        default=None,
+        metadata={
+            "help": "recompute activations in the backward pass: less memory, more time; unset: as `memory` needs it, "
+            "false where it needs nothing"
+        },
     )
-    offload_inputs: bool = attrs.field(
-        default=False,
+    offload_inputs: bool | None = attrs.field(
+        default=None,
         metadata={
             "help": "with gradient_checkpointing: what the blocks keep for the backward pass, their inputs, waits "
-            "for it in the memory of the machine"
+            "for it in the memory of the machine; unset: as `memory` needs it, false where it needs nothing"
         },
     )
     checkpoint_every: int = attrs.field(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -12,12 +14,16 @@ MOST_BYTES = 128 * 2**20
 """What the tables of one kind may take. The table of a picture of 1024 x 1024 pixels takes 2 MiB."""
 
 
+_ALL: weakref.WeakSet[TableCache] = weakref.WeakSet()
+
+
 class TableCache:
     """Tables by key, up to a number of bytes. A table that is larger than that is made anew whenever it is used."""
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes = most_bytes
         self._tables: OrderedDict[Hashable, Tensor] = OrderedDict()
+        _ALL.add(self)
 
     @property
     def nbytes(self) -> int:
@@ -38,3 +44,19 @@ class TableCache:
             while self.nbytes > self.most_bytes:
                 self._tables.popitem(last=False)
         return table
+
+    def swap(self, tables: OrderedDict[Hashable, Tensor]) -> OrderedDict[Hashable, Tensor]:
+        """Keep other tables from now on, and return those that were kept so far."""
+        self._tables, before = tables, self._tables
+        return before
+
+
+@contextmanager
+def without_tables() -> Iterator[None]:
+    """Return a context in which all caches are empty at first. What they held before is there again afterwards."""
+    kept = {cache: cache.swap(OrderedDict()) for cache in list(_ALL)}
+    try:
+        yield
+    finally:
+        for cache in list(_ALL):
+            cache.swap(kept.get(cache, OrderedDict()))

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import attrs
 import torch
-from torch import nn
 
 from qframe.compose import Composition
 from qframe.compose.placement import ORDER, Room, room_on
 from qframe.errors import ResourceError, bullet_list
+from qframe.preflight.weights import SLOTS
 
-PICTURE = (1024, 1024)
-"""Height and width in pixels that are assumed for a picture whose size is not known before the recipe resizes it."""
+RESERVE = 2**30
+"""Bytes that CUDA is assumed to take besides tensors: about half is its context with the libraries' kernels and working
+memory, and the rest is what torch's allocator cannot use of the blocks that it holds. This is an allowance; nothing in
+it is counted."""
+
+CUDA = "allowance for CUDA"
+"""The name of the reserve among the needs of a device."""
 
 
 @attrs.frozen
@@ -46,20 +53,33 @@ class Loaded:
         )
 
 
+Place = tuple[torch.device, str]
+"""A device, and a stage of the run."""
+
+
 @attrs.frozen
 class Remedy:
-    """A change of the configuration with which a run would need less memory.
+    """Settings with which a run needs less memory, as its forecast with them says.
 
     Attributes:
-        setting: The setting, as `--set` takes it, or described in words.
-        saves: About how many bytes it would save.
+        settings: The settings, each as `--set` takes it.
+        saves: By device and stage, how many bytes less are forecast there; only where it is less.
+        weights: The same for weights alone.
     """
 
-    setting: str
-    saves: int
+    settings: tuple[str, ...]
+    saves: Mapping[Place, int]
+    weights: Mapping[Place, int] = attrs.field(factory=dict)
+
+    def told(self, place: Place | None = None, *, weights: bool = False) -> str:
+        """Return the settings, and what they save at a place, or at all places."""
+        saved = self.weights if weights else self.saves
+        chosen = saved if place is None else {place: saved.get(place, 0)}
+        less = ", ".join(f"{stage} {gib(size)} less" for (_, stage), size in chosen.items())
+        return f"{' '.join(f'--set {shlex.quote(setting)}' for setting in self.settings)} ({less})"
 
     def __str__(self) -> str:
-        return f"{self.setting} (about {gib(self.saves)} less)" if self.saves else self.setting
+        return self.told()
 
 
 @attrs.frozen(kw_only=True)
@@ -70,15 +90,33 @@ class Forecast:
         loaded: The components that will be loaded.
         needs: By device, then by stage of the run (such as "training"), then by name (such as "activations"): the bytes
             that are needed.
-        remedies: Settings with which the run would need less memory, the most effective first.
+        host: By name: the bytes of host memory that a run on another device keeps there for that device.
+        copied: How many bytes of weights a pass of the denoiser copies to its device.
+        copies: How many copies this takes.
+        offloaded: How many bytes that blocks keep wait in host memory for the backward pass.
         mapped: The names, in the innermost mapping of `needs`, of weights that are mapped from their files. They may be
             larger than the memory.
+        unknown: What could not be counted, with the reason.
+        find_remedies: Computes the remedies, which takes a while.
     """
 
     loaded: tuple[Loaded, ...]
     needs: Mapping[torch.device, Mapping[str, Mapping[str, int]]]
-    remedies: tuple[Remedy, ...]
+    host: Mapping[str, int] = attrs.field(factory=dict)
+    copied: int = 0
+    copies: int = 0
+    offloaded: int = 0
     mapped: frozenset[str] = frozenset()
+    unknown: Mapping[str, str] = attrs.field(factory=dict)
+    find_remedies: Callable[[Forecast], Sequence[Remedy]] = attrs.field(default=lambda forecast: (), eq=False)
+
+    def remedies(self) -> tuple[Remedy, ...]:
+        """Return settings with which the run would need less, each forecast with the settings in force."""
+        return tuple(self.find_remedies(self))
+
+    def advised(self, find_remedies: Callable[[Forecast], Sequence[Remedy]]) -> Forecast:
+        """Return this forecast with another way to find its remedies."""
+        return attrs.evolve(self, find_remedies=find_remedies)
 
     def peak(self, device: torch.device) -> int:
         """Return the bytes that a device needs in the stage of the run that needs most, mapped weights among them."""
@@ -87,6 +125,16 @@ class Forecast:
     def own_peak(self, device: torch.device) -> int:
         """Return the bytes that a device needs in the stage that needs most, without what is mapped from files."""
         return max(self._own(parts) for parts in self.needs[device].values())
+
+    def weights(self, place: Place) -> int:
+        """Return the bytes of weights that are not mapped, at a device and a stage."""
+        parts = self.needs[place[0]][place[1]]
+        return self._own(parts, [name for name in parts if name.removesuffix(SLOTS) in ORDER])
+
+    def places(self) -> Iterator[Place]:
+        """Yield every device and stage, the one that needs most first."""
+        found = [(device, stage) for device, stages in self.needs.items() for stage in stages]
+        yield from sorted(found, key=lambda place: -sum(self.needs[place[0]][place[1]].values()))
 
     def _own(self, parts: Mapping[str, int], names: Collection[str] | None = None) -> int:
         return sum(size for name, size in parts.items() if name not in self.mapped and (names is None or name in names))
@@ -107,8 +155,13 @@ class Forecast:
                 )
                 lines.append(f"{stage} on {device}: about {gib(sum(parts.values()))} ({listed})")
             lines.append(self._verdict(device, room(device)))
-        if self.remedies:
-            lines += ["would need less, the most effective first", *(f"  {remedy}" for remedy in self.remedies)]
+        if any(self.host.values()):
+            listed = ", ".join(f"{name} {gib(size)}" for name, size in self.host.items() if size)
+            lines.append(f"in host memory: about {gib(sum(self.host.values()))} ({listed})")
+        lines += [f"not counted: {what}: {why}" for what, why in self.unknown.items()]
+        remedies = self.remedies()
+        if remedies:
+            lines += ["would need less, the most effective first", *(f"  {remedy}" for remedy in remedies)]
         return lines
 
     def summary(self, room: Callable[[torch.device], Room] = room_on) -> str:
@@ -132,14 +185,16 @@ class Forecast:
         warnings = []
         for device, stages in self.needs.items():
             found = room(device)
-            weights = max(self._own(parts, ORDER) for parts in stages.values())
+            stage = max(stages, key=lambda stage: self.weights((device, stage)))
+            weights = self.weights((device, stage))
             if weights > found.total:
                 raise ResourceError(
-                    f"{device} has {gib(found.total)} of memory, and weights alone take {gib(weights)}",
-                    hint(self.remedies),
+                    f"{device} has {gib(found.total)} of memory, and weights alone take {gib(weights)} in {stage}",
+                    hint(self.remedies(), [(device, stage)], weights=True),
                 )
             if self.peak(device) > found.free:
-                warnings.append(f"{self._verdict(device, found)}\n{hint(self.remedies)}")
+                over = [(device, stage) for stage, parts in stages.items() if sum(parts.values()) > found.free]
+                warnings.append(f"{self._verdict(device, found)}\n{hint(self.remedies(), over)}")
         return warnings
 
     def _verdict(self, device: torch.device, room: Room) -> str:
@@ -154,11 +209,26 @@ class Forecast:
         return f"{device}: about {gib(self.peak(device))} needed, {gib(room.free)} of {gib(room.total)} free: {fits}"
 
 
-def hint(remedies: Sequence[Remedy]) -> str:
-    """Return the advice for a warning or an error about memory: the remedies, in their order."""
-    if not remedies:
+def hint(remedies: Sequence[Remedy], places: Sequence[Place] = (), *, weights: bool = False) -> str:
+    """Return the advice for a warning or an error about memory: the remedies that help, the most effective first.
+
+    Args:
+        remedies: The remedies.
+        places: The devices and stages that were refused; without any, all remedies are listed in their order.
+        weights: Whether they were refused because of their weights, so that nothing else helps.
+    """
+    lines = [str(remedy) for remedy in remedies]
+    if places:
+        saved = [
+            (remedy, place, (remedy.weights if weights else remedy.saves).get(place, 0))
+            for place in places
+            for remedy in remedies
+        ]
+        ordered = sorted((one for one in saved if one[2] > 0), key=lambda one: (places.index(one[1]), -one[2]))
+        lines = [remedy.told(place, weights=weights) for remedy, place, _ in ordered]
+    if not lines:
         return "Use smaller pictures, or a device with more memory."
-    return f"The most effective first:\n{bullet_list(str(remedy) for remedy in remedies)}"
+    return f"The most effective first:\n{bullet_list(lines)}"
 
 
 @contextmanager
@@ -170,7 +240,7 @@ def explained(forecast: Forecast) -> Iterator[None]:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         if type(error) is RuntimeError and "allocate memory" not in line:  # the words of the CPU's allocator
             raise
-        raise ResourceError(f"out of memory ({line})", hint(forecast.remedies)) from error
+        raise ResourceError(f"out of memory ({line})", hint(forecast.remedies(), list(forecast.places()))) from error
 
 
 def gib(size: int) -> str:
@@ -207,19 +277,11 @@ def mapped_roles(composition: Composition) -> frozenset[str]:
     return frozenset(role for role in ORDER if composition.maps_weights(role))
 
 
-def ranked(remedies: Sequence[Remedy]) -> tuple[Remedy, ...]:
-    """Return the remedies that save any memory, sorted so that the one that saves most is first."""
-    return tuple(sorted((one for one in remedies if one.saves > 0), key=lambda one: -one.saves))
-
-
-def quantise_remedies(composition: Composition, role: str) -> list[Remedy]:
-    """Return the remedy of quantising a role's weights to 8 bits, as a list of one.
-
-    The list is empty if the weights are quantised already, or if their shapes are unknown. The bytes saved are exact
-    for a quantiser that stores one byte for each weight.
-    """
-    outline = composition.outlines.get(role)
-    if outline is None or role in composition.quantisers:
-        return []
-    linears = [part.weight for part in outline.network.modules() if isinstance(part, nn.Linear)]
-    return [Remedy(f"{role}.quantise.use=quanto", sum(w.nbytes - w.numel() for w in linears))]
+def with_reserve(needs: Mapping[torch.device, Mapping[str, Mapping[str, int]]]) -> dict[torch.device, Any]:
+    """Return the needs with the allowance for CUDA in every stage of a device of CUDA."""
+    return {
+        device: {
+            stage: {**parts, CUDA: RESERVE} if device.type == "cuda" else dict(parts) for stage, parts in stages.items()
+        }
+        for device, stages in needs.items()
+    }

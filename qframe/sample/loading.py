@@ -16,6 +16,7 @@ from qframe.config import load_config
 from qframe.errors import ConfigError
 from qframe.files.lora_file import find_loras
 from qframe.interfaces import Loadable
+from qframe.preflight.outlook import sampling_outlook
 from qframe.progress import SILENT, Progress
 from qframe.progress.shown import default_progress
 from qframe.sample.pipeline import Pipeline
@@ -30,6 +31,7 @@ def load(
     device: str | torch.device | None = None,
     devices: str | Sequence[str] | Mapping[str, str] | None = None,
     offload: Offload | None = None,
+    memory: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16"] | torch.dtype | None = None,
     lora: str | Path | Mapping[str | Path, float] | Sequence[str | Path] | None = None,
     components: Mapping[str, str] | None = None,
@@ -44,6 +46,8 @@ def load(
         device: The device that all components compute on.
         devices: Devices to spread the components over, or a device by role, for example {"encoder": "cuda:1"}.
         offload: "model" keeps on the device only the network that computes, "stream" only a few blocks of it.
+        memory: How much memory of a GPU may be used, such as "24GB"; by default what is free on it. It decides what is
+            offloaded where `offload` is not given; the pictures stay the same.
         dtype: The dtype of the weights.
         lora: LoRA files to put on the denoiser: one, several, or a mapping from file to scale. The folder of a run, or
             another folder with one LoRA, may stand for the file in it.
@@ -65,6 +69,7 @@ def load(
         "device": None if device is None else str(device),
         "devices": None if devices is None or by_role else [devices] if isinstance(devices, str) else list(devices),
         "offload": offload,
+        "memory": memory,
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         **{role: {"use": chosen.get(role), "device": by_role.get(role)} for role in (*chosen, *by_role)},
     }
@@ -82,10 +87,14 @@ def assemble(composition: Composition, loras: Mapping[Path, float], progress: Pr
         loras: LoRA files to put on the denoiser, with the scale of each.
         progress: Is told what takes long: quantising, and reading what was stored of it.
     """
+    outlook = sampling_outlook(composition)
+    for choice in outlook.choices:
+        log.info("memory: %s", choice)
+    composition = outlook.composition
     if loras:
         check_files(composition, loras)  # so that a wrong file is reported before minutes of loading
     log.info("weights of %s, licence %s", composition.model_name, composition.licence)
-    moved = composition.config.offload
+    moved = composition.config.offload or "none"
     parts = composition.load(*ORDER, offloaded=moved != "none", progress=progress)
     for number, (file, scale) in enumerate(loras.items()):
         load_lora(parts.denoiser.module, file, scale, adapter=f"lora_{number}")

@@ -7,12 +7,12 @@ from typing import Any
 from qframe import adapters
 from qframe.cache import DeclaredInputs
 from qframe.compose import Composition
+from qframe.compose.optimizers import optimizer_factory
 from qframe.config.schema import Config, TrainConfig
 from qframe.errors import ConfigError
 from qframe.interfaces import ExampleInputs
 from qframe.plugins.registry import Registry
 from qframe.train.distributed import Processes
-from qframe.train.optim import optimizer_factory
 from qframe.train.order import token_budget
 from qframe.train.recomputing import checkpointing_of
 from qframe.train.sharding import check_sharding
@@ -32,8 +32,15 @@ def refuse_shards(sharded: bool, method: str) -> None:
         )
 
 
-def check_settings(config: Config, registry: Registry, processes: Processes) -> None:
+def check_settings(config: Config, registry: Registry, processes: Processes, *, chosen: bool = True) -> None:
     """Check that the settings do not contradict each other, and that the optimizer's package is installed.
+
+    Args:
+        config: The settings.
+        registry: The plugins.
+        processes: The processes that train together.
+        chosen: Whether the key `memory` has chosen what it chooses. Before that, a setting that another one needs may
+            be left open.
 
     Raises:
         ConfigError: One of these checks fails, or `config` is no configuration.
@@ -56,7 +63,8 @@ def check_settings(config: Config, registry: Registry, processes: Processes) -> 
             "train.offload_inputs: without train.gradient_checkpointing blocks keep far more than their inputs",
             "Set train.gradient_checkpointing to true, or leave train.offload_inputs out.",
         )
-    if config.denoiser.resident_blocks is not None:
+    left_open = config.train.gradient_checkpointing is None and config.memory is not None and not chosen
+    if config.denoiser.resident_blocks is not None and not left_open:
         check_streaming(config.train, sharded=shards(config, processes))
     optimizer_factory(config.train, registry)
 

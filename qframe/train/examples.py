@@ -11,6 +11,7 @@ from qframe.cache.configured import made_by
 from qframe.cache.live import LiveExamples
 from qframe.compose import Composition
 from qframe.interfaces import Record
+from qframe.preflight.training import MOST_ENCODED
 from qframe.train.checks import check_sizes
 from qframe.train.record_checks import check_records
 
@@ -36,6 +37,6 @@ def encoded_examples(
     check_sizes(composition, inputs[0])
     if not config.cache.enabled:
         return LiveExamples(inputs, trainer.load("encoder", "codec"), counter=composition.token_counter())
-    cache, size = Cache(folder), config.cache.batch_size
+    cache, size = Cache(folder), config.cache.batch_size or MOST_ENCODED
     ingredients = made_by(composition, cache, progress)
     return build_cache(inputs, trainer.load, cache, ingredients, batch_size=size, portion=portion, progress=progress)

@@ -12,11 +12,12 @@ import attrs
 import torch
 from torch import Tensor
 
+from qframe.diffusion.attention import attention_kernels
 from qframe.diffusion.gradients import without_gradients
 from qframe.diffusion.packing import pack_pictures
 from qframe.interfaces import Example
 from qframe.train.batch import noised_batch, sample_losses
-from qframe.train.loop import StepSetup, attention_kernels, predict_velocity
+from qframe.train.loop import StepSetup, predict_velocity
 from qframe.train.noise_levels import sigma_quantile
 from qframe.train.streams import stream
 

@@ -7,13 +7,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 
 import attrs
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qframe.config.schema import TrainConfig
+from qframe.diffusion.attention import attention_kernels
 from qframe.errors import NumericsError
 from qframe.interfaces import PLAIN, Denoiser, Example, ForwardOptions, Schedule
 from qframe.progress import Progress, Stage
@@ -29,9 +28,6 @@ from qframe.train.signals import STOP_SIGNALS, Stopped, StopSignals
 from qframe.train.state import TrainingState
 
 log = logging.getLogger(__name__)
-
-_MATH_ATTENTION_TOKENS = 1024
-"""On a CPU the backward pass of fused attention is slower than plain matrix products up to about here."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -313,10 +309,3 @@ def predict_velocity(setup: StepSetup, batch: TrainingBatch) -> torch.Tensor:
     """The velocity [N, C] that the denoiser predicts for a batch, in the precision of training."""
     with precision.in_precision(setup.device, setup.config)():
         return setup.denoiser.velocity(batch.noisy, batch.sigma, batch.cond, batch.references, forward=setup.forward)
-
-
-def attention_kernels(device: torch.device, tokens: int) -> AbstractContextManager[None]:
-    """A context in which attention uses the kernels that are fastest for samples of at most `tokens` picture tokens."""
-    if device.type == "cpu" and tokens <= _MATH_ATTENTION_TOKENS:
-        return sdpa_kernel(SDPBackend.MATH)
-    return contextlib.nullcontext()

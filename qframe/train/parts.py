@@ -10,13 +10,14 @@ import torch
 
 from qframe import adapters
 from qframe.compose import Composition
+from qframe.compose.optimizers import optimizer_factory
 from qframe.compose.placement import Placement, rest_codec
 from qframe.config.schema import Config, TrainConfig
 from qframe.interfaces import Denoiser, ForwardOptions, Parts
 from qframe.plugins.registry import Registry
 from qframe.progress import SILENT, Progress
 from qframe.train.loop import StepSetup
-from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory
+from qframe.train.optim import Optimizers, WeightAverage
 from qframe.train.order import BatchOrder
 from qframe.train.recomputing import recompute_blocks
 from qframe.train.sharding import seen_in, shard

@@ -29,6 +29,7 @@ _FREE = (
     "encoder.resident_blocks",
     "denoiser.resident_blocks",
     "sampler.",  # has no part in training
+    "memory",
     "offload",
     "threads",
     "cache.",

@@ -9,8 +9,8 @@ from torch import nn
 
 from qframe import adapters
 from qframe.compose import Composition
+from qframe.compose.optimizers import optimizer_factory
 from qframe.files.storage import require_space
-from qframe.train.optim import optimizer_factory
 
 
 def require_room(composition: Composition, folder: Path) -> None:

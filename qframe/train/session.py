@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import signal
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,8 @@ from qframe.train.signals import Stopped
 from qframe.train.state import find_checkpoint, read_about, restore
 from qframe.train.validation import Validation, result_lines
 from qframe.train.watch import Watch
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,7 +73,7 @@ def run_session(trainer: Trainer, resume: str | None, change: Sequence[str] = ()
     folder = Path(processes.agree(lambda: str(resuming.run_folder(config, resume))))
     with lock_folder(folder) if processes.first else contextlib.nullcontext():
         processes.connect(trainer.composition.device("denoiser"), config.train.process_timeout)
-        run = Run(folder=folder, config=attrs.evolve(config, output=str(folder)))
+        run = Run(folder=folder, config=attrs.evolve(trainer.asked, output=str(folder)))
         error: BaseException | None = None
         with trainer.registry.observing(trainer.loggers if processes.first else {}):
             try:
@@ -118,6 +121,8 @@ class Session:
         """
         trainer, run, processes = self.trainer, self.run, self.trainer.processes
         checkpoint, changes = self._begin(resume)
+        for choice in trainer.outlook.choices:
+            log.info("memory: %s", choice)
         check_records(
             trainer.composition,
             trainer.inputs,

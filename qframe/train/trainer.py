@@ -27,6 +27,7 @@ from qframe.train.checks import check_composition, check_settings, refuse_shards
 from qframe.train.distributed import ALONE, Processes
 from qframe.train.examples import declared_inputs, encoded_examples
 from qframe.train.optim import schedule_factor
+from qframe.train.outlook import Outlook
 from qframe.train.parts import LoadedParts, load_lora, merge_lora, prepare_training, registered_loggers
 from qframe.train.precision import in_precision
 from qframe.train.records import measured_records, sampled_records, split_records
@@ -39,11 +40,11 @@ from qframe.train.state import TrainingState
 class Trainer:
     """A trainer that trains a model of one family on one data set, and writes its results into one run folder.
 
-    `fit` does everything. A stage loads only the components that it needs: caching loads encoder and codec, training
-    loads the denoiser. Making a trainer loads no weights, but checks the settings and lists the records, so that most
-    mistakes are reported at once.
+    `fit` does everything. A stage loads only the components that it needs: caching encoder and codec, training the
+    denoiser. Making a trainer loads no weights, but checks the settings and lists the records.
 
     Attributes (besides the arguments of the constructor):
+        asked: The settings as they were given; `config` has what `outlook` chose by the key `memory`, too.
         composition: The components of the model, checked against each other.
         source: The data source that the records come from.
         inputs: For each record to train on, the pictures and prompts that the recipe wants encoded.
@@ -72,29 +73,29 @@ class Trainer:
             config: The settings of the run.
             progress: Is told how far each stage has come; by default bars in a terminal or a notebook.
             registry: The plugins; by default all that are installed.
-            processes: The processes that train together (`qframe.train.distributed.joined` yields them). Each process
-                has a trainer of its own, and all must call the same methods in the same order. They split the work; the
-                process of rank 0 alone writes the run folder.
-            sources: Where each value of the configuration comes from (`Resolved.sources`); the run's report shows it.
+            processes: The processes that train together. Each has its own trainer, whose methods all must call alike.
+            sources: Where each value of the configuration comes from (`qframe.config.Resolved.sources`).
 
         Raises:
             ConfigError: The settings contradict each other, or name something that is not installed.
             DataError: The records cannot be listed, or there are none.
         """
-        self.config = config
+        self.asked = self.config = config
         self.sources = sources or {}
         self.progress = default_progress() if progress is None else progress
         self.processes = processes
         self.registry = registry or load_registry()
-        check_settings(config, self.registry, processes)
-        self.composition: Composition = compose(config, self.registry)
-        check_composition(self.composition, processes)
+        check_settings(config, self.registry, processes, chosen=False)
+        composition: Composition = compose(config, self.registry)
+        check_composition(composition, processes)
         self.source: RecordSource = open_source(config, self.registry)
         records, held_out = split_records(self.source, config)
-        self.inputs = declared_inputs(records, self.composition)
+        self.inputs = declared_inputs(records, composition)
         self.measured = measured_records(held_out, config)
         self.judge, self.sampled = sampled_records(self.source, records, held_out, config, self.registry)
         self.loggers = registered_loggers(config, self.registry)
+        self.outlook = Outlook(self, composition)
+        self.composition, self.config = self.outlook.composition, self.outlook.composition.config
         self.state: TrainingState | None = None
         self.total_steps: int | None = None
         self.loaded = LoadedParts(self.composition, sharded=self.sharded, progress=self.progress)
@@ -191,8 +192,7 @@ class Trainer:
     def fit(self, resume: str | None = None, *, change: Sequence[str] = ()) -> FitResult:
         """Train: encode the records, sample, make all steps, sample again, and write the results into the run folder.
 
-        `resume` is None for a new run, "latest" to go on from the newest checkpoint of the run folder, or the name or
-        the path of the checkpoint to go on from. `change` names settings that may differ from those of the checkpoint.
+        `resume` is None, "latest", or a checkpoint's name or path; `change` names settings that may differ from its.
         """
         return run_session(self, resume, change)
 

@@ -18,9 +18,9 @@ Modules = Mapping[str, Module]
 LAYERS: tuple[tuple[frozenset[str], ...], ...] = (
     (frozenset({"__main__"}),),
     (frozenset({"cli"}), frozenset({"testing"})),
-    (frozenset({"preflight"}),),
     (frozenset({"train"}),),
     (frozenset({"sample"}),),
+    (frozenset({"preflight"}),),
     (frozenset({"cache"}), frozenset({"data"}), frozenset({"adapters"})),
     (frozenset({"compose"}),),
     (frozenset({"config"}), frozenset({"diffusion"})),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.imitated_card import autocast, operations, pinned, random_state, streams
+from tests.imitated_card import autocast, kernels, operations, pinned, random_state, streams
 from tests.imitated_card.memory import NAME, CardTensor, card_for_new_tensor, get_data, set_data
 from tests.imitated_card.meter import METER
 
@@ -128,6 +128,7 @@ def install() -> None:
     one.impl("randperm", _randperm, "PrivateUse1")
     all_others.fallback(lambda op, *args, **kwargs: operations.run(op, args, kwargs), "PrivateUse1")
     all_others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    one.impl("scaled_dot_product_attention", kernels.fused_attention, "AutogradPrivateUse1")
     autocast.install(one)
 
 

@@ -17,7 +17,8 @@ from qframe.compose import Composition, compose
 from qframe.compose.placement import Room, network_bytes
 from qframe.errors import ResourceError
 from qframe.preflight import Forecast, Loaded, Remedy, forecast_sampling, forecast_training
-from qframe.preflight.shapes import Made
+from qframe.preflight.outlook import sampling_outlook
+from qframe.train import outlook
 from qframe.train.trainer import Trainer
 from tests.qwen import tiny
 
@@ -48,8 +49,7 @@ def trainer(model: Path, folder: Path, *overrides: str) -> Trainer:
 
 
 def forecast(model: Path, *overrides: str) -> Forecast:
-    found = trainer(model, Path("nowhere"), *overrides)
-    return forecast_training(found.composition, found.inputs)
+    return trainer(model, Path("nowhere"), *overrides).outlook.forecast()
 
 
 def training(found: Forecast) -> dict[str, int]:
@@ -101,62 +101,10 @@ def preflight_bytes(tensor: torch.Tensor) -> int:
     return sum(preflight_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
 
 
-@pytest.mark.parametrize("denoiser", ["qwen-image", "qwen-per-sample-rope"])
-@pytest.mark.parametrize("checkpointing", ["false", "true"])
-def test_activations_are_forecast_nearly(model: Path, tmp_path: Path, denoiser: str, checkpointing: str) -> None:
-    """Against a real step forward and backward on the CPU, every allocation counted."""
-    overrides = (f"denoiser.use={denoiser}", f"train.gradient_checkpointing={checkpointing}")
-    found = trainer(model, tmp_path / "run", *overrides)
-    expected = training(forecast_training(found.composition, found.inputs))["activations"]
-    examples = found.cache()
-    found.prepare()
-    step = Made()
-    with step, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
-        real_step(found, examples)
-    assert 0.75 * step.peak < expected < 1.25 * step.peak
-
-
-def real_step(found: Trainer, examples: Any) -> None:
-    from qframe.interfaces import Conditioning, PackedSequence
-
-    parts = found.load("denoiser")
-    (height, width), references = examples.shape(0)
-    patch, channels = parts.denoiser_spec.patch, parts.denoiser_spec.token_channels
-    grid = (1, height // patch, width // patch)
-    tokens = grid[1] * grid[2]
-    text = max(examples.text_length(index) for index in range(len(examples)))
-    x = PackedSequence(torch.randn(4 * tokens, channels), ((grid,),) * 4)
-    given = PackedSequence(torch.randn(4 * tokens * len(references), channels), ((grid,) * len(references),) * 4)
-    cond = Conditioning(torch.randn(4 * text, parts.denoiser_spec.text_width), (text,) * 4)
-    parts.denoiser.velocity(x, torch.full((4,), 0.5), cond, given).sum().backward()
-
-
-def test_weights_are_no_activations(model: Path) -> None:
-    """Every layer makes a view of its weight; that is nothing new in memory."""
-    layer = torch.nn.Linear(1000, 10)
-    x = torch.zeros(2, 1000)
-    with Made() as made, torch.no_grad():
-        result = layer(x)
-    assert made.peak == result.nbytes
-
-
 def test_checkpointing_needs_less_and_a_larger_batch_more(model: Path) -> None:
     plain = training(forecast(model))["activations"]
     assert training(forecast(model, "train.gradient_checkpointing=true"))["activations"] < 0.9 * plain
     assert 1.5 * plain < training(forecast(model, "train.batch_size=8"))["activations"] < 2.2 * plain
-
-
-def test_remedies_are_those_of_the_configuration_the_most_effective_first(model: Path) -> None:
-    found = forecast(model).remedies
-    assert [one.saves for one in found] == sorted((one.saves for one in found), reverse=True)
-    settings = {one.setting for one in found}
-    assert {"train.gradient_checkpointing=true", "denoiser.quantise.use=quanto"} <= settings
-    assert "train.batch_size=1 with train.gradient_accumulation=4" in settings
-    done = ("train.gradient_checkpointing=true", "train.batch_size=1", "denoiser.quantise.use=quanto")
-    rest = {one.setting for one in forecast(model, *done).remedies}
-    assert rest.isdisjoint(settings - {"lora.rank=8", "pictures of half the pixels (recipe.max_area)"})
-    assert "cache.enabled=true" in {one.setting for one in forecast(model, "cache.enabled=false").remedies}
-    assert "train.mode=lora" in {one.setting for one in forecast(model, "train.mode=full").remedies}
 
 
 def test_nothing_is_loaded_for_a_forecast(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +123,7 @@ def composition(model: Path, *overrides: str) -> Composition:
 
 
 def sampling(model: Path, *overrides: str) -> Forecast:
-    return forecast_sampling(composition(model, *overrides))
+    return sampling_outlook(composition(model, *overrides)).forecast
 
 
 def test_offloading_is_forecast_to_hold_one_network_at_a_time(model: Path) -> None:
@@ -190,25 +138,35 @@ def test_offloading_is_forecast_to_hold_one_network_at_a_time(model: Path) -> No
 
 
 def made_up(weights: int, working: int = 0) -> Forecast:
+    place = (CPU, "sampling")
+    remedies = (
+        Remedy(("sample.batch_size=1",), {place: 9 * 2**30}),
+        Remedy(("offload=model",), {place: 3 * 2**30}, {place: 3 * 2**30}),
+        Remedy(("denoiser.quantise.use=quanto",), {place: 2**30}, {place: 2**30}),
+    )
     return Forecast(
         loaded=(Loaded("denoiser", "big", 10**10, "bfloat16", weights, CPU),),
         needs={CPU: {"sampling": {"denoiser": weights, "working": working}}},
-        remedies=(Remedy("offload=model", 3 * 2**30), Remedy("denoiser.quantise.use=quanto", 2**30)),
+        find_remedies=lambda forecast: remedies,
     )
 
 
-def test_weights_larger_than_the_device_are_refused_with_the_best_remedy_first() -> None:
-    with pytest.raises(ResourceError, match=r"cpu has 8\.0 GiB of memory, and weights alone take 20\.0 GiB") as caught:
+def test_weights_larger_than_the_device_are_refused_with_what_makes_weights_smaller_and_nothing_else() -> None:
+    wanted = r"cpu has 8\.0 GiB of memory, and weights alone take 20\.0 GiB in sampling"
+    with pytest.raises(ResourceError, match=wanted) as caught:
         made_up(20 * 2**30).check(lambda device: Room(2**33, 2**33))
     assert caught.value.exit_code == 6
     assert caught.value.hint is not None
-    assert caught.value.hint.splitlines()[1] == "  offload=model (about 3.0 GiB less)"
+    assert caught.value.hint.splitlines()[1:] == [
+        "  --set offload=model (sampling 3.0 GiB less)",
+        "  --set denoiser.quantise.use=quanto (sampling 1.0 GiB less)",
+    ]
 
 
 def test_an_estimate_above_what_is_free_is_a_warning_and_one_below_is_none() -> None:
     (warning,) = made_up(2**30, 2**30).check(lambda device: Room(2**30, 2**33))
     assert "about 2.0 GiB needed, 1.0 GiB of 8.0 GiB free: may not fit" in warning
-    assert "offload=model" in warning
+    assert warning.splitlines()[2] == "  --set sample.batch_size=1 (sampling 9.0 GiB less)"
     assert made_up(2**30, 2**30).check(lambda device: AMPLE) == []
     assert made_up(2**30).summary(lambda device: Room(2**33, 2**33)) == "Memory: about 1.0 GiB of 8.0 GiB on cpu."
 
@@ -272,7 +230,7 @@ def test_a_dry_run_says_everything_and_leaves_nothing(
     lines = capsys.readouterr().out
     for said in ("will load", "denoiser  qwen-image, 0.", "float32", "training on cpu: about", "free: fits"):
         assert said in lines
-    assert "train.batch_size=1 with train.gradient_accumulation=4 (about" in lines
+    assert "--set train.batch_size=1 --set train.gradient_accumulation=4 (" in lines
     assert not (tmp_path / "run").exists()
 
 
@@ -306,17 +264,16 @@ def test_running_out_of_memory_names_what_helps_this_configuration_most(
         raise error
 
     monkeypatch.setattr(Trainer, "fit", fail)
+    place = (CPU, "training")
+    found = [Remedy(("lora.rank=8",), {place: 2**20}), Remedy(("train.batch_size=1",), {place: 2**30})]
+    monkeypatch.setattr(outlook, "find_remedies", lambda *args, **kwargs: found)
     assert main(command(model, tmp_path)) == 6
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("error: out of memory")
-    best = max(forecast(model).remedies, key=lambda one: one.saves)
-    assert said[2].strip() == str(best)
-    assert (
-        main(command(model, tmp_path, "--set", "train.batch_size=1", "--set", "train.gradient_checkpointing=true")) == 6
-    )
-    again = capsys.readouterr().err
-    assert "train.batch_size=1" not in again
-    assert "gradient_checkpointing" not in again
+    assert said[2:] == [
+        "  --set train.batch_size=1 (training 1.0 GiB less)",
+        "  --set lora.rank=8 (training 1.0 MiB less)",
+    ]
 
 
 def test_another_runtime_error_stays_what_it_is(model: Path) -> None:
@@ -354,8 +311,5 @@ def test_of_two_processes_that_share_the_denoiser_out_each_needs_half_of_it_and_
             assert after[name] == before[name] // 2
         assert after["gathered blocks"] == 3 * max(blocks)
     assert after["activations"] < before["activations"]  # samples go one by one
-    offered = any(remedy.setting == "train.shard=full" for remedy in apart.remedies)
-    assert offered == (mode == "full")  # of two blocks a process needs both; beside a LoRA that saves nothing
-    assert not any(remedy.setting == "train.shard=full" for remedy in together.remedies)
     alone = forecast_training(shared.composition, shared.inputs)
     assert training(alone) == before

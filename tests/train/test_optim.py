@@ -15,13 +15,14 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 
+from qframe.compose.optimizers import optimizer_factory
 from qframe.config.schema import TrainConfig
 from qframe.errors import ConfigError, WeightsError
 from qframe.interfaces import OptimizerFactory
 from qframe.plugins.discovery import Candidate
 from qframe.plugins.distribution import install_hint
 from qframe.plugins.registry import Registry, load_registry
-from qframe.train.optim import Optimizers, WeightAverage, optimizer_factory, schedule_factor
+from qframe.train.optim import Optimizers, WeightAverage, schedule_factor
 from qframe.train.packed_state import pack, unpack
 from qframe.train.state import TrainingState, checkpoint_folder, restore, save_checkpoint
 from qframe_optimizers.options import AdamW8bitOptions

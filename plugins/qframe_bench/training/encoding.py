@@ -85,7 +85,7 @@ def compare_encoding(
     composition = compose(config, load_registry())
     codec, spec = composition.load("codec").codec, composition.specs["codec"]
     geometry = Geometry(min_area=area, max_area=area, multiple=2 * spec.compression)
-    size = config.cache.batch_size
+    size = config.cache.batch_size or 8
     with tempfile.TemporaryDirectory() as scratch:
         files = write_photographs(Path(scratch), sources, count=count, side=side)
         inputs = [PixelInput(Picture(file.name, file), geometry) for file in files]

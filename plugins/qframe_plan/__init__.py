@@ -1,0 +1,1 @@
+"""The command `qframe plan`, which lists settings with which a training run fits a card."""
