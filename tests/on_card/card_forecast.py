@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 
 import qframe
 from qframe.cache.lengths import fitted_size
+from qframe.diffusion.tables import without_tables
 from qframe.preflight import forecast_training
 from qframe.train import loop
 from qframe.train.trainer import Trainer
@@ -63,6 +64,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"recipe": {"min_area": 192 * 192, "max_area": 192 * 192, "multiple": 16, "side": 192}}
     (model.folder / "qframe.json").write_text(json.dumps(sizes))
     return model.folder
+
+
+@pytest.fixture(autouse=True)
+def cold() -> Iterator[None]:
+    """Position tables that an earlier test left on the card would be missing in what is measured."""
+    with without_tables():
+        yield
 
 
 @pytest.fixture(autouse=True)
