@@ -76,13 +76,14 @@ def build(config: Config, shard: str | None) -> None:
         raise ConfigError("cache.enabled is false, so there is nothing to build", "Set it to true.")
 
     from qframe.cache import CachedExamples, Portion
+    from qframe.train.examples import encoded_examples
     from qframe.train.trainer import Trainer
 
     portion = Portion.of_environment() if shard is None else Portion.parse(shard)
     announce(config, data=True)
     trainer = Trainer(config, progress=terminal_progress())
     made = trainer.cache(portion=portion)
-    held_out = trainer.cache(portion=portion, records=trainer.measured) if trainer.measured else ()
+    held_out = encoded_examples(trainer, trainer.measured, trainer.cache_dir, portion) if trainer.measured else ()
     parts = [part for part in (made, held_out) if isinstance(part, CachedExamples) and portion.count > 1]
     if missing := sum(part.missing() for part in parts):
         click.echo(f"portion {portion} is ready; {missing} entries of other portions are still missing")

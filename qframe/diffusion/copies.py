@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def needs_pinning(device: torch.device) -> bool:
-    """Whether copies to a device wait for the CPU's pageable memory. On a Mac both are one memory."""
-    return device.type not in ("cpu", "mps")
+    """Whether copies to a device wait for the CPU's pageable memory. On a Mac both are one memory; "meta" has none."""
+    return device.type not in ("cpu", "mps", "meta")
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

@@ -29,7 +29,7 @@ def check_records(
     composition: Composition,
     inputs: DeclaredInputs,
     *,
-    held_out: Sequence[Record] = (),
+    held_out: DeclaredInputs | None = None,
     sampled: Sequence[Record] = (),
     progress: Progress = SILENT,
 ) -> None:
@@ -41,7 +41,7 @@ def check_records(
     Args:
         composition: The components of the run.
         inputs: What is encoded of the records to train on.
-        held_out: The records that the validation loss is computed over.
+        held_out: What is encoded of the records that the validation loss is computed over.
         sampled: The records that are sampled.
         progress: Is told how far the check is.
 
@@ -52,8 +52,9 @@ def check_records(
         return
     checker = _Checker(composition)
     unchecked = {record.id for record in sampled}
-    with progress.stage("checking the records", len(inputs) + len(held_out) + len(sampled)) as stage:
-        for declared in (inputs, DeclaredInputs(held_out, composition.recipe)):
+    several = [inputs] if held_out is None else [inputs, held_out]
+    with progress.stage("checking the records", sum(map(len, several)) + len(sampled)) as stage:
+        for declared in several:
             for index, record in enumerate(declared.records):
                 checker.check(record, declared, index)
                 unchecked.discard(record.id)
@@ -68,7 +69,8 @@ def check_records(
     if checker.cut:
         shown = ", ".join(checker.cut[:_NAMED]) + (" ..." if len(checker.cut) > _NAMED else "")
         progress.note(f"{len(checker.cut)} captions are longer than the encoder takes, the rest is cut off: {shown}")
-    inputs.checked = True
+    for declared in several:
+        declared.checked = True
 
 
 class _Checker:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from qframe.cache import Cache, CachedExamples
+from qframe.cache import Cache, CachedExamples, DeclaredInputs
 from qframe.cache.configured import made_by
 from qframe.cache.live import LiveExamples
 from qframe.config import dump_config
@@ -20,10 +20,11 @@ from qframe.config.folders import cache_folder
 from qframe.errors import CacheError
 from qframe.files.sound_folders import SoundFolders
 from qframe.files.storage import lock_folder, write_file
-from qframe.interfaces import Plan, Record
+from qframe.interfaces import Plan
 from qframe.train import resume as resuming
 from qframe.train.arithmetic import declares_flops, measured_rate
 from qframe.train.checks import check_training
+from qframe.train.examples import encoded_examples
 from qframe.train.loop import run_steps
 from qframe.train.order import make_order, sample_sizes, total_steps
 from qframe.train.parts import step_setup
@@ -137,7 +138,7 @@ class Session:
         trainer.composition.remember_ingredients(made_of)
         if checkpoint is not None:
             resuming.check_parts(checkpoint, made_of)
-        examples = self._encode()
+        examples = self._encode(trainer.inputs)
         data = examples.digest()
         if checkpoint is not None:
             resuming.check_data(checkpoint, data)
@@ -202,10 +203,10 @@ class Session:
             found = made_by(trainer.composition, cache, trainer.progress, roles=_MADE_OF)
         return {role: dict(ingredients) for role, ingredients in found.items()}
 
-    def _encode(self, records: Sequence[Record] | None = None) -> CachedExamples | LiveExamples:
-        """Encode this process's portion of the records, by default of those to train on, and wait for the others."""
-        processes = self.trainer.processes
-        examples = self.trainer.cache(portion=processes.portion, records=records)
+    def _encode(self, inputs: DeclaredInputs) -> CachedExamples | LiveExamples:
+        """Encode this process's portion of these inputs, and wait for the others."""
+        trainer, processes = self.trainer, self.trainer.processes
+        examples = encoded_examples(trainer, inputs, trainer.cache_dir, processes.portion)
         processes.meet()
         if processes.world > 1 and isinstance(examples, CachedExamples) and (missing := examples.missing()):
             raise CacheError(

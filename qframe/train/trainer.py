@@ -48,7 +48,7 @@ class Trainer:
         composition: The components of the model, checked against each other.
         source: The data source that the records come from.
         inputs: For each record to train on, the pictures and prompts that the recipe wants encoded.
-        measured: The held-out records that the validation loss is computed over; empty if none is computed.
+        measured: The same for the held-out records that the validation loss is computed over, if one is computed.
         sampled: The records that are sampled before and after training.
         judge: The data source that judges whether a sampled picture is right.
         loggers: The loggers that `logging.use` names, by name.
@@ -91,7 +91,7 @@ class Trainer:
         self.source: RecordSource = open_source(config, self.registry)
         records, held_out = split_records(self.source, config)
         self.inputs = declared_inputs(records, composition)
-        self.measured = measured_records(held_out, config)
+        self.measured = declared_inputs(measured_records(held_out, config), composition)
         self.judge, self.sampled = sampled_records(self.source, records, held_out, config, self.registry)
         self.loggers = registered_loggers(config, self.registry)
         self.outlook = Outlook(self, composition)

@@ -60,7 +60,7 @@ def counted(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def expected(trainer: Trainer) -> Counter[str]:
-    return Counter(record.id for record in (*trainer.records, *trainer.measured))
+    return Counter(record.id for record in (*trainer.records, *trainer.measured.records))
 
 
 def test_a_cached_run_asks_once_per_record_and_so_does_one_that_is_resumed(
