@@ -16,6 +16,8 @@ from qframe.cache.index import LISTED, Index
 from qframe.cache.shards import Entry, StoredTensor
 from qframe.cache.store import Cache
 
+_EMBEDS, _SLOTS = 2 * 1400 * 3584, 8 * 1400
+"""The bytes of both tensors of an entry: 1,400 vectors of the text encoder in bfloat16, and as many whole numbers."""
 _SHARD = 500
 """The number of entries in a shard. With pictures of 1024 x 1024 such a shard would have 256 MB."""
 
@@ -65,10 +67,11 @@ def fill_index(folder: Path, entries: int) -> None:
 
 def _entries(shard: str, numbers: range) -> Iterator[Entry]:
     for place, number in enumerate(numbers):
-        begin = 4096 + 640_000 * place
+        begin = 4096 + (_EMBEDS + _SLOTS) * place
+        middle = begin + _EMBEDS
         tensors = (
-            StoredTensor("embeds", "BF16", (1400, 3584), begin, begin + 600_000, f"{number:032x}"),
-            StoredTensor("extra.slots", "I64", (1400,), begin + 600_000, begin + 640_000, f"{number:032x}"),
+            StoredTensor("embeds", "BF16", (1400, 3584), begin, middle, f"{number:032x}"),
+            StoredTensor("extra.slots", "I64", (1400,), middle, middle + _SLOTS, f"{number:032x}"),
         )
         yield Entry(f"{number:064x}", shard, tensors)
 
