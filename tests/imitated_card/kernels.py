@@ -98,7 +98,7 @@ def fused_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """aten::scaled_dot_product_attention, which on CUDA keeps no matrix of scores for the backward pass."""
-    if dropout_p or enable_gqa:
+    if dropout_p or enable_gqa or query.dim() != 4:
         found: Tensor = aten._scaled_dot_product_attention_math(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )[0]
