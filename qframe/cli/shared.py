@@ -9,7 +9,6 @@ plugins offer (`PluginGroup`). docs/guides/add-a-command.md shows how a command 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -17,6 +16,7 @@ import click
 from qframe.cli.plugin_commands import PluginGroup, registry
 from qframe.cli.request_options import RequestCommand, opened
 from qframe.cli.training import fit
+from qframe.files.lora_file import scaled_file
 from qframe.progress.shown import terminal_progress
 
 if TYPE_CHECKING:
@@ -113,18 +113,6 @@ def resolve(
             about = f"{key} of family {resolved.config.family!r}"
             click.echo(f"note: {about} is for a component that is not in use", err=True)
     return resolved
-
-
-def scaled_file(text: str) -> tuple[Path, float]:
-    """Split FILE[:SCALE], as --lora takes it, into the file (or folder) and its scale, neither of which is checked."""
-    file, colon, scale = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return Path(text), 1.0
-    try:
-        number = float(scale)
-    except ValueError:
-        return Path(text), 1.0
-    return Path(file), number
 
 
 def embedded_line(config: Config, plugins: Registry, *, data: bool) -> str | None:

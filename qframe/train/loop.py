@@ -51,6 +51,8 @@ class StepSetup:
         validate: Called with the number of a step for which `validation_due` is true; returns further metrics. The step
             is observed and saved before the call. There is no call where the run was asked to stop.
         validation_due: Whether `validate` is to be called after the step of this number.
+        keep: Called with the number of a step for which `keep_due` is true, when it was observed and checked.
+        keep_due: Whether `keep` is to be called after the step of this number.
         processes: The processes that make every step together, each with its portion of the batch. All of them call
             `save` and `observe`.
         one_by_one: Every forward pass has one sample, and all processes make equally many passes: sharding needs it.
@@ -73,6 +75,8 @@ class StepSetup:
     save: Callable[[], object]
     validate: Callable[[int], Mapping[str, float]] = lambda step: {}
     validation_due: Callable[[int], bool] = lambda step: False
+    keep: Callable[[int], object] = lambda step: None
+    keep_due: Callable[[int], bool] = lambda step: False
     processes: Processes = ALONE
     one_by_one: bool = False
     ahead: int = 2
@@ -115,10 +119,13 @@ def run_steps(setup: StepSetup, state: TrainingState) -> int:
                 raise _stopped(signals.received or 0, state)
             state.step += 1
             observer.unread.append(result)
+            keeps = setup.keep_due(state.step)
             ends = state.step == config.max_steps or state.step % config.checkpoint_every == 0
             due = setup.validation_due(state.step)
-            if result.asked or due or ends or state.step % setup.log_every == 0:
+            if result.asked or due or keeps or ends or state.step % setup.log_every == 0:
                 observer.read()
+            if keeps:
+                setup.keep(state.step)
             asked = result.asked
             if setup.processes.world == 1:
                 asked = asked or signals.received or 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from qframe import adapters
 from qframe.cache import Cache, CachedExamples, DeclaredInputs
 from qframe.cache.configured import made_by
 from qframe.cache.live import LiveExamples
@@ -25,6 +26,7 @@ from qframe.train import resume as resuming
 from qframe.train.arithmetic import declares_flops, measured_rate
 from qframe.train.checks import check_training
 from qframe.train.examples import encoded_examples
+from qframe.train.kept import set_aside_newer
 from qframe.train.loop import run_steps
 from qframe.train.order import make_order, sample_sizes, total_steps
 from qframe.train.parts import step_setup
@@ -133,7 +135,7 @@ class Session:
         )
         check_training(trainer.composition, trainer.inputs)
         if processes.first:
-            require_room(trainer.composition, run.folder)
+            require_room(trainer.composition, run.folder, kept=self._kept())
         made_of = json.loads(processes.agree(lambda: json.dumps(self._made_of())))  # one process reads the weights
         trainer.composition.remember_ingredients(made_of)
         if checkpoint is not None:
@@ -144,6 +146,8 @@ class Session:
             resuming.check_data(checkpoint, data)
             if processes.first:
                 self._write_config()  # with what changed, as nothing was refused
+                if changes:
+                    set_aside_newer(run.folder, run.step)
         held_out = self._encode(trainer.measured) if trainer.measured else None
         if processes.first:
             self._describe(examples, changes)
@@ -152,11 +156,7 @@ class Session:
         if trainer.use_cache:
             trainer.release("encoder")
         trainer.loaded.codec_placement.free()
-        state = trainer.prepare()
-        if checkpoint is not None:
-            restore(checkpoint, state, changed=resuming.hyperparameters(self.change))
-            if processes.first:
-                run.rewind(state.step)
+        self._prepare(checkpoint)
         if checkpoint is None and plans:
             self._sample("before", plans)
         about = {"data": data, "family": trainer.config.family, "made_of": made_of, "processes": processes.world}
@@ -193,6 +193,24 @@ class Session:
             trainer.registry.tell("qframe_run_start", run=run)
         return checkpoint, changes
 
+    def _prepare(self, checkpoint: Path | None) -> None:
+        """Prepare the denoiser for training, as it was at a checkpoint if one is given."""
+        state = self.trainer.prepare()
+        if checkpoint is not None:
+            restore(checkpoint, state, changed=resuming.hyperparameters(self.change))
+            if self.trainer.processes.first:
+                self.run.rewind(state.step)
+
+    def _kept(self) -> int:
+        """How many LoRAs the run will still keep. Where epochs give its length, a step is taken to be a full batch."""
+        train = self.trainer.config.train
+        steps = train.max_steps
+        if train.epochs is not None:
+            samples = train.batch_size * train.gradient_accumulation * self.trainer.processes.world
+            steps = -(-len(self.trainer.records) * train.epochs // samples)
+        every = 0 if train.keep_every is None else steps // train.keep_every - self.run.step // train.keep_every
+        return max(every, 0) + train.keep_best
+
     def _write_config(self) -> None:
         write_file(self.run.folder / "config.toml", self.toml.encode())
 
@@ -201,7 +219,8 @@ class Session:
         trainer = self.trainer
         with Cache(cache_folder(trainer.config)) as cache:
             found = made_by(trainer.composition, cache, trainer.progress, roles=_MADE_OF)
-        return {role: dict(ingredients) for role, ingredients in found.items()}
+        loras = resuming.lora_ingredients(trainer.config.lora)
+        return {role: dict(ingredients) for role, ingredients in found.items()} | ({"lora": loras} if loras else {})
 
     def _encode(self, inputs: DeclaredInputs) -> CachedExamples | LiveExamples:
         """Encode this process's portion of these inputs, and wait for the others."""
@@ -264,6 +283,8 @@ class Session:
         trainer.total_steps = steps
         device, world = trainer.composition.device("denoiser"), trainer.processes.world
         peak = measured_rate(device, train.precision) * world if declares_flops(trainer.denoiser) else None
+        if train.mode == "lora":
+            about = {**about, "adapter": adapters.peft_metadata(adapters.lora_layers(trainer.denoiser.module))}
         watch = Watch(
             trainer=trainer,
             run=self.run,
@@ -285,6 +306,8 @@ class Session:
             validate=watch.validate,
             validation_due=watch.due,
             save=watch.save,
+            keep=watch.keep,
+            keep_due=watch.keep_due,
             processes=trainer.processes,
             one_by_one=trainer.sharded,
             ahead=_AHEAD if trainer.use_cache else 0,  # live examples are encoded on the device, in this thread
