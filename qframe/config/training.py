@@ -39,14 +39,14 @@ class LoraConfig:
     rank: int | None = attrs.field(
         default=16,
         validator=optional(and_(ge(1), le(MOST_RANK))),  # type: ignore[arg-type]  # the default is no None
-        metadata={"help": "rank of the low-rank update; with `init`, that of the file where it is not given"},
+        metadata={"help": "rank of the low-rank update"},
     )
     alpha: float | None = attrs.field(
         default=None,
         validator=optional(gt(0.0)),
         metadata={
             "help": "the update is multiplied by alpha / rank; by default alpha equals the rank, which multiplies "
-            "it by 1; with `init`, that of the file"
+            "it by 1"
         },
     )
     dropout: float = attrs.field(
@@ -68,14 +68,15 @@ class LoraConfig:
         default=("default",),
         metadata={
             "help": "layers that get an adapter: presets of the denoiser, or ends of module paths; * and ? are "
-            "wildcards; with `init`, those of the file where it is not given"
+            "wildcards"
         },
     )
     init: str | None = attrs.field(
         default=None,
         validator=filled,
         metadata={
-            "help": "a LoRA that training starts from, as `--lora` takes it: its layers, ranks, alphas and values"
+            "help": "a LoRA that training starts from, as `--lora` takes it; rank, alpha and targets are those of the "
+            "file then, and are left out"
         },
     )
     frozen: tuple[str, ...] = attrs.field(

@@ -29,6 +29,9 @@ from qframe.train.state import TrainingState
 
 log = logging.getLogger(__name__)
 
+_SMOOTHED_OVER = 20
+"""About how many steps the loss that is shown is averaged over."""
+
 
 @attrs.frozen(eq=False, kw_only=True)
 class StepSetup:
@@ -135,6 +138,7 @@ def run_steps(setup: StepSetup, state: TrainingState) -> int:
             if due and not asked:
                 with signals.paused():
                     found = setup.validate(state.step)
+                observer.validation = found.get("val_loss", observer.validation)
                 if found:
                     setup.observe(state.step, found)
             if asked and state.step < config.max_steps:
@@ -160,12 +164,18 @@ class _Observer:
         bar: Shows how far the run is.
         unread: The steps whose metrics were not passed on yet, in order.
         bad_steps: How many steps in a row were not finite.
+        smoothed: The loss that is shown: the mean of the first steps, and then a moving average.
+        finite_steps: How many steps of this session were finite.
+        validation: The newest validation loss of this session; None before the first one.
     """
 
     setup: StepSetup
     bar: Stage
     unread: list[StepResult] = attrs.field(factory=list)
     bad_steps: int = 0
+    smoothed: float = 0.0
+    finite_steps: int = 0
+    validation: float | None = None
 
     @contextlib.contextmanager
     def finishing(self) -> Iterator[_Observer]:
@@ -196,8 +206,14 @@ class _Observer:
     def _tell(self, reading: Reading) -> None:
         del self.unread[0]
         metrics = reading.metrics
+        if reading.finite:
+            self.finite_steps += 1
+            self.smoothed += (metrics["loss"] - self.smoothed) / min(self.finite_steps, _SMOOTHED_OVER)
+        shown: dict[str, float] = {"loss": self.smoothed, "lr": metrics["learning_rate"]}
+        if self.validation is not None:
+            shown["val_loss"] = self.validation
         more = {"tokens/s": round(metrics["tokens_per_second"]), "padded": int(metrics["padded_tokens"])}
-        self.bar.advance(1, loss=metrics["loss"], tokens=int(valid_tokens(metrics)), **more)
+        self.bar.advance(1, **shown, tokens=int(valid_tokens(metrics)), **more)
         self.setup.observe(reading.step, metrics)
 
     def _check(self, reading: Reading) -> None:

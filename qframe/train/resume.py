@@ -10,6 +10,7 @@ from qframe.config import diff_config, load_config
 from qframe.config.schema import Config, LoraConfig
 from qframe.errors import ConfigError, WeightsError, bullet_list
 from qframe.files.lora_file import find_lora
+from qframe.files.run_folder import STATUS_FILE
 from qframe.files.storage import file_digest
 from qframe.plugins.registry import Registry
 from qframe.train.sessions import SESSIONS_FILE
@@ -122,6 +123,7 @@ def _free(folder: Path) -> bool:
         "logs",
         "report.html",
         SESSIONS_FILE,
+        STATUS_FILE,
     }
     return not names or (begun and not any((folder / "checkpoints").glob("step-*")))
 

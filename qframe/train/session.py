@@ -19,6 +19,7 @@ from qframe.cache.live import LiveExamples
 from qframe.config import dump_config
 from qframe.config.folders import cache_folder
 from qframe.errors import CacheError
+from qframe.files.run_folder import resume_command
 from qframe.files.sound_folders import SoundFolders
 from qframe.files.storage import lock_folder, write_file
 from qframe.interfaces import Plan
@@ -38,6 +39,7 @@ from qframe.train.samples import validation_plans
 from qframe.train.sessions import describe_data, describe_machine, write_session
 from qframe.train.signals import Stopped
 from qframe.train.state import find_checkpoint, read_about, restore
+from qframe.train.status import Status
 from qframe.train.validation import Validation, result_lines
 from qframe.train.watch import Watch
 
@@ -79,12 +81,16 @@ def run_session(trainer: Trainer, resume: str | None, change: Sequence[str] = ()
         run = Run(folder=folder, config=attrs.evolve(trainer.asked, output=str(folder)))
         error: BaseException | None = None
         with trainer.registry.observing(trainer.loggers if processes.first else {}):
+            session = Session(trainer, run, tuple(change))
             try:
-                return Session(trainer, run, tuple(change)).fit(resume)
+                return session.fit(resume)
             except BaseException as raised:
                 error = raised
+                if isinstance(raised, Stopped):  # the last line of the command can be pasted
+                    raised.hint = f"{raised.hint}\n{resume_command(folder)}"
                 raise
             finally:
+                session.status.end(error, trainer.global_step or run.step)
                 if processes.first:
                     trainer.registry.tell("qframe_run_end", run=run, error=error)
 
@@ -100,6 +106,7 @@ class Session:
         toml: The run's configuration as TOML. The run's folder and every checkpoint hold a copy.
         validation: Keeps the sampled pictures in the run's folder, and judges them.
         sound: Remembers which checkpoints of the run are undamaged.
+        status: Says in the run's folder what the session does.
     """
 
     trainer: Trainer
@@ -108,9 +115,11 @@ class Session:
     toml: str = attrs.field(init=False)
     validation: Validation = attrs.field(init=False)
     sound: SoundFolders = attrs.field(init=False, factory=SoundFolders)
+    status: Status = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.toml = dump_config(self.run.config)
+        self.status = Status(self.run.folder, writes=self.trainer.processes.first)
         self.validation = Validation(self.run.folder / "samples", self.trainer.judge, self.trainer.sampled)
 
     def fit(self, resume: str | None) -> FitResult:
@@ -144,6 +153,7 @@ class Session:
         data = examples.digest()
         if checkpoint is not None:
             resuming.check_data(checkpoint, data)
+            self.status.begin()
             if processes.first:
                 self._write_config()  # with what changed, as nothing was refused
                 if changes:
@@ -189,6 +199,7 @@ class Session:
         elif processes.first:
             self._write_config()
             run.rewind(0)  # what a run left here that ended before its first checkpoint
+            self.status.begin()
         if processes.first:
             trainer.registry.tell("qframe_run_start", run=run)
         return checkpoint, changes
@@ -281,6 +292,7 @@ class Session:
         steps = total_steps(order, train, trainer.processes.world)
         resuming.check_length(state.step, steps, "train.epochs")
         trainer.total_steps = steps
+        self.status.note(steps=steps)
         device, world = trainer.composition.device("denoiser"), trainer.processes.world
         peak = measured_rate(device, train.precision) * world if declares_flops(trainer.denoiser) else None
         if train.mode == "lora":

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ from qframe.errors import ConfigError, ResourceError, WeightsError
 from qframe.files.lora_file import best_file, find_lora, kept_file
 from qframe.train.kept import best_loss, keep_best, set_aside_newer
 from qframe.train.room import saved_bytes
+from qframe.train.session import Session
+from qframe.train.signals import Stopped
 from qframe.train.state import checkpoint_folder
 from qframe.train.trainer import Trainer
 from tests.train.test_trainer import config, model, same, weights  # noqa: F401 (fixtures)
@@ -296,3 +299,22 @@ def test_the_best_of_a_later_step_is_set_aside_too(tmp_path: Path) -> None:
     assert set_aside_newer(tmp_path, 5) == []
     (moved,) = set_aside_newer(tmp_path, 4)
     assert (best.exists(), moved.exists()) == (False, True)
+
+
+def test_the_last_line_of_a_stopped_run_can_be_pasted(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(session: Session, resume: str | None) -> None:
+        session.status.begin()
+        raise Stopped(15, "stopped at step 3; everything is saved", "Continue with --resume.")
+
+    monkeypatch.setattr(Session, "fit", stop)
+    with pytest.raises(Stopped) as caught:
+        Trainer(config("my run", *QUIET)).fit()
+    folder = tmp_path / "my run"
+    last = str(caught.value).splitlines()[-1]
+    assert shlex.split(last) == [
+        *("qframe", "train", "--config", str(folder / "config.toml"), "--output", str(folder), "--resume"),
+    ]
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["error"]) == ("stopped", "stopped at step 3; everything is saved")
