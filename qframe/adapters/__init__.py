@@ -16,6 +16,7 @@ from qframe.adapters.network import (
     load_lora,
     lora_layers,
     merge_lora,
+    remove_loras,
     trained_alpha,
 )
 from qframe.adapters.outline import check_files, outlined
@@ -43,6 +44,7 @@ __all__ = [
     "peft_metadata",
     "read_fitting",
     "read_lora",
+    "remove_loras",
     "resolve_targets",
     "save_lora",
     "trained_alpha",

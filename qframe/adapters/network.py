@@ -227,11 +227,15 @@ def merge_lora(module: nn.Module) -> None:
         ConfigError: The weight of a changed layer is quantised, so that nothing can be added to it exactly.
         NumericsError: A weight would not be finite after the sum.
     """
-    carriers = adapted(module)
-    adapters = dict.fromkeys(adapter for part in carriers.values() for adapter in part.lora_A)
+    adapters = dict.fromkeys(adapter for part in adapted(module).values() for adapter in part.lora_A)
     loras = [(lora_layers(module, adapter=adapter), 1.0) for adapter in adapters]
     add_updates(module, loras)
-    for name, part in carriers.items():
+    remove_loras(module)
+
+
+def remove_loras(module: nn.Module) -> None:
+    """Remove all adapters from a network, whose weights are those that they were without them."""
+    for name, part in adapted(module).items():
         parent = module.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], part.get_base_layer())
     if hasattr(module, "peft_config"):

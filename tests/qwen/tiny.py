@@ -135,10 +135,10 @@ def picture(seed: int, width: int, height: int) -> Image.Image:
     return Image.fromarray((fine[0].permute(1, 2, 0) * 255).byte().numpy())
 
 
-def tiny_lora(folder: Path, file: Path) -> Path:
+def tiny_lora(folder: Path, file: Path, *, seed: int = 9) -> Path:
     """Write a LoRA with random values for some layers of the transformer of a tiny model, inside of its blocks."""
     wanted = [f"transformer_blocks.{block}.attn.{name}" for block in range(2) for name in ("to_q", "to_v")]
-    generator, layers = torch.Generator().manual_seed(9), {}
+    generator, layers = torch.Generator().manual_seed(seed), {}
     with safe_open(next((folder / "transformer").glob("*.safetensors")), framework="pt") as stored:
         for name in wanted:
             out, into = stored.get_slice(f"{name}.weight").get_shape()
