@@ -98,7 +98,11 @@ def _flag(name: str) -> str:
     callback=finite,
     help="Guidance scale; above 1 a step takes twice as long [default: off, or the family's with --negative-prompt].",
 )
-@click.option("--size", metavar="WxH", help="Width and height in pixels [default: the family's].")
+@click.option(
+    "--size",
+    metavar="WxH|as-input",
+    help="Width and height in pixels, or exactly those of --image [default: the family's].",
+)
 @click.option("--seed", type=int, callback=seed, help="Picture i takes seed + i [default: 0].")
 @click.option("--num-images", type=click.IntRange(1, 10_000), help="Pictures per prompt [default: 1].")
 @click.option(
@@ -177,55 +181,52 @@ def sample(
     from qframe.sample.jobs.job import Desk
 
     composition = compose(config)
-    progress, metadata = terminal_progress(), not no_metadata
-    if grid is not None:
-        wanted = _Wanted(prompts, given, files, batch, Path(output or ""), overwrite, allow_outside)
-        with nullcontext() if batch is None else _results(Path(batch), wanted.folder):
-            make_grid(composition, columns, wanted.of_column, Path(grid), progress, metadata=metadata)
-        return
-    desk = Desk.of(composition, loras)
-    if stored is not None and picture is not None and model is None:
-        check_models(stored, desk.setting, picture)
-    if batch is None:
-        jobs = _jobs(desk, prompts, given, {} if stored is None else stored.request, files)
-        make(composition, loras, jobs, progress, metadata=metadata, continue_after_failure=False)
-        return
-    with _results(Path(batch), folder := Path(output or "")):
-        todo = _todo(desk, Path(batch), folder, given, overwrite=overwrite, allow_outside=allow_outside)
-        if todo:
-            make(composition, loras, todo, progress, metadata=metadata, continue_after_failure=True)
+    progress, metadata, repeated = terminal_progress(), not no_metadata, stored.request if stored else {}
+    wanted = _Wanted(prompts, given, repeated, files, batch, Path(output or ""), overwrite, allow_outside)
+    with nullcontext() if batch is None else _results(Path(batch), wanted.folder):
+        if grid is not None:
+            make_grid(composition, columns, wanted.of, Path(grid), progress, metadata=metadata)
+            return
+        desk = Desk.of(composition, loras)
+        if stored is not None and picture is not None and model is None:
+            check_models(stored, desk.setting, picture)
+        if todo := wanted.of(desk)[1]:
+            make(composition, loras, todo, progress, metadata=metadata, continue_after_failure=batch is not None)
 
 
 @attrs.frozen(eq=False)
 class _Wanted:
-    """The pictures that --grid asks for with each LoRA.
+    """The pictures that a command asks for, with --grid once for each LoRA.
 
     Attributes:
         prompts: The prompts, unless `batch` is given.
         given: The values of the options.
+        repeated: The request of the picture that --from names; empty without it.
         files: The files of the pictures, those of one column after those of another, unless `batch` is given.
         batch: The file of requests, if there is one.
-        folder: The folder of the results of a batch, in which each column has a folder.
+        folder: The folder of the results of a batch, in which each column of a grid has a folder.
         overwrite: Whether pictures that exist are replaced.
         allow_outside: Whether lines of a batch may name pictures outside of its folder.
     """
 
     prompts: Sequence[str]
     given: Mapping[str, Any]
+    repeated: Mapping[str, Any]
     files: Sequence[Path]
     batch: str | None
     folder: Path
     overwrite: bool
     allow_outside: bool
 
-    def of_column(self, column: Column, desk: Desk) -> tuple[Sequence[Job], Sequence[Job]]:
-        """Return the jobs of a column: all of them, and those whose pictures are not there yet."""
+    def of(self, desk: Desk, column: Column | None = None) -> tuple[Sequence[Job], Sequence[Job]]:
+        """Return the jobs of a column, or of all without a grid: all jobs, and those whose pictures are to be made."""
+        place, name = (0, "") if column is None else (column.place, column.name)
         if self.batch is None:
             count = len(self.prompts) * int(self.given.get("num_images", 1))
-            made = _jobs(desk, self.prompts, self.given, {}, self.files[column.place * count :][:count])
+            made = _jobs(desk, self.prompts, self.given, self.repeated, self.files[place * count :][:count])
             return made, made
-        folder, only = self.folder / column.name, {"overwrite": self.overwrite, "allow_outside": self.allow_outside}
-        return _listed(desk, Path(self.batch), folder, self.given, **only)
+        only = {"overwrite": self.overwrite, "allow_outside": self.allow_outside}
+        return _listed(desk, Path(self.batch), self.folder / name, self.given, **only)
 
 
 def _files(
@@ -350,18 +351,10 @@ def _results(batch: Path, folder: Path) -> Iterator[None]:
         yield
 
 
-def _todo(
-    desk: Desk, batch: Path, folder: Path, given: Mapping[str, Any], *, overwrite: bool, allow_outside: bool
-) -> list[Job]:
-    """The pictures of a batch that do not exist yet. Values of the options are defaults for its lines."""
-    _, todo = _listed(desk, batch, folder, given, overwrite=overwrite, allow_outside=allow_outside)
-    return list(todo)
-
-
 def _listed(
     desk: Desk, batch: Path, folder: Path, given: Mapping[str, Any], *, overwrite: bool, allow_outside: bool
 ) -> tuple[list[Job], list[Job]]:
-    """All pictures of a batch, and those that do not exist yet."""
+    """All pictures of a batch, and those to be made. Values of the options are defaults for its lines."""
     from qframe.sample.jobs.batch import Batch
 
     defaults = dict(given)

@@ -72,7 +72,7 @@ def columns_of(loras: Sequence[str], sheet: Path, *, overwrite: bool) -> list[Co
 def make_grid(
     composition: Composition,
     columns: Sequence[Column],
-    jobs_of: Callable[[Column, Desk], tuple[Sequence[Job], Sequence[Job]]],
+    jobs_of: Callable[[Desk, Column], tuple[Sequence[Job], Sequence[Job]]],
     sheet: Path,
     progress: Progress,
     *,
@@ -91,7 +91,7 @@ def make_grid(
     from qframe.cli.sample_jobs import make_columns
     from qframe.sample.jobs.job import Desk
 
-    made = [jobs_of(column, Desk.of(composition, column.loras)) for column in columns]
+    made = [jobs_of(Desk.of(composition, column.loras), column) for column in columns]
     todo = [(column.loras, missing) for column, (_, missing) in zip(columns, made, strict=True) if missing]
     if todo:
         make_columns(composition, todo, progress, metadata=metadata, continue_after_failure=False)
