@@ -26,8 +26,8 @@ SCALES = (None, 1.5, 4.0, 7.5)
 STRENGTHS = (0.3, 0.6, 1.0)
 PARITY = Tolerance(1e-4, 1e-5)
 
-# The quick tests run a few cases, chosen so that every value occurs together with most of the other values. The slow and
-# thorough tests run the rest: every combination with 4 steps, and every size with every guidance scale with 20 steps.
+# The quick tests run a few cases, chosen so that every value occurs together with most of the other values. The slow
+# and thorough tests run the rest: every combination with 4 steps, and every size with every guidance scale with 20.
 _SOME = [
     ("square", 1, 1.5, 4), ("square", 3, 4.0, 4), ("square", 1, None, 20), ("wide", 1, 4.0, 4), ("wide", 3, 7.5, 4),
     ("tall", 1, 7.5, 4), ("tall", 3, None, 4), ("tall", 1, 4.0, 20),

@@ -57,11 +57,9 @@ RUNS: dict[str, tuple[str, ...]] = {
     "full": ("train.mode=full", CHECKPOINTS),
 }
 IN_CI = (
-    "bfloat16",
     "bfloat16, streamed, inputs offloaded",
     "per-sample RoPE, bfloat16, checkpointing",
     "quantised",
-    "full",
 )
 
 

@@ -222,9 +222,7 @@ FAST = ("edit", "packed batches of many references")
 WAITING = (
     "edit, live, checkpointing, average, validation",
     "inpainting, per-sample RoPE",
-    "full",
     "quantised base",
-    "accumulation, guidance",
     "another optimizer",
 )
 
@@ -308,11 +306,9 @@ def test_a_step_that_is_not_finite_is_left_out_by_the_card(
 
 
 NEAR = (
-    "text to image",
     "edit, live, checkpointing, average, validation",
     "packed batches, checkpointing",
     "edit inside a mask, per-sample RoPE",
-    "full, per-sample RoPE",
     "quantised base and encoder, nf4",
 )
 
