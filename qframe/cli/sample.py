@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from qframe.cli.shared import (
     options,
     resolve,
     scaled_file,
+    terminal_progress,
 )
 from qframe.errors import ConfigError, DataError, UntrustedError, bullet_list
 from qframe.files.lora_file import find_loras
@@ -162,8 +163,8 @@ def sample(
     loras = {} if columns else find_loras(map(scaled_file, lora))
     prompts = _prompts(request.pop("prompt"), request.pop("prompt_file"), stored)
     given = {name: value for name, value in request.items() if value not in (None, ())}
-    count = len(prompts) * given.get("num_images", 1)
-    files = [] if batch else _files(output, picture, count, [column.name for column in columns], overwrite=overwrite)
+    many = len(prompts) * given.get("num_images", 1)
+    files = [] if batch else _files(output, picture, many, columns, overwrite=overwrite)
     config = resolve(
         family or (stored.family if stored else None),
         config_file,
@@ -177,13 +178,12 @@ def sample(
         loras = _repeated(stored, picture, given, loras)
 
     from qframe.compose import compose
-    from qframe.progress.shown import terminal_progress
     from qframe.sample.jobs.job import Desk
 
     composition = compose(config)
     progress, metadata, repeated = terminal_progress(), not no_metadata, stored.request if stored else {}
     wanted = _Wanted(prompts, given, repeated, files, batch, Path(output or ""), overwrite, allow_outside)
-    with nullcontext() if batch is None else _results(Path(batch), wanted.folder):
+    with wanted.alone():
         if grid is not None:
             make_grid(composition, columns, wanted.of, Path(grid), progress, metadata=metadata)
             return
@@ -218,6 +218,10 @@ class _Wanted:
     overwrite: bool
     allow_outside: bool
 
+    def alone(self) -> AbstractContextManager[None]:
+        """A context in which no other program writes the results of a batch; see `_results`."""
+        return nullcontext() if self.batch is None else _results(Path(self.batch), self.folder)
+
     def of(self, desk: Desk, column: Column | None = None) -> tuple[Sequence[Job], Sequence[Job]]:
         """Return the jobs of a column, or of all without a grid: all jobs, and those whose pictures are to be made."""
         place, name = (0, "") if column is None else (column.place, column.name)
@@ -230,19 +234,18 @@ class _Wanted:
 
 
 def _files(
-    output: str | None, picture: str | None, count: int, columns: Sequence[str], *, overwrite: bool
+    output: str | None, picture: str | None, count: int, columns: Sequence[Column], *, overwrite: bool
 ) -> list[Path]:
     """The files of the pictures, checked; with --from they are named after that picture unless --output names them.
 
-    With --grid, `columns` has the names of its columns, which the names of the files hold, and their files follow one
-    another.
+    With --grid, the names of the files hold those of the columns, and the files of the columns follow one another.
     """
     from qframe.cli.sample_jobs import check_output
     from qframe.sample.jobs.job import numbered
 
     source = Path(picture or "")
     named = Path(output) if output else source.with_stem(f"{source.stem}-again")
-    each = [named.with_stem(f"{named.stem}-{column}") for column in columns] or [named]
+    each = [named.with_stem(f"{named.stem}-{column.name}") for column in columns] or [named]
     files = [file for one in each for file in numbered(one, count)]
     check_output(files, overwrite=overwrite)
     return files
