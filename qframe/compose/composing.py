@@ -6,9 +6,10 @@ an error that shows the result of every check.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qframe.compose.absent import absent_encoder
 from qframe.compose.composition import Composition
 from qframe.compose.joints import check_joints, refuse_mismatches
 from qframe.compose.mixing import transformed
@@ -63,18 +64,26 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
     chosen = choose(unstructure(config), registry)
     offers = {role: chosen.component(role, "use") for role in ROLES}
     classes = {role: offer.implementation(_INTERFACES[role]) for role, offer in offers.items()}
-    models = open_models(config, chosen, (role for role in ROLES if issubclass(_INTERFACES[role], Loadable)))
+    models = open_models(config, chosen, {role: kind for role, kind in classes.items() if issubclass(kind, Loadable)})
+    missing = classes["encoder"].absent(models["encoder"], config.encoder.options)
+    if missing is not None:
+        denoiser = _spec(config, chosen, "denoiser", classes["denoiser"], models["denoiser"])
+        classes["encoder"] = absent_encoder(missing, denoiser)
     _check_blocks(config, classes)
     specs = {role: _spec(config, chosen, role, classes[role], models[role]) for role in _SPECS}
     classes["schedule"].describe(models["schedule"], config.schedule.options)  # so that it is refused before loading
     quantisers = _quantisers(config, chosen)
     recipe = recipe_class(chosen)(config.recipe, models["model"])
-    joints = check_joints(specs["encoder"], specs["codec"], specs["denoiser"], recipe, config.compose.allow)
+    pipelines = _pipelines(models["model"], chosen)
+    joints = check_joints(specs["encoder"], specs["codec"], specs["denoiser"], recipe, config.compose.allow, pipelines)
     title = ", ".join(
         f"{role} {offers[role].declared.name!r} (plugin {offers[role].plugin})"
         for role in ("denoiser", "codec", "encoder")
     )
-    refuse_mismatches(title, joints)
+    families = (
+        family.name for family in registry.families() if pipelines and set(pipelines[0]) & set(family.pipelines)
+    )
+    refuse_mismatches(title, joints, tuple(families))
     return Composition(
         config=config,
         family=chosen.family,
@@ -110,6 +119,23 @@ def _spec(config: Config, chosen: ChosenFamily, role: str, kind: Any, model: Mod
             f"expected a {wanted.__name__}"
         )
     return spec
+
+
+def _pipelines(model: ModelFolder, chosen: ChosenFamily) -> tuple[Sequence[str], Sequence[str]] | None:
+    """Return the pipelines that a model folder says it was made for, and those that the family serves.
+
+    A model that was made for several says so in qframe.json, others in model_index.json. Returns None if either says
+    nothing, and for a model that ships with a plugin, about which the plugin decides.
+    """
+    served = chosen.family.pipelines
+    if model.name in chosen.models or not served:
+        return None
+    named = model.read_json("qframe.json").get("pipelines") if model.has("qframe.json") else None
+    if named is None and model.has("model_index.json"):
+        named = [model.pipeline_config.get("_class_name")]
+    if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
+        return None
+    return named, served
 
 
 def _check_blocks(config: Config, classes: Mapping[str, Any]) -> None:
