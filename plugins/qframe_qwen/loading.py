@@ -129,7 +129,9 @@ def load_weights(cls: Any, model: ModelFolder, subfolder: str, *, device: torch.
             module = _by_library(cls, model, subfolder, variant_of(files[0].name), dtype)
         else:
             with refused_by_library(model, f"{subfolder}/config.json"):
-                module = read_weights(cls, config, files, stored, dtype, _name(model, subfolder), subfolder)
+                module = read_weights(
+                    cls, config, files, stored, dtype, _name(model, subfolder), subfolder, _advice(model)
+                )
     return module.to(device).eval().requires_grad_(False)
 
 
@@ -161,6 +163,16 @@ def _by_library(cls: Any, model: ModelFolder, subfolder: str, variant: str | Non
     return module
 
 
+def _advice(model: ModelFolder) -> str | None:
+    """Say where the configuration of a single file came from, and which one it needs."""
+    if model.file is None:
+        return None
+    return (
+        f"Its configuration came from {model.folder}. Give the folder or hub id of the model that the file was made "
+        f"for as --model, and the file for its component, for example --set denoiser.model={model.file}."
+    )
+
+
 def _name(model: ModelFolder, subfolder: str) -> str:
     return f"model {model.name!r}" if model.file is not None else f"model {model.name!r}: {subfolder}"
 
@@ -187,15 +199,8 @@ def outline_of(cls: Any, model: ModelFolder, subfolder: str, dtype: torch.dtype)
     Raises:
         WeightsError: The configuration describes no network of this class.
     """
-    try:
-        with torch.device("meta"):
-            network = cls.from_config(dict(config))
-    except Exception as error:  # diffusers checks no types: it raises whatever a value leads to
-        raise WeightsError(
-            f"{config.get('_name_or_path') or cls.__name__}: config.json describes no network of this class: "
-            f"{type(error).__name__}: {error}",
-            "Take config.json from the copy of the model that its weights are from.",
-        ) from error
+    with refused_by_library(model, f"{subfolder}/config.json"), torch.device("meta"):
+        network = cls.from_config(model.config(subfolder))
     nn.Module.to(network, dtype)  # diffusers' own `to` would warn of modules to keep in float32; there are none
     return network.eval().requires_grad_(False)
 

@@ -189,7 +189,11 @@ def refuse_unreadable(name: str, named: Named) -> None:
 
 
 def refuse_misfits(
-    name: str, missing: Collection[str], shapes: Mapping[str, tuple[object, object]], unused: Collection[str]
+    name: str,
+    missing: Collection[str],
+    shapes: Mapping[str, tuple[object, object]],
+    unused: Collection[str],
+    advice: str | None = None,
 ) -> None:
     """Refuse weights that do not fit the network that a configuration describes, with advice for what was found.
 
@@ -198,6 +202,7 @@ def refuse_misfits(
         missing: Weights that the network has and the files have not.
         shapes: The shape in the files and in the network, of the weights where they differ.
         unused: Weights that the files have and the network has not.
+        advice: What to do next where weights have another shape; None for the advice that fits what was found.
 
     Raises:
         WeightsError: One of the collections is not empty.
@@ -212,9 +217,8 @@ def refuse_misfits(
         found.append(f"has {len(shapes)} weights in another shape: {'; '.join(first)}")
     if unused:
         found.append(f"holds {len(unused)} weights its config.json has no place for: {_some(unused)}")
-    raise WeightsError(
-        f"{name} does not fit its config.json: it\n{bullet_list(found)}", _advice(missing, shapes, unused)
-    )
+    told = f"{name} does not fit its config.json: it\n{bullet_list(found)}"
+    raise WeightsError(told, advice if advice and shapes else _advice(missing, shapes, unused))
 
 
 def _advice(missing: Collection[str], shapes: Collection[str], unused: Collection[str]) -> str:

@@ -32,6 +32,7 @@ def read_weights(
     dtype: torch.dtype,
     name: str,
     subfolder: str,
+    advice: str | None = None,
 ) -> Any:
     """Make a network, and read its weights from files. A weight in float8 is multiplied by its scale.
 
@@ -43,17 +44,16 @@ def read_weights(
         dtype: The dtype that the weights are converted to.
         name: How messages name the model and the component.
         subfolder: The component's subfolder.
+        advice: What to do next where the weights are of another size than the configuration; None for general advice.
 
     Raises:
         WeightsError: Weights and network do not fit each other, or a scale has a form that is not read.
     """
     if subfolder == "text_encoder":  # transformers renames weights of older files, and ties some
+        state = _read(files, stored, dtype, name)
+        settings = cls.config_class.from_dict(dict(config))
         module, report = cls.from_pretrained(
-            None,
-            config=cls.config_class.from_dict(dict(config)),
-            state_dict=state,
-            dtype=dtype,
-            output_loading_info=True,
+            None, config=settings, state_dict=state, dtype=dtype, output_loading_info=True
         )
         shapes = {str(key[0]): (key[1], key[2]) for key in report["mismatched_keys"]}
         refuse_misfits(name, report["missing_keys"], shapes, report["unexpected_keys"])
@@ -69,6 +69,7 @@ def read_weights(
         expected.keys() - found.keys(),
         {key: shapes for key, shapes in differ.items() if shapes[0] != shapes[1]},
         found.keys() - expected.keys(),
+        advice,
     )
     state = _read(files, stored, dtype, name)
     network.load_state_dict({own: state[key] for own, key in names.items()}, assign=True)

@@ -56,7 +56,7 @@ class FlowMatchSchedule(Schedule):
         first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         if first == last:
             raise WeightsError(
-                f"model {model.name!r}: {_FOLDER}/{_FILE} sets base_image_seq_len and max_image_seq_len both to {first}",
+                f"model {model.name!r}: {_FOLDER}/{_FILE} has equal base_image_seq_len and max_image_seq_len",
                 "Take this file from the copy of the model that its weights are from.",
             )
 

@@ -42,7 +42,8 @@ def absent_encoder(reason: str, denoiser: DenoiserSpec) -> type[Encoder]:
             _refuse(reason)
 
         def check(self, prompts: Sequence[str]) -> None:
-            _refuse(reason)
+            if prompts:
+                _refuse(reason)
 
     return AbsentEncoder
 

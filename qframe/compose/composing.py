@@ -11,6 +11,7 @@ from typing import Any
 
 from qframe.compose.absent import absent_encoder
 from qframe.compose.composition import Composition
+from qframe.compose.guard import guard_recipe
 from qframe.compose.joints import check_joints, refuse_mismatches
 from qframe.compose.mixing import transformed
 from qframe.compose.models import open_models
@@ -19,6 +20,7 @@ from qframe.config.schema import QUANTISABLE, ROLES, Config
 from qframe.config.strict import unstructure
 from qframe.errors import ConfigError, PluginError
 from qframe.files.model_folder import ModelFolder
+from qframe.files.weight_header import GGUF
 from qframe.interfaces import (
     CodecSpec,
     Denoiser,
@@ -72,18 +74,17 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
     _check_blocks(config, classes)
     specs = {role: _spec(config, chosen, role, classes[role], models[role]) for role in _SPECS}
     classes["schedule"].describe(models["schedule"], config.schedule.options)  # so that it is refused before loading
-    quantisers = _quantisers(config, chosen)
+    quantisers = _quantisers(config, chosen, models)
     recipe = recipe_class(chosen)(config.recipe, models["model"])
+    made_by = f"the recipe of family {chosen.family.name!r} (plugin {chosen.recipe.plugin!r})"
+    guard_recipe(recipe, specs["denoiser"], made_by)
     pipelines = _pipelines(models["model"], chosen)
     joints = check_joints(specs["encoder"], specs["codec"], specs["denoiser"], recipe, config.compose.allow, pipelines)
     title = ", ".join(
         f"{role} {offers[role].declared.name!r} (plugin {offers[role].plugin})"
         for role in ("denoiser", "codec", "encoder")
     )
-    families = (
-        family.name for family in registry.families() if pipelines and set(pipelines[0]) & set(family.pipelines)
-    )
-    refuse_mismatches(title, joints, tuple(families))
+    refuse_mismatches(title, joints, lambda: _serving(pipelines, registry))
     return Composition(
         config=config,
         family=chosen.family,
@@ -94,6 +95,7 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
         quantisers=quantisers,
         recipe=recipe,
         title=title,
+        plugins={role: offer.plugin for role, offer in offers.items()},
     )
 
 
@@ -138,6 +140,12 @@ def _pipelines(model: ModelFolder, chosen: ChosenFamily) -> tuple[Sequence[str],
     return named, served
 
 
+def _serving(pipelines: tuple[Sequence[str], Sequence[str]] | None, registry: Registry) -> list[str]:
+    """Return the names of the families that serve one of the pipelines which a model folder names."""
+    named = set(pipelines[0]) if pipelines else set()
+    return [family.name for family in registry.families() if named & set(family.pipelines)]
+
+
 def _check_blocks(config: Config, classes: Mapping[str, Any]) -> None:
     """Raise ConfigError if blocks of a network are to be streamed, and its component does not say what they are."""
     for role in QUANTISABLE:
@@ -148,12 +156,15 @@ def _check_blocks(config: Config, classes: Mapping[str, Any]) -> None:
             )
 
 
-def _quantisers(config: Config, chosen: ChosenFamily) -> dict[str, Quantiser]:
+def _quantisers(config: Config, chosen: ChosenFamily, models: Mapping[str, ModelFolder]) -> dict[str, Quantiser]:
     """Return the configured quantiser of each role. Raises ConfigError if other settings exclude quantised weights."""
     found = {}
     for role in QUANTISABLE:
         settings = getattr(config, role).quantise
         if settings.use is not None:
+            file = models[role].file
+            if file is not None and file.suffix == GGUF:
+                raise ConfigError(f"{role}.quantise: the weights in {file} are quantised already", "Leave it out.")
             kind = chosen.component(role, "quantise", "use").implementation(Quantiser)
             found[role] = kind(settings.options)
     if "denoiser" in found and config.train.mode == "full":

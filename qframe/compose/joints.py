@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import attrs
@@ -90,13 +90,13 @@ def joint_table(title: str, joints: Sequence[Joint]) -> str:
     return f"{title}\n{bullet_list(lines)}"
 
 
-def refuse_mismatches(title: str, joints: Sequence[Joint], fitting: Sequence[str] = ()) -> None:
+def refuse_mismatches(title: str, joints: Sequence[Joint], fitting: Callable[[], Sequence[str]] = tuple) -> None:
     """Raise a CompositionError that shows every joint if any of them has the state "mismatch".
 
     Args:
         title: The first line of the table.
         joints: The joints.
-        fitting: The families that serve the pipeline which the model folder names.
+        fitting: Returns the families that serve the pipeline which the model folder names.
     """
     mismatches = [joint.name.replace(" ", "_") for joint in joints if joint.state == "mismatch"]
     if not mismatches:
@@ -104,7 +104,8 @@ def refuse_mismatches(title: str, joints: Sequence[Joint], fitting: Sequence[str
     remedy = "Choose components of one family"
     if "pipeline" in mismatches:
         named = next(joint.gives for joint in joints if joint.name == "pipeline")
-        serves = f"which family {' or '.join(fitting)} serves: choose it" if fitting else "which no family serves"
+        families = " or ".join(fitting())
+        serves = f"which family {families} serves: choose it" if families else "which no installed family serves"
         remedy = f"The model was made for {named}, {serves}"
     if set(mismatches) <= _NAMES_ONLY:
         remedy += f", or, where you know better, --set compose.allow='{json.dumps(mismatches)}'"
