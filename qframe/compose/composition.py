@@ -11,6 +11,7 @@ import attrs
 import torch
 
 from qframe.compose import devices, placement
+from qframe.compose.culprit import check_loaded
 from qframe.compose.guard import guard, guard_sampler
 from qframe.compose.joints import Joint, joint_table
 from qframe.compose.loading import Quantisation, load_component
@@ -328,5 +329,7 @@ class Composition:
             role=role,
             name=settings.use,
         )
+        if part.network is not None:
+            check_loaded(role, part.network, self.models[role].name)
         guard(role, part, self.specs.get(role), self.about(role))
         return part
