@@ -54,14 +54,8 @@ def prepare(trainer: Trainer) -> None:
     Raises:
         DataError: Records cannot be used; the message names all of them.
     """
-    from qframe.train.record_checks import check_records
+    from qframe.train.examples import check_run_records
 
     for line in trainer.source.notes():
         trainer.progress.note(f"note: {line}")
-    check_records(
-        trainer.composition,
-        trainer.inputs,
-        held_out=trainer.measured,
-        sampled=trainer.sampled,
-        progress=trainer.progress,
-    )
+    check_run_records(trainer)

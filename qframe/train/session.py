@@ -24,11 +24,10 @@ from qframe.interfaces import Plan
 from qframe.train import resume as resuming
 from qframe.train.arithmetic import declares_flops, measured_rate
 from qframe.train.checks import check_training
-from qframe.train.examples import encoded_examples
+from qframe.train.examples import check_run_records, encoded_examples
 from qframe.train.loop import run_steps
 from qframe.train.order import make_order, sample_sizes, total_steps
 from qframe.train.parts import step_setup
-from qframe.train.record_checks import check_records
 from qframe.train.results import FitResult, save_result
 from qframe.train.room import require_room
 from qframe.train.run import Run
@@ -124,13 +123,7 @@ class Session:
         checkpoint, changes = self._begin(resume)
         for choice in trainer.outlook.choices:
             log.info("memory: %s", choice)
-        check_records(
-            trainer.composition,
-            trainer.inputs,
-            held_out=trainer.measured,
-            sampled=trainer.sampled,
-            progress=trainer.progress,
-        )
+        check_run_records(trainer)
         check_training(trainer.composition, trainer.inputs)
         if processes.first:
             require_room(trainer.composition, run.folder)
