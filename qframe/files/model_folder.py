@@ -372,7 +372,8 @@ def _download(name: str, patterns: tuple[str, ...], revision: str | None = None)
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns), revision=revision))
+        at = {} if revision is None else {"revision": revision}
+        return Path(snapshot_download(name, allow_patterns=list(patterns), **at))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise WeightsError(
             f"model {name!r}: no such folder, and the hub could not give it"
