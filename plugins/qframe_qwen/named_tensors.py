@@ -12,7 +12,7 @@ from pathlib import Path
 
 import attrs
 
-from qframe.errors import WeightsError, bullet_list
+from qframe.errors import WeightsError
 from qframe.files.weight_header import GGUF, StoredTensor, read_header
 from qframe.plugins.distribution import install_hint
 
@@ -217,8 +217,9 @@ def refuse_misfits(
         found.append(f"has {len(shapes)} weights in another shape: {'; '.join(first)}")
     if unused:
         found.append(f"holds {len(unused)} weights its config.json has no place for: {_some(unused)}")
-    told = f"{name} does not fit its config.json: it\n{bullet_list(found)}"
-    raise WeightsError(told, advice if advice and shapes else _advice(missing, shapes, unused))
+    raise WeightsError(
+        f"{name} {'; it '.join(found)}", advice if advice and shapes else _advice(missing, shapes, unused)
+    )
 
 
 def _advice(missing: Collection[str], shapes: Collection[str], unused: Collection[str]) -> str:

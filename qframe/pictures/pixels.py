@@ -164,17 +164,6 @@ def resize(image: Image.Image, size: Size) -> Image.Image:
     return image if image.size == (width, height) else image.resize((width, height), resample=_FILTER)
 
 
-def with_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Return an RGB or RGBA picture with 3 or 4 channels: made opaque, or laid on white, if it has others."""
-    if len(image.getbands()) == channels:
-        return image
-    if channels == 4:
-        image = image.copy()
-        image.putalpha(255)
-        return image
-    return Image.composite(image.convert("RGB"), Image.new("RGB", image.size, WHITE), image.getchannel("A"))
-
-
 def to_pixels(image: Image.Image) -> Tensor:
     """Return the pixels of an RGB or RGBA picture as a tensor [3 or 4, H, W] in float32, from -1 (black) to 1 (white).
 

@@ -11,8 +11,9 @@ from qframe.diffusion.flow import draw_noise
 from qframe.diffusion.packing import pack_latents, pack_pictures, unpack_pictures
 from qframe.errors import ConfigError
 from qframe.interfaces import Grid, LatentCodec, PackedSequence, Parts, Request, Settled
+from qframe.pictures.channels import with_channels
 from qframe.pictures.geometry import Size
-from qframe.pictures.pixels import to_pixels, with_channels
+from qframe.pictures.pixels import to_pixels
 from qframe.sample.per_prompt import broadcast, picture_count, repeat_each
 
 

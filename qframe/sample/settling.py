@@ -15,8 +15,9 @@ from PIL import Image
 
 from qframe.errors import ConfigError, PluginError
 from qframe.interfaces import Parts, PictureSets, Plan, Recipe, Request, Settled, as_request, grid_length
+from qframe.pictures.channels import with_channels
 from qframe.pictures.geometry import Size
-from qframe.pictures.pixels import LIMIT_PIXELS, with_channels
+from qframe.pictures.pixels import LIMIT_PIXELS
 from qframe.sample.as_input import settle_as_input
 from qframe.sample.conditioning import forward_options, prompt_limit
 from qframe.sample.latents import target_grid

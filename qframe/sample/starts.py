@@ -13,7 +13,8 @@ from qframe.diffusion.flow import add_noise
 from qframe.diffusion.packing import pack_latents
 from qframe.errors import ConfigError
 from qframe.interfaces import Parts, Plan, Request, SamplingDefaults
-from qframe.pictures.pixels import to_pixels, with_channels
+from qframe.pictures.channels import with_channels
+from qframe.pictures.pixels import to_pixels
 from qframe.sample.per_prompt import broadcast, repeat_each
 
 

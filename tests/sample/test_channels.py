@@ -17,7 +17,7 @@ from torch import Tensor
 
 import qframe
 from qframe.errors import ConfigError, DataError
-from qframe.pictures.pixels import with_channels
+from qframe.pictures.channels import with_channels
 from qframe.sample.jobs.picture_files import encode_picture
 from qframe.sample.pipeline import Pipeline
 from qframe.sample.request_pictures import load_picture

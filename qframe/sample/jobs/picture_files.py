@@ -11,8 +11,9 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from qframe.errors import ConfigError, UntrustedError
 from qframe.files.storage import write_file
+from qframe.pictures.channels import with_channels
 from qframe.pictures.picture import Picture
-from qframe.pictures.pixels import DAMAGED, open_header, with_channels
+from qframe.pictures.pixels import DAMAGED, open_header
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LONGEST = 60_000
