@@ -221,7 +221,9 @@ class _Run:
 
     def _sharded(self, parts: Mapping[str, int]) -> Parts:
         """The bytes of a step in one of several processes that share the denoiser, gathered blocks included."""
-        outline = self.composition.outlines["denoiser"]
+        outline = self.composition.outlines.get("denoiser")
+        if outline is None:
+            return dict(parts)
         blocks = list(getattr(outline.module, outline.blocks))
         if self.config.train.mode == "full":
             largest = max(sum(4 * p.numel() for p in block.parameters()) for block in blocks)

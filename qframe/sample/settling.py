@@ -15,6 +15,7 @@ from PIL import Image
 
 from qframe.errors import ConfigError, PluginError
 from qframe.interfaces import Parts, PictureSets, Plan, Recipe, Request, Settled, as_request, grid_length
+from qframe.pictures.channels import with_channels
 from qframe.pictures.geometry import Size
 from qframe.pictures.pixels import LIMIT_PIXELS
 from qframe.sample.as_input import settle_as_input
@@ -175,7 +176,8 @@ def settle_part(
     request = part.request
     grid = target_grid(request, part.size, parts)
     assert request.num_inference_steps is not None  # `filled`
-    seen = _sets(broadcast(part.of(shown) or [()], request.prompt_count, "image"))
+    opaque = [[with_channels(image, 3) for image in one] for one in part.of(shown)]
+    seen = _sets(broadcast(opaque or [()], request.prompt_count, "image"))
     return Settled(
         places=part.places,
         request=request,

@@ -10,6 +10,7 @@ from qframe.compose import Composition
 from qframe.compose.optimizers import optimizer_factory
 from qframe.config.schema import Config, TrainConfig
 from qframe.errors import ConfigError
+from qframe.files.weight_header import GGUF
 from qframe.interfaces import ExampleInputs
 from qframe.plugins.registry import Registry
 from qframe.train.distributed import Processes
@@ -50,6 +51,11 @@ def check_settings(config: Config, registry: Registry, processes: Processes, *, 
         example = f"qframe.load_config(family={given!r})" if isinstance(given, str) else "qframe.load_config(...)"
         raise ConfigError(
             f"Trainer takes a configuration, got {type(given).__name__} {given!r:.60}", f"Give it {example}."
+        )
+    if (config.denoiser.model or config.model or "").endswith(GGUF):
+        raise ConfigError(
+            "denoiser.model: weights in a GGUF file are for sampling, and cannot be trained on",
+            "Train on weights in the safetensors format; denoiser.quantise makes them small.",
         )
     if config.devices and processes.world > 1:
         raise ConfigError(

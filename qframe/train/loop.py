@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import attrs
 import torch
 
+from qframe.compose.culprit import ADVICE, broken_in
 from qframe.config.schema import TrainConfig
 from qframe.diffusion.attention import attention_kernels
 from qframe.errors import NumericsError
@@ -226,6 +227,9 @@ class _Observer:
             loss, norm = reading.metrics["loss"], reading.metrics["gradient_norm"]
             log.warning("step %d skipped: loss %s, gradient norm %s, examples %s", reading.step, loss, norm, ids[:8])
         if self.bad_steps > self.setup.config.nan_patience:
+            broken = broken_in("denoiser", self.setup.denoiser.module)
+            if broken is not None:
+                raise NumericsError(f"the loss was not finite in step {reading.step}: {broken}", ADVICE)
             raise NumericsError(
                 f"the loss or its gradient was not finite in {self.bad_steps} steps in a row, up to step "
                 f"{reading.step}; examples of the last one: {', '.join(ids[:8])}",

@@ -226,6 +226,17 @@ def test_steps_that_are_not_finite_change_nothing_and_then_stop_the_run(scene: C
     assert [metrics["skipped"] for _, metrics in run.seen] == [1.0, 1.0, 1.0]
 
 
+def test_a_frozen_weight_that_is_not_finite_is_named(scene: Callable[..., Scene]) -> None:
+    run = scene(config=attrs.evolve(BASE, nan_patience=0))
+    name, frozen = next(
+        (name, one) for name, one in run.setup.denoiser.module.named_parameters() if not one.requires_grad
+    )
+    with torch.no_grad():
+        frozen.view(-1)[0] = torch.nan
+    with pytest.raises(NumericsError, match=f"weights of the denoiser are not finite: {name}"):
+        run_steps(run.setup, run.state)
+
+
 def test_one_bad_step_is_passed_over(scene: Callable[..., Scene]) -> None:
     run = scene(config=attrs.evolve(BASE, nan_patience=BASE.max_steps))
     examples = list(run.setup.examples)
