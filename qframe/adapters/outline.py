@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from qframe.adapters.network import read_fitting
+from qframe.adapters.fitting import read_fitting
 from qframe.compose import Composition
 from qframe.interfaces import Denoiser
 

@@ -22,6 +22,7 @@ from qframe.config.training import (
     SampleConfig,
     TrainConfig,
     ValidationConfig,
+    filled,
 )
 
 __all__ = [
@@ -43,12 +44,6 @@ __all__ = [
     "TrainConfig",
     "ValidationConfig",
 ]
-
-
-def filled(instance: object, attribute: attrs.Attribute[Any], value: str | None) -> None:
-    """Refuse an empty text where a name or a path is expected, as a variable of the shell that is not set gives it."""
-    if value is not None and not value.strip():
-        raise ValueError("expected a name or a path, got an empty text (is a variable of the shell not set?)")
 
 
 @attrs.frozen(kw_only=True)

@@ -20,6 +20,7 @@ from qframe.errors import ConfigError, nearest
 from qframe.interfaces import Grid, Parts, Plan, Recipe, Request, Settled
 from qframe.progress import SILENT, Progress
 from qframe.progress.shown import default_progress
+from qframe.sample.as_input import resized
 from qframe.sample.callbacks import TENSORS, StepCallback, StepState, check_callback, replaced, tensors_of
 from qframe.sample.conditioning import encode_padded
 from qframe.sample.latents import as_latents
@@ -260,14 +261,16 @@ class Pipeline:
         found: dict[int, Tensor] = {}
         with self.placement.freed(), naming_culprit(self.parts):
             # All are planned before the first step: an encoder that moves on and off the device moves once.
-            planned = deque((one.places, self.recipe.plan(one, self.parts)) for one in settled)
+            planned = deque((one.places, one.exact, self.recipe.plan(one, self.parts)) for one in settled)
             while planned:
-                places, plan = planned.popleft()
+                places, exact, plan = planned.popleft()
                 tokens = self._sample(plan, places, watch)
                 decode, lengths = plan.decode, plan.start.lengths
                 del plan  # decoding takes the most memory, and needs nothing of it
                 rows = list(tokens.split(lengths)) if output_type == "latent" else decode(tokens)
                 require_finite(rows)
+                if exact and output_type != "latent":
+                    rows = [resized(row, size) for row, size in zip(rows, exact, strict=True)]
                 found.update(zip(places, rows, strict=True))
         return as_output([found[place] for place in sorted(found)], output_type)
 

@@ -18,6 +18,7 @@ from qframe.interfaces import Parts, PictureSets, Plan, Recipe, Request, Settled
 from qframe.pictures.channels import with_channels
 from qframe.pictures.geometry import Size
 from qframe.pictures.pixels import LIMIT_PIXELS
+from qframe.sample.as_input import settle_as_input
 from qframe.sample.conditioning import forward_options, prompt_limit
 from qframe.sample.latents import target_grid
 from qframe.sample.per_prompt import broadcast, select
@@ -59,6 +60,8 @@ def settle(recipe: Recipe, request: Request, parts: Parts) -> tuple[Settled, ...
     """
     complete = filled(recipe, request)
     check_request(complete, recipe.sampling, parts)
+    if complete.as_input:
+        return settle_as_input(recipe, complete, parts)
     return recipe.settle(complete, parts)
 
 

@@ -116,8 +116,12 @@ def equal_runs(folder: Path, model: Path, family: str, settings: tuple[str, ...]
 def test_streamed_training_equals_resident_training(
     tmp_path: Path, model: Path, requested: list[tuple[int, int]]
 ) -> None:
-    """The denoiser takes packed batches, some of its blocks are resident, and inputs of blocks are offloaded."""
-    equal_runs(tmp_path, model, "qwen-edit", (*PACKED, "sample.count=0"), SOME)
+    """The denoiser takes packed batches, some of its blocks are resident, and inputs of blocks are offloaded.
+
+    A frozen LoRA lies on its blocks beside the one that is trained.
+    """
+    frozen = f'lora.frozen=["{tiny.tiny_lora(model, tmp_path / "a.safetensors")}:0.5"]'
+    equal_runs(tmp_path, model, "qwen-edit", (*PACKED, "sample.count=0", frozen), SOME)
     assert len({lane for lane, _ in requested}) == 2, "denoiser and encoder"
 
 
