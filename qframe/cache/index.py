@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import threading
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from operator import index
 from pathlib import Path
@@ -27,6 +28,7 @@ CREATE TABLE entries (key BLOB PRIMARY KEY, shard INTEGER NOT NULL, tensors TEXT
 CREATE TABLE digests (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+_IS_KNOWN = "EXISTS (SELECT 1 FROM shards s WHERE s.id = e.shard)"
 _BY_SHARD = "CREATE INDEX entries_by_shard ON entries (shard)"
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 
@@ -108,7 +110,7 @@ class Index:
                 chunk = [bytes.fromhex(key) for key in keys[start : start + _CHUNK]]
                 marks = ",".join("?" * len(chunk))
                 rows = db.execute(
-                    "SELECT e.key, s.name, e.tensors FROM entries e JOIN shards s ON s.id = e.shard "
+                    "SELECT e.key, s.name, e.tensors FROM entries e LEFT JOIN shards s ON s.id = e.shard "
                     f"WHERE e.key IN ({marks})",
                     chunk,
                 )
@@ -123,10 +125,19 @@ class Index:
             for start in range(0, len(keys), _CHUNK):
                 chunk = [bytes.fromhex(key) for key in keys[start : start + _CHUNK]]
                 marks = ",".join("?" * len(chunk))
-                found.update(
-                    row[0].hex() for row in db.execute(f"SELECT key FROM entries WHERE key IN ({marks})", chunk)
-                )
+                rows = db.execute(f"SELECT key, {_IS_KNOWN} FROM entries e WHERE key IN ({marks})", chunk)
+                for key, in_shard in rows:
+                    if not in_shard:
+                        raise IndexDamagedError(f"the row of entry {key.hex()[:16]} names no shard")
+                    found.add(key.hex())
         return found
+
+    def check(self) -> None:
+        """Check that every entry lies in a shard that the index knows. No shard is read."""
+        with self._database() as db:
+            lost = db.execute(f"SELECT count(*) FROM entries e WHERE NOT {_IS_KNOWN}").fetchone()[0]
+        if lost:
+            raise IndexDamagedError(f"{lost} rows of entries name no shard")
 
     def entries_of(self, shard: str) -> list[Entry]:
         """Return the entries that the index finds in `shard`, without copies that it finds in other shards."""
@@ -224,20 +235,29 @@ class Index:
 
 
 def _pack(entry: Entry) -> str:
+    """The tensors of an entry as JSON, with a checksum behind it."""
     rows = [[t.name, t.dtype, t.shape, t.begin, t.end, t.checksum] for t in entry.tensors]
-    return json.dumps(rows, separators=(",", ":"))
+    text = json.dumps(rows, separators=(",", ":"))
+    return f"{text} {_checksum(entry.key, text)}"
 
 
-def _unpack(key: str, shard: object, tensors: object) -> Entry:
+def _unpack(key: str, shard: object, packed: object) -> Entry:
     """The entry of a row. Raises IndexDamagedError if the row is not one that `_pack` made."""
     try:
-        rows = json.loads(tensors) if isinstance(tensors, str) else None
-        stored = tuple(
-            StoredTensor(n, d, tuple(map(index, s)), index(b), index(e), c)
-            for n, d, s, b, e, c in rows  # type: ignore[union-attr]  # TypeError where it is None
-        )
-        if not isinstance(shard, str) or "/" in shard or not all(map(is_sound, stored)):
+        if not isinstance(packed, str):
+            raise ValueError(f"it holds a {type(packed).__name__}, not text")
+        text, _, found = packed.rpartition("]")  # rows of earlier versions have no checksum
+        text += "]"
+        if found and found != f" {_checksum(key, text)}":
+            raise ValueError("not what was stored")
+        rows = json.loads(text)
+        stored = tuple(StoredTensor(n, d, tuple(map(index, s)), index(b), index(e), c) for n, d, s, b, e, c in rows)
+        if not stored or not isinstance(shard, str) or "/" in shard or not all(map(is_sound, stored)):
             raise ValueError("not what was stored")
     except (ValueError, TypeError, RecursionError) as error:
         raise IndexDamagedError(f"the row of entry {key[:16]} is broken: {error}") from error
     return Entry(key, shard, stored)
+
+
+def _checksum(key: str, text: str) -> str:
+    return f"{zlib.crc32(f'{key} {text}'.encode()):08x}"

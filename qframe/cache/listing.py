@@ -75,9 +75,15 @@ class ShardListing:
             return question(self._index)
         except IndexDamagedError as error:
             logger.warning("%s: damaged (%s); built again from the shards", self._index.path, error)
-            self._index.delete()
-            self._update()
-            return question(self._index)
+            try:
+                self._index.delete()
+                self._update()
+                return question(self._index)
+            except IndexDamagedError as again:
+                raise CacheError(
+                    f"{self._index.path}: damaged, and so again after it was built from the shards ({again})",
+                    "Check the disk; `qframe cache verify` reads every entry.",
+                ) from again
 
     def update(self) -> None:
         """Add new shards to the index and remove vanished ones, if the folder of shards changed since the last time."""
