@@ -19,7 +19,7 @@ from qframe.files.digests import Stamp
 LISTED = "shards folder as it was when it was listed"
 """The name of the note that holds the modification time, in ns, that the folder of shards had when it was listed."""
 
-_VERSION = 2
+_VERSION = 3
 _BUSY_SECONDS = 120.0
 _CHUNK = 500  # SQLite takes at least 999 parameters in a statement
 _TABLES = """
@@ -194,6 +194,8 @@ class Index:
                 db = self._open()
                 with db:
                     yield db
+            except UnicodeDecodeError as error:  # of a text in the file that is none, also in SQLite's own message
+                raise IndexDamagedError(str(error)) from error
             except sqlite3.DatabaseError as error:
                 code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
                 if code in _DAMAGED:
@@ -230,6 +232,9 @@ class Index:
                 db.execute(statement)
         if version < 2:
             db.execute(_BY_SHARD)  # version 1 looked through all entries for those of a shard
+        if version in (1, 2):  # their rows have no checksum
+            db.create_function("checksum", 2, lambda key, text: _checksum(key.hex(), text), deterministic=True)
+            db.execute("UPDATE entries SET tensors = tensors || ' ' || checksum(key, tensors)")
         db.execute(f"PRAGMA user_version = {_VERSION}")
         db.execute("COMMIT")
 
@@ -246,9 +251,8 @@ def _unpack(key: str, shard: object, packed: object) -> Entry:
     try:
         if not isinstance(packed, str):
             raise ValueError(f"it holds a {type(packed).__name__}, not text")
-        text, _, found = packed.rpartition("]")  # rows of earlier versions have no checksum
-        text += "]"
-        if found and found != f" {_checksum(key, text)}":
+        text, _, found = packed.rpartition(" ")
+        if found != _checksum(key, text):
             raise ValueError("not what was stored")
         rows = json.loads(text)
         stored = tuple(StoredTensor(n, d, tuple(map(index, s)), index(b), index(e), c) for n, d, s, b, e, c in rows)

@@ -85,9 +85,13 @@ class ShardListing:
                     "Check the disk; `qframe cache verify` reads every entry.",
                 ) from again
 
-    def update(self) -> None:
-        """Add new shards to the index and remove vanished ones, if the folder of shards changed since the last time."""
-        self.ask(lambda index: self._update())
+    def update(self, *, always: bool = False) -> None:
+        """Add new shards to the index and remove vanished ones, if the folder of shards changed since the last time.
+
+        Args:
+            always: List the folder even if it did not change, because the index may name shards that never were there.
+        """
+        self.ask(lambda index: self._update(always=always))
 
     def refresh(self) -> None:
         """Learn of shards that other machines wrote or removed, if this machine has an index of its own."""

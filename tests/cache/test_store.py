@@ -179,6 +179,7 @@ DAMAGE = (
     "UPDATE entries SET tensors = '[' || substr(tensors, instr(tensors, '],[') + 2)",  # without the first tensor
     "UPDATE entries SET shard = 77",
     "UPDATE shards SET id = 77",
+    "UPDATE shards SET name = 'x.safetensors'",
 )
 
 
@@ -207,16 +208,21 @@ def test_verifying_finds_rows_that_name_no_shard(tmp_path: Path) -> None:
         assert same(cache.get(key(5)), value(5))
 
 
-def test_rows_of_an_index_without_checksums_are_read(tmp_path: Path) -> None:
+def test_an_index_whose_rows_have_no_checksums_gets_them(tmp_path: Path) -> None:
     import sqlite3
 
     filled(tmp_path).close()
     with sqlite3.connect(tmp_path / "index.sqlite") as db:
+        rows = db.execute("SELECT * FROM entries").fetchall()
         db.execute("UPDATE entries SET tensors = substr(tensors, 1, length(tensors) - 9)")
-        (row,) = db.execute("SELECT tensors FROM entries LIMIT 1").fetchone()
+        db.execute("INSERT INTO notes VALUES ('a note', 'stays')")
+        db.execute("PRAGMA user_version = 2")
     db.close()
-    assert row.endswith("]]")
     assert same(Cache(tmp_path).get(key(5)), value(5))
+    with sqlite3.connect(tmp_path / "index.sqlite") as db:
+        assert db.execute("SELECT * FROM entries").fetchall() == rows
+        assert db.execute("SELECT value FROM notes WHERE name = 'a note'").fetchone() == ("stays",)
+    db.close()
 
 
 @pytest.mark.parametrize("wrong", ["shape", "tensor", "about", "key"])

@@ -129,16 +129,14 @@ class Caches:
             if table == "entries" and kind < 0.6:
                 key, tensors = draw.choice(db.execute("SELECT key, tensors FROM entries").fetchall() or [(b"", "[]")])
                 changed, told = (
-                    mutated_tree(draw, json.loads(tensors.rpartition("]")[0] + "]"))
-                    if draw.random() < 0.8
-                    else (None, "")
+                    mutated_tree(draw, json.loads(tensors.rpartition(" ")[0])) if draw.random() < 0.8 else (None, "")
                 )
                 text = (
-                    mutated_json(draw, json.loads(tensors.rpartition("]")[0] + "]"))[0].decode("utf-8", "replace")
+                    mutated_json(draw, json.loads(tensors.rpartition(" ")[0]))[0].decode("utf-8", "replace")
                     if changed is None
                     else json_bytes(draw, changed).decode("utf-8", "replace")
                 )
-                text += draw.choice(("", tensors.rpartition("]")[2]))
+                text += draw.choice(("", " " + tensors.rpartition(" ")[2]))
                 db.execute("UPDATE entries SET tensors = ? WHERE key = ?", (text, key))
                 return f"tensors {told}"
             value = odd_value(draw)

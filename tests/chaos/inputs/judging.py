@@ -92,9 +92,11 @@ def judged(case: Case) -> tuple[int, str | None]:
     if wrong is None and grown > case.large:
         wrong = f"used {grown / 2**20:.0f} MiB of memory"
     if wrong is None:
-        with _printing_to(io.BytesIO()):
+        seen = io.BytesIO()
+        with _printing_to(seen):
             left = case.after(code)
-        wrong = None if left is None else f"exit code {code}, and {left}"
+        more = seen.getvalue().decode("utf-8", "backslashreplace")[-2000:]
+        wrong = None if left is None else f"exit code {code}, and {left}\n{more}"
     gc.collect(0)
     return code, None if wrong is None else f"{case.about}\n{wrong}\n{text[-3000:]}"
 
