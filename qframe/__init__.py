@@ -19,7 +19,7 @@ from qframe.plugins.hookspecs import Component, Family, hookimpl
 
 if TYPE_CHECKING:
     from qframe.config import load_config
-    from qframe.sample.loading import load
+    from qframe.sample.calls import load
     from qframe.train.trainer import Trainer
 
 __version__ = "0.1.0"

@@ -45,7 +45,9 @@ PUBLISHED = {
 ReferenceSets = tuple[tuple[PictureLike, ...], ...]
 
 
-def as_sets(value: Any) -> ReferenceSets | None:
+def as_sets(
+    value: PictureLike | Sequence[PictureLike] | Sequence[Sequence[PictureLike]] | None,
+) -> ReferenceSets | None:
     """Convert the references of a request to one set for all prompts, or to one set per prompt.
 
     Args:

@@ -148,7 +148,7 @@ def put_model_defaults(tree: Tree, user: Tree, models: Mapping[str, Offer[Compon
         models: The models that ship with plugins, by name.
     """
     name = value_at(user, "model") or value_at(tree, "model")
-    if name in models:
+    if isinstance(name, str) and name in models:  # what else it may be is refused where all values are checked
         put(tree, models[name].declared.defaults, lambda key: f"model {name}")
 
 

@@ -343,7 +343,7 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(files, dict):
         raise ValueError(f"not a manifest of qframe (format {_FORMAT})")
     for name, entry in files.items():
-        pure = PurePosixPath(name)
+        pure = PurePosixPath(os.fsdecode(os.fsencode(name)))  # UnicodeEncodeError, a ValueError: no name of a file
         if pure.is_absolute() or ".." in pure.parts or "\0" in name or not pure.parts:
             raise ValueError(f"names a file outside the folder: {name!r}")
         if not isinstance(entry, dict) or not isinstance(entry.get("size"), int) or "sha256" not in entry:

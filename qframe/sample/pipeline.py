@@ -360,11 +360,18 @@ def _signature(recipe: Recipe) -> inspect.Signature:
         kind = kinds.POSITIONAL_OR_KEYWORD if field.name in recipe.positional else kinds.KEYWORD_ONLY
         made_anew = field.default is attrs.NOTHING or isinstance(field.default, attrs.Factory)  # type: ignore[arg-type]
         default = None if made_anew else field.default
-        fields[field.name] = inspect.Parameter(field.name, kind, default=default, annotation=field.type)
+        fields[field.name] = inspect.Parameter(field.name, kind, default=default, annotation=_taken(field))
     own = inspect.signature(Pipeline.__call__).parameters.values()
     called = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
     first = [fields.pop(name) for name in recipe.positional]
     return inspect.Signature([*first, *fields.values(), *called], return_annotation=PipelineOutput)
+
+
+def _taken(field: attrs.Attribute[Any]) -> Any:
+    """Return the annotation of what a caller gives for a field: a converter may take more than the field holds."""
+    if not inspect.isfunction(field.converter):
+        return field.type
+    return next(iter(inspect.signature(field.converter).parameters.values())).annotation
 
 
 def _own_arguments() -> set[str]:

@@ -65,7 +65,7 @@ def one_size(sizes: Sequence[Size]) -> Size:
     return sizes[0]
 
 
-def as_pictures(value: Any) -> tuple[PictureLike, ...] | None:
+def as_pictures(value: PictureLike | Sequence[PictureLike] | None) -> tuple[PictureLike, ...] | None:
     """Return a request's pictures as a tuple.
 
     They are given as one picture, as an array or tensor [B, ...], or as a list of any of these.

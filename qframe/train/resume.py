@@ -213,7 +213,7 @@ def check_parts(checkpoint: Path, made_of: Mapping[str, Mapping[str, str]]) -> N
 
     `made_of` has the ingredients of each component, by role. The message names those that differ.
     """
-    saved: Mapping[str, Mapping[str, str]] = read_about(checkpoint)["made_of"]
+    saved: Mapping[str, Mapping[str, str]] = read_about(checkpoint).get("made_of") or {}
     changed = [
         f"{role}: {name} was {_short(saved.get(role, {}).get(name))}, is {_short(made_of.get(role, {}).get(name))}"
         for role in sorted(saved.keys() | made_of.keys())
