@@ -1,8 +1,8 @@
 """Put the trained networks together into one model folder that the pipelines of diffusers and of qframe can load.
 
 The folder has the diffusers layout, and its `model_index.json` names QwenImageEditPipeline. The file `qframe.json`
-holds the areas of pictures, which belong to no single component. The published Qwen models use an area of a million
-pixels.
+holds the areas of pictures, which belong to no single component, and all pipelines that the model serves. The published
+Qwen models use an area of a million pixels.
 """
 
 import json
@@ -34,7 +34,15 @@ MODEL_INDEX = {
 
 _AREAS = {"min_area": text.MIN_PIXELS, "max_area": text.MAX_PIXELS}
 QFRAME_SETTINGS = {
-    "recipe": {**_AREAS, **{f"encoder_{name}": area for name, area in _AREAS.items()}, "multiple": 16, "side": 64}
+    "recipe": {**_AREAS, **{f"encoder_{name}": area for name, area in _AREAS.items()}, "multiple": 16, "side": 64},
+    # The model was trained for the tasks of all of these; model_index.json has room for one.
+    "pipelines": [
+        "QwenImagePipeline",
+        "QwenImageInpaintPipeline",
+        "QwenImageEditPipeline",
+        "QwenImageEditInpaintPipeline",
+        "QwenImageEditPlusPipeline",
+    ],
 }
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import qframe
 from qframe.compose.guard import guard, guard_recipe, guard_sampler
 from qframe.data.choose import checked_source
 from qframe.errors import DataError, PluginError
@@ -172,6 +173,26 @@ def test_right_records_pass_unread_but_for_the_first() -> None:
 
     found = Lazy([RECORD, None])
     assert checked_source(Returns(found), "source").records() is found  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("qframe_qwen.codec.QwenCodec.decode", r"codec 'qwen-vae' \(plugin 'qwen'\): decode returned float32 \[1\]"),
+        (
+            "qframe_qwen.encoder.QwenVLEncoder.encode",
+            r"encoder 'qwen2.5-vl' \(plugin 'qwen'\): encode returned a Tensor",
+        ),
+        ("qframe_qwen.schedule.FlowMatchSchedule.sigmas", r"schedule 'flow-match' \(plugin 'qwen'\): sigmas"),
+        ("qframe.diffusion.samplers.EulerSampler.sample", r"sampler 'euler' \(plugin 'samplers'\): sample"),
+        ("qframe_qwen.recipe.TextToImageRecipe.plan", r"the recipe of family 'qwen-image' \(plugin 'qwen'\): plan"),
+    ],
+)
+def test_a_pipeline_checks_its_components(method: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(method, lambda *given, **named: torch.ones(1))
+    pipe = qframe.load("qwen-image", device="cpu")
+    with pytest.raises(PluginError, match=message):
+        pipe("a circle", num_inference_steps=1, height=32, width=32)
 
 
 @attrs.frozen
