@@ -7,6 +7,8 @@ order before anything is computed with it. No value on a device is read, except 
 from __future__ import annotations
 
 import functools
+import inspect
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -158,16 +160,25 @@ def _watch(part: Any, method: str, check: Callable[[tuple[Any, ...], Any], Any])
         check: Is called with the arguments by position and the result. It may return another result.
     """
     called = getattr(part, method)
-    names = called.__code__.co_varnames[1:] if hasattr(called, "__code__") else ()
+    function = getattr(called, "__func__", called)
+    bound = function is not called
+    names = list(inspect.signature(called).parameters)
+    owner = weakref.ref(part)  # a component that referred to itself would keep its weights until a collection
 
-    @functools.wraps(called)
+    @functools.wraps(function, assigned=("__module__", "__name__", "__qualname__", "__doc__"), updated=())
     def watched(*given: Any, **named: Any) -> Any:
-        result = called(*given, **named)
+        result = function(owner(), *given, **named) if bound else function(*given, **named)
         places = given or tuple(named[name] for name in names if name in named)
         replaced = check(places, result)
         return result if replaced is None else replaced
 
-    object.__setattr__(part, method, watched)  # a recipe or a component may be a frozen class
+    watched.__signature__ = inspect.signature(called)  # type: ignore[attr-defined]
+    try:
+        object.__setattr__(part, method, watched)  # a recipe or a component may be a frozen class
+    except AttributeError:  # a class with slots has no room for a method of one instance
+        kind = type(part)
+        same = {"__slots__": (), "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        object.__setattr__(part, "__class__", type(kind.__name__, (kind,), {**same, method: staticmethod(watched)}))
 
 
 def _require_type(what: str, value: Any, kind: type[_T]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,3 +172,46 @@ def test_right_records_pass_unread_but_for_the_first() -> None:
 
     found = Lazy([RECORD, None])
     assert checked_source(Returns(found), "source").records() is found  # type: ignore[arg-type]
+
+
+@attrs.frozen
+class Slotted:
+    """A schedule of a class that has slots, and so no room for a method of one instance."""
+
+    count: int = 0
+
+    def sigmas(self, steps: int) -> Tensor:
+        return torch.linspace(0, 1, steps + 1)
+
+    def shift(self, sigmas: Tensor) -> Tensor:
+        return sigmas[1:]
+
+
+def test_a_component_with_slots_is_checked_too_and_keeps_the_name_of_its_class() -> None:
+    part = Slotted()
+    guard("schedule", part, None, "schedule 'mine' (plugin 'theirs')")
+    assert isinstance(part, Slotted)
+    assert (type(part).__module__, type(part).__qualname__) == (Slotted.__module__, Slotted.__qualname__)
+    for call in (lambda: part.sigmas(3), lambda: part.shift(torch.ones(3))):
+        with pytest.raises(PluginError, match=r"schedule 'mine' \(plugin 'theirs'\): (sigmas|shift)"):
+            call()
+
+
+class Held:
+    """A sampler that can be referred to weakly."""
+
+    def sample(self, *given: Any) -> Any:
+        return given[1]
+
+
+def test_a_checked_component_is_freed_as_soon_as_nobody_holds_it() -> None:
+    """It must not refer to itself: an encoder that waits for a collection keeps 15 GB."""
+    part = Held()
+    guard_sampler(part, "sampler 'mine'")  # type: ignore[arg-type]
+    left = weakref.ref(part)
+    gc.disable()
+    try:
+        del part
+        assert left() is None
+    finally:
+        gc.enable()
