@@ -12,8 +12,8 @@ import qframe.sample.pipeline
 import qframe.sample.request_pictures
 
 class QwenEditPipeline(qframe.sample.pipeline.Pipeline):
-    @overload
-    def __call__(  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def __call__(
         self,
         image: qframe.sample.request_pictures.PictureLike
         | collections.abc.Sequence[qframe.sample.request_pictures.PictureLike]
@@ -86,8 +86,8 @@ class QwenEditPipeline(qframe.sample.pipeline.Pipeline):
     ) -> tuple[qframe.sample.outputs.Pictures]: ...
 
 class QwenEditInpaintPipeline(qframe.sample.pipeline.Pipeline):
-    @overload
-    def __call__(  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def __call__(
         self,
         image: qframe.sample.request_pictures.PictureLike
         | collections.abc.Sequence[qframe.sample.request_pictures.PictureLike]
@@ -174,8 +174,8 @@ class QwenEditInpaintPipeline(qframe.sample.pipeline.Pipeline):
     ) -> tuple[qframe.sample.outputs.Pictures]: ...
 
 class QwenEditPlusPipeline(qframe.sample.pipeline.Pipeline):
-    @overload
-    def __call__(  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def __call__(
         self,
         image: qframe.sample.request_pictures.PictureLike
         | collections.abc.Sequence[qframe.sample.request_pictures.PictureLike]
@@ -250,8 +250,8 @@ class QwenEditPlusPipeline(qframe.sample.pipeline.Pipeline):
     ) -> tuple[qframe.sample.outputs.Pictures]: ...
 
 class QwenImagePipeline(qframe.sample.pipeline.Pipeline):
-    @overload
-    def __call__(  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def __call__(
         self,
         prompt: str | collections.abc.Sequence[str] | None = None,
         negative_prompt: str | collections.abc.Sequence[str] | None = None,
@@ -326,8 +326,8 @@ class QwenImagePipeline(qframe.sample.pipeline.Pipeline):
     ) -> tuple[qframe.sample.outputs.Pictures]: ...
 
 class QwenInpaintPipeline(qframe.sample.pipeline.Pipeline):
-    @overload
-    def __call__(  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def __call__(
         self,
         prompt: str | collections.abc.Sequence[str] | None = None,
         negative_prompt: str | collections.abc.Sequence[str] | None = None,

@@ -4,7 +4,7 @@ Most of these facts have tests of their own; the rest are checked below, for the
 
 | fact of diffusers' tests | checked here |
 |---|---|
-| a call gives the expected pictures | `test_parity.py`, `tests/inpaint/test_parity.py`, `tests/test_parity_program.py` |
+| a call gives the right pictures | `test_parity.py`, `tests/inpaint/test_parity.py`, `tests/test_parity_program.py` |
 | a batch gives what single calls give | `test_every_prompt_of_a_batch_is_what_it_is_alone` |
 | batches of several sizes | `test_the_number_of_pictures_is_that_of_prompts_times_pictures` |
 | `num_images_per_prompt` | the same; `test_recipes.py` for their order |
