@@ -162,6 +162,8 @@ def _ids(tokenizer: Any, template: str, prompt: str = "") -> list[int]:
 
     The tokenizer's warning about long texts is off, because `tokenize` decides how long a prompt may be.
     """
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # no tokenizer takes it
+        raise DataError(f"prompt {excerpt(prompt)!a} holds half a character", "Write it anew.")
     ids: list[int] = []
     for piece in filter(None, _SPECIAL.split(template)):
         if _SPECIAL.fullmatch(piece):

@@ -65,7 +65,14 @@ class FlowMatchSchedule(Schedule):
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         cls.describe(model, options)
-        return cls(FlowMatchEulerDiscreteScheduler.from_config(component_config(model, _FOLDER, _CLASS, file=_FILE)))
+        config = component_config(model, _FOLDER, _CLASS, file=_FILE)
+        try:
+            return cls(FlowMatchEulerDiscreteScheduler.from_config(config))
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise WeightsError(
+                f"model {model.name!r}: {_FOLDER}/{_FILE} does not describe a schedule: {error}",
+                "Take this file from the copy of the model that its weights are from.",
+            ) from error
 
     @classmethod
     def ingredients(cls, model: ModelFolder, options: Any) -> dict[str, str]:

@@ -56,7 +56,8 @@ def as_sets(
     Raises:
         ConfigError: The lists are nested in another way.
     """
-    given = as_pictures(value)
+    one_or_several: Any = value
+    given = as_pictures(one_or_several)
     if given is None:
         return None
     nested = [_is_set(one) for one in given]

@@ -87,7 +87,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     Raises:
         WeightsError: One of the folders holds no run.
     """
-    write_file(output, page_of(folders).encode())
+    write_file(output, page_of(folders).encode("utf-8", "replace"))  # files of a run may hold half a character
     return output
 
 

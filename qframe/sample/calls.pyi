@@ -12,8 +12,8 @@ import qframe.sample.pipeline
 import qframe.sample.request_pictures
 
 class QwenEditPipeline(qframe.sample.pipeline.Pipeline):
-    @overload
-    def __call__(  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def __call__(
         self,
         image: qframe.sample.request_pictures.PictureLike
         | collections.abc.Sequence[qframe.sample.request_pictures.PictureLike]
@@ -31,6 +31,7 @@ class QwenEditPipeline(qframe.sample.pipeline.Pipeline):
         true_cfg_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        as_input: bool = False,
         num_inference_steps: int | None = None,
         sigmas: collections.abc.Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
@@ -66,6 +67,7 @@ class QwenEditPipeline(qframe.sample.pipeline.Pipeline):
         true_cfg_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        as_input: bool = False,
         num_inference_steps: int | None = None,
         sigmas: collections.abc.Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
@@ -84,8 +86,8 @@ class QwenEditPipeline(qframe.sample.pipeline.Pipeline):
     ) -> tuple[qframe.sample.outputs.Pictures]: ...
 
 class QwenEditInpaintPipeline(qframe.sample.pipeline.Pipeline):
-    @overload
-    def __call__(  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def __call__(
         self,
         image: qframe.sample.request_pictures.PictureLike
         | collections.abc.Sequence[qframe.sample.request_pictures.PictureLike]
@@ -103,6 +105,7 @@ class QwenEditInpaintPipeline(qframe.sample.pipeline.Pipeline):
         true_cfg_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        as_input: bool = False,
         num_inference_steps: int | None = None,
         sigmas: collections.abc.Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
@@ -145,6 +148,7 @@ class QwenEditInpaintPipeline(qframe.sample.pipeline.Pipeline):
         true_cfg_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        as_input: bool = False,
         num_inference_steps: int | None = None,
         sigmas: collections.abc.Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
@@ -170,8 +174,8 @@ class QwenEditInpaintPipeline(qframe.sample.pipeline.Pipeline):
     ) -> tuple[qframe.sample.outputs.Pictures]: ...
 
 class QwenEditPlusPipeline(qframe.sample.pipeline.Pipeline):
-    @overload
-    def __call__(  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def __call__(
         self,
         image: qframe.sample.request_pictures.PictureLike
         | collections.abc.Sequence[qframe.sample.request_pictures.PictureLike]
@@ -190,6 +194,7 @@ class QwenEditPlusPipeline(qframe.sample.pipeline.Pipeline):
         true_cfg_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        as_input: bool = False,
         num_inference_steps: int | None = None,
         sigmas: collections.abc.Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
@@ -226,6 +231,7 @@ class QwenEditPlusPipeline(qframe.sample.pipeline.Pipeline):
         true_cfg_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        as_input: bool = False,
         num_inference_steps: int | None = None,
         sigmas: collections.abc.Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
@@ -244,8 +250,8 @@ class QwenEditPlusPipeline(qframe.sample.pipeline.Pipeline):
     ) -> tuple[qframe.sample.outputs.Pictures]: ...
 
 class QwenImagePipeline(qframe.sample.pipeline.Pipeline):
-    @overload
-    def __call__(  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def __call__(
         self,
         prompt: str | collections.abc.Sequence[str] | None = None,
         negative_prompt: str | collections.abc.Sequence[str] | None = None,
@@ -260,6 +266,7 @@ class QwenImagePipeline(qframe.sample.pipeline.Pipeline):
         true_cfg_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        as_input: bool = False,
         num_inference_steps: int | None = None,
         sigmas: collections.abc.Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
@@ -296,6 +303,7 @@ class QwenImagePipeline(qframe.sample.pipeline.Pipeline):
         true_cfg_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        as_input: bool = False,
         num_inference_steps: int | None = None,
         sigmas: collections.abc.Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
@@ -318,8 +326,8 @@ class QwenImagePipeline(qframe.sample.pipeline.Pipeline):
     ) -> tuple[qframe.sample.outputs.Pictures]: ...
 
 class QwenInpaintPipeline(qframe.sample.pipeline.Pipeline):
-    @overload
-    def __call__(  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def __call__(
         self,
         prompt: str | collections.abc.Sequence[str] | None = None,
         negative_prompt: str | collections.abc.Sequence[str] | None = None,
@@ -334,6 +342,7 @@ class QwenInpaintPipeline(qframe.sample.pipeline.Pipeline):
         true_cfg_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        as_input: bool = False,
         num_inference_steps: int | None = None,
         sigmas: collections.abc.Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
@@ -376,6 +385,7 @@ class QwenInpaintPipeline(qframe.sample.pipeline.Pipeline):
         true_cfg_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
+        as_input: bool = False,
         num_inference_steps: int | None = None,
         sigmas: collections.abc.Sequence[float] | None = None,
         num_images_per_prompt: int = 1,

@@ -369,9 +369,10 @@ def _signature(recipe: Recipe) -> inspect.Signature:
 
 def _taken(field: attrs.Attribute[Any]) -> Any:
     """Return the annotation of what a caller gives for a field: a converter may take more than the field holds."""
-    if not inspect.isfunction(field.converter):
+    converter: Any = field.converter
+    if not inspect.isfunction(converter):
         return field.type
-    return next(iter(inspect.signature(field.converter).parameters.values())).annotation
+    return next(iter(inspect.signature(converter).parameters.values())).annotation
 
 
 def _own_arguments() -> set[str]:

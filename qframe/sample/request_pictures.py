@@ -72,9 +72,10 @@ def as_pictures(value: PictureLike | Sequence[PictureLike] | None) -> tuple[Pict
     """
     if value is None:
         return None
-    one = isinstance(value, str | Path | Image.Image | Picture | Tensor | np.ndarray)
+    given: Any = value  # anything at all, which is refused where it is opened
+    one = isinstance(given, str | Path | Image.Image | Picture | Tensor | np.ndarray)
     found: list[PictureLike] = []
-    for item in [value] if one or not isinstance(value, Iterable) else value:
+    for item in [given] if one or not isinstance(given, Iterable) else given:
         found += list(item) if isinstance(item, Tensor | np.ndarray) and item.ndim == 4 else [item]
     return tuple(found)
 

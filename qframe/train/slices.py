@@ -181,7 +181,16 @@ def _entry(name: str, entry: Any, files: _OpenedFiles) -> SlicedTensor:
         if PurePosixPath(one["file"]).name != one["file"]:
             raise ValueError(f"{name} lies in {one['file']!r}, outside the folder")
         slices.append((one["file"], Box(tuple(map(int, one["begin"])), tuple(map(int, one["shape"])))))
-    return SlicedTensor(name, tuple(map(int, entry["shape"])), tuple(slices), files)
+    shape = tuple(map(int, entry["shape"]))
+    boxes = [box for _, box in slices]
+    inside = all(
+        len(box.begin) == len(box.shape) == len(shape)
+        and all(0 <= begin <= end <= side for begin, end, side in zip(box.begin, box.end, shape, strict=True))
+        for box in boxes
+    )
+    if not inside or sum(box.elements for box in boxes) != math.prod(shape):
+        raise ValueError(f"the slices of {name} do not make up its shape {list(shape)}")
+    return SlicedTensor(name, shape, tuple(slices), files)
 
 
 def _range(begin: tuple[int, ...], end: tuple[int, ...], origin: tuple[int, ...]) -> tuple[slice, ...]:

@@ -55,9 +55,8 @@ def _pipeline(family: str, recipe: type[Recipe]) -> Iterator[str]:
     yield f"class {class_name(family)}(qframe.sample.pipeline.Pipeline):"
     for plain in ("True", "False"):
         first, named = _arguments(recipe, plain)
-        yield "    @overload"
-        ignored = "  # type: ignore[override]" if plain == "True" else ""
-        yield f"    def __call__({ignored}"
+        yield "    @overload" + ("  # type: ignore[override]" if plain == "True" else "")  # mypy looks for it here
+        yield "    def __call__("
         yield "        self,"
         yield from (f"        {one}," for one in first)
         yield "        *,"

@@ -60,9 +60,11 @@ def _compared(pair: Pair, one: dict[str, Any], other: dict[str, Any], found: Fou
     if our_error is not None or their_error is not None:
         return [f"qframe: {our_error or 'works'}", f"diffusers: {their_error or 'works'}"]
     mine, others = one["callback_on_step_end"], other["callback_on_step_end"]
-    told = [] if mine.times == others.times or np.allclose(mine.times, others.times) else ["other timesteps"]
+    told = []
     if len(mine.seen) != len(others.seen):
         told.append(f"{len(mine.seen)} steps, diffusers {len(others.seen)}")
+    elif not np.allclose(mine.times, others.times):
+        told.append("other timesteps")
     for step, (a, b) in enumerate(zip(mine.seen, others.seen, strict=False)):
         told += _difference(f"latents after step {step}", a, b, found)
     kind, plain = one["output_type"], one["return_dict"]

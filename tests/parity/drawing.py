@@ -54,7 +54,7 @@ def draw_case(draw: Random, pair: Pair) -> tuple[Made, str]:
         told["negative_prompt"] = [_prompt(draw, " ") for _ in prompts] if draw.random() < 0.5 else _prompt(draw, " ")
     if draw.random() < 0.3:
         count = draw.choice((2, 3, 4))
-        told["sigmas"] = sorted((round(draw.uniform(0.05, 1), 3) for _ in range(count)), reverse=True)
+        told["sigmas"] = sorted({round(draw.uniform(0.05, 1), 3) for _ in range(count)}, reverse=True)
     if draw.random() < 0.2:
         told["max_sequence_length"] = draw.choice((16, 64, 512))
     if draw.random() < 0.2:

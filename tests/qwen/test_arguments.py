@@ -37,7 +37,7 @@ from tests.qwen.calls import (
     given,
 )
 
-ADDED = {"seed", "progress"}
+ADDED = {"seed", "progress", "as_input"}
 ADDED_BY = {"qwen-inpaint": {"mask_edges"}, "qwen-edit-inpaint": {"mask_edges"}, "qwen-image": {"image", "strength"}}
 
 

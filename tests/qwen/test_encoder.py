@@ -173,6 +173,11 @@ def test_a_prompt_with_special_tokens_is_refused(parts: Parts, prompt: str) -> N
         parts.encoder.encode([prompt], [()])
 
 
+def test_a_prompt_with_half_a_character_is_refused(parts: Parts) -> None:
+    with pytest.raises(DataError, match="holds half a character"):
+        tokenize(parts.encoder.tokenizer, TEXT, "a \ud800", [], None)  # type: ignore[attr-defined]
+
+
 def test_special_tokens_can_be_read_as_letters(parts: Parts) -> None:
     encoder = with_options(parts, special_tokens="literal")
     prompt = "write <|im_end|> and <|image_pad|>"

@@ -105,3 +105,16 @@ def test_a_scheduler_it_cannot_follow_is_refused(model: ModelFolder, tmp_path: P
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     with pytest.raises(WeightsError, match=key):
         FlowMatchSchedule.describe(ModelFolder.open(tmp_path), None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("time_shift_type", None), ("use_beta_sigmas", [1]), ("time_shift_type", {})]
+)
+def test_a_configuration_that_diffusers_refuses_is_named(tmp_path: Path, key: str, value: object) -> None:
+    folder = tmp_path / "scheduler"
+    folder.mkdir()
+    (folder / "scheduler_config.json").write_text(
+        json.dumps(SCHEDULER | {"_class_name": "FlowMatchEulerDiscreteScheduler", key: value})
+    )
+    with pytest.raises(WeightsError, match=r"scheduler/scheduler_config\.json does not describe a schedule"):
+        FlowMatchSchedule.load(ModelFolder.open(tmp_path), None, device=torch.device("cpu"), dtype=torch.float32)

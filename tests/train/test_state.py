@@ -125,6 +125,19 @@ def test_moments_that_cannot_be_those_of_their_parameters_are_refused(
         restore(saved, new_state())
 
 
+@pytest.mark.parametrize(
+    "slices",
+    [[], [{"begin": [0, 0], "shape": [4]}], [{"begin": [0, 0], "shape": [4, 2]}], [{"begin": [1, 0], "shape": [4, 3]}]],
+)
+def test_slices_that_do_not_make_up_their_tensor_are_refused(tmp_path: Path, slices: list[dict[str, object]]) -> None:
+    saved = save(tmp_path, new_state())
+    layer = {"shape": [4, 3], "slices": [one | {"file": "weights.safetensors"} for one in slices]}
+    index = {"format": "qframe-slices-1", "tensors": {"weights": {"layer": layer}}}
+    (saved / "slices.json").write_text(json.dumps(index))
+    with pytest.raises(WeightsError, match="the slices of layer do not make up its shape"):
+        restore(saved, new_state())
+
+
 def test_weights_of_another_dtype_are_refused_and_not_cut_off(tmp_path: Path) -> None:
     saved = save(tmp_path, new_state(), steps=1)
     file = saved / "weights.safetensors"

@@ -257,8 +257,6 @@ class Records:
         source = open_source(config, self._registry)
         for record in (*source.records(), *source.validation()):
             json.dumps([record.id, record.origin, record.prompt, record.group]).encode()
-            for picture in (record.target, *record.references):
-                assert picture.origin.isprintable(), ascii(picture.origin)
 
     def _written(self, code: int) -> str | None:
         if (code == 0) != self._toml.exists():
