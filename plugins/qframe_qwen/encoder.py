@@ -17,6 +17,7 @@ from qframe.errors import DataError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Conditioning, Encoder, EncoderSpec, TokenCounter
 from qframe.pictures.geometry import Size
+from qframe.pictures.pixels import LIMIT_PIXELS
 from qframe_qwen.loading import component_config, load_weights, refused_by_library, stored_dtype
 from qframe_qwen.named_tensors import not_in_file
 from qframe_qwen.options import QwenVLOptions
@@ -292,8 +293,8 @@ def _tokenizer(model: ModelFolder, spec: EncoderSpec) -> Any:
         raise WeightsError(f"model {model.name!r}: there is no folder 'tokenizer'")
     with refused_by_library(model, "the tokenizer in tokenizer/"):
         tokenizer = Qwen2Tokenizer.from_pretrained(model.folder / "tokenizer", local_files_only=True)
-    for template in (TEXT, EDIT) if spec.pictures else (TEXT,):
-        check_tokenizer(tokenizer, template, model.name)
+        for template in (TEXT, EDIT) if spec.pictures else (TEXT,):  # a wrong value may show only in its use
+            check_tokenizer(tokenizer, template, model.name)
     return tokenizer
 
 
@@ -303,5 +304,7 @@ def _image_processor(model: ModelFolder) -> Any:
 
     with refused_by_library(model, "the image processor in processor/ (preprocessor_config.json)"):
         processor = Qwen2VLImageProcessorPil.from_pretrained(model.folder / "processor", local_files_only=True)
+        if not 0 < int(processor.size["shortest_edge"]) <= LIMIT_PIXELS:
+            raise ValueError(f"size.shortest_edge is {processor.size['shortest_edge']}, a number of pixels")
         processor(images=[Image.new("RGB", (56, 56))], return_tensors="pt")  # a wrong value shows only in its use
     return processor
