@@ -7,6 +7,7 @@ an error that shows the result of every check.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from qframe.compose.composition import Composition
@@ -19,11 +20,8 @@ from qframe.config.strict import unstructure
 from qframe.errors import ConfigError, PluginError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import (
-    CodecSpec,
     Denoiser,
-    DenoiserSpec,
     Encoder,
-    EncoderSpec,
     LatentCodec,
     Loadable,
     Quantiser,
@@ -32,6 +30,7 @@ from qframe.interfaces import (
     Sampler,
     Schedule,
 )
+from qframe.interfaces.parts import SPECS, checked_instance, spec_of
 from qframe.plugins.offers import ChosenFamily
 from qframe.plugins.registry import Registry, load_registry
 
@@ -42,15 +41,17 @@ _INTERFACES: Mapping[str, type] = {
     "schedule": Schedule,
     "sampler": Sampler,
 }
-_SPECS: Mapping[str, type] = {"encoder": EncoderSpec, "denoiser": DenoiserSpec, "codec": CodecSpec}
 
 
-def compose(config: Config, registry: Registry | None = None) -> Composition:
+def compose(
+    config: Config, registry: Registry | None = None, *, given: Mapping[str, Any] = MappingProxyType({})
+) -> Composition:
     """Look up the components that a configuration names, and check that they fit each other. No weights are read.
 
     Args:
         config: The configuration.
         registry: The plugins to choose from; by default those that are installed.
+        given: Instances by role, which are used in the place of the components that the configuration names.
 
     Raises:
         CompositionError: Two components differ in a property on which they must agree, and `compose.allow` does not
@@ -60,18 +61,28 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
         PluginError: A plugin's class cannot be imported, or does not implement its interface.
     """
     registry = load_registry() if registry is None else registry
+    _check_given(config, given)
     chosen = choose(unstructure(config), registry)
     offers = {role: chosen.component(role, "use") for role in ROLES}
-    classes = {role: offer.implementation(_INTERFACES[role]) for role, offer in offers.items()}
+    classes = {role: offer.implementation(_INTERFACES[role]) for role, offer in offers.items() if role not in given}
+    classes |= {role: type(part) for role, part in given.items()}
     models = open_models(config, chosen, (role for role in ROLES if issubclass(_INTERFACES[role], Loadable)))
     _check_blocks(config, classes)
-    specs = {role: _spec(config, chosen, role, classes[role], models[role]) for role in _SPECS}
-    classes["schedule"].describe(models["schedule"], config.schedule.options)  # so that it is refused before loading
+    specs = {
+        role: spec_of(role, given[role], models[role])
+        if role in given
+        else _spec(config, chosen, role, classes[role], models[role])
+        for role in SPECS
+    }
+    if "schedule" not in given:  # so that it is refused before loading
+        classes["schedule"].describe(models["schedule"], config.schedule.options)
     quantisers = _quantisers(config, chosen)
     recipe = recipe_class(chosen)(config.recipe, models["model"])
     joints = check_joints(specs["encoder"], specs["codec"], specs["denoiser"], recipe, config.compose.allow)
     title = ", ".join(
-        f"{role} {offers[role].declared.name!r} (plugin {offers[role].plugin})"
+        f"{role} {type(given[role]).__name__} (an instance)"
+        if role in given
+        else f"{role} {offers[role].declared.name!r} (plugin {offers[role].plugin})"
         for role in ("denoiser", "codec", "encoder")
     )
     refuse_mismatches(title, joints)
@@ -85,6 +96,7 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
         quantisers=quantisers,
         recipe=recipe,
         title=title,
+        given=given,
     )
 
 
@@ -102,7 +114,7 @@ def recipe_class(chosen: ChosenFamily) -> type[Recipe]:
 
 def _spec(config: Config, chosen: ChosenFamily, role: str, kind: Any, model: ModelFolder) -> Any:
     """Return the Spec by which a component describes itself. Raises PluginError if it returns another type."""
-    spec, wanted = kind.describe(model, getattr(config, role).options), _SPECS[role]
+    spec, wanted = kind.describe(model, getattr(config, role).options), SPECS[role]
     if not isinstance(spec, wanted):
         offer = chosen.component(role, "use")
         raise PluginError(
@@ -110,6 +122,21 @@ def _spec(config: Config, chosen: ChosenFamily, role: str, kind: Any, model: Mod
             f"expected a {wanted.__name__}"
         )
     return spec
+
+
+def _check_given(config: Config, given: Mapping[str, Any]) -> None:
+    """Raise ConfigError if an instance cannot play its role, or the configuration would change its weights."""
+    for role, part in given.items():
+        if role not in _INTERFACES:
+            raise ConfigError(f"components: no role {role!r}", f"Known: {', '.join(_INTERFACES)}.")
+        checked_instance(role, part)
+        settings = getattr(config, role)
+        changes = role in QUANTISABLE and (settings.quantise.use is not None or settings.resident_blocks is not None)
+        if changes:
+            raise ConfigError(
+                f"{role}: an instance is used as it is, and the configuration quantises or streams the {role}",
+                f"Leave out {role}.quantise and {role}.resident_blocks.",
+            )
 
 
 def _check_blocks(config: Config, classes: Mapping[str, Any]) -> None:
