@@ -217,7 +217,7 @@ class Registry:
                 'For example qframe.register(qframe.Component("sampler", "mine", MySampler)).',
             )
         component = isinstance(declared, Component)
-        own: dict[Any, Offer[Any]] = self._components if component else self._families  # type: ignore[assignment]
+        own: dict[Any, Offer[Any]] = self._components if component else self._families
         key = (declared.kind, declared.name) if isinstance(declared, Component) else declared.name
         if not isinstance(declared.name, str) or not _NAME.fullmatch(declared.name):
             raise ConfigError(
