@@ -1,4 +1,4 @@
-"""`qframe config show`: every key of a configuration, its value, where the value comes from, and what it means."""
+"""`qframe config show`: every key, its value, where it comes from, and what it means. Plugins add further commands."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, examples, options, resolve
+from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, PluginGroup, examples, options, resolve
 
 
-@click.group()
+@click.group(cls=PluginGroup, kind="config-command")
 def config() -> None:
-    """See the configuration that a run would have."""
+    """Configurations: see the one that a run would have, make one of another program's file, help an editor."""
 
 
 @config.command(
@@ -35,10 +35,11 @@ def show(
     """Show every key with its value, where the value comes from, and its meaning."""
     from qframe.config import dump_config
     from qframe.config.strict import show as as_text
+    from qframe.config.writing import SCHEMA_LINE
 
     resolved = resolve(family, config_file, overrides, model=model, data=data)
     if toml:
-        click.echo(dump_config(resolved.config), nl=False)
+        click.echo(f"{SCHEMA_LINE}\n{dump_config(resolved.config)}", nl=False)
         return
     rows = [
         (key, "-" if value is None else as_text(value), resolved.sources[key], meaning)

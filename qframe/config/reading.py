@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -120,18 +121,25 @@ def _read_file(path: Path, tree: Tree) -> None:
         raise _not_toml(path, toml, error) from error
     program = None if "family" in tables else foreign_program(toml)
     if program is not None:
-        raise ConfigError(f"{path}: this is a configuration of {program}, not of qframe", _TRANSLATION)
+        raise ConfigError(f"{path}: this is {program}", _translation(path))
 
 
-_TRANSLATION = "docs/reference/coming-from.md says which key of qframe stands for which of theirs."
+def _translation(path: Path) -> str:
+    """Say how a file of another program becomes a configuration of qframe."""
+    return (
+        f"`qframe config convert {shlex.quote(str(path))}` makes a configuration of it; "
+        "docs/reference/coming-from.md says which key stands for which of theirs."
+    )
 
 
 def _not_toml(path: Path, toml: str, error: Exception) -> ConfigError:
     """Return the error of a file that is not TOML, with the advice that fits what was found in it."""
     program, other = foreign_program(toml), format_of(toml)
     if other is not None:
-        owner = "" if program is None else f" of {program}"
-        return ConfigError(f"{path}: this is a {other} file{owner}; a configuration of qframe is TOML", _TRANSLATION)
+        known = f"{program}, in {other}" if program else f"a {other} file"
+        return ConfigError(f"{path}: this is {known}; a configuration of qframe is TOML", _translation(path))
+    if program is not None:
+        return ConfigError(f"{path}: this is {program}; a configuration of qframe is TOML", _translation(path))
     twice = _given_twice(toml)
     if twice is not None:
         key, first, second = twice

@@ -42,6 +42,7 @@ Kind = Literal[
     "oracle",
     "benchmark",
     "command",
+    "config-command",
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
 
@@ -68,7 +69,8 @@ class Component:
             arguments that returns the path of the model folder that ships with the plugin. For kind "logger" it is a
             class, constructed without arguments, whose methods are the observing hooks; it observes the runs that name
             it in `logging.use`. For kind "benchmark" it is a click command that `qframe bench NAME` runs. For kind
-            "command" it is a `click.Command` or `click.Group` that `qframe NAME` runs, whose short help is `summary`.
+            "command" it is a `click.Command` or `click.Group` that `qframe NAME` runs, whose short help is `summary`;
+            for kind "config-command" it is one that `qframe config NAME` runs.
             A program or a notebook that gives its own component to `qframe.register` may give the class itself.
         options: "module:Class" of an attrs class with the settings of the component, which imports no torch; None if it
             takes no settings.
