@@ -198,8 +198,8 @@ def understand(content: Any, draft: Draft) -> None:
     concepts, file = settings.pop("concepts", None), settings.pop("concept_file_name", None)
     for key in [key for key in settings if key.startswith("__")]:
         del settings[key]
-    if str(settings.pop("ema", "OFF")).upper() in ("OFF", "NONE", "FALSE"):
-        settings.pop("ema_decay", None)
+    if "ema" in settings and str(settings.pop("ema")).upper() in ("OFF", "NONE", "FALSE"):
+        settings["ema_decay"] = 0.0
     _unit(settings, draft, "save_every", "train.checkpoint_every")
     _unit(settings, draft, "sample_after", "sample.every")
     side = settings.pop("resolution", None)

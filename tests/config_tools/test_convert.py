@@ -267,7 +267,7 @@ def test_what_was_found_is_told_to_programs_too(run: Run) -> None:
             "trains FLUX_DEV_1, for which qframe has no family",
         ),
         ("job: extension\nconfig: {process: [{model: {arch: flux}}]}", "trains flux, for which"),
-        ("a\0b", "neither JSON, TOML nor YAML"),
+        ("a\0b", "it holds a NUL character"),
     ],
 )
 def test_what_cannot_be_read_is_an_error_of_the_user(run: Run, text: str, message: str) -> None:
