@@ -55,7 +55,7 @@ DATA = click.option("--data", metavar="PATH", help="A folder, .jsonl, .csv or .p
 MEMORY = click.option(
     "--memory", metavar="SIZE", help="How much of the GPU's memory may be used, e.g. 24GB [default: auto]."
 )
-CONFIG = click.option("--config", "config_file", metavar="FILE", help="A TOML file; options and --set override it.")
+CONFIG = click.option("--config", "config_file", metavar="FILE", help="A TOML file, or the name of a bundled one.")
 SET = click.option(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set any key, e.g. train.max_steps=200. Repeatable."
 )
