@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, announce, examples, options, resolve, terminal_progress
+from qframe.cli.shared import (
+    CONFIG,
+    DATA,
+    DEVICE,
+    DTYPE,
+    FAMILY,
+    MODEL,
+    SET,
+    announce,
+    examples,
+    options,
+    resolve,
+    terminal_progress,
+)
 from qframe.errors import CacheError, ConfigError, DataError
 from qframe_cache_tools.tables import (
     DAY,
@@ -35,7 +48,7 @@ _OUTPUT = click.option("--output", metavar="DIR", help="The run's folder; the ca
 def _configured(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a configuration, and call it with the argument `config` that they mean."""
 
-    @options(FAMILY, MODEL, DATA, _OUTPUT, CONFIG, SET)
+    @options(FAMILY, MODEL, DATA, _OUTPUT, DEVICE, DTYPE, CONFIG, SET)
     @functools.wraps(command)
     def resolved(
         family: str | None,
@@ -159,7 +172,7 @@ def explain(config: Config, samples: tuple[str, ...]) -> None:
 
 @cache.command()
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
-@options(FAMILY, MODEL, DATA, _OUTPUT, CONFIG, SET)
+@options(FAMILY, MODEL, DATA, _OUTPUT, DEVICE, DTYPE, CONFIG, SET)
 @click.option("--json", "as_json", is_flag=True, help="Write the figures as one JSON object.")
 def stats(
     folder: Path | None,
@@ -205,7 +218,7 @@ def stats(
         "qframe cache prune --folder runs/cache --older-than 90 --yes",
     )
 )
-@options(FAMILY, MODEL, DATA, _OUTPUT)
+@options(FAMILY, MODEL, DATA, _OUTPUT, DEVICE, DTYPE)
 @click.option(
     "--config",
     "config_files",

@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qframe.cli.request_options import RequestCommand, finite, seed
-from qframe.cli.shared import CONFIG, FAMILY, MEMORY, MODEL, SET, announce, examples, options, resolve, scaled_file
+from qframe.cli.shared import (
+    CONFIG,
+    DEVICE,
+    DTYPE,
+    FAMILY,
+    MEMORY,
+    MODEL,
+    SET,
+    announce,
+    examples,
+    options,
+    resolve,
+    scaled_file,
+)
 from qframe.errors import ConfigError, DataError, UntrustedError, bullet_list
 from qframe.files.lora_file import find_loras
 
@@ -107,7 +120,7 @@ def _flag(name: str) -> str:
 @click.option("--overwrite", is_flag=True, help="Replace pictures that exist.")
 @click.option("--no-metadata", is_flag=True, help="Do not store in the pictures how they were made.")
 @click.option("--allow-outside", is_flag=True, help="Let --batch read pictures outside of the folder of its file.")
-@options(MEMORY, CONFIG, SET)
+@options(DEVICE, DTYPE, MEMORY, CONFIG, SET)
 def sample(
     family: str | None,
     model: str | None,

@@ -10,7 +10,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qframe.cli.shared import CONFIG, DATA, FAMILY, MEMORY, MODEL, SET, announce, examples, fit, options, resolve
+from qframe.cli.shared import (
+    CONFIG,
+    DATA,
+    DEVICE,
+    DTYPE,
+    FAMILY,
+    MEMORY,
+    MODEL,
+    SET,
+    TRAIN_SEED,
+    announce,
+    examples,
+    fit,
+    flags,
+    options,
+    resolve,
+)
 
 if TYPE_CHECKING:
     from qframe.config.schema import Config
@@ -28,7 +44,7 @@ if TYPE_CHECKING:
 )
 @options(FAMILY, MODEL, DATA)
 @click.option("--output", metavar="DIR", help="The run's folder [default: runs/FAMILY, numbered].")
-@options(MEMORY, CONFIG, SET)
+@options(DEVICE, DTYPE, TRAIN_SEED, MEMORY, CONFIG, SET)
 @click.option(
     "--resume",
     metavar="[latest|PATH]",
@@ -102,6 +118,10 @@ def _changed(change: tuple[str, ...], resume: str | None) -> tuple[str, ...]:
     return keys
 
 
+_KEYS = {"seed": "train.seed"}
+"""The keys that flags set, where they have another name."""
+
+
 def _launch(count: int) -> int:
     """Run this command again in `count` processes that train together. Returns the exit code."""
     from qframe.train.launch import launch
@@ -112,7 +132,7 @@ def _launch(count: int) -> int:
         name = option.name
         assert name is not None  # every option has a name
         if name != "nproc" and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            value = context.params[name]
+            value = context.params[name] if name in context.params else flags()[_KEYS.get(name, name)]
             arguments += [f"{option.opts[0]}={one}" for one in (value if isinstance(value, tuple) else (value,))]
     debug = ["--debug"] if "--debug" in sys.argv else []  # of the whole program, not of this command
     return launch(["train", *arguments, *debug], count)

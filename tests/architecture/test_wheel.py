@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,21 +72,22 @@ def test_wheel_holds_the_configurations(wheel: zipfile.ZipFile) -> None:
 def test_the_python_of_the_tutorial_runs_in_an_empty_folder_with_what_is_installed(
     wheel: zipfile.ZipFile, tmp_path: Path
 ) -> None:
-    """Top to bottom on the embedded model, after two steps of the run whose LoRA it uses."""
+    """Top to bottom on the embedded model, with few steps, after two steps of the run whose LoRA it uses."""
     installed, work = tmp_path / "installed", tmp_path / "work"
     wheel.extractall(installed)
     work.mkdir()
-    short = 'overrides=["train.max_steps=2", "data.options.validation=0", "sample.count=0", "output=runs/qwen-edit"]'
+    few = '"train.max_steps=2", "data.options.validation=0", "data.options.count=8", "sample.count=0"'
     program = [
         "import qframe",
         f"assert qframe.__file__.startswith({str(installed)!r}), qframe.__file__",
         "assert qframe.load_config('qwen-edit-24gb').family == 'qwen-edit'",
-        f'qframe.Trainer(qframe.load_config(family="qwen-edit", {short})).fit()',
+        f'qframe.Trainer(qframe.load_config(family="qwen-edit", overrides=[{few}, "output=runs/qwen-edit"])).fit()',
         *(text for language, text in fenced(ROOT / "docs" / "tutorials" / "from-python.md") if language == "python"),
         "assert Image.open('edited.png').size == (64, 64)",
         "assert tensor.shape == (1, 3, 64, 64)",
     ]
-    (tmp_path / "program.py").write_text("\n".join(program).replace("train.max_steps=50", "train.max_steps=2"))
+    text = re.sub(r"num_inference_steps=\d+", "num_inference_steps=2", "\n".join(program))
+    (tmp_path / "program.py").write_text(text.replace('"train.max_steps=50"', few))
     command = [sys.executable, str(tmp_path / "program.py")]
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
