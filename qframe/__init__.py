@@ -21,7 +21,7 @@ from qframe.plugins.hookspecs import Component, Family, hookimpl
 if TYPE_CHECKING:
     from qframe.config import load_config
     from qframe.plugins.registering import register
-    from qframe.sample.loading import load
+    from qframe.sample.calls import load
     from qframe.train.trainer import Trainer
 
 __version__ = "0.1.0"

@@ -325,13 +325,22 @@ def checks(box: Box) -> list[str]:
 def test_test_runs_every_check_and_pytest_last(box: Box) -> None:
     box.run("test", "-k", "packing")
     assert [line.split()[0] for line in checks(box)] == ["ruff", "ruff", "mypy", "pytest"]
-    assert checks(box)[-1].endswith("-m not slow and not gpu -k packing")
+    assert checks(box)[-1].endswith("-m not slow and not thorough and not gpu -k packing")
 
 
-@pytest.mark.parametrize(("arguments", "settings"), [(["--slow"], {}), ([], {"CI": "true"})])
-def test_slow_tests_run_on_demand_and_in_ci(box: Box, arguments: list[str], settings: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "settings", "marks"),
+    [
+        (["--slow"], {}, "not thorough and not gpu"),
+        ([], {"CI": "true"}, "not thorough and not gpu"),
+        (["--thorough"], {}, "not gpu"),
+    ],
+)
+def test_slow_tests_run_on_demand_and_in_ci(
+    box: Box, arguments: list[str], settings: dict[str, str], marks: str
+) -> None:
     box.run("test", *arguments, "-x", **settings)
-    assert checks(box)[-1].endswith("-m not gpu -x")
+    assert checks(box)[-1].endswith(f"-m {marks} -x")
 
 
 @pytest.mark.parametrize(

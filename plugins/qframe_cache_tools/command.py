@@ -17,6 +17,7 @@ from qframe.cli.shared import (
     DTYPE,
     FAMILY,
     MODEL,
+    PROGRESS,
     SET,
     announce,
     examples,
@@ -48,7 +49,7 @@ _OUTPUT = click.option("--output", metavar="DIR", help="The run's folder; the ca
 def _configured(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a configuration, and call it with the argument `config` that they mean."""
 
-    @options(FAMILY, MODEL, DATA, _OUTPUT, DEVICE, DTYPE, CONFIG, SET)
+    @options(FAMILY, MODEL, DATA, _OUTPUT, DEVICE, DTYPE, CONFIG, SET, PROGRESS)
     @functools.wraps(command)
     def resolved(
         family: str | None,
@@ -108,6 +109,7 @@ def build(config: Config, shard: str | None) -> None:
 @cache.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("runs/cache"))
 @click.option("--repair", is_flag=True, help="Take damaged entries out; the next build encodes them again.")
+@options(PROGRESS)
 def verify(folder: Path, repair: bool) -> None:
     """Read every entry of the cache in FOLDER [default: runs/cache] and compare its checksum.
 
@@ -172,7 +174,7 @@ def explain(config: Config, samples: tuple[str, ...]) -> None:
 
 @cache.command()
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
-@options(FAMILY, MODEL, DATA, _OUTPUT, DEVICE, DTYPE, CONFIG, SET)
+@options(FAMILY, MODEL, DATA, _OUTPUT, DEVICE, DTYPE, CONFIG, SET, PROGRESS)
 @click.option("--json", "as_json", is_flag=True, help="Write the figures as one JSON object.")
 def stats(
     folder: Path | None,
@@ -197,11 +199,10 @@ def stats(
     )
     where = folder or (Path("runs/cache") if config is None else _folder(config))
 
-    from qframe.progress import SILENT
     from qframe_cache_tools.quantised import stored_weights
     from qframe_cache_tools.survey import survey
 
-    progress = SILENT if as_json else terminal_progress()
+    progress = terminal_progress(as_json=as_json)
     with _existing(where) as opened:
         found, weights = survey(opened, progress), stored_weights(where)
         wanted = None if config is None else _wanted(config, opened, read_aloud=not as_json)
@@ -226,7 +227,7 @@ def stats(
     multiple=True,
     help="A configuration to keep the entries of. Repeatable.",
 )
-@options(SET)
+@options(SET, PROGRESS)
 @click.option(
     "--folder", type=click.Path(path_type=Path), metavar="DIR", help="The cache [default: the configurations']. "
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, examples, options, resolve, terminal_progress
+from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, PROGRESS, SET, examples, options, resolve, terminal_progress
 from qframe.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def data() -> None:
         "qframe data check --config run.toml --set train.batching=packed --set train.tokens_per_batch=16384",
     )
 )
-@options(FAMILY, MODEL, DATA, CONFIG, SET)
+@options(FAMILY, MODEL, DATA, CONFIG, SET, PROGRESS)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and no progress.")
 @click.option(
     "--sheet", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png", help="Draw a contact sheet of it."
@@ -70,14 +70,13 @@ def check(
     from qframe.data.choose import open_source
     from qframe.files.storage import write_file
     from qframe.plugins.registry import load_registry
-    from qframe.progress import SILENT
     from qframe_data_check.check import check_data
     from qframe_data_check.preview import preview_sheet
 
     plugins = load_registry()
     composition = compose(config, plugins)
     source = open_source(config, plugins)
-    progress = SILENT if as_json else terminal_progress()
+    progress = terminal_progress(as_json=as_json)
     report = check_data(source, composition, config.train, decode=not headers, progress=progress)
     if as_json:
         click.echo(json_module.dumps(_as_json(report), indent=1))

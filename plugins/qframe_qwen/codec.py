@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import CodecSpec, LatentCodec, require_latents
-from qframe_qwen.loading import component_config, load_weights, outline_of, stored_dtype
+from qframe_qwen.loading import component_config, load_weights, outline_of, refused_by_library, stored_dtype
+from qframe_qwen.named_tensors import not_in_file
 from qframe_qwen.options import QwenCodecOptions
 from qframe_qwen.spaces import PUBLISHED_MEAN, latent_space
 
@@ -40,12 +42,13 @@ class QwenCodec(LatentCodec):
     @classmethod
     def describe(cls, model: ModelFolder, options: Any) -> CodecSpec:
         config = component_config(model, _FOLDER, _CLASS)
-        return CodecSpec(
-            latent_space=latent_space(config),
-            channels=int(config.get("z_dim", len(PUBLISHED_MEAN))),
-            compression=2 ** len(config.get("temperal_downsample", (False, True, True))),
-            pixel_channels=int(config.get("input_channels", 3)),
-        )
+        with refused_by_library(model, f"{_FOLDER}/config.json"):
+            return CodecSpec(
+                latent_space=latent_space(config),
+                channels=int(config.get("z_dim", len(PUBLISHED_MEAN))),
+                compression=2 ** len(config.get("temperal_downsample", (False, True, True))),
+                pixel_channels=int(config.get("input_channels", 3)),
+            )
 
     @classmethod
     def load(cls, model: ModelFolder, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:
@@ -59,8 +62,13 @@ class QwenCodec(LatentCodec):
     def outline(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> Self:
         from diffusers import AutoencoderKLQwenImage
 
-        vae = outline_of(AutoencoderKLQwenImage, component_config(model, _FOLDER, _CLASS), dtype)
+        component_config(model, _FOLDER, _CLASS)
+        vae = outline_of(AutoencoderKLQwenImage, model, _FOLDER, dtype)
         return cls(_with_options(vae, options))
+
+    @classmethod
+    def not_in_file(cls, file: Path) -> str | None:
+        return not_in_file(file, _FOLDER)
 
     @classmethod
     def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:

@@ -36,7 +36,8 @@ from qframe.interfaces import (
     SavedAs,
     Velocity,
 )
-from qframe_qwen.loading import component_config, load_weights, outline_of, stored_dtype
+from qframe_qwen.loading import component_config, load_weights, outline_of, refused_by_library, stored_dtype
+from qframe_qwen.named_tensors import not_in_file
 from qframe_qwen.options import QwenDenoiserOptions
 from qframe_qwen.positions import bound_tables, check_text_fits
 from qframe_qwen.saving import save_streamed
@@ -167,9 +168,13 @@ class StockDenoiser(Denoiser):
     @classmethod
     def outline(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> Self:
         cls.describe(model, options)
-        module = outline_of(cls.network_class(), model.config(_FOLDER), dtype)
+        module = outline_of(cls.network_class(), model, _FOLDER, dtype)
         keep_stream_dtype(module)
         return cls(module, _spaces(model))
+
+    @classmethod
+    def not_in_file(cls, file: Path) -> str | None:
+        return not_in_file(file, _FOLDER)
 
     @classmethod
     def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:
@@ -365,7 +370,8 @@ def _spaces(model: ModelFolder) -> dict[str, str]:
     noted = f"{_FOLDER}/{_SPACES}"
     if model.has(noted):
         return {"latent_space": "", "text_space": TEXT_SPACE, **model.read_json(noted)}
-    return {"latent_space": latent_space(model.config("vae")), "text_space": TEXT_SPACE}
+    with refused_by_library(model, "vae/config.json"):
+        return {"latent_space": latent_space(model.config("vae")), "text_space": TEXT_SPACE}
 
 
 def _groups(grids: Grids, cond: Conditioning, references: PackedSequence | None, like: Tensor) -> tuple[_Group, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import attrs
@@ -16,7 +17,8 @@ from qframe.errors import DataError, WeightsError
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Conditioning, Encoder, EncoderSpec, TokenCounter
 from qframe.pictures.geometry import Size
-from qframe_qwen.loading import component_config, load_weights, stored_dtype
+from qframe_qwen.loading import component_config, load_weights, refused_by_library, stored_dtype
+from qframe_qwen.named_tensors import not_in_file
 from qframe_qwen.options import QwenVLOptions
 from qframe_qwen.prompts import (
     EDIT,
@@ -81,6 +83,12 @@ class QwenVLEncoder(Encoder):
         return ("visual.blocks", "language_model.layers")
 
     @classmethod
+    def absent(cls, model: ModelFolder, options: Any) -> str | None:
+        if model.file is not None or model.has(_FOLDER):
+            return None
+        return f"model {model.name!r}: there is no folder {_FOLDER!r}"
+
+    @classmethod
     def describe(cls, model: ModelFolder, options: Any) -> EncoderSpec:
         config = component_config(model, _FOLDER, _CLASS)
         options = options or QwenVLOptions()
@@ -90,7 +98,8 @@ class QwenVLEncoder(Encoder):
                 f"model {model.name!r}: no {_PROCESSOR_FILES[0]}, without which its encoder sees no pictures",
                 "Use an edit model, or encoder.options.template = 'text'.",
             )
-        width = config.get("hidden_size") or config.get("text_config", {}).get("hidden_size")
+        text = config.get("text_config")
+        width = config.get("hidden_size") or (text.get("hidden_size") if isinstance(text, dict) else None)
         if not isinstance(width, int):
             raise WeightsError(f"model {model.name!r}: {_FOLDER}/config.json has no hidden_size")
         return EncoderSpec(text_space=TEXT_SPACE, width=width, pictures=pictures)
@@ -111,15 +120,19 @@ class QwenVLEncoder(Encoder):
 
     @classmethod
     def outline(cls, model: ModelFolder, options: Any, *, dtype: torch.dtype) -> Self:
-        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen2Tokenizer
+        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
-        config = Qwen2_5_VLConfig.from_dict(component_config(model, _FOLDER, _CLASS))
         options = options or QwenVLOptions()
-        tokenizer = Qwen2Tokenizer.from_pretrained(model.folder / "tokenizer", local_files_only=True)
-        processor = _image_processor(model) if cls.describe(model, options).pictures else None
-        with torch.device("meta"):
-            network = Qwen2_5_VLModel(config)
+        spec = cls.describe(model, options)
+        tokenizer = _tokenizer(model, spec)
+        processor = _image_processor(model) if spec.pictures else None
+        with refused_by_library(model, f"{_FOLDER}/config.json"), torch.device("meta"):
+            network = Qwen2_5_VLModel(Qwen2_5_VLConfig.from_dict(model.config(_FOLDER)))
         return cls(network.to(dtype).eval().requires_grad_(False), tokenizer, processor, options)
+
+    @classmethod
+    def not_in_file(cls, file: Path) -> str | None:
+        return not_in_file(file, _FOLDER)
 
     @classmethod
     def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:
@@ -277,13 +290,8 @@ def _tokenizer(model: ModelFolder, spec: EncoderSpec) -> Any:
 
     if not model.has("tokenizer"):
         raise WeightsError(f"model {model.name!r}: there is no folder 'tokenizer'")
-    try:
+    with refused_by_library(model, "the tokenizer in tokenizer/"):
         tokenizer = Qwen2Tokenizer.from_pretrained(model.folder / "tokenizer", local_files_only=True)
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise WeightsError(
-            f"model {model.name!r}: the tokenizer in tokenizer/ cannot be read: {error!r}",
-            "Download the model again.",
-        ) from error
     for template in (TEXT, EDIT) if spec.pictures else (TEXT,):
         check_tokenizer(tokenizer, template, model.name)
     return tokenizer
@@ -293,4 +301,7 @@ def _image_processor(model: ModelFolder) -> Any:
     # The PIL back end, also where torchvision is installed: the same picture gives the same numbers everywhere.
     from transformers import Qwen2VLImageProcessorPil
 
-    return Qwen2VLImageProcessorPil.from_pretrained(model.folder / "processor", local_files_only=True)
+    with refused_by_library(model, "the image processor in processor/ (preprocessor_config.json)"):
+        processor = Qwen2VLImageProcessorPil.from_pretrained(model.folder / "processor", local_files_only=True)
+        processor(images=[Image.new("RGB", (56, 56))], return_tensors="pt")  # a wrong value shows only in its use
+    return processor

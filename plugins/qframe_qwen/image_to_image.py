@@ -78,7 +78,7 @@ class ImageToImage(RecipeTransform):
         strength = STRENGTH if given.strength is None else given.strength
         if (latents := given_latents(given.image, parts.codec_spec.channels)) is not None:
             return self._settle_latents(given, latents, strength, parts)
-        images = open_pictures(given.image, given.prompt_count)
+        images = open_pictures(given.image, given.prompt_count, channels=parts.codec_spec.pixel_channels)
         found = []
         for part in split_by_size(request, output_sizes(given, images, self.geometry), parts):
             own = part.of(images)

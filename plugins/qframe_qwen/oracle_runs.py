@@ -129,7 +129,8 @@ class ReferenceMode:
         def show(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             assert self._tokens is not None
             target = kwargs["hidden_states"].chunk(2, dim=1)[0]
-            return args, kwargs | {"hidden_states": torch.cat([target, self._tokens.to(target)], dim=1)}
+            reference = self._tokens.to(target).repeat(len(target) // len(self._tokens), 1, 1)  # one for each result
+            return args, kwargs | {"hidden_states": torch.cat([target, reference], dim=1)}
 
         return self._pipeline.transformer.register_forward_pre_hook(show, with_kwargs=True)
 

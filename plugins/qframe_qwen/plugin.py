@@ -67,6 +67,7 @@ def qframe_families() -> list[Family]:
             model="shapes",
             data="shapes",
             oracle="diffusers-qwen-image",
+            pipelines=("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"),
             weights_licence="Apache-2.0",
             summary="pictures from prompts, or from a prompt and a picture to start from",
         )

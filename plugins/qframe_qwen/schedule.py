@@ -18,6 +18,7 @@ from qframe_qwen.loading import component_config
 _CLASS = "FlowMatchEulerDiscreteScheduler"
 _FOLDER = "scheduler"
 _FILE = "scheduler_config.json"
+_NUMBERS = ("shift", "shift_terminal", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 
 
 class FlowMatchSchedule(Schedule):
@@ -45,6 +46,19 @@ class FlowMatchSchedule(Schedule):
                     f"schedule 'flow-match' needs {wanted!r}",
                     "Use a schedule that was made for this model.",
                 )
+        for key in _NUMBERS:
+            value = config.get(key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise WeightsError(
+                    f"model {model.name!r}: {_FOLDER}/{_FILE} sets {key} to {value!r}, expected a number",
+                    "Take this file from the copy of the model that its weights are from.",
+                )
+        first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        if first == last:
+            raise WeightsError(
+                f"model {model.name!r}: {_FOLDER}/{_FILE} has equal base_image_seq_len and max_image_seq_len",
+                "Take this file from the copy of the model that its weights are from.",
+            )
 
     @classmethod
     def load(cls, model: ModelFolder, options: Any, *, device: torch.device, dtype: torch.dtype) -> Self:

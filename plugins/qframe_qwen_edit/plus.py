@@ -45,7 +45,9 @@ PUBLISHED = {
 ReferenceSets = tuple[tuple[PictureLike, ...], ...]
 
 
-def as_sets(value: Any) -> ReferenceSets | None:
+def as_sets(
+    value: PictureLike | Sequence[PictureLike] | Sequence[Sequence[PictureLike]] | None,
+) -> ReferenceSets | None:
     """Convert the references of a request to one set for all prompts, or to one set per prompt.
 
     Args:
@@ -154,7 +156,7 @@ class EditPlusRecipe(Recipe):
             DataError: A picture cannot be used.
         """
         given = _plus(request)
-        sets = self._opened(given)
+        sets = self._opened(given, parts.codec_spec.pixel_channels)
         sizes = output_sizes(given, [one[-1] for one in sets], self.geometry)
         shown, references = (_fitted(sets, geometry) for geometry in (self.encoder_geometry, self.geometry))
         return tuple(
@@ -172,7 +174,7 @@ class EditPlusRecipe(Recipe):
                 "Give each record its references; recipe.max_references sets how many there may be.",
             )
 
-    def _opened(self, request: EditPlusRequest) -> list[list[Image.Image]]:
+    def _opened(self, request: EditPlusRequest, channels: int = 3) -> list[list[Image.Image]]:
         """The opened references of a request: one set for all prompts or one per prompt, and no set is empty."""
         sets, most = request.image, self.settings.max_references
         if not sets or not any(sets):
@@ -186,7 +188,8 @@ class EditPlusRecipe(Recipe):
                     "Give fewer, or set recipe.max_references." if one else "Give each prompt its own references.",
                 )
         return [
-            [load_picture(picture, _name(sets, s, p)) for p, picture in enumerate(one)] for s, one in enumerate(sets)
+            [load_picture(picture, _name(sets, s, p), channels=channels) for p, picture in enumerate(one)]
+            for s, one in enumerate(sets)
         ]
 
 

@@ -101,7 +101,7 @@ class EditRecipe(Recipe):
             DataError: A picture cannot be used.
         """
         given = _edit(request)
-        images, side = self._images(given), self.settings.side
+        images, side = self._images(given, parts.codec_spec.pixel_channels), self.settings.side
         sizes = output_sizes(given, images, self.geometry) or [(given.height or side, given.width or side)]
         fitted = self._fitted(images)
         return tuple(
@@ -120,13 +120,13 @@ class EditRecipe(Recipe):
                 + (", or set recipe.references = 'optional' to mix in text to image." if count == 0 else "."),
             )
 
-    def _images(self, request: EditRequest) -> list[Image.Image]:
+    def _images(self, request: EditRequest, channels: int = 3) -> list[Image.Image]:
         """The opened pictures of a request: one, one per prompt, or none where the settings allow it."""
         if request.image is None:
             if self.settings.references == "required":
                 raise ConfigError("no image is given", "Give the picture to change: image=..., or --image FILE.")
             return []
-        return open_pictures(request.image, request.prompt_count)
+        return open_pictures(request.image, request.prompt_count, channels=channels)
 
     def _fitted(self, images: Sequence[Image.Image]) -> list[tuple[Image.Image, ...]]:
         return [(fit(image, self.geometry),) for image in images]

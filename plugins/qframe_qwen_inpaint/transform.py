@@ -144,7 +144,7 @@ class KeepUnmasked(RecipeTransform):
 
     def settle(self, request: Request, parts: Parts) -> tuple[Settled, ...]:
         given = _checked(request)
-        images, masks = _opened(given)
+        images, masks = _opened(given, parts.codec_spec.pixel_channels)
         sized = split_by_size(request, output_sizes(given, images, self.geometry), parts)
         return tuple(self._settle_part(given, part, part.of(images), part.of(masks), parts) for part in sized)
 
@@ -203,8 +203,8 @@ def _checked(request: Request) -> InpaintRequest:
     return given
 
 
-def _opened(request: InpaintRequest) -> tuple[list[Image.Image], list[Image.Image]]:
-    images = open_pictures(_needed(request.image, "image"), request.prompt_count)
+def _opened(request: InpaintRequest, channels: int = 3) -> tuple[list[Image.Image], list[Image.Image]]:
+    images = open_pictures(_needed(request.image, "image"), request.prompt_count, channels=channels)
     return images, open_masks(_needed(request.mask_image, "mask_image"), request.prompt_count)
 
 

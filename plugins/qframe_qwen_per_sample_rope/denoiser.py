@@ -79,6 +79,10 @@ class PerSampleRopeDenoiser(Denoiser):
         return None if reader is None else cls(reader)
 
     @classmethod
+    def not_in_file(cls, file: Path) -> str | None:
+        return _reader().not_in_file(file)
+
+    @classmethod
     def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:
         return _reader().stored_dtype(model, options)
 

@@ -87,8 +87,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     Raises:
         WeightsError: One of the folders holds no run.
     """
-    runs = _named([read_run(folder) for folder in folders])
-    write_file(output, render(runs).encode())
+    write_file(output, page_of(folders).encode())
     return output
 
 
@@ -99,6 +98,11 @@ def _named(runs: Sequence[RunFiles]) -> list[RunFiles]:
         run if names.count(run.name) == 1 else attrs.evolve(run, name=f"{run.name} ({place})")
         for place, run in enumerate(runs, 1)
     ]
+
+
+def page_of(folders: Sequence[Path]) -> str:
+    """Return the page about these runs, as `write_report` writes it."""
+    return render(_named([read_run(folder) for folder in folders]))
 
 
 def render(runs: Sequence[RunFiles]) -> str:
@@ -146,7 +150,7 @@ def _strips(runs: Sequence[RunFiles], album: Album) -> list[Strip]:
     named: dict[str, list[tuple[RunFiles, SampleRow]]] = defaultdict(list)
     for run in runs:
         for row in run.rows:
-            named[row.name].append((run, row))
+            named[row.record].append((run, row))
     seen: dict[str, int] = defaultdict(int)
     turns: list[tuple[bool, int, str]] = []
     for name, members in named.items():

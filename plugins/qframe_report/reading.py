@@ -24,6 +24,7 @@ from qframe.train.sessions import SESSIONS_FILE
 
 _LARGEST_FILE = 16 * 1024 * 1024
 _MOMENT = re.compile(r"before|after|step-(\d{1,12})")
+_OF_PROMPT = re.compile(r"prompt-\d{1,9}")
 VALID_TOKENS = "valid_tokens"  # name of a metric made here: the sum of the three of _PARTS
 _PARTS = ("target_tokens", "reference_tokens", "text_tokens")
 _MOST_PLAIN_ROWS = 20  # records shown of a run without records.json
@@ -51,6 +52,8 @@ class SampleRow:
 
     Attributes:
         name: Name of the record's picture files, without the suffix.
+        record: The record's id, by which several runs are compared; for a run that did not store it, what its files are
+            named by. The prompts of `sample.prompts`, whose ids are numbers alone, belong to it.
         prompt: The record's prompt; the name of the files if the run did not store the prompt.
         group: The record's group; "" if it has none.
         references: Files of the record's reference pictures.
@@ -59,6 +62,7 @@ class SampleRow:
     """
 
     name: str
+    record: str
     prompt: str
     group: str
     references: Sequence[Path]
@@ -300,6 +304,7 @@ def _rows(folder: Path, moments: Sequence[str], gaps: list[str]) -> list[SampleR
     return [
         SampleRow(
             name=name,
+            record=_id_in(name),
             prompt=name,
             group="",
             references=(),
@@ -314,14 +319,22 @@ def _stored_row(folder: Path, row: Mapping[str, Any], moments: Sequence[str]) ->
     name = str(row["name"])
     if Path(name).name != name:
         raise ValueError(f"{name!r} is no file name")
+    record, prompt = row.get("id"), str(row["prompt"])
+    record = record if isinstance(record, str) else _id_in(name)
     return SampleRow(
         name=name,
-        prompt=str(row["prompt"]),
+        record=f"{record}: {prompt}" if _OF_PROMPT.fullmatch(record) else record,
+        prompt=prompt,
         group=str(row["group"]),
         references=[_input(folder, file) for file in row["references"]],
         target=_input(folder, row["target"]),
         samples=_samples(folder, name, moments),
     )
+
+
+def _id_in(name: str) -> str:
+    """Return the id in the name of a record's files, which begins with the record's place among all."""
+    return re.sub(r"^\d+-", "", name)
 
 
 def _input(folder: Path, file: object) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from qframe.cli.shared import announce, fit, resolve
+from qframe.cli.shared import PROGRESS, announce, fit, options, resolve
 from qframe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ FAMILY_NAME = "qwen-edit"
 @click.command()
 @click.option("--output", metavar="DIR", help="The run's folder [default: runs/qwen-edit, numbered].")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="As for `qframe train`. Repeatable.")
+@options(PROGRESS)
 def demo(output: str | None, overrides: tuple[str, ...]) -> None:
     """Train a LoRA on the embedded model and sample with and without it, in a few minutes.
 

@@ -5,14 +5,13 @@ The source draws a record when the record is accessed, and judges whether sample
 
 import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import overload
 
 from PIL import Image
 
 from qframe.errors import ConfigError
-from qframe.interfaces import Record, RecordSource
+from qframe.interfaces import LazyRecords, Record, RecordSource
 from qframe.pictures.picture import Picture
 from qframe_shapes import metrics, tasks, world
 from qframe_shapes.options import ShapesOptions
@@ -21,7 +20,7 @@ from qframe_shapes.tasks import Episode
 _VALIDATION_SEED_OFFSET = 1_000_003
 
 
-class EpisodeRecords(Sequence[Record]):
+class EpisodeRecords(LazyRecords):
     """A sequence of records, each of which is drawn when it is accessed, so that a long sequence costs nothing.
 
     Args:
@@ -38,20 +37,8 @@ class EpisodeRecords(Sequence[Record]):
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Record]: ...
-
-    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._count))]
-        if not -self._count <= index < self._count:
-            raise IndexError(f"{self.name} holds {self._count} records, asked for number {index}")
-        return self._record(index % self._count)
-
-    def _record(self, index: int) -> Record:
+    def record(self, index: int) -> Record:
+        """Draw the episode with this number."""
         episode = self.episode(index)
         name = f"{self.name}/{index}"
         return Record(

@@ -59,6 +59,7 @@ class ParquetRows:
                 f"source 'parquet' needs pyarrow ({error})", f"Install it: {install_hint('parquet')}"
             ) from error
         self._parquet = pyarrow.parquet
+        self._damage: type[Exception] = pyarrow.ArrowException
         self._groups: list[tuple[Path, int]] = []
         self._starts: list[int] = []
         self._names: tuple[str, ...] = ()
@@ -102,15 +103,18 @@ class ParquetRows:
         with self._open(file) as opened:
             try:
                 return opened.read_row_group(group, columns=list(columns))
-            except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+            except (OSError, ValueError, self._damage) as error:
                 raise _damaged(file, error) from error
 
     def _open(self, file: Path) -> Any:
+        if not file.is_file():  # pyarrow would wait for whoever writes into a pipe
+            raise DataError(f"{file}: is not a file", "Each .parquet of a folder is read as a part of the data set.")
         try:
             return self._parquet.ParquetFile(file)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, self._damage) as error:
             raise _damaged(file, error) from error
 
 
 def _damaged(file: Path, error: Exception) -> DataError:
-    return DataError(f"{file}: cannot be read as Parquet ({str(error).splitlines()[0]})", "Replace the file.")
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return DataError(f"{file}: cannot be read as Parquet ({reason})", "Replace the file.")

@@ -109,7 +109,7 @@ def _in_order(data: bytes) -> bytes:
 
 def _scale_metadata(file: Path, layout: LoraLayout, layers: Mapping[str, LoraLayer]) -> dict[str, str]:
     if layout == "diffusers":
-        return {METADATA_KEY: json.dumps(_peft_metadata(layers), sort_keys=True)}
+        return {METADATA_KEY: json.dumps(peft_metadata(layers), sort_keys=True)}
     if layout == "comfyui":
         return {}  # alpha is stored with each layer; if it were in the metadata too, diffusers would apply it twice
     clashes = [" and ".join(names) for names in by_flat_name(layers).values() if len(names) > 1]
@@ -118,7 +118,8 @@ def _scale_metadata(file: Path, layout: LoraLayout, layers: Mapping[str, LoraLay
     return {NAMES_KEY: json.dumps(list(layers))}
 
 
-def _peft_metadata(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
+def peft_metadata(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
+    """Return peft's configuration of a LoRA, as diffusers stores it: its keys begin with the name of the network."""
     first = next(iter(layers.values()))
     config: dict[str, Any] = {
         "r": first.rank,

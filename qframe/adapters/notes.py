@@ -1,10 +1,11 @@
-"""Reads what peft's configuration says of the scale of a LoRA: in the metadata of its file, or in a file next to it."""
+"""Reads what is noted of the scale of a LoRA, mostly as peft's configuration: in its file, or in a file next to it."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import tomllib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import attrs
 
 from qframe.errors import WeightsError
+from qframe.files.lora_file import CHECKPOINT_FILES
 
 METADATA_KEY = "lora_adapter_metadata"
 """The metadata key under which diffusers keeps the configuration of peft, which contains alpha."""
@@ -70,7 +72,8 @@ def read_notes(file: Path, metadata: Mapping[str, str]) -> Notes:
     """Return what is noted of the scale of a LoRA; without any note, what diffusers assumes: alpha is the rank.
 
     Args:
-        file: The LoRA file. If it has the name that peft gives to its files, the configuration beside it is read.
+        file: The LoRA file. If it has the name that peft gives to its files, the configuration beside it is read; if it
+            lies in a checkpoint of a run, what is written there.
         metadata: The metadata in the header of the LoRA file, which count before a configuration beside it.
 
     Raises:
@@ -79,6 +82,10 @@ def read_notes(file: Path, metadata: Mapping[str, str]) -> Notes:
     text, where = metadata.get(METADATA_KEY), f"LoRA file {file}: its {METADATA_KEY}"
     beside = file.with_name(_PEFT_CONFIG)
     try:
+        if text is None and file.name in CHECKPOINT_FILES:
+            where = str(file.parent)
+            if (found := _of_checkpoint(file.parent)) is not None:
+                return found
         if text is None and file.name == PEFT_WEIGHTS and beside.is_file():
             where = str(beside)
             if beside.stat().st_size > _LARGEST_CONFIG:
@@ -87,6 +94,25 @@ def read_notes(file: Path, metadata: Mapping[str, str]) -> Notes:
         return Notes() if text is None else _parsed(text)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError) as error:
         raise WeightsError(f"{where} cannot be read ({error})") from error
+
+
+def _of_checkpoint(folder: Path) -> Notes | None:
+    """Return what a checkpoint of a run says of the scale of its LoRA; None if `folder` is no checkpoint.
+
+    Checkpoints say it as peft does since qframe can start from a LoRA; before that, it follows from the configuration.
+    """
+    state, config = folder / "state.json", folder / "config.toml"
+    if not (state.is_file() and config.is_file()):
+        return None
+    adapter = json.loads(state.read_text(encoding="utf-8")).get("adapter")
+    if adapter is not None:
+        return _parsed(json.dumps(adapter))
+    tables = tomllib.loads(config.read_text(encoding="utf-8"))
+    if tables.get("train", {}).get("mode", "lora") != "lora":
+        raise ValueError("the run trains all weights, and no LoRA")
+    lora = tables.get("lora", {})
+    alpha = lora.get("alpha", lora.get("rank"))
+    return Notes(None if alpha is None else float(alpha), {}, bool(lora.get("rslora")), bool(lora.get("dora")))
 
 
 def _parsed(text: str) -> Notes:

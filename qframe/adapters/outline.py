@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from qframe.adapters.network import read_fitting
+from qframe.adapters.fitting import read_fitting
 from qframe.compose import Composition
 from qframe.interfaces import Denoiser
 
@@ -17,9 +17,7 @@ def outlined(composition: Composition) -> Denoiser | None:
 
     Returns None if the denoiser's class cannot make an outline.
     """
-    found: Denoiser | None = composition.classes["denoiser"].outline(
-        composition.model("denoiser"), composition.options("denoiser"), dtype=torch.float32
-    )
+    found: Denoiser | None = composition.outline("denoiser", torch.float32)
     return found
 
 

@@ -29,6 +29,7 @@ from qframe.cache.plan import CachePlan
 from qframe.cache.portion import ALL, Portion
 from qframe.cache.reading import DamagedEntryError
 from qframe.cache.store import Cache
+from qframe.compose.culprit import naming_culprit
 from qframe.errors import CacheError, DataError, QframeError
 from qframe.interfaces import Conditioning, Example, Parts
 from qframe.pictures.pool import open_groups
@@ -289,6 +290,7 @@ class _Builder:
         parts = load()
         with (
             self.progress.stage(title, sum(map(len, wanted))) as stage,
+            naming_culprit(parts),
             closing(opened(wanted, parts)) as pictures,
         ):
             for window in wanted:

@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import threading
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from operator import index
 from pathlib import Path
@@ -18,7 +19,7 @@ from qframe.files.digests import Stamp
 LISTED = "shards folder as it was when it was listed"
 """The name of the note that holds the modification time, in ns, that the folder of shards had when it was listed."""
 
-_VERSION = 2
+_VERSION = 3
 _BUSY_SECONDS = 120.0
 _CHUNK = 500  # SQLite takes at least 999 parameters in a statement
 _TABLES = """
@@ -27,6 +28,7 @@ CREATE TABLE entries (key BLOB PRIMARY KEY, shard INTEGER NOT NULL, tensors TEXT
 CREATE TABLE digests (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+_IS_KNOWN = "EXISTS (SELECT 1 FROM shards s WHERE s.id = e.shard)"
 _BY_SHARD = "CREATE INDEX entries_by_shard ON entries (shard)"
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 
@@ -108,7 +110,7 @@ class Index:
                 chunk = [bytes.fromhex(key) for key in keys[start : start + _CHUNK]]
                 marks = ",".join("?" * len(chunk))
                 rows = db.execute(
-                    "SELECT e.key, s.name, e.tensors FROM entries e JOIN shards s ON s.id = e.shard "
+                    "SELECT e.key, s.name, e.tensors FROM entries e LEFT JOIN shards s ON s.id = e.shard "
                     f"WHERE e.key IN ({marks})",
                     chunk,
                 )
@@ -123,10 +125,19 @@ class Index:
             for start in range(0, len(keys), _CHUNK):
                 chunk = [bytes.fromhex(key) for key in keys[start : start + _CHUNK]]
                 marks = ",".join("?" * len(chunk))
-                found.update(
-                    row[0].hex() for row in db.execute(f"SELECT key FROM entries WHERE key IN ({marks})", chunk)
-                )
+                rows = db.execute(f"SELECT key, {_IS_KNOWN} FROM entries e WHERE key IN ({marks})", chunk)
+                for key, in_shard in rows:
+                    if not in_shard:
+                        raise IndexDamagedError(f"the row of entry {key.hex()[:16]} names no shard")
+                    found.add(key.hex())
         return found
+
+    def check(self) -> None:
+        """Check that every entry lies in a shard that the index knows. No shard is read."""
+        with self._database() as db:
+            lost = db.execute(f"SELECT count(*) FROM entries e WHERE NOT {_IS_KNOWN}").fetchone()[0]
+        if lost:
+            raise IndexDamagedError(f"{lost} rows of entries name no shard")
 
     def entries_of(self, shard: str) -> list[Entry]:
         """Return the entries that the index finds in `shard`, without copies that it finds in other shards."""
@@ -183,6 +194,8 @@ class Index:
                 db = self._open()
                 with db:
                     yield db
+            except UnicodeDecodeError as error:  # of a text in the file that is none, also in SQLite's own message
+                raise IndexDamagedError(str(error)) from error
             except sqlite3.DatabaseError as error:
                 code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
                 if code in _DAMAGED:
@@ -219,25 +232,36 @@ class Index:
                 db.execute(statement)
         if version < 2:
             db.execute(_BY_SHARD)  # version 1 looked through all entries for those of a shard
+        if version in (1, 2):  # their rows have no checksum
+            db.create_function("checksum", 2, lambda key, text: _checksum(key.hex(), text), deterministic=True)
+            db.execute("UPDATE entries SET tensors = tensors || ' ' || checksum(key, tensors)")
         db.execute(f"PRAGMA user_version = {_VERSION}")
         db.execute("COMMIT")
 
 
 def _pack(entry: Entry) -> str:
+    """The tensors of an entry as JSON, with a checksum behind it."""
     rows = [[t.name, t.dtype, t.shape, t.begin, t.end, t.checksum] for t in entry.tensors]
-    return json.dumps(rows, separators=(",", ":"))
+    text = json.dumps(rows, separators=(",", ":"))
+    return f"{text} {_checksum(entry.key, text)}"
 
 
-def _unpack(key: str, shard: object, tensors: object) -> Entry:
+def _unpack(key: str, shard: object, packed: object) -> Entry:
     """The entry of a row. Raises IndexDamagedError if the row is not one that `_pack` made."""
     try:
-        rows = json.loads(tensors) if isinstance(tensors, str) else None
-        stored = tuple(
-            StoredTensor(n, d, tuple(map(index, s)), index(b), index(e), c)
-            for n, d, s, b, e, c in rows  # type: ignore[union-attr]  # TypeError where it is None
-        )
-        if not isinstance(shard, str) or "/" in shard or not all(map(is_sound, stored)):
+        if not isinstance(packed, str):
+            raise ValueError(f"it holds a {type(packed).__name__}, not text")
+        text, _, found = packed.rpartition(" ")
+        if found != _checksum(key, text):
+            raise ValueError("not what was stored")
+        rows = json.loads(text)
+        stored = tuple(StoredTensor(n, d, tuple(map(index, s)), index(b), index(e), c) for n, d, s, b, e, c in rows)
+        if not stored or not isinstance(shard, str) or "/" in shard or not all(map(is_sound, stored)):
             raise ValueError("not what was stored")
     except (ValueError, TypeError, RecursionError) as error:
         raise IndexDamagedError(f"the row of entry {key[:16]} is broken: {error}") from error
     return Entry(key, shard, stored)
+
+
+def _checksum(key: str, text: str) -> str:
+    return f"{zlib.crc32(f'{key} {text}'.encode()):08x}"

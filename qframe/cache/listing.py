@@ -75,13 +75,23 @@ class ShardListing:
             return question(self._index)
         except IndexDamagedError as error:
             logger.warning("%s: damaged (%s); built again from the shards", self._index.path, error)
-            self._index.delete()
-            self._update()
-            return question(self._index)
+            try:
+                self._index.delete()
+                self._update()
+                return question(self._index)
+            except IndexDamagedError as again:
+                raise CacheError(
+                    f"{self._index.path}: damaged, and so again after it was built from the shards ({again})",
+                    "Check the disk; `qframe cache verify` reads every entry.",
+                ) from again
 
-    def update(self) -> None:
-        """Add new shards to the index and remove vanished ones, if the folder of shards changed since the last time."""
-        self.ask(lambda index: self._update())
+    def update(self, *, always: bool = False) -> None:
+        """Add new shards to the index and remove vanished ones, if the folder of shards changed since the last time.
+
+        Args:
+            always: List the folder even if it did not change, because the index may name shards that never were there.
+        """
+        self.ask(lambda index: self._update(always=always))
 
     def refresh(self) -> None:
         """Learn of shards that other machines wrote or removed, if this machine has an index of its own."""

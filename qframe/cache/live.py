@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from qframe.cache.declared import DeclaredInputs
 from qframe.cache.encoding import encode_examples
 from qframe.cache.lengths import Shape, estimated_tokens, fitted_size, latent_shape, text_tokens
+from qframe.compose.culprit import naming_culprit
 from qframe.interfaces import Example, Parts, Record, TokenCounter
 
 
@@ -32,7 +33,8 @@ class LiveExamples(Sequence[Example]):
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # slices are of no use here
         """Encode the inputs of the record at `index`, and return the example."""
-        return encode_examples([self._inputs[index]], [self._records[index].id], self._parts)[0]
+        with naming_culprit(self._parts):
+            return encode_examples([self._inputs[index]], [self._records[index].id], self._parts)[0]
 
     def digest(self) -> str:
         """Return a sha256 over the ids, the prompts and the bytes of every picture of all records, in order.

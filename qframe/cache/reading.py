@@ -77,9 +77,9 @@ class EntryReader:
         try:
             handle = self._handle(entry.shard)
         except FileNotFoundError:
-            # Another process may have rewritten the shard, without a damaged entry, since we looked.
-            self._listing.update()
-            self._listing.refresh()
+            # Another process may have rewritten the shard, without a damaged entry, since we looked; or the index is
+            # damaged in the name of the shard.
+            self._listing.update(always=True)
             self._recent = {}
             entry = self.locate([entry.key])[entry.key]
             handle = self._handle(entry.shard)

@@ -39,6 +39,8 @@ class Damage:
 def find_damage(listing: ShardListing, reader: EntryReader, progress: Progress) -> list[Damage]:
     """Read every entry of every shard, verify all checksums, and return what is damaged. No file is changed."""
     damages: list[Damage] = []
+    listing.ask(Index.check)
+    listing.update(always=True)
     shards = listing.ask(Index.shards)
     with progress.stage("verifying the cache", len(shards)) as stage:
         for shard, damage in sorted(shards.items()):

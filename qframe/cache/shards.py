@@ -24,6 +24,7 @@ from torch import Tensor
 SUFFIX = ".safetensors"
 _FORMAT = "qframe-cache-1"
 _METADATA = "qframe"
+_KEY_BYTES = 32  # of a key, which is written in hexadecimal
 _LARGEST_HEADER = 100_000_000  # safetensors' own limit
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -147,12 +148,19 @@ def _parse(header: dict[str, Any], shard: str, *, data_begin: int, file_size: in
         key, _, name = full_name.partition("/")
         begin, end_ = (data_begin + offset for offset in tensor["data_offsets"])
         stored = StoredTensor(name, tensor["dtype"], tuple(tensor["shape"]), begin, end_, checksums[full_name])
+        if len(bytes.fromhex(key)) != _KEY_BYTES or begin < data_begin or not is_sound(stored):
+            raise ValueError(f"what it says of {full_name[:80]!r} cannot be true")
         found.setdefault(key, []).append(stored)
         end = max(end, end_)
+    if checksums.keys() != header.keys():
+        raise ValueError("its tensors are not those that it was written with")
     if end != file_size:
         raise ValueError(f"{file_size} bytes, written with {end}")
     entries = tuple(Entry(key, shard, tuple(tensors)) for key, tensors in found.items())
-    return Header(entries, metadata.get("about", {}))
+    about = metadata.get("about", {})
+    if not all(isinstance(text, str) for text in about.values()):
+        raise ValueError("what it says of the ingredients of its entries is no text")
+    return Header(entries, about)
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
@@ -163,6 +171,8 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 def is_sound(stored: StoredTensor) -> bool:
     """Whether the description of a tensor can be true: a known dtype, and as many bytes as its shape needs."""
     if not all(isinstance(text, str) for text in (stored.name, stored.dtype, stored.checksum)):
+        return False
+    if not all(type(number) is int for number in (stored.begin, stored.end, *stored.shape)):
         return False
     if stored.dtype not in _DTYPES or stored.begin < 0 or any(side < 0 for side in stored.shape):
         return False

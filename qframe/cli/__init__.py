@@ -49,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001
         if debug:
             traceback.print_exc()
-        return _report(error, debug)
+        return report(error, debug)
 
 
-def _report(error: Exception, debug: bool) -> int:
+def report(error: Exception, debug: bool) -> int:
     """Print what happened on stderr, and return the exit code of the error."""
     if isinstance(error, QframeError):
         click.echo(f"error: {error.message}", err=True)
@@ -70,7 +70,7 @@ def _report(error: Exception, debug: bool) -> int:
         )
         return 6
     if isinstance(error, OSError) and (known := disk_error(error)) is not None:
-        return _report(known, debug)
+        return report(known, debug)
     click.echo(f"error: {type(error).__name__}: {error}", err=True)
     if not debug:
         click.echo("This was not foreseen. The same command with --debug shows where it happened.", err=True)

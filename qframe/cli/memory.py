@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qframe.progress.shown import chosen_progress
+
 if TYPE_CHECKING:
     from qframe.preflight import Forecast
     from qframe.preflight.choosing import Choice
@@ -22,8 +24,9 @@ def with_forecast(forecast: Forecast, choices: Sequence[Choice] = ()) -> Iterato
     """
     from qframe.preflight import explained
 
-    click.echo(forecast.summary())
-    show_choices(choices)
+    if chosen_progress() != "none":  # with --quiet
+        click.echo(forecast.summary())
+        show_choices(choices)
     for warning in forecast.check():
         click.echo(f"warning: {warning}", err=True)
     with explained(forecast):

@@ -32,8 +32,8 @@ def list_command(as_json: bool) -> None:
             for one, kind in offered
         ]
         plugins_ = [{"name": p.name, "distribution": p.distribution, "target": p.target} for p in registry.plugins]
-        broken = [{"plugin": b.plugin, "distribution": b.distribution, "reason": b.reason} for b in registry.broken]
-        click.echo(json.dumps({"offered": told, "plugins": plugins_, "broken": broken}, indent=2))
+        failed = [{"plugin": b.plugin, "distribution": b.distribution, "reason": b.reason} for b in registry.broken]
+        click.echo(json.dumps({"offered": told, "plugins": plugins_, "broken": failed}, indent=2))
         return
     _section("families", [(f.name, registry.plugin_of(f), f.summary) for f in registry.families()])
     for kind in KINDS:

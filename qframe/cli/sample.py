@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import click
 
+from qframe.cli.placement_keys import placement_keys
 from qframe.cli.request_options import RequestCommand, finite, seed
+from qframe.cli.sample_grid import Column, columns_of, make_grid
 from qframe.cli.shared import (
     CONFIG,
     DEVICE,
@@ -18,12 +21,14 @@ from qframe.cli.shared import (
     FAMILY,
     MEMORY,
     MODEL,
+    PROGRESS,
     SET,
     announce,
     examples,
     options,
     resolve,
     scaled_file,
+    terminal_progress,
 )
 from qframe.errors import ConfigError, DataError, UntrustedError, bullet_list
 from qframe.files.lora_file import find_loras
@@ -53,6 +58,8 @@ class SampleCommand(RequestCommand):
             raise click.UsageError(f"Missing option '--prompt'. One of {', '.join(SOURCES)} says what to make.", ctx)
         if given["output"] is None and not given["picture"]:
             raise click.UsageError("Missing option '--output'.", ctx)
+        if given["grid"] and given["picture"]:
+            raise click.UsageError("--grid and --from: a picture names its own LoRAs.", ctx)
         if given["config_file"] and given["picture"]:
             raise click.UsageError("--config and --from: the picture brings a configuration; use --set.", ctx)
         return rest
@@ -71,6 +78,7 @@ def _flag(name: str) -> str:
         "--size 96x64 --num-images 4 --output out.png",
         "qframe sample --family qwen-edit --lora runs/mine/lora.safetensors:0.8 --image in.png ...",
         "qframe sample --family qwen-edit --batch requests.jsonl --output results/",
+        "qframe sample --family qwen-edit --lora runs/a@500 --lora runs/a@best --grid sheet.png --image in.png ...",
         "qframe sample --from out.png --seed 3 --output other.png",
     ),
 )
@@ -93,7 +101,11 @@ def _flag(name: str) -> str:
     callback=finite,
     help="Guidance scale; above 1 a step takes twice as long [default: off, or the family's with --negative-prompt].",
 )
-@click.option("--size", metavar="WxH", help="Width and height in pixels [default: the family's].")
+@click.option(
+    "--size",
+    metavar="WxH|as-input",
+    help="Width and height in pixels, or exactly those of --image [default: the family's].",
+)
 @click.option("--seed", type=int, callback=seed, help="Picture i takes seed + i [default: 0].")
 @click.option("--num-images", type=click.IntRange(1, 10_000), help="Pictures per prompt [default: 1].")
 @click.option(
@@ -117,10 +129,11 @@ def _flag(name: str) -> str:
     metavar="FILE",
     help="PNG, JPEG or WebP; several pictures are numbered. A folder with --batch [default with --from: NAME-again].",
 )
+@click.option("--grid", metavar="FILE", help="Make every picture with each --lora alone, and a sheet of them all.")
 @click.option("--overwrite", is_flag=True, help="Replace pictures that exist.")
 @click.option("--no-metadata", is_flag=True, help="Do not store in the pictures how they were made.")
 @click.option("--allow-outside", is_flag=True, help="Let --batch read pictures outside of the folder of its file.")
-@options(DEVICE, DTYPE, MEMORY, CONFIG, SET)
+@options(DEVICE, DTYPE, MEMORY, CONFIG, SET, PROGRESS)
 def sample(
     family: str | None,
     model: str | None,
@@ -130,6 +143,7 @@ def sample(
     offload: str | None,
     devices: str | None,
     output: str | None,
+    grid: str | None,
     overwrite: bool,
     no_metadata: bool,
     allow_outside: bool,
@@ -147,15 +161,16 @@ def sample(
     from qframe.sample.jobs.stored import check_models, read_stored
 
     stored = None if picture is None else read_stored(Path(picture))
-    loras = find_loras(map(scaled_file, lora))
+    columns = [] if grid is None else columns_of(lora, Path(grid), overwrite=overwrite)
+    loras = {} if columns else find_loras(map(scaled_file, lora))
     prompts = _prompts(request.pop("prompt"), request.pop("prompt_file"), stored)
     given = {name: value for name, value in request.items() if value not in (None, ())}
-    count = len(prompts) * given.get("num_images", 1)
-    files = [] if batch else _files(output, picture, count, overwrite=overwrite)
+    many = len(prompts) * given.get("num_images", 1)
+    files = [] if batch else _files(output, picture, many, columns, overwrite=overwrite)
     config = resolve(
         family or (stored.family if stored else None),
         config_file,
-        (*_placement(offload, devices), *overrides),
+        (*placement_keys(offload, devices), *overrides),
         model=model,
         memory=memory,
         below=stored.config_tables() if stored else None,
@@ -165,31 +180,75 @@ def sample(
         loras = _repeated(stored, picture, given, loras)
 
     from qframe.compose import compose
-    from qframe.progress.shown import terminal_progress
     from qframe.sample.jobs.job import Desk
 
     composition = compose(config)
-    desk = Desk.of(composition, loras)
-    if stored is not None and picture is not None and model is None:
-        check_models(stored, desk.setting, picture)
-    progress, metadata = terminal_progress(), not no_metadata
-    if batch is None:
-        jobs = _jobs(desk, prompts, given, {} if stored is None else stored.request, files)
-        make(composition, loras, jobs, progress, metadata=metadata, continue_after_failure=False)
-        return
-    with _results(Path(batch), folder := Path(output or "")):
-        todo = _todo(desk, Path(batch), folder, given, overwrite=overwrite, allow_outside=allow_outside)
-        if todo:
-            make(composition, loras, todo, progress, metadata=metadata, continue_after_failure=True)
+    progress, metadata, repeated = terminal_progress(), not no_metadata, stored.request if stored else {}
+    wanted = _Wanted(prompts, given, repeated, files, batch, Path(output or ""), overwrite, allow_outside)
+    with wanted.alone():
+        if grid is not None:
+            make_grid(composition, columns, wanted.of, Path(grid), progress, metadata=metadata)
+            return
+        desk = Desk.of(composition, loras)
+        if stored is not None and picture is not None and model is None:
+            check_models(stored, desk.setting, picture)
+        if todo := wanted.of(desk)[1]:
+            make(composition, loras, todo, progress, metadata=metadata, continue_after_failure=batch is not None)
 
 
-def _files(output: str | None, picture: str | None, count: int, *, overwrite: bool) -> list[Path]:
-    """The files of the pictures, checked; with --from they are named after that picture unless --output names them."""
+@attrs.frozen(eq=False)
+class _Wanted:
+    """The pictures that a command asks for, with --grid once for each LoRA.
+
+    Attributes:
+        prompts: The prompts, unless `batch` is given.
+        given: The values of the options.
+        repeated: The request of the picture that --from names; empty without it.
+        files: The files of the pictures, those of one column after those of another, unless `batch` is given.
+        batch: The file of requests, if there is one.
+        folder: The folder of the results of a batch, in which each column of a grid has a folder.
+        overwrite: Whether pictures that exist are replaced.
+        allow_outside: Whether lines of a batch may name pictures outside of its folder.
+    """
+
+    prompts: Sequence[str]
+    given: Mapping[str, Any]
+    repeated: Mapping[str, Any]
+    files: Sequence[Path]
+    batch: str | None
+    folder: Path
+    overwrite: bool
+    allow_outside: bool
+
+    def alone(self) -> AbstractContextManager[None]:
+        """A context in which no other program writes the results of a batch; see `_results`."""
+        return nullcontext() if self.batch is None else _results(Path(self.batch), self.folder)
+
+    def of(self, desk: Desk, column: Column | None = None) -> tuple[Sequence[Job], Sequence[Job]]:
+        """Return the jobs of a column, or of all without a grid: all jobs, and those whose pictures are to be made."""
+        place, name = (0, "") if column is None else (column.place, column.name)
+        if self.batch is None:
+            count = len(self.prompts) * int(self.given.get("num_images", 1))
+            made = _jobs(desk, self.prompts, self.given, self.repeated, self.files[place * count :][:count])
+            return made, made
+        only = {"overwrite": self.overwrite, "allow_outside": self.allow_outside}
+        return _listed(desk, Path(self.batch), self.folder / name, self.given, **only)
+
+
+def _files(
+    output: str | None, picture: str | None, count: int, columns: Sequence[Column], *, overwrite: bool
+) -> list[Path]:
+    """The files of the pictures, checked; with --from they are named after that picture unless --output names them.
+
+    With --grid, the names of the files hold those of the columns, and the files of the columns follow one another.
+    """
     from qframe.cli.sample_jobs import check_output
     from qframe.sample.jobs.job import numbered
 
     source = Path(picture or "")
-    files = numbered(Path(output) if output else source.with_stem(f"{source.stem}-again"), count)
+    named = Path(output) if output else source.with_stem(f"{source.stem}-again")
+    each = [named.with_stem(f"{named.stem}-{column.name}") for column in columns] or [named]
+    files = [file for one in each for file in numbered(one, count)]
     check_output(files, overwrite=overwrite)
     return files
 
@@ -297,10 +356,10 @@ def _results(batch: Path, folder: Path) -> Iterator[None]:
         yield
 
 
-def _todo(
+def _listed(
     desk: Desk, batch: Path, folder: Path, given: Mapping[str, Any], *, overwrite: bool, allow_outside: bool
-) -> list[Job]:
-    """The pictures of a batch that do not exist yet. Values of the options are defaults for its lines."""
+) -> tuple[list[Job], list[Job]]:
+    """All pictures of a batch, and those to be made. Values of the options are defaults for its lines."""
     from qframe.sample.jobs.batch import Batch
 
     defaults = dict(given)
@@ -309,10 +368,11 @@ def _todo(
         raise ConfigError("--negative-prompt: several, and --batch takes one for all lines", "Write it into the lines.")
     if negatives:
         defaults["negative_prompt"] = negatives[0]
-    todo, done = Batch(desk, batch, folder, defaults, overwrite=overwrite, allow_outside=allow_outside).jobs()
+    listed = Batch(desk, batch, folder, defaults, overwrite=overwrite, allow_outside=allow_outside)
+    todo, done = listed.jobs()
     if done:
         click.echo(f"{done} of {done + len(todo)} pictures are done already.")
-    return todo
+    return listed.made, todo
 
 
 _HINT = "`qframe sample --family NAME --help` shows what a family takes."
@@ -322,20 +382,3 @@ def _problems(error: Any) -> str:
     from qframe.sample.jobs.asked import describe
 
     return bullet_list(describe(problem) for problem in error.problems)
-
-
-def _placement(offload: str | None, devices: str | None) -> list[str]:
-    """The configuration keys that --offload and --devices set. ConfigError names a component that has no device."""
-    found = [] if offload is None else [f"offload={offload}"]
-    listed = []
-    for name in [] if devices is None else devices.replace(" ", "").split(","):
-        role, sign, device = name.rpartition("=")
-        if not device:
-            raise ConfigError(f"--devices {devices!r}: a device is missing", "For example cuda:0,cuda:1.")
-        if not sign:
-            listed.append(device)
-        elif role in ("encoder", "denoiser", "codec"):
-            found.append(f"{role}.device={device}")
-        else:
-            raise ConfigError(f"--devices {name}: no component {role!r}", "Known: encoder, denoiser, codec.")
-    return [*found, f"devices={json.dumps(listed)}"] if listed else found

@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import attrs
+
 from qframe.errors import ConfigError, QframeError, bullet_list
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from qframe.compose import Composition
+    from qframe.preflight.forecast import Forecast
     from qframe.progress import Progress
     from qframe.sample.jobs.job import Job
     from qframe.sample.pipeline import Pipeline
@@ -43,44 +46,97 @@ def make(
         continue_after_failure: Whether the other pictures are made after one has failed. Then one error that names all
             failures is raised at the end.
     """
+    return make_columns(
+        composition, [(loras, jobs)], progress, metadata=metadata, continue_after_failure=continue_after_failure
+    )
+
+
+def make_columns(
+    composition: Composition,
+    columns: Sequence[tuple[Mapping[Path, float], Sequence[Job]]],
+    progress: Progress,
+    *,
+    metadata: bool,
+    continue_after_failure: bool,
+) -> int:
+    """Load the model once, and make pictures with several sets of LoRAs, one set after another.
+
+    Args:
+        composition: The components.
+        columns: For each set of LoRAs, with the scale of each file, the pictures to make with it.
+        progress: As for `make`.
+        metadata: As for `make`.
+        continue_after_failure: As for `make`.
+    """
+    from qframe.adapters import check_files
     from qframe.cli.memory import with_forecast
-    from qframe.preflight import explained
     from qframe.preflight.outlook import sampling_outlook
-    from qframe.sample.jobs.picture_files import write_picture
     from qframe.sample.loading import assemble
 
     outlook = sampling_outlook(composition)
-    forecast = outlook.forecast
-    with with_forecast(forecast, outlook.choices):
-        pipe = assemble(outlook.composition, loras, progress)
+    alone = columns[0][0] if len(columns) == 1 else {}
+    if len(columns) > 1:  # `assemble` checks the LoRAs that it is given itself
+        check_files(composition, [file for loras, _ in columns for file in loras])
+    with with_forecast(outlook.forecast, outlook.choices):
+        pipe = assemble(outlook.composition, alone, progress)
+    maker = _Maker(pipe, outlook.forecast, progress, metadata, continue_after_failure, loras=alone)
+    jobs = [(loras, job) for loras, several in columns for job in several]
+    if len(jobs) == 1:
+        maker.run(*jobs[0])
+    else:
+        with progress.stage("pictures", len(jobs)) as stage:
+            for loras, job in jobs:
+                maker.run(loras, job)
+                stage.advance(1, **({"failed": len(maker.failed)} if maker.failed else {}))
+    if maker.failed:
+        raise _failures(maker.failed, len(jobs))
+    return len(jobs)
 
-    failed: list[tuple[Job, QframeError]] = []
 
-    def run(job: Job) -> None:
+@attrs.define(eq=False)
+class _Maker:
+    """Makes the pictures of jobs with one loaded model.
+
+    Attributes:
+        pipe: The model.
+        forecast: What it needs, for the message of a device that has not enough memory.
+        progress: Shows the pictures and their steps.
+        metadata: Whether pictures store how they were made.
+        continue_after_failure: Whether a job that fails is noted in `failed`, and raises no error.
+        loras: The LoRAs that are on the denoiser now, with their scales.
+        failed: The jobs that failed, with their errors.
+    """
+
+    pipe: Pipeline
+    forecast: Forecast
+    progress: Progress
+    metadata: bool
+    continue_after_failure: bool
+    loras: Mapping[Path, float]
+    failed: list[tuple[Job, QframeError]] = attrs.field(factory=list)
+
+    def run(self, loras: Mapping[Path, float], job: Job) -> None:
+        """Make the picture of a job with these LoRAs, and write it."""
+        from qframe.preflight import explained
+        from qframe.sample.jobs.picture_files import write_picture
+        from qframe.sample.loading import exchange_loras
+
+        if loras != self.loras:
+            exchange_loras(self.pipe, loras)
+            self.loras = loras
         try:
-            with explained(forecast):
-                made = _picture(pipe, job, progress)
+            with explained(self.forecast):
+                made = _picture(self.pipe, job, self.progress)
         # One request that meets a bug must not cost a night's work on all the others.
         except Exception as error:
-            if not continue_after_failure:
+            if not self.continue_after_failure:
                 raise
             logger.debug("%s", job.origin, exc_info=True)
             told = error if isinstance(error, QframeError) else QframeError(f"{type(error).__name__}: {error}")
-            failed.append((job, told))
+            self.failed.append((job, told))
             return
-        write_picture(job.file, made, job.stored.text() if metadata else None)
-        progress.note(f"wrote {job.file}")
-
-    if len(jobs) == 1:
-        run(jobs[0])
-    else:
-        with progress.stage("pictures", len(jobs)) as stage:
-            for job in jobs:
-                run(job)
-                stage.advance(1, **({"failed": len(failed)} if failed else {}))
-    if failed:
-        raise _failures(failed, len(jobs))
-    return len(jobs)
+        write_picture(job.file, made, job.stored.text() if self.metadata else None)
+        self.progress.note(f"wrote {job.file}")
 
 
 def _picture(pipe: Pipeline, job: Job, progress: Progress) -> Image.Image:

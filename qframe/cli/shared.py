@@ -2,14 +2,14 @@
 
 It has the options that choose a configuration (`FAMILY`, `MODEL`, `DATA`, `CONFIG`, `SET`) and what turns their values
 into one (`resolve`), the first lines of output (`announce`), the options of a family's request (`RequestCommand`,
-`opened`), progress in a terminal (`terminal_progress`), training in a terminal (`fit`), and a group whose commands
-plugins offer (`PluginGroup`). docs/guides/add-a-command.md shows how a command uses them.
+`opened`), progress in a terminal (`terminal_progress`) and the options that choose how it is shown (`PROGRESS`),
+training in a terminal (`fit`), and a group whose commands plugins offer (`PluginGroup`). docs/guides/add-a-command.md
+shows how a command uses them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -17,7 +17,8 @@ import click
 from qframe.cli.plugin_commands import PluginGroup, registry
 from qframe.cli.request_options import RequestCommand, opened
 from qframe.cli.training import fit
-from qframe.progress.shown import terminal_progress
+from qframe.files.lora_file import scaled_file
+from qframe.progress.shown import CHOICES, choose_progress, chosen_progress, terminal_progress
 
 if TYPE_CHECKING:
     from qframe.config import Resolved
@@ -34,6 +35,7 @@ __all__ = [
     "MEMORY",
     "MODEL",
     "OFFLOAD",
+    "PROGRESS",
     "SET",
     "TRAIN_SEED",
     "PluginGroup",
@@ -46,6 +48,7 @@ __all__ = [
     "licence_line",
     "opened",
     "options",
+    "quiet",
     "registry",
     "resolve",
     "scaled_file",
@@ -85,6 +88,38 @@ CONFIG = click.option("--config", "config_file", metavar="FILE", help="A TOML fi
 SET = click.option(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set any key, e.g. train.max_steps=200. Repeatable."
 )
+
+
+def _quieted(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        choose_progress("none")
+
+
+def _shown(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None and chosen_progress() != "none":  # --quiet may stand before it or after it
+        choose_progress(value)
+
+
+_QUIET = click.option(
+    "--quiet", "-q", is_flag=True, expose_value=False, callback=_quieted, help="Print results and errors alone."
+)
+_SHOW = click.option(
+    "--progress",
+    type=click.Choice(CHOICES),
+    expose_value=False,
+    callback=_shown,
+    help="How progress is shown; json writes lines of JSON to stderr [default: a bar in a terminal, else lines].",
+)
+
+
+def PROGRESS(function: _F) -> _F:
+    """Add --quiet and --progress to a command. `terminal_progress` and `announce` obey them."""
+    return _QUIET(_SHOW(function))
+
+
+def quiet() -> bool:
+    """Whether the command that runs now is to print results and errors alone (--quiet)."""
+    return chosen_progress() == "none"
 
 
 def examples(*lines: str) -> str:
@@ -151,18 +186,6 @@ def flags() -> dict[str, Any]:
     return found
 
 
-def scaled_file(text: str) -> tuple[Path, float]:
-    """Split FILE[:SCALE], as --lora takes it, into the file (or folder) and its scale, neither of which is checked."""
-    file, colon, scale = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return Path(text), 1.0
-    try:
-        number = float(scale)
-    except ValueError:
-        return Path(text), 1.0
-    return Path(file), number
-
-
 def embedded_line(config: Config, plugins: Registry, *, data: bool) -> str | None:
     """Return the line that says that the embedded model or data set is used; None if neither is used.
 
@@ -196,6 +219,8 @@ def announce(config: Config, *, data: bool) -> None:
         config: The configuration of the run.
         data: Whether the command uses a data set.
     """
+    if quiet():
+        return
     from qframe.plugins.registry import load_registry
 
     plugins = load_registry()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from qframe.cli.shared import (
     FAMILY,
     MEMORY,
     MODEL,
+    PROGRESS,
     SET,
     TRAIN_SEED,
     announce,
@@ -25,8 +25,10 @@ from qframe.cli.shared import (
     fit,
     flags,
     options,
+    quiet,
     resolve,
 )
+from qframe.cli.training import next_steps
 
 if TYPE_CHECKING:
     from qframe.config.schema import Config
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     "--nproc", type=click.IntRange(min=1), metavar="N", help="Train in N processes on this machine, one per GPU."
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be loaded and whether it fits, and stop.")
+@options(PROGRESS)
 def train(
     family: str | None,
     model: str | None,
@@ -85,9 +88,9 @@ def train(
 
     from qframe.train.distributed import joined
 
-    with joined() as processes, contextlib.ExitStack() as quiet:
+    with joined() as processes, contextlib.ExitStack() as muted:
         if not processes.first:
-            quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
+            muted.enter_context(contextlib.redirect_stdout(muted.enter_context(open(os.devnull, "w"))))
         changed = _changed(change, resume)
         overrides += tuple(item for item in change if "=" in item)
         resolved = resolve(family, config_file, overrides, model=model, data=data, output=output, memory=memory)
@@ -100,7 +103,9 @@ def train(
         click.echo(f"weights   {result.weights}")
         if result.sheet:
             click.echo(f"pictures  {result.sheet}")
-        click.echo(f"a page    qframe report {shlex.quote(str(result.folder))}")
+        if not quiet():
+            for about, command in next_steps(config, result.folder):
+                click.echo(f"{about:<9} {command}")
     return 0
 
 
@@ -124,6 +129,7 @@ _KEYS = {"seed": "train.seed"}
 
 def _launch(count: int) -> int:
     """Run this command again in `count` processes that train together. Returns the exit code."""
+    from qframe.progress.shown import chosen_progress
     from qframe.train.launch import launch
 
     context = click.get_current_context()
@@ -131,7 +137,13 @@ def _launch(count: int) -> int:
     for option in context.command.params:
         name = option.name
         assert name is not None  # every option has a name
-        if name != "nproc" and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+        if name == "nproc" or context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        if name == "quiet":
+            arguments += ["--quiet"]
+        elif name == "progress":
+            arguments += [f"--progress={chosen_progress()}"]
+        else:
             value = context.params[name] if name in context.params else flags()[_KEYS.get(name, name)]
             arguments += [f"{option.opts[0]}={one}" for one in (value if isinstance(value, tuple) else (value,))]
     debug = ["--debug"] if "--debug" in sys.argv else []  # of the whole program, not of this command

@@ -6,11 +6,13 @@ an error that shows the result of every check.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from qframe.compose.absent import absent_encoder
 from qframe.compose.composition import Composition
+from qframe.compose.guard import guard_recipe
 from qframe.compose.joints import check_joints, refuse_mismatches
 from qframe.compose.mixing import transformed
 from qframe.compose.models import open_models
@@ -19,6 +21,7 @@ from qframe.config.schema import QUANTISABLE, ROLES, Config
 from qframe.config.strict import unstructure
 from qframe.errors import ConfigError, PluginError
 from qframe.files.model_folder import ModelFolder
+from qframe.files.weight_header import GGUF
 from qframe.interfaces import (
     Denoiser,
     Encoder,
@@ -65,27 +68,36 @@ def compose(
     chosen = choose(unstructure(config), registry)
     offers = {role: chosen.component(role, "use") for role in ROLES}
     classes = {role: offer.implementation(_INTERFACES[role]) for role, offer in offers.items() if role not in given}
+    loaded = {role: kind for role, kind in classes.items() if issubclass(kind, Loadable)}
+    models = open_models(config, chosen, loaded)
+    models |= dict.fromkeys(given, models["model"])
+    missing = None if "encoder" in given else classes["encoder"].absent(models["encoder"], config.encoder.options)
     classes |= {role: type(part) for role, part in given.items()}
-    models = open_models(config, chosen, (role for role in ROLES if issubclass(_INTERFACES[role], Loadable)))
+
+    def spec(role: str) -> Any:
+        if role in given:
+            return spec_of(role, given[role], models[role])
+        return _spec(config, chosen, role, classes[role], models[role])
+
+    if missing is not None:
+        classes["encoder"] = absent_encoder(missing, spec("denoiser"))
     _check_blocks(config, classes)
-    specs = {
-        role: spec_of(role, given[role], models[role])
-        if role in given
-        else _spec(config, chosen, role, classes[role], models[role])
-        for role in SPECS
-    }
+    specs = {role: spec(role) for role in SPECS}
     if "schedule" not in given:  # so that it is refused before loading
         classes["schedule"].describe(models["schedule"], config.schedule.options)
-    quantisers = _quantisers(config, chosen)
+    quantisers = _quantisers(config, chosen, models)
     recipe = recipe_class(chosen)(config.recipe, models["model"])
-    joints = check_joints(specs["encoder"], specs["codec"], specs["denoiser"], recipe, config.compose.allow)
+    made_by = f"the recipe of family {chosen.family.name!r} (plugin {chosen.recipe.plugin!r})"
+    guard_recipe(recipe, specs["denoiser"], made_by)
+    pipelines = _pipelines(models["model"], chosen)
+    joints = check_joints(specs["encoder"], specs["codec"], specs["denoiser"], recipe, config.compose.allow, pipelines)
     title = ", ".join(
         f"{role} {type(given[role]).__name__} (an instance)"
         if role in given
         else f"{role} {offers[role].declared.name!r} (plugin {offers[role].plugin})"
         for role in ("denoiser", "codec", "encoder")
     )
-    refuse_mismatches(title, joints)
+    refuse_mismatches(title, joints, lambda: _serving(pipelines, registry))
     return Composition(
         config=config,
         family=chosen.family,
@@ -97,6 +109,7 @@ def compose(
         recipe=recipe,
         title=title,
         given=given,
+        plugins={role: offer.plugin for role, offer in offers.items() if role not in given},
     )
 
 
@@ -139,6 +152,29 @@ def _check_given(config: Config, given: Mapping[str, Any]) -> None:
             )
 
 
+def _pipelines(model: ModelFolder, chosen: ChosenFamily) -> tuple[Sequence[str], Sequence[str]] | None:
+    """Return the pipelines that a model folder says it was made for, and those that the family serves.
+
+    A model that was made for several says so in qframe.json, others in model_index.json. Returns None if either says
+    nothing, and for a model that ships with a plugin, about which the plugin decides.
+    """
+    served = chosen.family.pipelines
+    if model.name in chosen.models or not served:
+        return None
+    named = model.read_json("qframe.json").get("pipelines") if model.has("qframe.json") else None
+    if named is None and model.has("model_index.json"):
+        named = [model.pipeline_config.get("_class_name")]
+    if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
+        return None
+    return named, served
+
+
+def _serving(pipelines: tuple[Sequence[str], Sequence[str]] | None, registry: Registry) -> list[str]:
+    """Return the names of the families that serve one of the pipelines which a model folder names."""
+    named = set(pipelines[0]) if pipelines else set()
+    return [family.name for family in registry.families() if named & set(family.pipelines)]
+
+
 def _check_blocks(config: Config, classes: Mapping[str, Any]) -> None:
     """Raise ConfigError if blocks of a network are to be streamed, and its component does not say what they are."""
     for role in QUANTISABLE:
@@ -149,12 +185,15 @@ def _check_blocks(config: Config, classes: Mapping[str, Any]) -> None:
             )
 
 
-def _quantisers(config: Config, chosen: ChosenFamily) -> dict[str, Quantiser]:
+def _quantisers(config: Config, chosen: ChosenFamily, models: Mapping[str, ModelFolder]) -> dict[str, Quantiser]:
     """Return the configured quantiser of each role. Raises ConfigError if other settings exclude quantised weights."""
     found = {}
     for role in QUANTISABLE:
         settings = getattr(config, role).quantise
         if settings.use is not None:
+            file = models[role].file
+            if file is not None and file.suffix == GGUF:
+                raise ConfigError(f"{role}.quantise: the weights in {file} are quantised already", "Leave it out.")
             kind = chosen.component(role, "quantise", "use").implementation(Quantiser)
             found[role] = kind(settings.options)
     if "denoiser" in found and config.train.mode == "full":

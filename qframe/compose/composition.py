@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -11,18 +12,23 @@ import attrs
 import torch
 
 from qframe.compose import devices, placement
+from qframe.compose.culprit import check_loaded
+from qframe.compose.guard import guard, guard_sampler
 from qframe.compose.joints import Joint, check_joints, joint_table, refuse_mismatches
 from qframe.compose.loading import Quantisation, load_component
 from qframe.compose.stored_weights import StoredWeights, remembered_digests, weights_key
 from qframe.compose.streaming import stream, streamed_bytes
 from qframe.config.folders import quantised_folder
 from qframe.config.schema import Config
-from qframe.errors import ConfigError
+from qframe.errors import ConfigError, QframeError
 from qframe.files.digests import FileDigests
 from qframe.files.model_folder import ModelFolder
 from qframe.interfaces import Encoder, Loadable, Parts, Quantiser, Recipe, TokenCounter
 from qframe.plugins.hookspecs import Family
+from qframe.plugins.offers import reason
 from qframe.progress import SILENT, Progress
+
+log = logging.getLogger(__name__)
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -41,6 +47,7 @@ class Composition:
         recipe: The recipe of the family, made with the settings of the configuration.
         title: The first line of what `table` returns: names and plugins of denoiser, codec and encoder.
         given: Instances by role, which are used as they are, in the place of components that are loaded.
+        plugins: The name of the plugin that offers the component in each role.
         imagined: The device of all components, which this machine need not have, where a run is forecast for another
             machine; None for the devices of the configuration.
     """
@@ -55,6 +62,7 @@ class Composition:
     recipe: Recipe
     title: str
     given: Mapping[str, Any] = MappingProxyType({})
+    plugins: Mapping[str, str] = attrs.field(factory=dict)
     imagined: torch.device | None = None
     _made_of: dict[str, dict[str, str]] = attrs.field(factory=dict, init=False, repr=False)
     _unstored: set[str] = attrs.field(factory=set, init=False, repr=False)
@@ -93,6 +101,10 @@ class Composition:
         They are an instance of the class that the component's plugin declares for them; None if it declares no class.
         """
         return getattr(self.config, role).options
+
+    def about(self, role: str) -> str:
+        """Return the words by which messages name the component in a role: its name, and the plugin that offers it."""
+        return f"{role} {getattr(self.config, role).use!r} (plugin {self.plugins.get(role, '?')!r})"
 
     def model(self, role: str) -> ModelFolder:
         """Return the model folder that the component in a role is loaded from."""
@@ -228,7 +240,16 @@ class Composition:
         """
         if role in self.given:
             return None
-        return self.classes[role].outline(self.model(role), self.options(role), dtype=dtype)
+        try:
+            return self.classes[role].outline(self.model(role), self.options(role), dtype=dtype)
+        except (QframeError, MemoryError):
+            raise
+        # A plugin's network may need values that shapes do not have. A run must not end because of its forecast.
+        except Exception as error:  # noqa: BLE001
+            if role not in self._unstored:
+                log.warning("the %s has no outline, so its memory is not estimated: %s", role, reason(error))
+            self._unstored.add(role)
+            return None
 
     def weights(self, role: str) -> int | None:
         """Return how many bytes a component's weights take on its device once they are loaded.
@@ -292,12 +313,15 @@ class Composition:
                 quantiser.prepare(self.device(role), progress)
         loaded = {f"loaded_{role}": self._load_or_stream(role, progress, offloaded, as_stored) for role in roles}
         options = self.options("sampler")
-        sampler = self.classes["sampler"]
-        made = self.given.get("sampler") or (sampler() if options is None else sampler(options))
+        kind = self.classes["sampler"]
+        sampler = self.given.get("sampler")
+        if sampler is None:
+            sampler = kind() if options is None else kind(options)
+            guard_sampler(sampler, self.about("sampler"))
         return Parts(
             **{f"{role}_spec": spec for role, spec in self.specs.items()},
             schedule=self._load("schedule"),
-            sampler=made,
+            sampler=sampler,
             model=self.models["model"],
             **loaded,
         )
@@ -335,5 +359,8 @@ class Composition:
             role=role,
             name=settings.use,
         )
+        if part.network is not None:
+            check_loaded(role, part.network, self.models[role].name)
+        guard(role, part, self.specs.get(role), self.about(role))
         part.spec = self.specs.get(role)
         return part

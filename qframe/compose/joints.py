@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import attrs
@@ -14,7 +14,7 @@ from qframe.interfaces import CodecSpec, DenoiserSpec, EncoderSpec, Recipe
 State = Literal["ok", "allowed", "mismatch"]
 
 _SHOWN: dict[State, str] = {"ok": "ok", "allowed": "allowed", "mismatch": "MISMATCH"}
-_NAMES_ONLY = {"latent_space", "text_space"}  # a user may know that two names mean the same; sizes must be equal
+_NAMES_ONLY = {"latent_space", "text_space", "pipeline"}  # a user may know better about names; sizes must be equal
 
 
 @attrs.frozen
@@ -39,7 +39,12 @@ class Joint:
 
 
 def check_joints(
-    encoder: EncoderSpec, codec: CodecSpec, denoiser: DenoiserSpec, recipe: Recipe, allow: Sequence[str]
+    encoder: EncoderSpec,
+    codec: CodecSpec,
+    denoiser: DenoiserSpec,
+    recipe: Recipe,
+    allow: Sequence[str],
+    pipelines: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> tuple[Joint, ...]:
     """Compare the properties of the components with those that the denoiser and the recipe want.
 
@@ -49,6 +54,8 @@ def check_joints(
         denoiser: The Spec of the denoiser.
         recipe: The recipe of the family.
         allow: Names of joints that may differ, as `compose.allow` writes them (with "_" for a space).
+        pipelines: The pipelines of diffusers that the model folder was made for, and those that the family serves; None
+            if either is not said.
     """
     joints: list[Joint] = []
 
@@ -65,6 +72,9 @@ def check_joints(
         check("pictures", "encoder", "yes" if encoder.pictures else "no", "recipe", "yes")
     if recipe.references:
         check("references", "denoiser", "yes" if denoiser.references else "no", "recipe", "yes")
+    if pipelines is not None:
+        named, served = (" or ".join(names) for names in pipelines)
+        check("pipeline", "model", named, "family", named if set(pipelines[0]) & set(pipelines[1]) else served)
     return tuple(joints)
 
 
@@ -80,12 +90,23 @@ def joint_table(title: str, joints: Sequence[Joint]) -> str:
     return f"{title}\n{bullet_list(lines)}"
 
 
-def refuse_mismatches(title: str, joints: Sequence[Joint]) -> None:
-    """Raise a CompositionError that shows every joint if any of them has the state "mismatch"."""
+def refuse_mismatches(title: str, joints: Sequence[Joint], fitting: Callable[[], Sequence[str]] = tuple) -> None:
+    """Raise a CompositionError that shows every joint if any of them has the state "mismatch".
+
+    Args:
+        title: The first line of the table.
+        joints: The joints.
+        fitting: Returns the families that serve the pipeline which the model folder names.
+    """
     mismatches = [joint.name.replace(" ", "_") for joint in joints if joint.state == "mismatch"]
     if not mismatches:
         return
     remedy = "Choose components of one family"
+    if "pipeline" in mismatches:
+        named = next(joint.gives for joint in joints if joint.name == "pipeline")
+        families = " or ".join(fitting())
+        serves = f"which family {families} serves: choose it" if families else "which no installed family serves"
+        remedy = f"The model was made for {named}, {serves}"
     if set(mismatches) <= _NAMES_ONLY:
         remedy += f", or, where you know better, --set compose.allow='{json.dumps(mismatches)}'"
     raise CompositionError(f"cannot compose: {joint_table(title, joints)}", f"{remedy}.")

@@ -148,8 +148,24 @@ def put_model_defaults(tree: Tree, user: Tree, models: Mapping[str, Offer[Compon
         models: The models that ship with plugins, by name.
     """
     name = value_at(user, "model") or value_at(tree, "model")
-    if name in models:
+    if isinstance(name, str) and name in models:  # what else it may be is refused where all values are checked
         put(tree, models[name].declared.defaults, lambda key: f"model {name}")
+
+
+_OF_INIT = ("rank", "alpha", "targets")
+"""The keys of the section `lora` whose values are those of the file `lora.init`, where the user gives none."""
+
+
+def leave_to_init(tree: Tree, user: Tree) -> None:
+    """Unset what the file `lora.init` decides in the layer of the family and the model, if the user names such a file.
+
+    Args:
+        tree: The layer of the family and the model, which is changed.
+        user: What the user gives.
+    """
+    section = tree.setdefault("lora", {})
+    if value_at(user, "lora", "init") is not None and isinstance(section, dict):
+        section.update({name: Leaf(None, "lora.init") for name in _OF_INIT})
 
 
 def drop_foreign(tree: Tree, user: Tree, registry: Registry) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from qframe.config.layers import (
     choose_family,
     drop_foreign,
     family_layer,
+    leave_to_init,
     own_source,
     plain_tables,
     put,
@@ -92,6 +93,7 @@ def resolve_config(
     chosen = choose_family(user, registry)
     tree = family_layer(chosen.family)
     put_model_defaults(tree, user, chosen.models)
+    leave_to_init(tree, user)
     dropped = drop_foreign(tree, user, registry)
     put(tree, user, own_source)
     plain = plain_tables(tree)

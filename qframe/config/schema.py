@@ -22,6 +22,7 @@ from qframe.config.training import (
     SampleConfig,
     TrainConfig,
     ValidationConfig,
+    filled,
 )
 
 __all__ = [
@@ -45,12 +46,6 @@ __all__ = [
 ]
 
 
-def filled(instance: object, attribute: attrs.Attribute[Any], value: str | None) -> None:
-    """Refuse an empty text where a name or a path is expected, as a variable of the shell that is not set gives it."""
-    if value is not None and not value.strip():
-        raise ValueError("expected a name or a path, got an empty text (is a variable of the shell not set?)")
-
-
 @attrs.frozen(kw_only=True)
 class ComponentConfig:
     """The section of a role: the component that plays it, and the model folder that the component is loaded from."""
@@ -59,7 +54,10 @@ class ComponentConfig:
     model: str | None = attrs.field(
         default=None,
         validator=filled,
-        metadata={"help": "model folder that this component is loaded from, where it is another one than `model`"},
+        metadata={
+            "help": "model folder that this component is loaded from, where it is another one than `model`; or a file "
+            "(.safetensors, .gguf) with the weights of this component alone"
+        },
     )
     device: str | None = attrs.field(
         default=None,
@@ -186,11 +184,11 @@ class CacheConfig:
 class ComposeConfig:
     """The section `compose`: settings of the check that components fit each other."""
 
-    allow: tuple[Literal["latent_space", "text_space"], ...] = attrs.field(
+    allow: tuple[Literal["latent_space", "text_space", "pipeline"], ...] = attrs.field(
         default=(),
         metadata={
-            "help": "names of spaces in which components may differ although the check would refuse it; the run "
-            "records them"
+            "help": "names of spaces (or pipeline) in which components may differ although the check would refuse it; "
+            "the run records them"
         },
     )
 
@@ -203,7 +201,18 @@ class Config:
     model: str | None = attrs.field(
         default=None,
         validator=filled,
-        metadata={"help": "model: a folder, a hub id, or the name of one that ships with a plugin"},
+        metadata={
+            "help": "model: a folder, a hub id (owner/name or owner/name@revision), the name of one that ships with a "
+            "plugin, or a file of weights that fits the family's own model"
+        },
+    )
+    variant: str | None = attrs.field(
+        default=None,
+        validator=filled,
+        metadata={
+            "help": "which weights are read where a model folder has several sets, for example fp16 for "
+            "model.fp16.safetensors; unset: the plain ones, or the only ones that there are"
+        },
     )
     output: str | None = attrs.field(
         default=None, validator=filled, metadata={"help": "folder of the run; by default runs/FAMILY"}

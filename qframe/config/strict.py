@@ -150,10 +150,17 @@ def _number(value: Any, kind: Any) -> float:
     return float(number)
 
 
+def _text(value: Any, kind: Any) -> str:
+    text: str = _exact(value, str)
+    if "\0" in text:  # no path, name or prompt can hold one, and the system's functions raise errors of their own
+        raise InvalidError(Problem((), f"expected text without NUL characters, got {show(text)}"))
+    return text
+
+
 def _path(value: Any, kind: Any) -> Path:
     if not isinstance(value, str | Path):
         raise _wrong(kind, value)
-    return Path(value)
+    return Path(_text(str(value), str))
 
 
 def _choice(value: Any, kind: Any) -> Any:
@@ -285,7 +292,7 @@ def _converter() -> cattrs.Converter:
     ]
     for predicate, hook in hooks:
         converter.register_structure_hook_func(predicate, hook)
-    for kind, hook in ((bool, _exact), (str, _exact), (int, _integer), (float, _number), (Path, _path)):
+    for kind, hook in ((bool, _exact), (str, _text), (int, _integer), (float, _number), (Path, _path)):
         converter.register_structure_hook(kind, hook)
     return converter
 

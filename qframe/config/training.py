@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import attrs
-from attrs.validators import and_, ge, gt, le, lt, optional
+from attrs.validators import and_, deep_iterable, ge, gt, le, lt, optional
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -15,6 +15,9 @@ MOST_IN_A_BATCH = 65_536
 MOST_SAMPLING_STEPS = 10_000
 """The most sampling steps that may be asked for. A larger number is a slip, and would fill the memory."""
 
+MOST_RANK = 1024
+"""The largest rank of a LoRA that can be trained."""
+
 LoraLayout = Literal["diffusers", "comfyui", "kohya"]
 """The layouts in which a LoRA file can be written.
 
@@ -23,12 +26,20 @@ weights, and "kohya" writes "_" for "." in the names of layers.
 """
 
 
+def filled(instance: object, attribute: attrs.Attribute[Any], value: str | None) -> None:
+    """Refuse an empty text where a name or a path is expected, as a variable of the shell that is not set gives it."""
+    if value is not None and not value.strip():
+        raise ValueError("expected a name or a path, got an empty text (is a variable of the shell not set?)")
+
+
 @attrs.frozen(kw_only=True)
 class LoraConfig:
     """The section `lora`: the LoRA that is trained if `train.mode` is "lora"."""
 
-    rank: int = attrs.field(
-        default=16, validator=and_(ge(1), le(1024)), metadata={"help": "rank of the low-rank update"}
+    rank: int | None = attrs.field(
+        default=16,
+        validator=optional(and_(ge(1), le(MOST_RANK))),  # type: ignore[arg-type]  # the default is no None
+        metadata={"help": "rank of the low-rank update"},
     )
     alpha: float | None = attrs.field(
         default=None,
@@ -53,11 +64,27 @@ class LoraConfig:
     rslora: bool = attrs.field(
         default=False, metadata={"help": "divide alpha by the square root of the rank instead of the rank (rsLoRA)"}
     )
-    targets: tuple[str, ...] = attrs.field(
+    targets: tuple[str, ...] | None = attrs.field(
         default=("default",),
         metadata={
             "help": "layers that get an adapter: presets of the denoiser, or ends of module paths; * and ? are "
             "wildcards"
+        },
+    )
+    init: str | None = attrs.field(
+        default=None,
+        validator=filled,
+        metadata={
+            "help": "a LoRA that training starts from, as `--lora` takes it; rank, alpha and targets are those of the "
+            "file then, and are left out"
+        },
+    )
+    frozen: tuple[str, ...] = attrs.field(
+        default=(),
+        validator=deep_iterable(filled),
+        metadata={
+            "help": "LoRAs, each FILE or FILE:SCALE, that are in the network while the new one is trained and "
+            "sampled, and that the result does not contain"
         },
     )
 
@@ -226,6 +253,20 @@ class TrainConfig:
     )
     keep_checkpoints: int = attrs.field(
         default=2, validator=ge(1), metadata={"help": "how many of the newest checkpoints are kept"}
+    )
+    keep_every: int | None = attrs.field(
+        default=None,
+        validator=optional(ge(1)),
+        metadata={
+            "help": "optimizer steps between LoRAs that are kept for good, without what --resume needs, so that they "
+            "are small; `--lora RUN@STEP` takes one"
+        },
+    )
+    keep_best: bool = attrs.field(
+        default=False,
+        metadata={
+            "help": "keep the LoRA with the smallest validation loss (`validation.every`); `--lora RUN@best` takes it"
+        },
     )
     save_dtype: Precision = attrs.field(
         default="float32",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
@@ -10,8 +10,11 @@ import attrs
 from qframe.config.schema import Config, DataConfig, DataSetConfig
 from qframe.data.mixture import Member, MixtureSource
 from qframe.errors import ConfigError, DataError, PluginError
-from qframe.interfaces import RecordSource
+from qframe.interfaces import Record, RecordSource
+from qframe.pictures.picture import Picture
 from qframe.plugins.registry import Registry
+
+_HINT = "This is a defect of the plugin; see qframe.interfaces.RecordSource."
 
 
 def open_source(config: Config, registry: Registry) -> RecordSource:
@@ -45,7 +48,48 @@ def open_source(config: Config, registry: Registry) -> RecordSource:
             f"source {component.name!r} (plugin {registry.plugin_of(component)}) gives a {type(source).__name__}, "
             "expected a RecordSource"
         )
+    return checked_source(source, f"source {component.name!r} (plugin {registry.plugin_of(component)!r})")
+
+
+def checked_source(source: RecordSource, about: str) -> RecordSource:
+    """Check from now on what a source returns: a sequence, whose first record has values of the right types.
+
+    Further records are not read, because a source may read them only when they are asked for.
+
+    Args:
+        source: The source.
+        about: Names the source and its plugin in messages.
+    """
+
+    def watched(method: str) -> Callable[[], Sequence[Record]]:
+        called = getattr(source, method)
+
+        def records() -> Sequence[Record]:
+            found = called()
+            if not isinstance(found, Sequence):
+                raise PluginError(f"{about}: {method} returned a {type(found).__name__}, expected a sequence", _HINT)
+            if len(found):
+                _check_record(found[0], f"{about}: {method}")
+            return found
+
+        return records
+
+    for method in ("records", "validation"):
+        object.__setattr__(source, method, watched(method))
     return source
+
+
+def _check_record(record: object, about: str) -> None:
+    """Raise PluginError if a record, or a field of it, has another type than `Record` says."""
+    if not isinstance(record, Record):
+        raise PluginError(f"{about} gave a {type(record).__name__} as a record", _HINT)
+    kinds = {"id": str, "origin": str, "prompt": str, "target": Picture, "references": tuple}
+    for name, kind in kinds.items():
+        value = getattr(record, name)
+        if not isinstance(value, kind):
+            raise PluginError(f"{about}: {name} is a {type(value).__name__}, expected a {kind.__name__}", _HINT)
+    if not all(isinstance(one, Picture) for one in record.references):
+        raise PluginError(f"{about}: references has a value that is no Picture", _HINT)
 
 
 def _alone(one: DataSetConfig) -> DataConfig:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import overload
 
 import attrs
 from PIL import Image
 
 from qframe.data.repeats import Repeated, copied, weighted_counts
 from qframe.errors import DataError
-from qframe.interfaces import Problem, Record, RecordSource, Survey
+from qframe.interfaces import LazyRecords, Problem, Record, RecordSource, Survey
 from qframe.pictures.picture import Picture
 
 
@@ -125,8 +124,8 @@ class MixtureSource(RecordSource):
         return self._renamed[picture]
 
 
-class _Joined(Sequence[Record]):
-    """The records of several lists, one list after another; they are made when they are accessed."""
+class _Joined(LazyRecords):
+    """The records of several lists, one list after another; each is made when it is accessed."""
 
     def __init__(self, mixture: MixtureSource, lists: Sequence[Sequence[Record]]) -> None:
         self._mixture, self._lists = mixture, lists
@@ -134,22 +133,13 @@ class _Joined(Sequence[Record]):
     def __len__(self) -> int:
         return sum(map(len, self._lists))
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Record]: ...
-
-    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if index < 0:
-            index += len(self)
+    def record(self, index: int) -> Record:
+        """Make a record of the list that the index lies in."""
         for place, records in enumerate(self._lists):
-            if 0 <= index < len(records):
+            if index < len(records):
                 return self._mixture.named(records[index], place)
             index -= len(records)
-        raise IndexError("no such record")
+        raise IndexError("a list became shorter")
 
     def __iter__(self) -> Iterator[Record]:
         for place, records in enumerate(self._lists):

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import overload
 
 import attrs
 
 from qframe.errors import DataError
-from qframe.interfaces import Record
+from qframe.interfaces import LazyRecords, Record
 
 MOST_RECORDS = 10_000_000
 """The most records that a data set may have, repeats included."""
 
 
-class Repeated(Sequence[Record]):
+class Repeated(LazyRecords):
     """Records of which some are listed several times, each time under an id of its own. They are made when accessed.
 
     All records come first once, then those that are repeated a second time, and so on. So the first records are all
@@ -43,15 +42,8 @@ class Repeated(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Record]: ...
-
-    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+    def record(self, index: int) -> Record:
+        """Make a record under the id of its repeat."""
         copy, place = self._places[index]
         return self._make(self._records[place], copy)
 

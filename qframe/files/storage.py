@@ -208,6 +208,24 @@ def clear_leftovers(folder: Path) -> list[Path]:
     return removed
 
 
+_LOCK = ".qframe-lock"
+_PROBED = 0.2
+"""How many seconds a run waits for the lock of its folder, which `is_written` may hold for a moment."""
+
+
+def is_written(folder: Path) -> bool:
+    """Whether a training run writes into `folder` now, on this machine or another that shares the file system."""
+    try:
+        handle = os.open(folder / _LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        taken = try_lock(handle, shared=True)
+    finally:
+        os.close(handle)
+    return (folder / f"{_LOCK}.held").exists() if taken is None else not taken
+
+
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """A context in which no other training run writes into `folder`, which is created if there is none.
@@ -224,7 +242,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
             "Wait until it ends, or give this run another output folder.",
         )
 
-    with exclusive(folder / ".qframe-lock", busy):
+    with exclusive(folder / _LOCK, busy, timeout=_PROBED):
         try:
             about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             write_file(owner, json.dumps(about).encode())
@@ -325,7 +343,7 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(files, dict):
         raise ValueError(f"not a manifest of qframe (format {_FORMAT})")
     for name, entry in files.items():
-        pure = PurePosixPath(name)
+        pure = PurePosixPath(os.fsdecode(os.fsencode(name)))  # UnicodeEncodeError, a ValueError: no name of a file
         if pure.is_absolute() or ".." in pure.parts or "\0" in name or not pure.parts:
             raise ValueError(f"names a file outside the folder: {name!r}")
         if not isinstance(entry, dict) or not isinstance(entry.get("size"), int) or "sha256" not in entry:

@@ -27,7 +27,7 @@ from qframe.interfaces.sampler import OnStep, Sampler
 from qframe.interfaces.schedule import Schedule
 from qframe.interfaces.sequences import Conditioning, Grid, PackedSequence, grid_length
 from qframe.interfaces.settled import PictureSets, Settled, SettledAround
-from qframe.interfaces.source import Problem, RecordSource, Survey
+from qframe.interfaces.source import LazyRecords, Problem, RecordSource, Survey
 from qframe.interfaces.transform import RecipeTransform
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "Grid",
     "Guide",
     "LatentCodec",
+    "LazyRecords",
     "Loadable",
     "OnStep",
     "OptimizerFactory",

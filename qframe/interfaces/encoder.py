@@ -26,11 +26,14 @@ class EncoderSpec:
         text_space: The name of the space of its vectors. Encoder and denoiser fit if they have the same name here.
         width: D, the length of the vector for each text token.
         pictures: Whether the encoder looks at pictures.
+        extras: The names of `Conditioning.extras` that the encoder gives with every prompt. A request cannot give
+            these, and so cannot give embeddings in place of prompts.
     """
 
     text_space: str
     width: int
     pictures: bool
+    extras: tuple[str, ...] = ()
 
 
 class Encoder(Loadable):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -85,6 +86,26 @@ class Loadable(ABC):
             dtype: The dtype that the weights would have.
         """
         return None
+
+    @classmethod
+    def absent(cls, model: ModelFolder, options: Any) -> str | None:
+        """Return why the model folder has no such component at all, or None if it has one. The default returns None.
+
+        A request that gives embeddings in place of prompts needs no encoder, so a model folder may lack one.
+        """
+        return None
+
+    @classmethod
+    def not_in_file(cls, file: Path) -> str | None:
+        """Return None if a single file of weights holds this component, else what the file holds, in a few words.
+
+        The file ends with .safetensors or .gguf. If this method returns None for it, `load` and the other methods may
+        get a `ModelFolder` whose `file` is this file. The default refuses every file.
+
+        Raises:
+            WeightsError: The file cannot be read.
+        """
+        return "and this component is read from model folders alone"
 
     @classmethod
     def stored_dtype(cls, model: ModelFolder, options: Any) -> torch.dtype | None:

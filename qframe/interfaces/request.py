@@ -37,6 +37,8 @@ class Request:
         true_cfg_scale: Scale of classifier-free guidance; 1 or less is without guidance. None takes the family's scale.
         height: Height of the result in pixels; None lets the recipe choose.
         width: Width of the result in pixels; None lets the recipe choose.
+        as_input: Whether each result gets exactly the pixels of its input picture. The recipe chooses the size that is
+            sampled, in the proportions of the input, and the result is resized.
         num_inference_steps: Number of sampling steps; None takes the family's number.
         sigmas: Noise levels to use in place of the schedule's.
         num_images_per_prompt: Pictures made of each prompt.
@@ -56,6 +58,7 @@ class Request:
     true_cfg_scale: float | None = None
     height: int | None = None
     width: int | None = None
+    as_input: bool = False
     num_inference_steps: int | None = None
     sigmas: Sequence[float] | None = None
     num_images_per_prompt: int = 1

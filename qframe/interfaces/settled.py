@@ -38,6 +38,7 @@ class Settled:
         guidance: Scale of classifier-free guidance; None where the positive prompt runs alone.
         prompt_tokens: Tokens kept of a prompt; None keeps all.
         forward: What the request sets for every forward pass of the denoiser.
+        exact: Height and width that each result is resized to after it was decoded; empty where that is `size`.
     """
 
     places: tuple[int, ...]
@@ -50,6 +51,7 @@ class Settled:
     guidance: float | None = None
     prompt_tokens: int | None = None
     forward: ForwardOptions
+    exact: tuple[Size, ...] = ()
 
     @property
     def steps(self) -> int:

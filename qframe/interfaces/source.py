@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import attrs
 from PIL import Image
@@ -46,6 +46,30 @@ class Survey:
     validation: Sequence[Record] = ()
     problems: Sequence[Problem] = ()
     unusable: frozenset[str] = frozenset()
+
+
+class LazyRecords(Sequence[Record], ABC):
+    """Records that are made when they are accessed, so that a long list costs no memory.
+
+    A subclass defines `__len__` and `record`.
+    """
+
+    @abstractmethod
+    def record(self, index: int) -> Record:
+        """Make the record with this number, from 0 to the number of records less 1."""
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
+        if isinstance(index, slice):
+            return [self.record(place) for place in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there are {len(self)} records, and number {index} was asked for")
+        return self.record(index % len(self))
 
 
 class RecordSource(ABC):

@@ -116,6 +116,8 @@ class Family:
         model: Registered name of the model that is used when the user names none.
         data: Registered name of the source that is used when the user names no data set.
         oracle: Registered name of the oracle that `qframe verify` compares the family with.
+        pipelines: The pipelines of diffusers, by the name of the class, whose models the family serves. A model folder
+            that names another one in model_index.json is refused. Empty for any.
         weights_licence: SPDX id of the licence of the published weights.
         summary: One line for `qframe plugins list`.
     """
@@ -133,6 +135,7 @@ class Family:
     model: str | None = None
     data: str | None = None
     oracle: str | None = None
+    pipelines: tuple[str, ...] = ()
     weights_licence: str
     summary: str
 

@@ -187,7 +187,8 @@ def _short_step(composition: Composition, batch: Batch, checkpointing: bool, off
     _shorten(denoiser, blocks)
     module = denoiser.module
     if train.mode == "lora":
-        adapters.add_lora(module, composition.config.lora, denoiser.lora_presets, seed=0)
+        lora = adapters.as_new(module, composition.config.lora)
+        adapters.add_lora(module, lora, denoiser.lora_presets, seed=0)
     else:
         module.requires_grad_(True)
         nn.Module.to(module, torch.float32)

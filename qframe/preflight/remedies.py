@@ -114,7 +114,7 @@ def _training(config: Config) -> Iterator[Settings]:
     if train.mode == "full":
         yield ("train.mode=lora",)
         yield ("train.shard=full",)
-    elif config.lora.rank > 1:
+    elif config.lora.rank is not None and config.lora.rank > 1:
         yield (f"lora.rank={config.lora.rank // 2}",)
     if train.shard == "none":
         yield ("train.shard=full",)

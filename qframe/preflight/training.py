@@ -192,7 +192,7 @@ class _Run:
 
     def _trained(self) -> Parts:
         """The denoiser, and what is kept of the training between its steps."""
-        own = {name: self.states[name] for name in ("trained", "optimizer", "average")}
+        own = {name: self.states[name] for name in ("trained", "optimizer", "average", "frozen LoRAs")}
         full = self.config.train.mode == "full"
         return {**({"denoiser": 0} if full else self.denoiser.parts), **own}
 
@@ -221,7 +221,9 @@ class _Run:
 
     def _sharded(self, parts: Mapping[str, int]) -> Parts:
         """The bytes of a step in one of several processes that share the denoiser, gathered blocks included."""
-        outline = self.composition.outlines["denoiser"]
+        outline = self.composition.outlines.get("denoiser")
+        if outline is None:
+            return dict(parts)
         blocks = list(getattr(outline.module, outline.blocks))
         if self.config.train.mode == "full":
             largest = max(sum(4 * p.numel() for p in block.parameters()) for block in blocks)
@@ -237,7 +239,7 @@ def _states(composition: Composition) -> Parts:
     config = composition.config
     outline = composition.outline("denoiser", torch.float32)
     if outline is None:
-        return dict.fromkeys(("trained", "gradients", "optimizer", "average"), 0)
+        return dict.fromkeys(("trained", "gradients", "optimizer", "average", "frozen LoRAs"), 0)
     if config.train.mode == "lora":
         shapes = _lora_shapes(outline, composition)
     else:
@@ -249,15 +251,24 @@ def _states(composition: Composition) -> Parts:
         "gradients": trained,
         "optimizer": optimizer_factory(config.train).state_bytes(masters, blocks=outline.blocks),
         "average": trained if config.train.ema_decay else 0,
+        "frozen LoRAs": _frozen_bytes(composition),
     }
+
+
+def _frozen_bytes(composition: Composition) -> int:
+    """The bytes of the LoRAs of `lora.frozen` on the network, whose matrices have the dtype of its weights."""
+    size = composition.dtype("denoiser").itemsize
+    stored = [adapters.describe_lora(file) for file in adapters.frozen_files(composition.config.lora)]
+    return sum(size * layer.rank * sum(layer.features) for one in stored for layer in one.layers)
 
 
 def _lora_shapes(outline: object, composition: Composition) -> dict[str, torch.Size]:
     """The shapes of a new LoRA's matrices, by names that begin as those of their layers do."""
-    module, lora = outline.module, composition.config.lora  # type: ignore[attr-defined]
-    presets = outline.lora_presets  # type: ignore[attr-defined]
+    module, presets = outline.module, outline.lora_presets  # type: ignore[attr-defined]
+    lora = adapters.as_new(module, composition.config.lora)
+    assert lora.rank is not None  # `as_new` knows it
     found = {}
-    for name in adapters.resolve_targets(module, lora.targets, presets):
+    for name in adapters.resolve_targets(module, lora.targets or (), presets):
         layer = module.get_submodule(name)
         found[f"{name}.lora_A"] = torch.Size((lora.rank, layer.in_features))
         found[f"{name}.lora_B"] = torch.Size((layer.out_features, lora.rank))

@@ -1,15 +1,18 @@
 """Shows progress as bars in a terminal, and as a line every few seconds elsewhere, for example in a log file.
 
-In a notebook the bars are drawn below the cell. All show the rate, the remaining time and the metrics.
+In a notebook the bars are drawn below the cell. All show the rate, the remaining time and the metrics. For programs,
+progress can be written as lines of JSON.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,12 +23,38 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 EVERY_SECONDS = 5.0
+_JSON_EVERY = 1.0
 _REMEMBERED = 3600.0  # seconds over which rich estimates the speed; it shows no rate for steps that take longer
 
 
-def terminal_progress() -> Progress:
-    """Return what shows progress as bars if stdout is a terminal, else as lines."""
-    return BarProgress() if sys.stdout.isatty() else LineProgress()
+CHOICES = ("auto", "bar", "lines", "json", "none")
+"""How a command can show its progress (`--progress`)."""
+_META = f"{__name__}.chosen"
+
+
+def choose_progress(kind: str) -> None:
+    """Let the command that runs now show its progress in this way, one of `CHOICES`."""
+    click.get_current_context().meta[_META] = kind
+
+
+def chosen_progress() -> str:
+    """Return how the command that runs now is to show its progress; "auto" outside of a command."""
+    context = click.get_current_context(silent=True)
+    return "auto" if context is None else context.meta.get(_META, "auto")
+
+
+def terminal_progress(*, as_json: bool = False) -> Progress:
+    """Return what shows progress as the user chose, by default as bars if stdout is a terminal, else as lines.
+
+    Args:
+        as_json: Whether the command writes its results as JSON to stdout, where no progress may stand then.
+    """
+    kind = chosen_progress()
+    if kind == "none" or (as_json and kind != "json"):
+        return SILENT
+    if kind == "json":
+        return JsonProgress()
+    return BarProgress() if kind == "bar" or (kind == "auto" and sys.stdout.isatty()) else LineProgress()
 
 
 def default_progress() -> Progress:
@@ -148,3 +177,53 @@ class _Lines:
     def _say(self, timing: str) -> None:
         metrics = _shown(self._metrics)
         click.echo(f"{self._name} {self._done}/{self._total}, {timing}" + (f", {metrics}" if metrics else ""))
+
+
+class JsonProgress:
+    """Writes progress to stderr, one JSON object a line, for a program that shows it. stdout has results alone.
+
+    The key `event` is "start", "progress", "end" or "note"; docs/reference/cli.md lists the other keys. While a stage
+    runs, it writes at most one line a second.
+    """
+
+    def __init__(self, every_seconds: float = _JSON_EVERY) -> None:
+        self._every = every_seconds
+
+    def note(self, text: str) -> None:
+        _say_json({"event": "note", "text": text})
+
+    @contextmanager
+    def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Stage]:
+        stage = _JsonStage(name, total, done, self._every)
+        stage.say("start")
+        yield stage
+        stage.say("end")
+
+
+class _JsonStage:
+    def __init__(self, name: str, total: int, done: int, every: float) -> None:
+        self._name, self._total, self._first, self._done, self._every = name, total, done, done, every
+        self._metrics: dict[str, float] = {}
+        self._began = time.monotonic()
+        self._last = -math.inf
+
+    def advance(self, count: int = 1, **metrics: float) -> None:
+        self._done += count
+        self._metrics = metrics
+        if time.monotonic() - self._last >= self._every:
+            self.say("progress")
+
+    def say(self, event: str) -> None:
+        now = time.monotonic()
+        seconds = now - self._began
+        self._last = now if event == "progress" else self._last
+        made = self._done - self._first
+        left = None if made == 0 or event == "end" else (self._total - self._done) * seconds / made
+        about = {"event": event, "stage": self._name, "done": self._done, "total": self._total, "seconds": seconds}
+        metrics = {name: value if math.isfinite(value) else None for name, value in self._metrics.items()}
+        _say_json({**about, "seconds_left": left, "metrics": metrics})
+
+
+def _say_json(line: dict[str, Any]) -> None:
+    rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in line.items()}
+    click.echo(json.dumps(rounded), err=True)

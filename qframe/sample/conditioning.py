@@ -75,6 +75,11 @@ def encode_padded(
         pictures: The pictures that the encoder sees with each prompt.
     """
     cond = encoder.encode(request.prompt or (), pictures, max_length=prompt_limit(request, pictures))
+    if cond.extras:
+        raise ConfigError(
+            f"the encoder gives {', '.join(cond.extras)} besides embeddings, which a request cannot give",
+            "Give prompts to every call.",
+        )
     return to_padded(repeat_conditioning(cond, request.num_images_per_prompt))
 
 

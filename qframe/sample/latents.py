@@ -11,6 +11,7 @@ from qframe.diffusion.flow import draw_noise
 from qframe.diffusion.packing import pack_latents, pack_pictures, unpack_pictures
 from qframe.errors import ConfigError
 from qframe.interfaces import Grid, LatentCodec, PackedSequence, Parts, Request, Settled
+from qframe.pictures.channels import with_channels
 from qframe.pictures.geometry import Size
 from qframe.pictures.pixels import to_pixels
 from qframe.sample.per_prompt import broadcast, picture_count, repeat_each
@@ -59,7 +60,11 @@ def reference_tokens(settled: Settled, parts: Parts) -> PackedSequence | None:
     if not any(settled.references):
         return None
     request, codec = settled.request, parts.codec
-    latents = [[codec.encode(to_pixels(image)[None])[0] for image in one] for one in settled.references]
+    channels = parts.codec_spec.pixel_channels
+    latents = [
+        [codec.encode(to_pixels(with_channels(image, channels))[None])[0] for image in one]
+        for one in settled.references
+    ]
     each = repeat_each(broadcast(latents, request.prompt_count, "image"), request.num_images_per_prompt)
     return pack_pictures(each, parts.denoiser_spec.patch)
 

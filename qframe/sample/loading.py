@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import torch
 
-from qframe.adapters import check_files, load_lora
+from qframe.adapters import check_files, load_lora, remove_loras
 from qframe.compose import Composition, compose
 from qframe.compose.placement import ORDER, Offload, place
 from qframe.config import load_config
 from qframe.errors import ConfigError
 from qframe.files.lora_file import find_loras
-from qframe.interfaces import Loadable
+from qframe.interfaces import Denoiser, Loadable
 from qframe.preflight.outlook import sampling_outlook
 from qframe.progress import SILENT, Progress
 from qframe.progress.shown import default_progress
@@ -97,15 +97,33 @@ def assemble(composition: Composition, loras: Mapping[Path, float], progress: Pr
     log.info("weights of %s, licence %s", composition.model_name, composition.licence)
     moved = composition.config.offload or "none"
     parts = composition.load(*ORDER, offloaded=moved != "none", progress=progress)
-    for number, (file, scale) in enumerate(loras.items()):
-        load_lora(parts.denoiser.module, file, scale, adapter=f"lora_{number}")
-    if parts.denoiser.streamed is not None:
-        parts.denoiser.streamed.settle()
+    _put(parts.denoiser, loras)
     loaded: dict[str, Loadable] = {"encoder": parts.encoder, "denoiser": parts.denoiser, "codec": parts.codec}
     loaded = {role: part for role, part in loaded.items() if role not in composition.given}
     resident = {role: composition.resident_blocks(role) for role in ORDER}
     devices = {role: composition.device(role) for role in ORDER}
     return Pipeline(composition, parts, place(loaded, devices, moved, resident=resident))
+
+
+def _put(denoiser: Denoiser, loras: Mapping[Path, float]) -> None:
+    for number, (file, scale) in enumerate(loras.items()):
+        load_lora(denoiser.module, file, scale, adapter=f"lora_{number}")
+    if denoiser.streamed is not None:
+        denoiser.streamed.settle()
+
+
+def exchange_loras(pipe: Pipeline, loras: Mapping[Path, float]) -> None:
+    """Take all LoRAs off the denoiser of a pipeline, and put others on it, without reading its weights again.
+
+    Args:
+        pipe: The pipeline. One that streams weights must have been assembled without LoRAs.
+        loras: LoRA files to put on the denoiser, with the scale of each.
+    """
+    denoiser = pipe.parts.denoiser
+    if denoiser.streamed is not None:
+        denoiser.streamed.rest()
+    remove_loras(denoiser.module)
+    _put(denoiser, loras)
 
 
 def _loras(lora: str | Path | Mapping[str | Path, float] | Sequence[str | Path] | None) -> dict[Path, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import attrs
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from qframe.errors import NumericsError
 from qframe.pictures.pixels import from_pixels
 
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -69,6 +71,15 @@ class PipelineOutput:
             shown.append(f'<img style="max-width: 32em" src="data:image/png;base64,{data}">')
         more = len(pictures) - len(shown)
         return " ".join(shown) + (f"<p>and {more} more</p>" if more else "")
+
+
+def require_finite(results: Sequence[Tensor]) -> None:
+    """Raise NumericsError if a picture or a picture's tokens have values that are not finite."""
+    if not all(bool(torch.isfinite(one).all()) for one in results):
+        raise NumericsError(
+            "the result has values that are not finite",
+            "Lower the guidance scale, or compute in float32 or bfloat16 instead of float16.",
+        )
 
 
 def as_output(pictures: list[Tensor], output_type: OutputType) -> Pictures:

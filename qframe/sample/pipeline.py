@@ -13,16 +13,18 @@ import numpy as np
 from torch import Tensor
 
 from qframe.compose import Composition
+from qframe.compose.culprit import naming_culprit
 from qframe.compose.placement import Placement
 from qframe.diffusion.gradients import without_gradients
 from qframe.errors import ConfigError, nearest
 from qframe.interfaces import Grid, Parts, Plan, Recipe, Request, Settled
 from qframe.progress import SILENT, Progress
 from qframe.progress.shown import default_progress
+from qframe.sample.as_input import resized
 from qframe.sample.callbacks import TENSORS, StepCallback, StepState, check_callback, replaced, tensors_of
 from qframe.sample.conditioning import encode_padded
 from qframe.sample.latents import as_latents
-from qframe.sample.outputs import OutputType, Pictures, PipelineOutput, as_output
+from qframe.sample.outputs import OutputType, Pictures, PipelineOutput, as_output, require_finite
 from qframe.sample.request_checks import check_request
 from qframe.sample.running import Computing, sample_plan
 from qframe.sample.settling import filled, settle
@@ -211,7 +213,7 @@ class Pipeline:
             ConfigError: The shape is another one; the message says which it must be.
         """
         dense = as_latents(latents, None if height is None or width is None else (height, width), self.parts)
-        with self.placement.freed():
+        with self.placement.freed(), naming_culprit(self.parts):
             return as_output(list(self.parts.codec.decode(dense)), output_type)
 
     def preview(self, tensors: Mapping[str, Tensor]) -> Pictures:
@@ -259,15 +261,18 @@ class Pipeline:
         self._interrupt = False
         self._guidance_scale, self._attention_kwargs = request.guidance_scale, request.attention_kwargs or {}
         found: dict[int, Tensor] = {}
-        with self.placement.freed():
+        with self.placement.freed(), naming_culprit(self.parts):
             # All are planned before the first step: an encoder that moves on and off the device moves once.
-            planned = deque((one.places, self.recipe.plan(one, self.parts)) for one in settled)
+            planned = deque((one.places, one.exact, self.recipe.plan(one, self.parts)) for one in settled)
             while planned:
-                places, plan = planned.popleft()
+                places, exact, plan = planned.popleft()
                 tokens = self._sample(plan, places, watch)
                 decode, lengths = plan.decode, plan.start.lengths
                 del plan  # decoding takes the most memory, and needs nothing of it
                 rows = list(tokens.split(lengths)) if output_type == "latent" else decode(tokens)
+                require_finite(rows)
+                if exact and output_type != "latent":
+                    rows = [resized(row, size) for row, size in zip(rows, exact, strict=True)]
                 found.update(zip(places, rows, strict=True))
         return as_output([found[place] for place in sorted(found)], output_type)
 
@@ -357,11 +362,18 @@ def _signature(recipe: Recipe) -> inspect.Signature:
         kind = kinds.POSITIONAL_OR_KEYWORD if field.name in recipe.positional else kinds.KEYWORD_ONLY
         made_anew = field.default is attrs.NOTHING or isinstance(field.default, attrs.Factory)  # type: ignore[arg-type]
         default = None if made_anew else field.default
-        fields[field.name] = inspect.Parameter(field.name, kind, default=default, annotation=field.type)
+        fields[field.name] = inspect.Parameter(field.name, kind, default=default, annotation=_taken(field))
     own = inspect.signature(Pipeline.__call__).parameters.values()
     called = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
     first = [fields.pop(name) for name in recipe.positional]
     return inspect.Signature([*first, *fields.values(), *called], return_annotation=PipelineOutput)
+
+
+def _taken(field: attrs.Attribute[Any]) -> Any:
+    """Return the annotation of what a caller gives for a field: a converter may take more than the field holds."""
+    if not inspect.isfunction(field.converter):
+        return field.type
+    return next(iter(inspect.signature(field.converter).parameters.values())).annotation
 
 
 def _own_arguments() -> set[str]:

@@ -45,6 +45,13 @@ def check_request(request: Request, sampling: SamplingDefaults, parts: Parts) ->
         raise ConfigError("no prompt is given", "Give one prompt, a list of them, or prompt_embeds with their mask.")
     _check_numbers(request, sampling)
     _check_counts(request)
+    extras = parts.encoder_spec.extras
+    if extras and (request.prompt_embeds is not None or request.negative_prompt_embeds is not None):
+        raise ConfigError(
+            f"prompt_embeds are given, and the encoder of this family also gives {', '.join(extras)}, which a request "
+            "cannot give",
+            "Give prompts.",
+        )
     if parts.loaded_encoder is not None:
         parts.encoder.check([*(request.prompt or ()), *(request.negative_prompt or ())])
 

@@ -14,27 +14,32 @@ from qframe.errors import ConfigError, DataError
 from qframe.interfaces import Request
 from qframe.pictures.geometry import Geometry, Size
 from qframe.pictures.picture import Picture
-from qframe.pictures.pixels import open_grey, open_picture, to_grey, to_rgb
+from qframe.pictures.pixels import WHITE, open_grey, open_picture, to_grey, to_rgb
 from qframe.sample.per_prompt import broadcast
 
 PictureLike = Image.Image | Picture | Path | str | np.ndarray[Any, Any] | Tensor
 """A picture as `pipe(...)` takes it; a string is a path."""
 
 
-def open_pictures(values: Sequence[PictureLike], prompts: int, name: str = "image") -> list[Image.Image]:
-    """Open the RGB pictures of a request.
+def open_pictures(
+    values: Sequence[PictureLike], prompts: int, name: str = "image", *, channels: int = 3
+) -> list[Image.Image]:
+    """Open the pictures of a request.
 
     Args:
         values: One picture for all prompts, or one per prompt.
         prompts: The number of prompts.
         name: The name by which messages call a picture that has no file name.
+        channels: `CodecSpec.pixel_channels`. With 3 the pictures are RGB, white where they are transparent; with 4
+            RGBA.
 
     Raises:
         ConfigError: There are neither 1 nor `prompts` pictures.
         DataError: A picture cannot be used; the message names the picture.
     """
     broadcast(values, prompts, name)
-    return [load_picture(value, name if len(values) == 1 else f"{name} {i}") for i, value in enumerate(values)]
+    names = [name if len(values) == 1 else f"{name} {i}" for i in range(len(values))]
+    return [load_picture(value, own, channels=channels) for value, own in zip(values, names, strict=True)]
 
 
 def output_sizes(request: Request, images: Sequence[Image.Image], geometry: Geometry) -> list[Size]:
@@ -60,7 +65,7 @@ def one_size(sizes: Sequence[Size]) -> Size:
     return sizes[0]
 
 
-def as_pictures(value: Any) -> tuple[PictureLike, ...] | None:
+def as_pictures(value: PictureLike | Sequence[PictureLike] | None) -> tuple[PictureLike, ...] | None:
     """Return a request's pictures as a tuple.
 
     They are given as one picture, as an array or tensor [B, ...], or as a list of any of these.
@@ -86,20 +91,23 @@ def given_latents(values: Sequence[PictureLike], channels: int) -> list[Tensor] 
     return [value for value in values if isinstance(value, Tensor)] or None
 
 
-def load_picture(value: PictureLike, origin: str = "image") -> Image.Image:
-    """Open the RGB picture of a value that a user may give, by the rules of `qframe.pictures.pixels`.
+def load_picture(value: PictureLike, origin: str = "image", *, channels: int = 3) -> Image.Image:
+    """Open the picture of a value that a user may give, by the rules of `qframe.pictures.pixels`.
 
     Args:
         value: A path, a PIL picture, an array [H, W, 3], [H, W] or [1, H, W], or a tensor [3, H, W], [1, H, W] or
-            [H, W]. Arrays and tensors are bool, uint8, or floating point in [0, 1], as diffusers takes them.
+            [H, W]. Arrays and tensors are bool, uint8, or floating point in [0, 1], as diffusers takes them. Where 4
+            channels are asked for, they may have 4.
         origin: What messages call the picture.
+        channels: Same as in `open_pictures`.
 
     Raises:
         DataError: The picture cannot be used.
     """
     if isinstance(value, Picture | str | Path):
-        return open_picture(_picture(value))
-    return to_rgb(_image(value, origin), origin=origin)
+        return open_picture(_picture(value), background=WHITE if channels == 3 else None)
+    image = _image(value, origin, (1, 3, channels))
+    return to_rgb(image, origin=origin, background=WHITE if channels == 3 else None)
 
 
 def load_grey(value: PictureLike, origin: str = "image") -> Image.Image:
@@ -109,30 +117,30 @@ def load_grey(value: PictureLike, origin: str = "image") -> Image.Image:
     """
     if isinstance(value, Picture | str | Path):
         return open_grey(_picture(value))
-    return to_grey(_image(value, origin), origin=origin)
+    return to_grey(_image(value, origin, (1, 3)), origin=origin)
 
 
 def _picture(value: Picture | str | Path) -> Picture:
     return value if isinstance(value, Picture) else Picture(str(value), Path(value))
 
 
-def _image(value: Image.Image | np.ndarray[Any, Any] | Tensor, origin: str) -> Image.Image:
+def _image(value: Image.Image | np.ndarray[Any, Any] | Tensor, origin: str, channels: tuple[int, ...]) -> Image.Image:
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, Tensor):
         array = (value.float() if value.is_floating_point() else value).detach().cpu().numpy()
-        return _from_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array, origin)
-    return _from_array(value, origin)
+        return _from_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array, origin, channels)
+    return _from_array(value, origin, channels)
 
 
-def _from_array(values: Any, origin: str) -> Image.Image:
+def _from_array(values: Any, origin: str, channels: tuple[int, ...]) -> Image.Image:
     if not isinstance(values, np.ndarray):
         raise DataError(
             f"{origin}: a {type(values).__name__} is no picture", "Give a path, a PIL picture, an array or a tensor."
         )
-    if values.ndim == 3 and values.shape[0] == 1 and values.shape[-1] not in (1, 3):
+    if values.ndim == 3 and values.shape[0] == 1 and values.shape[-1] not in channels:
         values = values[0]  # [1, H, W], as masks often come
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in (1, 3)) or 0 in values.shape:
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] not in channels) or 0 in values.shape:
         raise DataError(
             f"{origin}: expected an array [H, W, 3] or a tensor [3, H, W], got shape {values.shape}",
             "Bring it into one of these shapes, or give a PIL picture.",
@@ -146,4 +154,5 @@ def _from_array(values: Any, origin: str) -> Image.Image:
                 "Scale it to that range.",
             )
         values = (values * 255).round().astype(np.uint8)
-    return Image.fromarray(values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values).convert("RGB")
+    image = Image.fromarray(values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values)
+    return image if image.mode == "RGBA" else image.convert("RGB")

@@ -15,8 +15,10 @@ from PIL import Image
 
 from qframe.errors import ConfigError, PluginError
 from qframe.interfaces import Parts, PictureSets, Plan, Recipe, Request, Settled, as_request, grid_length
+from qframe.pictures.channels import with_channels
 from qframe.pictures.geometry import Size
 from qframe.pictures.pixels import LIMIT_PIXELS
+from qframe.sample.as_input import settle_as_input
 from qframe.sample.conditioning import forward_options, prompt_limit
 from qframe.sample.latents import target_grid
 from qframe.sample.per_prompt import broadcast, select
@@ -58,6 +60,8 @@ def settle(recipe: Recipe, request: Request, parts: Parts) -> tuple[Settled, ...
     """
     complete = filled(recipe, request)
     check_request(complete, recipe.sampling, parts)
+    if complete.as_input:
+        return settle_as_input(recipe, complete, parts)
     return recipe.settle(complete, parts)
 
 
@@ -172,7 +176,8 @@ def settle_part(
     request = part.request
     grid = target_grid(request, part.size, parts)
     assert request.num_inference_steps is not None  # `filled`
-    seen = _sets(broadcast(part.of(shown) or [()], request.prompt_count, "image"))
+    opaque = [[with_channels(image, 3) for image in one] for one in part.of(shown)]
+    seen = _sets(broadcast(opaque or [()], request.prompt_count, "image"))
     return Settled(
         places=part.places,
         request=request,

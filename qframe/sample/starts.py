@@ -13,6 +13,7 @@ from qframe.diffusion.flow import add_noise
 from qframe.diffusion.packing import pack_latents
 from qframe.errors import ConfigError
 from qframe.interfaces import Parts, Plan, Request, SamplingDefaults
+from qframe.pictures.channels import with_channels
 from qframe.pictures.pixels import to_pixels
 from qframe.sample.per_prompt import broadcast, repeat_each
 
@@ -59,7 +60,9 @@ def source_tokens(images: Sequence[Image.Image] | Sequence[Tensor], request: Req
     if given:
         latents = torch.stack(repeat_each(broadcast(given, prompts, "image"), times))
         return pack_latents(latents, parts.denoiser_spec.patch).flatten(0, 1)
-    pixels = torch.stack([to_pixels(image) for image in images if isinstance(image, Image.Image)])
+    channels = parts.codec_spec.pixel_channels
+    opened = [with_channels(image, channels) for image in images if isinstance(image, Image.Image)]
+    pixels = torch.stack([to_pixels(image) for image in opened])
     if isinstance(request.generator, Sequence):
         each = repeat_each(broadcast(list(pixels), prompts, "image"), times)
         latents = torch.cat([codec.encode(p[None], generator=g) for p, g in zip(each, request.generator, strict=True)])

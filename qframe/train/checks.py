@@ -10,6 +10,7 @@ from qframe.compose import Composition
 from qframe.compose.optimizers import optimizer_factory
 from qframe.config.schema import Config, TrainConfig
 from qframe.errors import ConfigError
+from qframe.files.weight_header import GGUF
 from qframe.interfaces import ExampleInputs
 from qframe.plugins.registry import Registry
 from qframe.train.distributed import Processes
@@ -51,11 +52,22 @@ def check_settings(config: Config, registry: Registry, processes: Processes, *, 
         raise ConfigError(
             f"Trainer takes a configuration, got {type(given).__name__} {given!r:.60}", f"Give it {example}."
         )
+    if (config.denoiser.model or config.model or "").endswith(GGUF):
+        raise ConfigError(
+            "denoiser.model: weights in a GGUF file are for sampling, and cannot be trained on",
+            "Train on weights in the safetensors format; denoiser.quantise makes them small.",
+        )
     if config.devices and processes.world > 1:
         raise ConfigError(
             f"devices: {', '.join(config.devices)} are for one process, and there are {processes.world}",
             "Leave devices out: every process takes a GPU of its own.",
         )
+    if config.train.mode == "full" and (config.lora.init or config.lora.frozen):
+        raise ConfigError(
+            f"lora.{'init' if config.lora.init else 'frozen'}: train.mode = 'full' trains the weights, and no LoRA",
+            "Set train.mode to 'lora', or merge the LoRA into the model (qframe lora merge) and train that.",
+        )
+    check_keeping(config)
     if config.train.batching == "packed":
         token_budget(config.train)
     if config.train.offload_inputs and not config.train.gradient_checkpointing:
@@ -67,6 +79,21 @@ def check_settings(config: Config, registry: Registry, processes: Processes, *, 
     if config.denoiser.resident_blocks is not None and not left_open:
         check_streaming(config.train, sharded=shards(config, processes))
     optimizer_factory(config.train, registry)
+
+
+def check_keeping(config: Config) -> None:
+    """Check that what a run is to keep beside its checkpoints is a LoRA, and can be judged. Raises ConfigError."""
+    train = config.train
+    if train.mode == "full" and (train.keep_every is not None or train.keep_best):
+        raise ConfigError(
+            f"train.{'keep_best' if train.keep_best else 'keep_every'}: only LoRAs are kept, and train.mode is 'full'",
+            "Leave it out; train.checkpoint_every and train.keep_checkpoints say how many checkpoints there are.",
+        )
+    if train.keep_best and config.validation.every is None:
+        raise ConfigError(
+            "train.keep_best: the validation loss decides what is best, and none is computed",
+            "Set validation.every, and data.holdout if the data set has no records for validation.",
+        )
 
 
 def check_streaming(train: TrainConfig, *, sharded: bool) -> None:
@@ -140,5 +167,6 @@ def check_training(composition: Composition, inputs: DeclaredInputs) -> None:
             "lora.dora: the denoiser is quantised, and DoRA needs the exact lengths of its rows",
             "Set lora.dora to false, or leave denoiser.quantise out.",
         )
-    if outline is not None:
-        adapters.resolve_targets(outline.module, config.lora.targets, outline.lora_presets)
+    if outline is not None and adapters.initial_layers(outline.module, config.lora, outline.lora_presets) is None:
+        adapters.resolve_targets(outline.module, config.lora.targets or (), outline.lora_presets)
+    adapters.check_files(composition, adapters.frozen_files(config.lora))

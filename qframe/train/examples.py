@@ -28,6 +28,21 @@ def declared_inputs(records: Sequence[Record], composition: Composition) -> Decl
     return DeclaredInputs(records, composition.recipe, unconditional=drops)
 
 
+def check_run_records(trainer: Trainer) -> None:
+    """Check all records that a run uses: those to train on, those held out, and those that are sampled.
+
+    Raises:
+        DataError: Records cannot be used; the message names all of them, by cause.
+    """
+    check_records(
+        trainer.composition,
+        trainer.inputs,
+        held_out=trainer.measured,
+        sampled=trainer.sampled,
+        progress=trainer.progress,
+    )
+
+
 def encoded_examples(
     trainer: Trainer, inputs: DeclaredInputs, folder: Path, portion: Portion
 ) -> CachedExamples | LiveExamples:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import attrs
 import torch
 
+from qframe.compose.culprit import ADVICE, broken_in
 from qframe.config.schema import TrainConfig
 from qframe.diffusion.attention import attention_kernels
 from qframe.errors import NumericsError
@@ -28,6 +29,9 @@ from qframe.train.signals import STOP_SIGNALS, Stopped, StopSignals
 from qframe.train.state import TrainingState
 
 log = logging.getLogger(__name__)
+
+_SMOOTHED_OVER = 20
+"""About how many steps the loss that is shown is averaged over."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -51,6 +55,8 @@ class StepSetup:
         validate: Called with the number of a step for which `validation_due` is true; returns further metrics. The step
             is observed and saved before the call. There is no call where the run was asked to stop.
         validation_due: Whether `validate` is to be called after the step of this number.
+        keep: Called with the number of a step for which `keep_due` is true, when it was observed and checked.
+        keep_due: Whether `keep` is to be called after the step of this number.
         processes: The processes that make every step together, each with its portion of the batch. All of them call
             `save` and `observe`.
         one_by_one: Every forward pass has one sample, and all processes make equally many passes: sharding needs it.
@@ -73,6 +79,8 @@ class StepSetup:
     save: Callable[[], object]
     validate: Callable[[int], Mapping[str, float]] = lambda step: {}
     validation_due: Callable[[int], bool] = lambda step: False
+    keep: Callable[[int], object] = lambda step: None
+    keep_due: Callable[[int], bool] = lambda step: False
     processes: Processes = ALONE
     one_by_one: bool = False
     ahead: int = 2
@@ -115,10 +123,13 @@ def run_steps(setup: StepSetup, state: TrainingState) -> int:
                 raise _stopped(signals.received or 0, state)
             state.step += 1
             observer.unread.append(result)
+            keeps = setup.keep_due(state.step)
             ends = state.step == config.max_steps or state.step % config.checkpoint_every == 0
             due = setup.validation_due(state.step)
-            if result.asked or due or ends or state.step % setup.log_every == 0:
+            if result.asked or due or keeps or ends or state.step % setup.log_every == 0:
                 observer.read()
+            if keeps:
+                setup.keep(state.step)
             asked = result.asked
             if setup.processes.world == 1:
                 asked = asked or signals.received or 0
@@ -128,6 +139,7 @@ def run_steps(setup: StepSetup, state: TrainingState) -> int:
             if due and not asked:
                 with signals.paused():
                     found = setup.validate(state.step)
+                observer.validation = found.get("val_loss", observer.validation)
                 if found:
                     setup.observe(state.step, found)
             if asked and state.step < config.max_steps:
@@ -153,12 +165,18 @@ class _Observer:
         bar: Shows how far the run is.
         unread: The steps whose metrics were not passed on yet, in order.
         bad_steps: How many steps in a row were not finite.
+        smoothed: The loss that is shown: the mean of the first steps, and then a moving average.
+        finite_steps: How many steps of this session were finite.
+        validation: The newest validation loss of this session; None before the first one.
     """
 
     setup: StepSetup
     bar: Stage
     unread: list[StepResult] = attrs.field(factory=list)
     bad_steps: int = 0
+    smoothed: float = 0.0
+    finite_steps: int = 0
+    validation: float | None = None
 
     @contextlib.contextmanager
     def finishing(self) -> Iterator[_Observer]:
@@ -189,8 +207,14 @@ class _Observer:
     def _tell(self, reading: Reading) -> None:
         del self.unread[0]
         metrics = reading.metrics
+        if reading.finite:
+            self.finite_steps += 1
+            self.smoothed += (metrics["loss"] - self.smoothed) / min(self.finite_steps, _SMOOTHED_OVER)
+        shown: dict[str, float] = {"loss": self.smoothed, "lr": metrics["learning_rate"]}
+        if self.validation is not None:
+            shown["val_loss"] = self.validation
         more = {"tokens/s": round(metrics["tokens_per_second"]), "padded": int(metrics["padded_tokens"])}
-        self.bar.advance(1, loss=metrics["loss"], tokens=int(valid_tokens(metrics)), **more)
+        self.bar.advance(1, **shown, tokens=int(valid_tokens(metrics)), **more)
         self.setup.observe(reading.step, metrics)
 
     def _check(self, reading: Reading) -> None:
@@ -203,6 +227,9 @@ class _Observer:
             loss, norm = reading.metrics["loss"], reading.metrics["gradient_norm"]
             log.warning("step %d skipped: loss %s, gradient norm %s, examples %s", reading.step, loss, norm, ids[:8])
         if self.bad_steps > self.setup.config.nan_patience:
+            broken = broken_in("denoiser", self.setup.denoiser.module)
+            if broken is not None:
+                raise NumericsError(f"the loss was not finite in step {reading.step}: {broken}", ADVICE)
             raise NumericsError(
                 f"the loss or its gradient was not finite in {self.bad_steps} steps in a row, up to step "
                 f"{reading.step}; examples of the last one: {', '.join(ids[:8])}",

@@ -115,6 +115,8 @@ class Optimizers:
             kept = [{name: value for name, value in one.items() if name not in stays} for one in saved["groups"]]
             merged = [{**group, **values} for group, values in zip(groups, kept, strict=True)]
             parameters = [parameter for group in part.param_groups for parameter in group["params"]]
+            for index, values in saved["state"].items():
+                _check_values(values, parameters[index])
             part.load_state_dict({"state": saved["state"], "param_groups": merged})
             for index, values in saved["state"].items():
                 part.state[parameters[index]] = _exact(values, part.state[parameters[index]])
@@ -123,6 +125,22 @@ class Optimizers:
 _GROUP = frozenset({"params", "param_names", "lr", "fused", "foreach", "capturable", "differentiable"})
 """Values of a group that are no state: its parameters, the learning rate, and the choice of kernels, which
 depends on the device of this session."""
+
+
+_SHAPED = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"})
+"""Values of a parameter that have its shape in every optimizer that has them."""
+
+
+def _check_values(values: Any, parameter: Tensor) -> None:
+    """ValueError if an optimizer could not go on from the values that were saved of a parameter."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or not (name in _SHAPED or name == "step"):
+            continue
+        fits = value.shape == parameter.shape if name in _SHAPED else value.numel() == 1
+        if not fits or not value.is_floating_point() or value.itemsize < 2:
+            raise ValueError(
+                f"{name} has shape {list(value.shape)} and dtype {value.dtype}, of a parameter {list(parameter.shape)}"
+            )
 
 
 def _exact(saved: Any, loaded: Any) -> Any:

@@ -12,7 +12,7 @@ from qframe import adapters
 from qframe.compose import Composition
 from qframe.compose.optimizers import optimizer_factory
 from qframe.compose.placement import Placement, rest_codec
-from qframe.config.schema import Config, TrainConfig
+from qframe.config.schema import Config, LoraConfig, TrainConfig
 from qframe.interfaces import Denoiser, ForwardOptions, Parts
 from qframe.plugins.registry import Registry
 from qframe.progress import SILENT, Progress
@@ -113,13 +113,14 @@ def prepare_training(
     if train.mode == "lora":
         seed = derived_seed(train.seed, "adapter")
         with seen_in(module, dtype):
+            add_frozen(denoiser, config.lora)
             trained = adapters.add_lora(
                 module, config.lora, denoiser.lora_presets, seed=seed, device=denoiser.execution_device
             )
     else:
         module.requires_grad_(True)
     if shard_onto is not None:
-        adapter = trained.values() if train.mode == "lora" else ()
+        adapter = [p for name, p in module.named_parameters() if ".lora_" in name] if train.mode == "lora" else ()
         # Quantised weights have their dtype already, and their scales keep another one.
         wanted = None if config.denoiser.quantise.use is not None else dtype
         shard(denoiser, adapter, shard_onto, dtype=wanted, precision=train.precision)
@@ -131,6 +132,14 @@ def prepare_training(
     optimizers = Optimizers(trained, train, denoiser.blocks, factory=optimizer_factory(train, registry))
     average = WeightAverage(trained, train.ema_decay) if train.ema_decay else None
     return TrainingState(trained, optimizers, average)
+
+
+def add_frozen(denoiser: Denoiser, config: LoraConfig) -> None:
+    """Put the LoRAs of `lora.frozen` on a denoiser, whose blocks may be streamed."""
+    if config.frozen:
+        adapters.add_frozen(denoiser.module, config)
+        if denoiser.streamed is not None:
+            denoiser.streamed.settle()
 
 
 def load_lora(denoiser: Denoiser, file: Path, scale: float, *, adapter: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import attrs
 import torch
 
+from qframe import adapters
 from qframe.files.storage import is_published, publish_folder, remove_published
 from qframe.interfaces import SavedAs
 from qframe.train.slices import stored_tensors
@@ -67,6 +68,15 @@ def save_result(trainer: Trainer, folder: Path) -> Path:
         remove_published(target)
     publish_folder(target, write)
     return target
+
+
+def write_lora(trainer: Trainer, file: Path, about: Mapping[str, str]) -> Path:
+    """Write the LoRA in training, or its moving average, with more metadata `about` it, and return the file."""
+    with trainer.averaged():
+        composition = trainer.composition
+        metadata = {"weights_licence": composition.licence, "base_model": composition.model_name, **about}
+        adapters.save_lora(file, adapters.lora_layers(trainer.denoiser.module), metadata=metadata)
+    return file
 
 
 def trained_values(trainer: Trainer, folder: Path) -> Callable[[str], torch.Tensor]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from qframe.adapters import frozen_files
 from qframe.config import diff_config, load_config
-from qframe.config.schema import Config
+from qframe.config.schema import Config, LoraConfig
 from qframe.errors import ConfigError, WeightsError, bullet_list
+from qframe.files.lora_file import find_lora
+from qframe.files.run_folder import STATUS_FILE
+from qframe.files.storage import file_digest
 from qframe.plugins.registry import Registry
 from qframe.train.sessions import SESSIONS_FILE
 from qframe.train.state import read_about
@@ -36,8 +40,12 @@ _FREE = (
     "sample.",
     "validation.",
     "logging.",
+    "lora.init",  # as with the model, what is in the files is compared
+    "lora.frozen",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.keep_every",
+    "train.keep_best",
     "train.save_dtype",
     "train.nan_patience",
     "train.process_timeout",
@@ -115,6 +123,7 @@ def _free(folder: Path) -> bool:
         "logs",
         "report.html",
         SESSIONS_FILE,
+        STATUS_FILE,
     }
     return not names or (begun and not any((folder / "checkpoints").glob("step-*")))
 
@@ -204,7 +213,7 @@ def check_parts(checkpoint: Path, made_of: Mapping[str, Mapping[str, str]]) -> N
 
     `made_of` has the ingredients of each component, by role. The message names those that differ.
     """
-    saved: Mapping[str, Mapping[str, str]] = read_about(checkpoint)["made_of"]
+    saved: Mapping[str, Mapping[str, str]] = read_about(checkpoint).get("made_of") or {}
     changed = [
         f"{role}: {name} was {_short(saved.get(role, {}).get(name))}, is {_short(made_of.get(role, {}).get(name))}"
         for role in sorted(saved.keys() | made_of.keys())
@@ -217,6 +226,14 @@ def check_parts(checkpoint: Path, made_of: Mapping[str, Mapping[str, str]]) -> N
             f"{checkpoint}: cannot resume, the model is not the one of the run:\n{bullet_list(changed)}",
             "Bring back what there was, or start a new run into another output folder.",
         )
+
+
+def lora_ingredients(config: LoraConfig) -> dict[str, str]:
+    """Return what the LoRAs are made of that a run starts from or keeps frozen: digests of their files, and scales."""
+    found = {} if config.init is None else {"init": file_digest(find_lora(Path(config.init)))}
+    for place, (file, scale) in enumerate(frozen_files(config).items(), 1):
+        found |= {f"frozen {place}": file_digest(file), f"scale of frozen {place}": f"{scale:g}"}
+    return found
 
 
 def _short(ingredient: str | None) -> str:

@@ -13,17 +13,24 @@ from qframe.compose.optimizers import optimizer_factory
 from qframe.files.storage import require_space
 
 
-def require_room(composition: Composition, folder: Path) -> None:
-    """Check that the disk of a run's folder has room for one checkpoint and for the result.
+def require_room(composition: Composition, folder: Path, *, kept: int = 0) -> None:
+    """Check that the disk of a run's folder has room for one checkpoint, the result and the LoRAs that are kept.
 
     A denoiser whose shapes are known only from its weights is not checked.
+
+    Args:
+        composition: The composition that is trained.
+        folder: The run's folder.
+        kept: How many LoRAs the run keeps (`train.keep_every`, `train.keep_best`).
 
     Raises:
         ResourceError: There is not enough room; the message says how much is free and how much is needed.
     """
     sizes = saved_bytes(composition)
     if sizes is not None:
-        require_space(folder, sum(sizes), what="one checkpoint and the result")
+        checkpoint, result = sizes
+        what = f"one checkpoint, the result and {kept} kept LoRAs" if kept else "one checkpoint and the result"
+        require_space(folder, checkpoint + result * (1 + kept), what=what)
 
 
 def saved_bytes(composition: Composition) -> tuple[int, int] | None:

@@ -12,23 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from qframe import adapters
 from qframe.cache import Cache, CachedExamples, DeclaredInputs
 from qframe.cache.configured import made_by
 from qframe.cache.live import LiveExamples
 from qframe.config import dump_config
 from qframe.config.folders import cache_folder
 from qframe.errors import CacheError
+from qframe.files.run_folder import resume_command
 from qframe.files.sound_folders import SoundFolders
 from qframe.files.storage import lock_folder, write_file
 from qframe.interfaces import Plan
 from qframe.train import resume as resuming
 from qframe.train.arithmetic import declares_flops, measured_rate
 from qframe.train.checks import check_training
-from qframe.train.examples import encoded_examples
+from qframe.train.examples import check_run_records, encoded_examples
+from qframe.train.kept import set_aside_newer
 from qframe.train.loop import run_steps
 from qframe.train.order import make_order, sample_sizes, total_steps
 from qframe.train.parts import step_setup
-from qframe.train.record_checks import check_records
 from qframe.train.results import FitResult, save_result
 from qframe.train.room import require_room
 from qframe.train.run import Run
@@ -36,6 +38,7 @@ from qframe.train.samples import validation_plans
 from qframe.train.sessions import describe_data, describe_machine, write_session
 from qframe.train.signals import Stopped
 from qframe.train.state import find_checkpoint, read_about, restore
+from qframe.train.status import Status
 from qframe.train.validation import Validation, result_lines
 from qframe.train.watch import Watch
 
@@ -77,12 +80,16 @@ def run_session(trainer: Trainer, resume: str | None, change: Sequence[str] = ()
         run = Run(folder=folder, config=attrs.evolve(trainer.asked, output=str(folder)))
         error: BaseException | None = None
         with trainer.registry.observing(trainer.loggers if processes.first else {}):
+            session = Session(trainer, run, tuple(change))
             try:
-                return Session(trainer, run, tuple(change)).fit(resume)
+                return session.fit(resume)
             except BaseException as raised:
                 error = raised
+                if isinstance(raised, Stopped):  # the last line of the command can be pasted
+                    raised.hint = f"{raised.hint}\n{resume_command(folder)}"
                 raise
             finally:
+                session.status.end(error, trainer.global_step or run.step)
                 if processes.first:
                     trainer.registry.tell("qframe_run_end", run=run, error=error)
 
@@ -98,6 +105,7 @@ class Session:
         toml: The run's configuration as TOML. The run's folder and every checkpoint hold a copy.
         validation: Keeps the sampled pictures in the run's folder, and judges them.
         sound: Remembers which checkpoints of the run are undamaged.
+        status: Says in the run's folder what the session does.
     """
 
     trainer: Trainer
@@ -106,9 +114,11 @@ class Session:
     toml: str = attrs.field(init=False)
     validation: Validation = attrs.field(init=False)
     sound: SoundFolders = attrs.field(init=False, factory=SoundFolders)
+    status: Status = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.toml = dump_config(self.run.config)
+        self.status = Status(self.run.folder, writes=self.trainer.processes.first)
         self.validation = Validation(self.run.folder / "samples", self.trainer.judge, self.trainer.sampled)
 
     def fit(self, resume: str | None) -> FitResult:
@@ -124,16 +134,10 @@ class Session:
         checkpoint, changes = self._begin(resume)
         for choice in trainer.outlook.choices:
             log.info("memory: %s", choice)
-        check_records(
-            trainer.composition,
-            trainer.inputs,
-            held_out=trainer.measured,
-            sampled=trainer.sampled,
-            progress=trainer.progress,
-        )
+        check_run_records(trainer)
         check_training(trainer.composition, trainer.inputs)
         if processes.first:
-            require_room(trainer.composition, run.folder)
+            require_room(trainer.composition, run.folder, kept=self._kept())
         made_of = json.loads(processes.agree(lambda: json.dumps(self._made_of())))  # one process reads the weights
         trainer.composition.remember_ingredients(made_of)
         if checkpoint is not None:
@@ -142,8 +146,11 @@ class Session:
         data = examples.digest()
         if checkpoint is not None:
             resuming.check_data(checkpoint, data)
+            self.status.begin()
             if processes.first:
                 self._write_config()  # with what changed, as nothing was refused
+                if changes:
+                    set_aside_newer(run.folder, run.step)
         held_out = self._encode(trainer.measured) if trainer.measured else None
         if processes.first:
             self._describe(examples, changes)
@@ -152,11 +159,7 @@ class Session:
         if trainer.use_cache:
             trainer.release("encoder")
         trainer.loaded.codec_placement.free()
-        state = trainer.prepare()
-        if checkpoint is not None:
-            restore(checkpoint, state, changed=resuming.hyperparameters(self.change))
-            if processes.first:
-                run.rewind(state.step)
+        self._prepare(checkpoint)
         if checkpoint is None and plans:
             self._sample("before", plans)
         about = {"data": data, "family": trainer.config.family, "made_of": made_of, "processes": processes.world}
@@ -189,9 +192,28 @@ class Session:
         elif processes.first:
             self._write_config()
             run.rewind(0)  # what a run left here that ended before its first checkpoint
+            self.status.begin()
         if processes.first:
             trainer.registry.tell("qframe_run_start", run=run)
         return checkpoint, changes
+
+    def _prepare(self, checkpoint: Path | None) -> None:
+        """Prepare the denoiser for training, as it was at a checkpoint if one is given."""
+        state = self.trainer.prepare()
+        if checkpoint is not None:
+            restore(checkpoint, state, changed=resuming.hyperparameters(self.change))
+            if self.trainer.processes.first:
+                self.run.rewind(state.step)
+
+    def _kept(self) -> int:
+        """How many LoRAs the run will still keep. Where epochs give its length, a step is taken to be a full batch."""
+        train = self.trainer.config.train
+        steps = train.max_steps
+        if train.epochs is not None:
+            samples = train.batch_size * train.gradient_accumulation * self.trainer.processes.world
+            steps = -(-len(self.trainer.records) * train.epochs // samples)
+        every = 0 if train.keep_every is None else steps // train.keep_every - self.run.step // train.keep_every
+        return max(every, 0) + train.keep_best
 
     def _write_config(self) -> None:
         write_file(self.run.folder / "config.toml", self.toml.encode())
@@ -201,7 +223,8 @@ class Session:
         trainer = self.trainer
         with Cache(cache_folder(trainer.config)) as cache:
             found = made_by(trainer.composition, cache, trainer.progress, roles=_MADE_OF)
-        return {role: dict(ingredients) for role, ingredients in found.items()}
+        loras = resuming.lora_ingredients(trainer.config.lora)
+        return {role: dict(ingredients) for role, ingredients in found.items()} | ({"lora": loras} if loras else {})
 
     def _encode(self, inputs: DeclaredInputs) -> CachedExamples | LiveExamples:
         """Encode this process's portion of these inputs, and wait for the others."""
@@ -262,8 +285,11 @@ class Session:
         steps = total_steps(order, train, trainer.processes.world)
         resuming.check_length(state.step, steps, "train.epochs")
         trainer.total_steps = steps
+        self.status.note(steps=steps)
         device, world = trainer.composition.device("denoiser"), trainer.processes.world
         peak = measured_rate(device, train.precision) * world if declares_flops(trainer.denoiser) else None
+        if train.mode == "lora":
+            about = {**about, "adapter": adapters.peft_metadata(adapters.lora_layers(trainer.denoiser.module))}
         watch = Watch(
             trainer=trainer,
             run=self.run,
@@ -285,6 +311,8 @@ class Session:
             validate=watch.validate,
             validation_due=watch.due,
             save=watch.save,
+            keep=watch.keep,
+            keep_due=watch.keep_due,
             processes=trainer.processes,
             one_by_one=trainer.sharded,
             ahead=_AHEAD if trainer.use_cache else 0,  # live examples are encoded on the device, in this thread

@@ -71,7 +71,8 @@ def shard(
 
     Args:
         denoiser: The denoiser, whose weights lie on the CPU.
-        adapter: The parameters of the LoRA that is trained; empty if all of the denoiser's parameters are trained.
+        adapter: The parameters of the LoRA that is trained, and of frozen ones; empty if all of the denoiser's
+            parameters are trained.
         device: The device to which this process's shards, and all that is not sharded, are moved.
         dtype: The dtype that the frozen weights get, or through which trained ones become float32. By default they keep
             the dtype that they have.

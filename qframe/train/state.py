@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -231,12 +231,45 @@ def read_about(folder: Path) -> dict[str, Any]:
         folder: The checkpoint.
 
     Raises:
-        WeightsError: The checkpoint has the format of another version of qframe.
+        WeightsError: state.json cannot be read, or has the format of another version of qframe, or does not hold what
+            that format says.
     """
-    value: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    if value.get("format") not in (_FORMAT, _SLICED):
-        raise WeightsError(f"{folder}: written by another version ({value.get('format')}, expected {_FORMAT})")
-    return value
+    file = folder / "state.json"
+    try:
+        value: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{file}: cannot be read ({error})", _EARLIER) from error
+    found = value.get("format") if isinstance(value, dict) else None
+    if found not in (_FORMAT, _SLICED):
+        raise WeightsError(f"{folder}: written by another version ({found}, expected {_FORMAT})")
+    wrong = [name for name, is_sound in _FACTS.items() if not is_sound(value.get(name))]
+    if wrong:
+        raise WeightsError(f"{file}: its {', '.join(wrong)} is not what qframe writes there", _EARLIER)
+    return dict(value)
+
+
+_EARLIER = "Resume from an earlier checkpoint: --resume takes its name, such as step-00000100."
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_made_of(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and all(map(_is_texts, value.values())))
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+_FACTS: Mapping[str, Callable[[Any], bool]] = {
+    "step": _is_count,
+    "optimizer": lambda value: isinstance(value, dict),
+    "processes": lambda value: value is None or (_is_count(value) and value > 0),
+    "made_of": _is_made_of,
+}
+"""For each fact in state.json that is used here, whether a value can be it; None stands for a fact that is missing."""
 
 
 def restore(folder: Path, state: TrainingState, *, changed: Collection[str] = ()) -> None:
@@ -258,7 +291,7 @@ def restore(folder: Path, state: TrainingState, *, changed: Collection[str] = ()
     moments = _Moments(stored_tensors(folder, "optimizer"), state.optimizers)
     try:
         state.optimizers.load(unpack(about["optimizer"], moments), changed=changed)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise WeightsError(f"{folder}: its optimizer's state is not that of this run's optimizer ({error})") from error
     if state.average is not None:
         _overwrite(folder, "average", state.average.values)
@@ -270,7 +303,10 @@ def _overwrite(folder: Path, group: str, values: Mapping[str, Tensor]) -> None:
     stored = stored_tensors(folder, group)
     _same_names(folder, stored, values)
     for name, value in values.items():
-        local_part(value).copy_(stored[name].read(local_box(value)))
+        found = stored[name].read(local_box(value))
+        if found.dtype != value.dtype:  # copying would cut numbers off without a word
+            raise WeightsError(f"{folder}: {name} has dtype {found.dtype} in the checkpoint, {value.dtype} in this run")
+        local_part(value).copy_(found)
 
 
 class _Moments(Mapping[str, Tensor]):

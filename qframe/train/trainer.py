@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from qframe import adapters
 from qframe.cache import ALL, CachedExamples, Portion
 from qframe.cache.live import LiveExamples
 from qframe.compose import Composition, compose
@@ -31,7 +30,7 @@ from qframe.train.outlook import Outlook
 from qframe.train.parts import LoadedParts, described, load_lora, merge_lora, prepare_training, registered_loggers
 from qframe.train.precision import in_precision
 from qframe.train.records import measured_records, sampled_records, split_records
-from qframe.train.results import FitResult, averaged
+from qframe.train.results import FitResult, averaged, write_lora
 from qframe.train.samples import run_plans
 from qframe.train.session import run_session
 from qframe.train.state import TrainingState
@@ -227,12 +226,12 @@ class Trainer:
         """A context in which the trained weights are replaced by their moving average, if the run keeps one."""
         return averaged(self.state)
 
-    def save_lora(self, path: str | Path) -> Path:
-        """Write the LoRA in training, or its moving average, to a file in the diffusers layout; return the path."""
-        with self.averaged():
-            metadata = {"weights_licence": self.composition.licence, "base_model": self.composition.model_name}
-            adapters.save_lora(Path(path), adapters.lora_layers(self.denoiser.module), metadata=metadata)
-        return Path(path)
+    def save_lora(self, path: str | Path, **about: str) -> Path:
+        """Write the LoRA in training, or its moving average, to a file in the diffusers layout; return the path.
+
+        `about` is more metadata for the file. Frozen LoRAs are not written.
+        """
+        return write_lora(self, Path(path), about)
 
     def load_lora(self, path: str | Path, scale: float = 1.0) -> None:
         """Put a LoRA file, whose update is multiplied by `scale`, on the denoiser, and freeze all parameters."""

@@ -10,6 +10,7 @@ import attrs
 from qframe.files.sound_folders import SoundFolders
 from qframe.interfaces import Example
 from qframe.train.held_out import held_out_losses
+from qframe.train.kept import keep_best, keep_step
 from qframe.train.loop import StepSetup
 from qframe.train.run import Run
 from qframe.train.state import TrainingState, save_checkpoint
@@ -61,6 +62,9 @@ class Watch:
         if self.held_out is not None and self._loss_due(step):
             with self.trainer.averaged():
                 found = held_out_losses(self.setup, self.held_out)
+            train, first = self.trainer.config.train, self.trainer.processes.first
+            if train.keep_best and step > 0 and first:
+                keep_best(self.trainer, self.run.folder, step, found["val_loss"])
         if self.sample is not None and self._samples_due(step):
             self.sample(f"step-{step:06d}")
             self.setup.denoiser.module.train()
@@ -72,6 +76,16 @@ class Watch:
         if self.trainer.processes.first:
             self.run.log(step, metrics)
             self.trainer.registry.tell("qframe_step_end", run=self.run, step=step, metrics=metrics)
+
+    def keep_due(self, step: int) -> bool:
+        """Whether the LoRA of this step is to be kept, so that `keep` must be called."""
+        every = self.trainer.config.train.keep_every
+        return every is not None and step % every == 0
+
+    def keep(self, step: int) -> None:
+        """Keep the LoRA of this step. The process of rank 0 alone writes."""
+        if self.trainer.processes.first:
+            keep_step(self.trainer, self.run.folder, step)
 
     def save(self) -> None:
         """Save a checkpoint of the present state. Every process must call this method, and waits until it is saved."""

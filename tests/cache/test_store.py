@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from safetensors import safe_open
 from torch import Tensor
 
@@ -171,15 +173,85 @@ def test_an_index_that_breaks_while_it_is_used_is_built_again(tmp_path: Path) ->
     assert same(cache.get(key(5)), value(5))
 
 
-def test_a_damaged_index_that_still_answers_gives_no_wrong_tensor(tmp_path: Path) -> None:
+DAMAGE = (
+    "UPDATE entries SET tensors = replace(tensors, 'F32', 'I32')",
+    "UPDATE entries SET tensors = '[]'",
+    "UPDATE entries SET tensors = '[' || substr(tensors, instr(tensors, '],[') + 2)",  # without the first tensor
+    "UPDATE entries SET shard = 77",
+    "UPDATE shards SET id = 77",
+    "UPDATE shards SET name = 'x.safetensors'",
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_index_that_still_answers_is_built_again(tmp_path: Path, damage: str) -> None:
+    """Neither is another tensor read, nor is an entry called stored that cannot be found."""
     import sqlite3
 
     filled(tmp_path).close()
     with sqlite3.connect(tmp_path / "index.sqlite") as db:
-        db.execute("UPDATE entries SET tensors = replace(tensors, 'F32', 'I32')")
+        db.execute(damage)
     db.close()
-    with pytest.raises(DamagedEntryError):
-        Cache(tmp_path).get(key(5))
+    assert Cache(tmp_path).missing([key(5)]) == []
+    assert same(Cache(tmp_path).get(key(5)), value(5))
+
+
+def test_verifying_finds_rows_that_name_no_shard(tmp_path: Path) -> None:
+    import sqlite3
+
+    filled(tmp_path).close()
+    with sqlite3.connect(tmp_path / "index.sqlite") as db:
+        db.execute("UPDATE entries SET shard = 77")
+    db.close()
+    with Cache(tmp_path) as cache:
+        assert cache.verify() == []
+        assert same(cache.get(key(5)), value(5))
+
+
+def test_an_index_whose_rows_have_no_checksums_gets_them(tmp_path: Path) -> None:
+    import sqlite3
+
+    filled(tmp_path).close()
+    with sqlite3.connect(tmp_path / "index.sqlite") as db:
+        rows = db.execute("SELECT * FROM entries").fetchall()
+        db.execute("UPDATE entries SET tensors = substr(tensors, 1, length(tensors) - 9)")
+        db.execute("INSERT INTO notes VALUES ('a note', 'stays')")
+        db.execute("PRAGMA user_version = 2")
+    db.close()
+    assert same(Cache(tmp_path).get(key(5)), value(5))
+    with sqlite3.connect(tmp_path / "index.sqlite") as db:
+        assert db.execute("SELECT * FROM entries").fetchall() == rows
+        assert db.execute("SELECT value FROM notes WHERE name = 'a note'").fetchone() == ("stays",)
+    db.close()
+
+
+@pytest.mark.parametrize("wrong", ["shape", "tensor", "about", "key"])
+def test_a_header_that_cannot_be_true_is_damage(tmp_path: Path, wrong: str) -> None:
+    """The header has the hash that the name of the file says, as that of another program might."""
+    filled(tmp_path).close()
+    (file,) = shards(tmp_path)
+    data = file.read_bytes()
+    size = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:size])
+    name = next(name for name in header if name != "__metadata__")
+    ours = json.loads(header["__metadata__"]["qframe"])
+    if wrong == "shape":
+        header[name]["shape"] = [-1]
+    elif wrong == "tensor":
+        del header[name]
+    elif wrong == "about":
+        ours["about"] = dict.fromkeys(ours["about"], 3)
+    else:
+        header["x/y"], ours["checksums"]["x/y"] = header.pop(name), ours["checksums"].pop(name)
+    header["__metadata__"]["qframe"] = json.dumps(ours)
+    text = json.dumps(header).encode()
+    start = len(text).to_bytes(8, "little") + text
+    file.unlink()
+    (tmp_path / "shards" / f"{xxhash.xxh3_128(start).hexdigest()}.safetensors").write_bytes(start + data[size:])
+    with Cache(tmp_path) as cache:
+        assert cache.missing([key(5)]) == [key(5)]
+        (damage,) = cache.verify()
+    assert damage.key is None
 
 
 def test_a_shard_copied_in_from_elsewhere_is_found(tmp_path: Path) -> None:

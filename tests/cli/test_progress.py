@@ -1,9 +1,19 @@
 from __future__ import annotations
 
+import inspect
+import json
+import sys
+from collections.abc import Iterator
+
+import click
 import pytest
 
-from qframe.progress import SILENT, duration
-from qframe.progress.shown import BarProgress, LineProgress, rate, terminal_progress
+from qframe.cli.app import app
+from qframe.cli.shared import PROGRESS, announce, quiet
+from qframe.config import load_config
+from qframe.progress import SILENT, Progress, duration
+from qframe.progress.shown import BarProgress, JsonProgress, LineProgress, rate, terminal_progress
+from tests.cli.conftest import Run
 
 
 def test_lines_show_rate_remaining_time_and_metrics(
@@ -84,3 +94,88 @@ def test_duration_in_words(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(("per_second", "text"), [(0.0, "-"), (2.0, "2.0/s"), (0.25, "4.0 s each")])
 def test_rate_in_words(per_second: float, text: str) -> None:
     assert rate(per_second) == text
+
+
+def test_json_lines_tell_a_program_of_stages_and_notes(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = JsonProgress(every_seconds=0.0)
+    progress.note("wrote a.png")
+    with progress.stage("training", 20, done=8) as stage:
+        stage.advance(2, loss=0.5, val_loss=float("nan"))
+    with pytest.raises(KeyError), progress.stage("sampling", 1):
+        raise KeyError
+    captured = capsys.readouterr()
+    note, start, step, end, failed = map(json.loads, captured.err.splitlines())
+    assert captured.out == ""
+    assert note == {"event": "note", "text": "wrote a.png"}
+    assert [line["event"] for line in (start, step, end, failed)] == ["start", "progress", "end", "start"]
+    assert (start["done"], start["seconds_left"]) == (8, None)
+    assert (step["stage"], step["done"], step["total"]) == ("training", 10, 20)
+    assert step["seconds_left"] >= 0
+    assert end["metrics"] == {"loss": 0.5, "val_loss": None}
+
+
+def test_json_lines_are_not_written_for_every_step(capsys: pytest.CaptureFixture[str]) -> None:
+    with JsonProgress(every_seconds=1e9).stage("training", 100) as stage:
+        for _ in range(100):
+            stage.advance()
+    events = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert events == ["start", "progress", "end"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "silent"),
+    [
+        ([], LineProgress, False),
+        (["--progress", "bar"], BarProgress, False),
+        (["--progress", "json"], JsonProgress, False),
+        (["-q"], type(SILENT), True),
+        (["--quiet", "--progress", "json"], type(SILENT), True),
+        (["--progress", "json", "--quiet"], type(SILENT), True),
+    ],
+)
+def test_the_options_choose_how_progress_is_shown(
+    arguments: list[str], kind: type, silent: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: list[Progress] = []
+
+    @click.command()
+    @PROGRESS
+    def command() -> None:
+        assert quiet() is silent
+        announce(load_config(family="qwen-edit"), data=True)
+        found.extend([terminal_progress(), terminal_progress(as_json=True)])
+
+    command.main(arguments, standalone_mode=False)
+    assert type(found[0]) is kind
+    assert type(found[1]) is (JsonProgress if kind is JsonProgress else type(SILENT)), "stdout has JSON alone"
+    assert ("embedded model" in capsys.readouterr().out) is not silent
+    assert isinstance(terminal_progress(), LineProgress), "nothing stays for the next command"
+
+
+def commands(group: click.Group, name: str) -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(group)
+    for inner in group.list_commands(context):
+        found = group.get_command(context, inner)
+        assert found is not None
+        if isinstance(found, click.Group):
+            yield from commands(found, f"{name} {inner}")
+        else:
+            yield f"{name} {inner}", found
+
+
+def test_every_command_that_shows_progress_has_the_options() -> None:
+    """A command shows progress if its module names what shows it; a group's module is that of each of its commands."""
+    for name, command in commands(app, "qframe"):
+        assert command.callback is not None
+        source = inspect.getsource(sys.modules[inspect.unwrap(command.callback).__module__])
+        shows = any(call in source for call in ("terminal_progress(", " fit(resolved"))
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert ({"--quiet", "--progress"} <= options) is shows, name
+
+
+def test_progress_as_json_and_quiet_on_the_command_line(run: Run) -> None:
+    shown = run("data", "check", "--family", "qwen-edit", "--set", "data.options.count=2", "--progress", "json")
+    assert shown.code == 0, shown.err
+    assert {json.loads(line)["event"] for line in shown.err.splitlines()} >= {"start", "end"}
+    hushed = run("data", "check", "--family", "qwen-edit", "--set", "data.options.count=2", "--quiet")
+    assert (hushed.code, hushed.err) == (0, "")

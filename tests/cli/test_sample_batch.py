@@ -249,7 +249,7 @@ def test_a_request_that_fails_is_told_at_the_end(
 
 
 def test_progress_counts_pictures_and_steps(run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qframe.progress.shown.terminal_progress", lambda: LineProgress(0.0))
+    monkeypatch.setattr("qframe.cli.sample.terminal_progress", lambda: LineProgress(0.0))
     write(*({**TEXT, "id": name, "steps": 3} for name in "ab"))
     lines = batch(run, tiny_model).out.splitlines()
     assert any(line.startswith("sampling 1/3, ") and line.endswith("left") for line in lines)

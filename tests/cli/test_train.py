@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from qframe.cli.training import next_steps
+from qframe.config import load_config
 from tests.cli.conftest import Outcome, Run
 from tests.pixels import pixels
 
@@ -32,11 +35,19 @@ def test_training_says_what_is_used_and_where_the_results_are(run: Run, tiny_mod
     assert lines[0] == "Using the embedded data set 'shapes'; --data would choose your own."
     assert lines[1] == f"Weights: {tiny_model}, licence Apache-2.0 (as family 'qwen-edit' declares)."
     assert any(line.startswith("training 3/3, ") and "loss" in line for line in lines)
-    assert lines[-3:] == [
+    assert lines[-5:-2] == [
         "weights   runs/a/lora.safetensors",
         "pictures  runs/a/samples/sheet.png",
         "a page    qframe report runs/a",
     ]
+    assert lines[-1] == (
+        "longer    qframe train --config runs/a/config.toml --output runs/a --resume --set train.max_steps=6"
+    )
+    assert lines[-2].startswith(
+        f"try it    qframe sample --family qwen-edit --model {tiny_model} --lora runs/a --image runs/a/"
+    )
+    pasted = run(*shlex.split(lines[-2].removeprefix("try it    qframe ")), "--steps", "1", "--quiet")
+    assert (pasted.code, pasted.out, Path("out.png").exists()) == (0, "", True), pasted.err
     assert Path("runs/a/lora.safetensors").exists()
     assert Image.open("runs/a/samples/sheet.png").size > (64, 64)
     report = run("report", "runs/a")
@@ -45,6 +56,15 @@ def test_training_says_what_is_used_and_where_the_results_are(run: Run, tiny_mod
     for words in ("3 of 3, finished", ">train.max_steps</code></th><td><code>3</code></td><td>--set<", "Apache-2.0"):
         assert words in page
     assert "earlier version" not in page
+
+
+def test_commands_to_paste_are_quoted_and_name_what_a_family_needs(tmp_path: Path) -> None:
+    folder = tmp_path / "my run"
+    commands = dict(next_steps(load_config(family="qwen-inpaint", values={"model": "a b"}), folder))
+    assert shlex.split(commands["longer"])[:4] == ["qframe", "train", "--config", str(folder / "config.toml")]
+    rest = ["--image", "IMAGE.png", "--mask", "MASK.png", "--prompt", "...", "--output", "out.png"]
+    assert shlex.split(commands["try it"])[4:] == ["--model", "a b", "--lora", str(folder), *rest]
+    assert "try it" not in dict(next_steps(load_config(family="qwen-edit", overrides=["train.mode=full"]), folder))
 
 
 def test_training_refuses_a_folder_in_use_and_resumes_on_demand(run: Run, tiny_model: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 import qframe
-from qframe.adapters import add_lora, merge_lora
+from qframe.adapters import LoraLayer, add_frozen, add_lora, merge_lora, save_lora
 from qframe.config.schema import Config, LoraConfig
 from qframe.errors import ConfigError, NumericsError
 from qframe.files import model_folder
@@ -107,6 +107,23 @@ def test_the_gradients_of_a_lora_are_those_of_the_dequantised_weights(name: str,
         assert got is not None
         assert wanted.norm() > 0
         assert (got - wanted).norm() <= bound * wanted.norm(), key
+
+
+@EVERY
+def test_a_frozen_lora_is_added_to_quantised_weights(name: str, tmp_path: Path) -> None:
+    """It has matrices of its own, beside the trained ones, and nothing is merged."""
+    layers = network(torch.float32)
+    QUANTISERS[name][0]().quantise(layers)
+    x, first = torch.linspace(-1, 1, 96).expand(3, -1), LAYERS[0]
+    wanted = layers.get_submodule(first)(x)
+    out, into = wanted.shape[1], x.shape[1]
+    down, up = torch.linspace(-1, 1, 2 * into).reshape(2, into), torch.linspace(-1, 1, 2 * out).reshape(out, 2)
+    save_lora(tmp_path / "a.safetensors", {first: LoraLayer(down, up, 2.0)})
+    config = LoraConfig(rank=4, targets=LAYERS, frozen=(f"{tmp_path / 'a.safetensors'}:0.5",))
+    add_frozen(layers, config)
+    trained = add_lora(layers, config, {}, seed=1)
+    torch.testing.assert_close(layers.get_submodule(first)(x), wanted + 0.5 * x @ down.T @ up.T)
+    assert all(".default." in name for name in trained)
 
 
 @EVERY

@@ -524,6 +524,18 @@ def test_difference_names_key_old_and_new() -> None:
     assert ("encoder.options.mode", Mode.FAST, None) in diff_config(before, after)
 
 
+def test_a_model_that_is_no_text_is_a_problem_like_any_other() -> None:
+    assert lines(model=["a", "b"]) == ['model: expected a string, got ["a", "b"] (argument)']
+
+
+@pytest.mark.parametrize("key", ["output", "data.path", "lora.targets"])
+def test_text_with_a_nul_is_refused(key: str) -> None:
+    """The functions of the system that take a path fail at it in ways of their own."""
+    value = '["a\\u0000"]' if key == "lora.targets" else '"a\\u0000b"'
+    (line,) = lines(f"{key}={value}")
+    assert "expected text without NUL characters" in line
+
+
 # Anything at all
 
 KEYS = st.sampled_from(["train", "lora", "max_steps", "rank", "encoder", "options", "use", "family", "data", "x", "0"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 
 from qframe.errors import UntrustedError, WeightsError
 from qframe.files.model_folder import ModelFolder
+from qframe.files.weight_header import index_variant, variant_of
 from qframe.progress import SilentProgress
 
 
@@ -106,7 +108,12 @@ def test_the_dtypes_of_weights_are_read_from_the_headers_alone(folder: Path) -> 
     assert {"BF16", "F32"} <= model.stored_dtypes("vae")
     assert model.stored_dtypes("nowhere") == frozenset()
     weights.write_bytes(weights.read_bytes()[:-12])
-    assert {"BF16", "F32"} <= model.stored_dtypes("vae"), "the numbers are not read"
+    with pytest.raises(WeightsError, match=r"vae/more\.safetensors .* it was cut off"):
+        model.stored_dtypes("vae")
+    header = json.dumps({"a": {"dtype": "F16", "shape": [2**35], "data_offsets": [0, 2**36]}}).encode()
+    weights.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(weights, 8 + len(header) + 2**36)  # 64 GiB of holes, whose reading would take minutes
+    assert "F16" in model.stored_dtypes("vae"), "the numbers are not read"
     for damaged in (b"", b"\xff" * 8, b"\x02" + bytes(7) + b"[]", b"\x09" + bytes(7) + b'{"a": {}}'):
         weights.write_bytes(damaged)
         with pytest.raises(WeightsError, match=r"vae/more\.safetensors has no header of safetensors"):
@@ -160,10 +167,57 @@ def test_from_the_hub_weights_are_fetched_when_a_component_is_loaded(
     assert all(pattern.startswith("vae/") for pattern in asked[1][1])
 
 
+def test_a_revision_and_a_variant_of_a_model_on_the_hub_are_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None, list[str]]] = []
+
+    def snapshot_download(name: str, *, allow_patterns: Sequence[str], revision: str | None) -> str:
+        asked.append((name, revision, list(allow_patterns)))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    model = ModelFolder.open("owner/name@refs/pr/3", "fp16")
+    assert model.revision == "refs/pr/3"
+    model.weight_files("vae")  # the folder has no such variant of this component, so the plain files are asked for too
+    assert [(name, revision) for name, revision, _ in asked] == [("owner/name", "refs/pr/3")] * 3
+    assert "vae/*.fp16.safetensors" in asked[1][2]
+    assert "vae/*.safetensors" not in asked[1][2]
+    assert "vae/*.safetensors" in asked[2][2]
+    save_file({"a": torch.ones(2)}, folder / "vae" / "weights.fp16.safetensors")
+    assert [file.name for file in model.weight_files("vae")] == ["weights.fp16.safetensors"]
+    assert len(asked) == 4, "the variant is there, and nothing else is fetched"
+    assert model.identity() != ModelFolder.open("owner/name@refs/pr/3").identity()
+
+
+def test_a_folder_with_an_at_sign_is_a_folder(folder: Path) -> None:
+    named = folder.rename(folder.with_name("name@1"))
+    assert ModelFolder.open(named).revision is None
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("model.safetensors", None),
+        ("model.fp16.safetensors", "fp16"),
+        ("model.fp16-00001-of-00002.safetensors", "fp16"),
+        ("model-00001-of-00002.safetensors", None),
+        ("qwen_image_fp8_e4m3fn.safetensors", None),
+    ],
+)
+def test_the_variant_is_in_the_name(name: str, variant: str | None) -> None:
+    assert variant_of(name) == variant
+    index = name.split("-0")[0].removesuffix(".safetensors")
+    assert index_variant(f"{index}.safetensors.index.json") == variant
+    assert index_variant("model.safetensors.index.fp16.json") == "fp16"
+
+
 def test_a_hub_that_does_not_answer_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    def snapshot_download(name: str, *, allow_patterns: Sequence[str]) -> str:
+    def snapshot_download(name: str, *, allow_patterns: Sequence[str], revision: str | None = None) -> str:
         raise LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(WeightsError, match=r"'owner/name': no such folder, and the hub could not give it: offline"):
         ModelFolder.open("owner/name")
+    with pytest.raises(WeightsError, match=r"at revision 'v2': offline"):
+        ModelFolder.open("owner/name@v2")

@@ -21,6 +21,7 @@ from qframe_qwen_per_sample_rope import attention
 from tests import imitated_card
 from tests.imitated_card import METER
 from tests.qwen import tiny
+from tests.tiers import tiered
 
 imitated_card.install()
 
@@ -55,6 +56,11 @@ RUNS: dict[str, tuple[str, ...]] = {
     "quantised": ("denoiser.quantise.use=quanto", CHECKPOINTS),
     "full": ("train.mode=full", CHECKPOINTS),
 }
+IN_CI = (
+    "bfloat16, streamed, inputs offloaded",
+    "per-sample RoPE, bfloat16, checkpointing",
+    "quantised",
+)
 
 
 @pytest.fixture(scope="session")
@@ -93,8 +99,7 @@ def peak_of(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, call: int) 
     return peaks
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", tiered(RUNS, slow=IN_CI))
 def test_the_peak_of_a_step_is_forecast_within_a_tenth_besides_the_weights(
     name: str, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[..., None]
 ) -> None:

@@ -15,6 +15,7 @@ from qframe.train.sharding import gathered
 from qframe.train.trainer import Trainer
 from tests import imitated_card
 from tests.on_card.card_training import COMMON, model
+from tests.tiers import tiered
 from tests.train.processes import needs_fork, together
 
 imitated_card.install()
@@ -54,8 +55,7 @@ def trained(device: str, folder: Path, model: Path, *overrides: str) -> list[dic
 
 
 @needs_fork
-@pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", tiered(WAYS, slow=["LoRA on shards"]))
 def test_two_processes_with_a_card_each_train_as_on_the_cpu(way: str, tmp_path: Path, model: Path) -> None:
     float32 = ("train.precision=float32", "dtype=float32")
     found = trained("card", tmp_path / "card", model, *WAYS[way], *float32)

@@ -12,6 +12,7 @@ from torch import Tensor
 import qframe
 from tests import imitated_card
 from tests.qwen import tiny
+from tests.tiers import tiered
 
 imitated_card.install()
 
@@ -68,25 +69,36 @@ def test_a_pipeline_that_was_offloaded_in_inference_mode_can_be_trained(model: P
     assert tokens.grad is not None
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("denoiser", ["qwen-image", "qwen-per-sample-rope"])
-@pytest.mark.parametrize("name", REQUESTS)
-def test_every_family_and_transform(name: str, denoiser: str, model: Path) -> None:
-    use = {"overrides": [f"denoiser.use={denoiser}"]}
+@pytest.mark.parametrize("name", tiered(REQUESTS, slow=["image to image", "guided edit", "two references"]))
+def test_every_family_and_transform(name: str, model: Path) -> None:
+    close(latents(name, model, "card"), latents(name, model, "cpu"))
+
+
+IN_CI_PER_SAMPLE = ("text to image", "inpainting with a crop", "edit inside a mask")
+
+
+@pytest.mark.parametrize("name", tiered(REQUESTS, slow=IN_CI_PER_SAMPLE))
+def test_every_family_and_transform_with_per_sample_rope(name: str, model: Path) -> None:
+    use = {"overrides": ["denoiser.use=qwen-per-sample-rope"]}
     close(latents(name, model, "card", **use), latents(name, model, "cpu", **use))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["guided edit", "inpainting"])
+@pytest.mark.parametrize("name", tiered(["guided edit", "inpainting"], slow=["guided edit"]))
 @pytest.mark.parametrize("offload", ["model", "stream"])
 def test_offloading_changes_no_picture(name: str, offload: str, model: Path) -> None:
     close(latents(name, model, "card", offload=offload), latents(name, model, "card"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("devices", [["card:0", "card:1"], {"encoder": "card:1"}, {"denoiser": "card:1"}])
-def test_components_on_two_cards(devices: Any, model: Path) -> None:
-    apart = latents("guided edit", model, "card", devices=devices)
+DEVICES: dict[str, Any] = {
+    "two": ["card:0", "card:1"],
+    "encoder apart": {"encoder": "card:1"},
+    "denoiser apart": {"denoiser": "card:1"},
+}
+
+
+@pytest.mark.parametrize("name", tiered(DEVICES, slow=["two"]))
+def test_components_on_two_cards(name: str, model: Path) -> None:
+    apart = latents("guided edit", model, "card", devices=DEVICES[name])
     close(apart, latents("guided edit", model, "card"))
 
 

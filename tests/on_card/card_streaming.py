@@ -21,6 +21,7 @@ from tests import imitated_card
 from tests.on_card.card_sampling import REQUESTS
 from tests.on_card.card_training import COMMON, PACKED, WAITS, Waits, lora, ragged_calls, train, waits
 from tests.qwen import tiny
+from tests.tiers import tiered
 
 imitated_card.install()
 
@@ -70,6 +71,12 @@ RUNS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "all but one resident": ("qwen-edit", (), ("denoiser.resident_blocks=4", "encoder.resident_blocks=3")),
     "more resident than there are": ("qwen-edit", (), ("denoiser.resident_blocks=9", "encoder.resident_blocks=9")),
 }
+IN_CI = (
+    "per-sample RoPE, accumulation, average, validation",
+    "DoRA, per-sample RoPE",
+    "many references, packed",
+    "4 bits, bitsandbytes",
+)
 
 
 @pytest.fixture(scope="session")
@@ -109,19 +116,21 @@ def equal_runs(folder: Path, model: Path, family: str, settings: tuple[str, ...]
 def test_streamed_training_equals_resident_training(
     tmp_path: Path, model: Path, requested: list[tuple[int, int]]
 ) -> None:
-    """The denoiser takes packed batches, some of its blocks are resident, and inputs of blocks are offloaded."""
-    equal_runs(tmp_path, model, "qwen-edit", (*PACKED, "sample.count=0"), SOME)
+    """The denoiser takes packed batches, some of its blocks are resident, and inputs of blocks are offloaded.
+
+    A frozen LoRA lies on its blocks beside the one that is trained.
+    """
+    frozen = f'lora.frozen=["{tiny.tiny_lora(model, tmp_path / "a.safetensors")}:0.5"]'
+    equal_runs(tmp_path, model, "qwen-edit", (*PACKED, "sample.count=0", frozen), SOME)
     assert len({lane for lane, _ in requested}) == 2, "denoiser and encoder"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", tiered(RUNS, slow=IN_CI))
 def test_streamed_training_equals_resident_training_with_every_option(name: str, tmp_path: Path, model: Path) -> None:
     equal_runs(tmp_path, model, *RUNS[name])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("denoiser", BOTH)
+@pytest.mark.parametrize("denoiser", tiered(BOTH, slow=BOTH[:1]))
 def test_weights_that_stay_mapped_train_like_resident_ones(
     denoiser: str, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,8 +138,7 @@ def test_weights_that_stay_mapped_train_like_resident_ones(
     equal_runs(tmp_path, model, "qwen-edit", (f"denoiser.use={denoiser}",), STREAMED)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("denoiser", BOTH)
+@pytest.mark.parametrize("denoiser", tiered(BOTH, slow=[]))
 def test_a_streamed_run_that_was_stopped_ends_as_a_resident_one_that_was_not(
     denoiser: str, tmp_path: Path, model: Path
 ) -> None:
@@ -206,9 +214,8 @@ def test_streamed_sampling_equals_resident_sampling(
     assert {block for _, block in requested} == set(range(LAYERS))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("denoiser", BOTH)
-@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("denoiser", tiered(BOTH, slow=BOTH[1:]))
+@pytest.mark.parametrize("name", tiered(REQUESTS, slow=["inpainting with a crop"]))
 def test_every_family_and_transform_samples_streamed_weights(name: str, denoiser: str, model: Path) -> None:
     wanted = sampled(name, model, denoiser)
     some = ["denoiser.resident_blocks=2"]
@@ -217,8 +224,7 @@ def test_every_family_and_transform_samples_streamed_weights(name: str, denoiser
     assert torch.equal(sampled(name, model, denoiser, offload="model", overrides=some), wanted)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("offload", ["none", "stream"])
+@pytest.mark.parametrize("offload", tiered(["none", "stream"], slow=[]))
 def test_quantised_weights_are_streamed(offload: Any, model: Path) -> None:
     quantised = ["denoiser.quantise.use=quanto", "encoder.quantise.use=quanto"]
     wanted = sampled("guided edit", model, "qwen-image", overrides=quantised)
@@ -226,8 +232,7 @@ def test_quantised_weights_are_streamed(offload: Any, model: Path) -> None:
     assert torch.equal(streamed, wanted)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("offload", ["none", "model", "stream"])
+@pytest.mark.parametrize("offload", tiered(["none", "model", "stream"], slow=["stream"]))
 def test_a_lora_is_sampled_on_streamed_weights(offload: Any, model: Path, tmp_path: Path) -> None:
     file = random_lora(tmp_path)
     wanted = sampled("edit", model, "qwen-image", lora=file)

@@ -24,6 +24,7 @@ from qframe_qwen_per_sample_rope import attention
 from tests import imitated_card
 from tests.imitated_card import METER
 from tests.qwen import tiny
+from tests.tiers import tiered
 
 imitated_card.install()
 
@@ -218,11 +219,15 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
 
 
 FAST = ("edit", "packed batches of many references")
-
-
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ("edit", *RUNS)]
+WAITING = (
+    "edit, live, checkpointing, average, validation",
+    "inpainting, per-sample RoPE",
+    "quantised base",
+    "another optimizer",
 )
+
+
+@pytest.mark.parametrize("name", tiered(("edit", *RUNS), fast=FAST, slow=WAITING))
 def test_a_run_waits_for_the_card_only_where_it_is_listed(name: str, tmp_path: Path, model: Path, waits: Waits) -> None:
     """In every step, the first one too, and in everything between two steps but saving and validating."""
     family, overrides = RUNS.get(name, ("qwen-edit", ()))
@@ -300,8 +305,15 @@ def test_a_step_that_is_not_finite_is_left_out_by_the_card(
     assert [line["skipped"] for line in lines] == [0.0, 1.0, 0.0]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
+NEAR = (
+    "edit, live, checkpointing, average, validation",
+    "packed batches, checkpointing",
+    "edit inside a mask, per-sample RoPE",
+    "quantised base and encoder, nf4",
+)
+
+
+@pytest.mark.parametrize("name", tiered(RUNS, slow=NEAR))
 def test_runs_end_with_losses_near_those_of_the_cpu(
     name: str, tmp_path: Path, model: Path, ragged_calls: list[int]
 ) -> None:

@@ -16,10 +16,12 @@ from diffusers import (
     QwenImageTransformer2DModel,
 )
 from PIL import Image
+from safetensors import safe_open
 from torch import nn
 from transformers import Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from qframe.adapters import LoraLayer, save_lora
 from qframe.files.model_folder import ModelFolder
 from qframe_qwen.oracle_runs import PictureProcessor
 from qframe_shapes import text
@@ -77,7 +79,7 @@ def tiny_qwen_model(
     encoder.save_pretrained(folder / "text_encoder")
     tokenizer.save_pretrained(folder / "tokenizer")
     text.new_image_processor().save_pretrained(folder / "processor")
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "QwenImageEditPipeline"}))
+    (folder / "model_index.json").write_text("{}")  # it names no pipeline, and so serves every family
     recipe = {"min_area": AREA, "max_area": AREA, "multiple": MULTIPLE, "side": 64}
     recipe |= {"encoder_min_area": ENCODER_AREA, "encoder_max_area": ENCODER_AREA}
     (folder / "qframe.json").write_text(json.dumps({"recipe": recipe}))
@@ -131,3 +133,16 @@ def picture(seed: int, width: int, height: int) -> Image.Image:
     coarse = torch.rand(1, 3, 6, 6, generator=generator)
     fine = nn.functional.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)
     return Image.fromarray((fine[0].permute(1, 2, 0) * 255).byte().numpy())
+
+
+def tiny_lora(folder: Path, file: Path, *, seed: int = 9) -> Path:
+    """Write a LoRA with random values for some layers of the transformer of a tiny model, inside of its blocks."""
+    wanted = [f"transformer_blocks.{block}.attn.{name}" for block in range(2) for name in ("to_q", "to_v")]
+    generator, layers = torch.Generator().manual_seed(seed), {}
+    with safe_open(next((folder / "transformer").glob("*.safetensors")), framework="pt") as stored:
+        for name in wanted:
+            out, into = stored.get_slice(f"{name}.weight").get_shape()
+            down, up = torch.randn(2, into, generator=generator), torch.randn(out, 2, generator=generator)
+            layers[name] = LoraLayer(down * 0.3, up * 0.3, 2.0)
+    save_lora(file, layers)
+    return file

@@ -70,7 +70,7 @@ def test_edit_plus_equals_diffusers(oracle: Oracle, count: int, shape: str, scal
     assert_equal_to_diffusers(oracle, arguments(count, scale, steps, shape))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(("scale", "steps"), [(None, 20), (1.5, 20), (4.0, 20), (7.5, 20)])
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("shape", LAST)

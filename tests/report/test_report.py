@@ -432,6 +432,32 @@ def test_numbers_are_short(value: float, text: str) -> None:
     assert number(value) == text
 
 
+def strips(runs: list[Path], file: Path) -> list[int]:
+    """How many samples each strip of the page has, apart from inputs, sorted."""
+    page = write_report(runs, file).read_text(encoding="utf-8")
+    return sorted(part.count("<figure>") for part in page.split('<article class="strip">')[1:])
+
+
+def test_runs_are_compared_by_the_ids_of_their_records(tmp_path: Path) -> None:
+    """Their places among the records differ, and with them the names of their files; prompts may have been edited."""
+    one, other = make_run(tmp_path / "a"), make_run(tmp_path / "b", prompts=("edited red", "edited blue", "new"))
+    rows = json.loads((other / "samples" / "records.json").read_text())
+    for row, record in zip(rows, ("new", "r0", "r1"), strict=True):
+        row["id"] = record
+    (other / "samples" / "records.json").write_text(json.dumps(rows))
+    assert strips([one, other], tmp_path / "page.html") == [2, 4, 4]
+    (one / "samples" / "records.json").unlink()
+    assert strips([one, other], tmp_path / "page.html") == [2, 4, 4], "the names of the files hold the ids"
+
+
+def test_own_prompts_of_two_runs_are_compared_only_if_they_are_the_same(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, prompts=prompts) for name, prompts in (("a", ("x", "y")), ("b", ("x", "z")))]
+    for run in runs:
+        file = run / "samples" / "records.json"
+        file.write_text(file.read_text().replace('"id": "r', '"id": "prompt-'))
+    assert strips(runs, tmp_path / "page.html") == [2, 2, 4]
+
+
 # -- in a browser ---------------------------------------------------------------------------------------------
 
 RENDERED = """JSON.stringify({

@@ -61,7 +61,8 @@ def test_an_instance_serves_for_every_role_and_for_files_that_the_model_lacks(le
             (tmp_path / file.relative_to(model_folder())).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / file.relative_to(model_folder())).symlink_to(file)
     given = {role: getattr(lender.parts, role) for role in ROLES}
-    pipe = qframe.load("qwen-image", model=tmp_path, components=given, device="cpu")
+    allowed = "compose.allow=['pipeline']"
+    pipe = qframe.load("qwen-image", model=tmp_path, components=given, device="cpu", overrides=allowed)
     assert all(getattr(pipe.parts, role) is part for role, part in given.items())
     assert np.array_equal(pixels(pipe), pixels(lender))
     assert "denoiser StockDenoiser (an instance)" in pipe.composition.table()

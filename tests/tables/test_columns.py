@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -258,3 +259,10 @@ def test_what_parquet_holds_is_cached_like_files(tmp_path: Path) -> None:
         (tmp_path / f"{number}.png").write_bytes(png(number))
         assert record.target.digest() == Picture("file", tmp_path / f"{number}.png").digest()
         assert PictureDigests()(record.target) == record.target.digest()
+
+
+def test_a_pipe_with_the_name_of_a_table_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    parquet(tmp_path, ROWS)
+    os.mkfifo(tmp_path / "more.parquet")
+    with pytest.raises(DataError, match=r"more\.parquet: is not a file"):
+        ParquetSource(None, tmp_path).records()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,17 @@ def test_steps_that_are_not_finite_change_nothing_and_then_stop_the_run(scene: C
     assert [metrics["skipped"] for _, metrics in run.seen] == [1.0, 1.0, 1.0]
 
 
+def test_a_frozen_weight_that_is_not_finite_is_named(scene: Callable[..., Scene]) -> None:
+    run = scene(config=attrs.evolve(BASE, nan_patience=0))
+    name, frozen = next(
+        (name, one) for name, one in run.setup.denoiser.module.named_parameters() if not one.requires_grad
+    )
+    with torch.no_grad():
+        frozen.view(-1)[0] = torch.nan
+    with pytest.raises(NumericsError, match=f"weights of the denoiser are not finite: {name}"):
+        run_steps(run.setup, run.state)
+
+
 def test_one_bad_step_is_passed_over(scene: Callable[..., Scene]) -> None:
     run = scene(config=attrs.evolve(BASE, nan_patience=BASE.max_steps))
     examples = list(run.setup.examples)
@@ -338,3 +350,42 @@ def test_a_checkpoint_of_another_shape_is_refused_by_name(scene: Callable[..., S
     other = scene("other", attrs.evolve(BASE, mode="full"))
     with pytest.raises(WeightsError, match="not in the checkpoint"):
         restore(find_checkpoint(run.folder, "latest"), other.state)
+
+
+class Shown:
+    """A stage that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.metrics: list[Mapping[str, float]] = []
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int, *, done: int = 0) -> Iterator[Shown]:
+        yield self
+
+    def advance(self, count: int = 1, **metrics: float) -> None:
+        self.metrics.append(metrics)
+
+    def note(self, text: str) -> None:
+        raise AssertionError(text)
+
+
+def test_progress_shows_the_mean_loss_the_learning_rate_and_the_newest_validation(
+    tmp_path: Path, mixed_examples: list[Example]
+) -> None:
+    scene = Scene(tmp_path, mixed_examples, attrs.evolve(BASE, max_steps=4))
+    shown = Shown()
+    run_steps(
+        attrs.evolve(
+            scene.setup,
+            progress=shown,
+            validation_due=lambda step: step == 2,
+            validate=lambda step: {"val_loss": 0.75},
+        ),
+        scene.state,
+    )
+    losses = [metrics["loss"] for _, metrics in scene.seen if "loss" in metrics]
+    means = [sum(losses[:count]) / count for count in range(1, 5)]
+    assert [metrics["loss"] for metrics in shown.metrics] == pytest.approx(means)
+    assert [metrics.get("val_loss") for metrics in shown.metrics] == [None, None, 0.75, 0.75]
+    rates = [metrics["learning_rate"] for _, metrics in scene.seen if "learning_rate" in metrics]
+    assert [metrics["lr"] for metrics in shown.metrics] == rates

@@ -24,7 +24,10 @@ REFUSED = {
         "train.batch",
         "train.tokens_per_batch",
     ),
-    "what is trained is another": ("lora.", "train.mode"),
+    "what is trained is another": (
+        *(f"lora.{key}" for key in ("rank", "alpha", "dropout", "dora", "rslora", "targets")),
+        "train.mode",
+    ),
     "the steps to come are others": (
         "train.epochs",  # but for more of them
         "train.gradient_accumulation",

@@ -134,17 +134,20 @@ def test_two_processes_with_half_of_the_weights_each_take_the_steps_of_one(
     [
         pytest.param([], id="lora"),
         pytest.param(['denoiser.use="qwen-per-sample-rope"'], id="lora, a network entered past forward"),
-        pytest.param(["train.gradient_checkpointing=true"], id="lora, checkpointing"),
+        pytest.param(
+            ["train.gradient_checkpointing=true", "lora.frozen=['FILE']"], id="lora on a frozen one, checkpointing"
+        ),
         pytest.param(["train.mode=full"], id="full"),
         pytest.param(["train.mode=full", 'denoiser.use="qwen-per-sample-rope"'], id="full, entered past forward"),
         pytest.param(["train.mode=full", "train.gradient_checkpointing=true"], id="full, checkpointing"),
     ],
 )
 def test_sharded_training_takes_the_same_steps(
-    config: Callable[..., Config], tmp_path: Path, settings: list[str]
+    config: Callable[..., Config], model: Path, tmp_path: Path, settings: list[str]
 ) -> None:
     """Three samples a step over two processes: one of them has fewer, and both gather equally often."""
-    sizes = ["train.batch_size=2", "train.gradient_accumulation=2", *settings]
+    file = str(tiny.tiny_lora(model, tmp_path / "a.safetensors"))
+    sizes = ["train.batch_size=2", "train.gradient_accumulation=2", *(one.replace("FILE", file) for one in settings)]
     whole = fit(2, config("whole", *sizes), tmp_path / "a")
     shards = fit(2, config("shards", "train.shard=full", *sizes), tmp_path / "b")
     close(shards, whole)

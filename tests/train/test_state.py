@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qframe.config.schema import TrainConfig
@@ -86,6 +88,58 @@ def test_a_checkpoint_that_is_taken_away_while_it_is_read_is_a_problem_and_no_fa
 
     monkeypatch.setattr(Path, "stat", stat_and_remove)
     assert verify_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "state.json: cannot be read"),
+        ("[" * 5000, "state.json: cannot be read"),
+        ("[1]", "written by another version"),
+        ({"step": "two"}, "its step is not what"),
+        ({"step": -1}, "its step is not what"),
+        ({"made_of": {"codec": 3}}, "its made_of is not what"),
+        ({"processes": 0}, "its processes is not what"),
+        ({"optimizer": None}, "its optimizer is not what"),
+    ],
+)
+def test_a_state_that_is_not_ours_is_named(tmp_path: Path, content: str | dict[str, object], told: str) -> None:
+    saved = save(tmp_path, new_state(), steps=1)
+    file = saved / "state.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(json.loads(file.read_text()) | content))
+    with pytest.raises(WeightsError, match=told):
+        restore(saved, new_state())
+
+
+@pytest.mark.parametrize("name", ["0.state.0.exp_avg", "0.state.1.exp_avg_sq", "0.state.1.step"])
+@pytest.mark.parametrize("wrong", [torch.zeros(2), torch.zeros(4, 3, dtype=torch.complex64), torch.zeros(())])
+def test_moments_that_cannot_be_those_of_their_parameters_are_refused(
+    tmp_path: Path, name: str, wrong: torch.Tensor
+) -> None:
+    if name.endswith("step") and wrong.shape == ():
+        wrong = wrong.to(torch.float8_e4m3fn)
+    saved = save(tmp_path, new_state(), steps=1)
+    file = saved / "optimizer.safetensors"
+    save_file(load_file(file) | {name: wrong}, file)
+    with pytest.raises(WeightsError, match="its optimizer's state is not that of this run's optimizer"):
+        restore(saved, new_state())
+
+
+def test_weights_of_another_dtype_are_refused_and_not_cut_off(tmp_path: Path) -> None:
+    saved = save(tmp_path, new_state(), steps=1)
+    file = saved / "weights.safetensors"
+    save_file({name: tensor.to(torch.int8) for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(WeightsError, match=r"has dtype torch\.int8 in the checkpoint, torch\.float32 in this run"):
+        restore(saved, new_state())
+
+
+def test_a_manifest_that_names_no_possible_file_is_a_problem(tmp_path: Path) -> None:
+    saved = save(tmp_path, new_state())
+    manifest = saved / "manifest.json"
+    listed = json.loads(manifest.read_text())
+    listed["files"]["\ud800"] = listed["files"].pop("state.json")
+    manifest.write_text(json.dumps(listed))
+    assert "surrogates not allowed" in verify_folder(saved)[0]
 
 
 def test_a_state_without_any_step_is_saved_and_restored(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_what_the_parts_cannot_do_is_refused_before_anything_is_loaded(
     config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = Trainer(config("plain", "train.gradient_checkpointing=true"))
-    monkeypatch.setattr("qframe.train.trainer.adapters.outlined", lambda composition: SimpleNamespace(module=object()))
+    monkeypatch.setattr("qframe.train.checks.adapters.outlined", lambda composition: SimpleNamespace(module=object()))
     with pytest.raises(ConfigError, match=r"train\.gradient_checkpointing: this denoiser does not support it"):
         plain.fit()
     monkeypatch.undo()

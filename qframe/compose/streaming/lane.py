@@ -99,6 +99,12 @@ class Lane:
         if self._stream is not None and slots:
             self._module.current_stream(self._device).wait_stream(self._stream)
 
+    def finish(self, slots: Sequence[Slot]) -> None:
+        """Wait until all copies are done, so that the host may change the weights that they read."""
+        self.drain(slots)
+        if self._stream is not None and slots:
+            self._stream.synchronize()
+
     def _send(self, source: Tensor, memory: Tensor, read: Any) -> Any:
         """Queue a copy from flat host memory after the event `read`, and return the event after which it is done."""
         with self._module.stream(self._stream):

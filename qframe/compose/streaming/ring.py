@@ -58,14 +58,17 @@ class Ring:
                 self._request(following)
 
     def rest(self) -> None:
-        """Let the network have the weights in host memory. The slots lose what they hold."""
-        for slot in self._slots:
-            self._vacate(slot)
+        """Let the network have the weights in host memory, which no copy reads any more.
+
+        The slots lose what they hold.
+        """
+        self._lane.finish(self._slots)
+        self._vacate_all()
 
     def free(self) -> None:
         """Give the memory of the slots back to the device. The next block that computes takes it anew."""
         self._lane.drain(self._slots)
-        self.rest()
+        self._vacate_all()
         self._slots = []
         self._last = None
 
@@ -97,6 +100,10 @@ class Ring:
         self.requested(block)
         self._lane.copy(self.weights[block], slot)
         return slot
+
+    def _vacate_all(self) -> None:
+        for slot in self._slots:
+            self._vacate(slot)
 
     def _vacate(self, slot: Slot) -> None:
         if slot.shown and slot.holds is not None:

@@ -15,6 +15,7 @@ from qframe.errors import ConfigError, nearest
 from qframe.interfaces import Request, SamplingDefaults
 from qframe.pictures.picture import Picture
 
+_AS_INPUT = "as-input"
 _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 
 
@@ -34,7 +35,8 @@ class Asked:
         negative_prompt: What guidance steers away from.
         steps: Number of sampling steps; None takes the family's.
         guidance: Scale of guidance; None is without, unless a negative prompt is given.
-        size: WIDTHxHEIGHT in pixels; None lets the family choose.
+        size: WIDTHxHEIGHT in pixels, or "as-input" for exactly the pixels of the input picture; None lets the family
+            choose.
         seed: The seed of the first picture; the next one takes the next seed.
         num_images: How many pictures to make.
     """
@@ -211,16 +213,21 @@ def stored_values(asked: Asked, request: Request, fields: Sequence[OwnField], se
 
 
 def size_of(size: str | None) -> dict[str, int]:
-    """Turn a size "WIDTHxHEIGHT" into the fields `width` and `height` of a request.
+    """Turn a size "WIDTHxHEIGHT" into the fields `width` and `height` of a request, "as-input" into `as_input`.
 
     Raises:
         ConfigError: The text is not of this form.
     """
     if size is None:
         return {}
+    if size == _AS_INPUT:
+        return {"as_input": True}
     match = _SIZE.fullmatch(size)
     if match is None:
-        raise ConfigError(f"size: expected WIDTHxHEIGHT in pixels, e.g. 1024x768, got {size!r}")
+        raise ConfigError(
+            f"size: expected WIDTHxHEIGHT in pixels, e.g. 1024x768, got {size!r}",
+            f"Or {_AS_INPUT}, for exactly the pixels of the input picture.",
+        )
     return {"width": int(match[1]), "height": int(match[2])}
 
 

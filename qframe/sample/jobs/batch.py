@@ -41,7 +41,11 @@ class Line(Asked):
 
 
 class Batch:
-    """The requests of a file of JSON lines, and the folder of their results."""
+    """The requests of a file of JSON lines, and the folder of their results.
+
+    Attributes:
+        made: The jobs of all lines, those of pictures that exist too; empty before `jobs` is called.
+    """
 
     def __init__(
         self,
@@ -69,6 +73,7 @@ class Batch:
         self._root = Root(path.parent, allow_outside=allow_outside, remedy="give --allow-outside")
         self._problems = Problems()
         self._taken: dict[str, str] = {}
+        self.made: list[Job] = []
 
     def jobs(self) -> tuple[list[Job], int]:
         """Return the jobs of pictures still to make, in the order of the lines, and the number of pictures that exist.
@@ -82,6 +87,7 @@ class Batch:
             where = self._where(number)
             before = len(self._problems.found)
             made = self._line(number, row, where)
+            self.made += made
             missing = [job for job in made if len(self._problems.found) == before and self._is_missing(job)]
             done += len(made) - len(missing)
             if len(self._problems.found) == before and missing:

@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from qframe.errors import ConfigError, UntrustedError
 from qframe.files.storage import write_file
+from qframe.pictures.channels import with_channels
 from qframe.pictures.picture import Picture
 from qframe.pictures.pixels import DAMAGED, open_header
 
@@ -26,7 +27,7 @@ def encode_picture(image: Image.Image, suffix: str, text: str | None = None) -> 
     """Encode a picture in the format that the suffix of its file names.
 
     Args:
-        image: The picture.
+        image: The picture, RGB or RGBA; a JPEG is laid on white.
         suffix: For example ".png".
         text: ASCII text of at most LONGEST bytes to store with it; `check_text` checks its length. A PNG keeps it in a
             text chunk "qframe", a JPEG or WebP in EXIF's UserComment.
@@ -40,6 +41,8 @@ def encode_picture(image: Image.Image, suffix: str, text: str | None = None) -> 
         exif = Image.Exif()
         exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _ASCII + text.encode("ascii")
         options["exif"] = exif.tobytes()
+    if kind == "JPEG":
+        image = with_channels(image, 3)  # a JPEG has no transparency
     data = io.BytesIO()
     image.save(data, format=kind, quality=95, **options)
     return data.getvalue()

@@ -27,7 +27,7 @@ STRENGTHS = (0.3, 0.6, 1.0)
 PARITY = Tolerance(1e-4, 1e-5)
 
 # The quick tests run a few cases, chosen so that every value occurs together with most of the other values. The slow
-# tests run the rest: every combination with 4 steps, and every size with every guidance scale with 20 steps.
+# and thorough tests run the rest: every combination with 4 steps, and every size with every guidance scale with 20.
 _SOME = [
     ("square", 1, 1.5, 4), ("square", 3, 4.0, 4), ("square", 1, None, 20), ("wide", 1, 4.0, 4), ("wide", 3, 7.5, 4),
     ("tall", 1, 7.5, 4), ("tall", 3, None, 4), ("tall", 1, 4.0, 20),
@@ -37,11 +37,14 @@ _SOME_BEGUN = [
     ("wide", 3, 0.3, None, 20), ("wide", 1, 1.0, None, 4), ("tall", 3, 0.6, 4.0, 4), ("tall", 1, 1.0, 1.5, 4),
     ("tall", 1, 0.3, 7.5, 20),
 ]  # fmt: skip
+_EVERY = 7
+"""Of all other combinations, slow tests run every seventh: 7 has no factor in common with the number of any option."""
 
 
 def _matrix(some: list[Any], everything: list[Any]) -> list[Any]:
-    slow = [pytest.param(*case, marks=pytest.mark.slow) for case in everything if case not in some]
-    return [*some, *slow]
+    rest = [case for case in everything if case not in some]
+    marks = [pytest.mark.thorough if number % _EVERY else pytest.mark.slow for number in range(len(rest))]
+    return [*some, *(pytest.param(*case, marks=mark) for case, mark in zip(rest, marks, strict=True))]
 
 
 CASES = pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The command `qframe runs`: which training runs there are, how far they are, and how each goes on."""
