@@ -91,12 +91,7 @@ def compose(
     guard_recipe(recipe, specs["denoiser"], made_by)
     pipelines = _pipelines(models["model"], chosen)
     joints = check_joints(specs["encoder"], specs["codec"], specs["denoiser"], recipe, config.compose.allow, pipelines)
-    title = ", ".join(
-        f"{role} {type(given[role]).__name__} (an instance)"
-        if role in given
-        else f"{role} {offers[role].declared.name!r} (plugin {offers[role].plugin})"
-        for role in ("denoiser", "codec", "encoder")
-    )
+    title = _title(offers, given)
     refuse_mismatches(title, joints, lambda: _serving(pipelines, registry))
     return Composition(
         config=config,
@@ -135,6 +130,16 @@ def _spec(config: Config, chosen: ChosenFamily, role: str, kind: Any, model: Mod
             f"expected a {wanted.__name__}"
         )
     return spec
+
+
+def _title(offers: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Return the names of denoiser, codec and encoder, with the plugins that offer them."""
+    return ", ".join(
+        f"{role} {type(given[role]).__name__} (an instance)"
+        if role in given
+        else f"{role} {offers[role].declared.name!r} (plugin {offers[role].plugin})"
+        for role in ("denoiser", "codec", "encoder")
+    )
 
 
 def _check_given(config: Config, given: Mapping[str, Any]) -> None:
