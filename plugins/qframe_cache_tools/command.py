@@ -13,6 +13,8 @@ import click
 from qframe.cli.shared import (
     CONFIG,
     DATA,
+    DEVICE,
+    DTYPE,
     FAMILY,
     MODEL,
     PROGRESS,
@@ -47,7 +49,7 @@ _OUTPUT = click.option("--output", metavar="DIR", help="The run's folder; the ca
 def _configured(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a configuration, and call it with the argument `config` that they mean."""
 
-    @options(FAMILY, MODEL, DATA, _OUTPUT, CONFIG, SET, PROGRESS)
+    @options(FAMILY, MODEL, DATA, _OUTPUT, DEVICE, DTYPE, CONFIG, SET, PROGRESS)
     @functools.wraps(command)
     def resolved(
         family: str | None,
@@ -172,7 +174,7 @@ def explain(config: Config, samples: tuple[str, ...]) -> None:
 
 @cache.command()
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
-@options(FAMILY, MODEL, DATA, _OUTPUT, CONFIG, SET, PROGRESS)
+@options(FAMILY, MODEL, DATA, _OUTPUT, DEVICE, DTYPE, CONFIG, SET, PROGRESS)
 @click.option("--json", "as_json", is_flag=True, help="Write the figures as one JSON object.")
 def stats(
     folder: Path | None,
@@ -217,7 +219,7 @@ def stats(
         "qframe cache prune --folder runs/cache --older-than 90 --yes",
     )
 )
-@options(FAMILY, MODEL, DATA, _OUTPUT)
+@options(FAMILY, MODEL, DATA, _OUTPUT, DEVICE, DTYPE)
 @click.option(
     "--config",
     "config_files",

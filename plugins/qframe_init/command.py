@@ -90,8 +90,8 @@ def init(
     if output.exists():
         raise ConfigError(f"--output {output}: there is a file already", "Give another --output, or move it away.")
     from qframe.config import resolve_config
+    from qframe.config.writing import create_file
     from qframe_init.looking import look
-    from qframe_init.writing import create_file
 
     plugins = registry()
     if family is not None:
@@ -200,11 +200,15 @@ def _estimate(resolved: Resolved, plugins: Registry) -> list[str]:
 
 def _toml(found: Found, wishes: Wishes, values: Mapping[str, Any], estimate: list[str]) -> str:
     """The configuration with comments that say what was found, and which keys people change most often."""
-    from qframe_init.writing import assign, commented
+    from qframe.config.writing import SCHEMA_LINE, assign, commented
 
     data, train = values["data"], values.get("train", {})
     published = _PUBLISHED.get(wishes.family)
-    lines = ["# Written by `qframe init`. What was found:", *commented([f"  {line}" for line in found.lines()])]
+    lines = [
+        SCHEMA_LINE,
+        "# Written by `qframe init`. What was found:",
+        *commented([f"  {line}" for line in found.lines()]),
+    ]
     if estimate:
         lines += [
             "#",

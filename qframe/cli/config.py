@@ -1,4 +1,4 @@
-"""`qframe config show`: every key of a configuration, its value, where the value comes from, and what it means."""
+"""`qframe config show`: every key, its value, where it comes from, and what it means. Plugins add further commands."""
 
 from __future__ import annotations
 
@@ -8,12 +8,25 @@ from typing import Any
 
 import click
 
-from qframe.cli.shared import CONFIG, DATA, FAMILY, MODEL, SET, examples, options, resolve
+from qframe.cli.shared import (
+    CONFIG,
+    DATA,
+    DEVICE,
+    DTYPE,
+    FAMILY,
+    MODEL,
+    OFFLOAD,
+    SET,
+    PluginGroup,
+    examples,
+    options,
+    resolve,
+)
 
 
-@click.group()
+@click.group(cls=PluginGroup, kind="config-command")
 def config() -> None:
-    """See the configuration that a run would have."""
+    """Configurations: see the one that a run would have, make one of another program's file, help an editor."""
 
 
 @config.command(
@@ -22,7 +35,8 @@ def config() -> None:
         "qframe config show --family qwen-edit --set train.max_steps=200 --toml > run.toml",
     )
 )
-@options(FAMILY, CONFIG, SET, MODEL, DATA)
+@options(FAMILY, CONFIG, SET, MODEL, DATA, DEVICE, DTYPE, OFFLOAD)
+@click.option("--json", "as_json", is_flag=True, help="Print key, value, source and meaning as JSON.")
 @click.option("--toml", is_flag=True, help="Print only the configuration, as a file that --config takes.")
 def show(
     family: str | None,
@@ -30,15 +44,26 @@ def show(
     overrides: tuple[str, ...],
     model: str | None,
     data: str | None,
+    as_json: bool,
     toml: bool,
 ) -> None:
     """Show every key with its value, where the value comes from, and its meaning."""
     from qframe.config import dump_config
     from qframe.config.strict import show as as_text
+    from qframe.config.writing import SCHEMA_LINE
 
     resolved = resolve(family, config_file, overrides, model=model, data=data)
     if toml:
-        click.echo(dump_config(resolved.config), nl=False)
+        click.echo(f"{SCHEMA_LINE}\n{dump_config(resolved.config)}", nl=False)
+        return
+    if as_json:
+        import json
+
+        told = [
+            {"key": key, "value": value, "source": resolved.sources[key], "meaning": meaning}
+            for key, value, meaning in _rows(resolved.config, ())
+        ]
+        click.echo(json.dumps(told, indent=2, default=str))
         return
     rows = [
         (key, "-" if value is None else as_text(value), resolved.sources[key], meaning)

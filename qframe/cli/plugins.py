@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 import click
@@ -13,7 +14,8 @@ def plugins() -> None:
 
 
 @plugins.command("list")
-def list_command() -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def list_command(as_json: bool) -> None:
     """List the families and components that can be chosen, each with its plugin, and what could not be loaded.
 
     QFRAME_DISABLE_PLUGINS=a,b leaves the plugins a and b out; QFRAME_TRACE_PLUGINS=1 shows how each plugin loads.
@@ -22,6 +24,17 @@ def list_command() -> None:
     from qframe.plugins.registry import load_registry
 
     registry = load_registry()
+    if as_json:
+        offered = [(family, "family") for family in registry.families()]
+        offered += [(component, component.kind) for component in registry.components()]  # type: ignore[misc]
+        told = [
+            {"kind": kind, "name": one.name, "plugin": registry.plugin_of(one), "summary": one.summary}
+            for one, kind in offered
+        ]
+        plugins_ = [{"name": p.name, "distribution": p.distribution, "target": p.target} for p in registry.plugins]
+        failed = [{"plugin": b.plugin, "distribution": b.distribution, "reason": b.reason} for b in registry.broken]
+        click.echo(json.dumps({"offered": told, "plugins": plugins_, "broken": failed}, indent=2))
+        return
     _section("families", [(f.name, registry.plugin_of(f), f.summary) for f in registry.families()])
     for kind in KINDS:
         _section(kind, [(c.name, registry.plugin_of(c), c.summary) for c in registry.components(kind)])

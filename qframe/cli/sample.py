@@ -16,6 +16,8 @@ from qframe.cli.request_options import RequestCommand, finite, seed
 from qframe.cli.sample_grid import Column, columns_of, make_grid
 from qframe.cli.shared import (
     CONFIG,
+    DEVICE,
+    DTYPE,
     FAMILY,
     MEMORY,
     MODEL,
@@ -131,7 +133,7 @@ def _flag(name: str) -> str:
 @click.option("--overwrite", is_flag=True, help="Replace pictures that exist.")
 @click.option("--no-metadata", is_flag=True, help="Do not store in the pictures how they were made.")
 @click.option("--allow-outside", is_flag=True, help="Let --batch read pictures outside of the folder of its file.")
-@options(MEMORY, CONFIG, SET, PROGRESS)
+@options(DEVICE, DTYPE, MEMORY, CONFIG, SET, PROGRESS)
 def sample(
     family: str | None,
     model: str | None,

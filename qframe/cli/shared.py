@@ -29,17 +29,22 @@ if TYPE_CHECKING:
 __all__ = [
     "CONFIG",
     "DATA",
+    "DEVICE",
+    "DTYPE",
     "FAMILY",
     "MEMORY",
     "MODEL",
+    "OFFLOAD",
     "PROGRESS",
     "SET",
+    "TRAIN_SEED",
     "PluginGroup",
     "RequestCommand",
     "announce",
     "embedded_line",
     "examples",
     "fit",
+    "flags",
     "licence_line",
     "opened",
     "options",
@@ -58,7 +63,28 @@ DATA = click.option("--data", metavar="PATH", help="A folder, .jsonl, .csv or .p
 MEMORY = click.option(
     "--memory", metavar="SIZE", help="How much of the GPU's memory may be used, e.g. 24GB [default: auto]."
 )
-CONFIG = click.option("--config", "config_file", metavar="FILE", help="A TOML file; options and --set override it.")
+_FLAGS = "qframe.flags"
+
+
+def _flag(key: str, *names: str, **attributes: Any) -> Callable[[_F], _F]:
+    """Return an option that sets a key; `resolve` reads its value, so that commands need no parameter for it."""
+
+    def remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        if value is not None:
+            context.meta.setdefault(_FLAGS, {})[key] = value
+
+    return click.option(*names, callback=remember, expose_value=False, **attributes)
+
+
+DEVICE = _flag("device", "--device", metavar="NAME", help="Where to compute, such as cuda:1 or cpu [default: auto].")
+DTYPE = _flag(
+    "dtype", "--dtype", type=click.Choice(["float32", "bfloat16"]), help="The dtype of weights that are not trained."
+)
+OFFLOAD = _flag(
+    "offload", "--offload", type=click.Choice(["none", "model", "stream"]), help="What leaves the device meanwhile."
+)
+TRAIN_SEED = _flag("train.seed", "--seed", type=click.IntRange(min=0), help="Seed of order, noise and dropout.")
+CONFIG = click.option("--config", "config_file", metavar="FILE", help="A TOML file, or the name of a bundled one.")
 SET = click.option(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set any key, e.g. train.max_steps=200. Repeatable."
 )
@@ -140,7 +166,10 @@ def resolve(
     """
     from qframe.config import resolve_config
 
-    given = {"model": model, "output": output, "memory": memory, "data": {"path": data}}
+    given: dict[str, Any] = {"model": model, "output": output, "memory": memory, "data": {"path": data}}
+    for key, value in flags().items():
+        section, _, name = key.rpartition(".")
+        given |= {section: {name: value}} if section else {name: value}
     values = {**(below or {}), **{name: value for name, value in given.items() if value is not None}}
     resolved = resolve_config(config_file, family=family, overrides=overrides, values=values, registry=registry())
     for key in resolved.dropped:
@@ -148,6 +177,13 @@ def resolve(
             about = f"{key} of family {resolved.config.family!r}"
             click.echo(f"note: {about} is for a component that is not in use", err=True)
     return resolved
+
+
+def flags() -> dict[str, Any]:
+    """Return the values of --device, --dtype and the like that the present command was given, by key."""
+    context = click.get_current_context(silent=True)
+    found: dict[str, Any] = {} if context is None else context.meta.get(_FLAGS, {})
+    return found
 
 
 def embedded_line(config: Config, plugins: Registry, *, data: bool) -> str | None:

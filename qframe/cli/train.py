@@ -12,14 +12,18 @@ import click
 from qframe.cli.shared import (
     CONFIG,
     DATA,
+    DEVICE,
+    DTYPE,
     FAMILY,
     MEMORY,
     MODEL,
     PROGRESS,
     SET,
+    TRAIN_SEED,
     announce,
     examples,
     fit,
+    flags,
     options,
     quiet,
     resolve,
@@ -42,7 +46,7 @@ if TYPE_CHECKING:
 )
 @options(FAMILY, MODEL, DATA)
 @click.option("--output", metavar="DIR", help="The run's folder [default: runs/FAMILY, numbered].")
-@options(MEMORY, CONFIG, SET)
+@options(DEVICE, DTYPE, TRAIN_SEED, MEMORY, CONFIG, SET)
 @click.option(
     "--resume",
     metavar="[latest|PATH]",
@@ -119,6 +123,10 @@ def _changed(change: tuple[str, ...], resume: str | None) -> tuple[str, ...]:
     return keys
 
 
+_KEYS = {"seed": "train.seed"}
+"""The keys that flags set, where they have another name."""
+
+
 def _launch(count: int) -> int:
     """Run this command again in `count` processes that train together. Returns the exit code."""
     from qframe.progress.shown import chosen_progress
@@ -136,7 +144,7 @@ def _launch(count: int) -> int:
         elif name == "progress":
             arguments += [f"--progress={chosen_progress()}"]
         else:
-            value = context.params[name]
+            value = context.params[name] if name in context.params else flags()[_KEYS.get(name, name)]
             arguments += [f"{option.opts[0]}={one}" for one in (value if isinstance(value, tuple) else (value,))]
     debug = ["--debug"] if "--debug" in sys.argv else []  # of the whole program, not of this command
     return launch(["train", *arguments, *debug], count)

@@ -7,6 +7,7 @@ an error that shows the result of every check.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from qframe.compose.absent import absent_encoder
@@ -22,11 +23,8 @@ from qframe.errors import ConfigError, PluginError
 from qframe.files.model_folder import ModelFolder
 from qframe.files.weight_header import GGUF
 from qframe.interfaces import (
-    CodecSpec,
     Denoiser,
-    DenoiserSpec,
     Encoder,
-    EncoderSpec,
     LatentCodec,
     Loadable,
     Quantiser,
@@ -35,6 +33,7 @@ from qframe.interfaces import (
     Sampler,
     Schedule,
 )
+from qframe.interfaces.parts import SPECS, checked_instance, spec_of
 from qframe.plugins.offers import ChosenFamily
 from qframe.plugins.registry import Registry, load_registry
 
@@ -45,15 +44,17 @@ _INTERFACES: Mapping[str, type] = {
     "schedule": Schedule,
     "sampler": Sampler,
 }
-_SPECS: Mapping[str, type] = {"encoder": EncoderSpec, "denoiser": DenoiserSpec, "codec": CodecSpec}
 
 
-def compose(config: Config, registry: Registry | None = None) -> Composition:
+def compose(
+    config: Config, registry: Registry | None = None, *, given: Mapping[str, Any] = MappingProxyType({})
+) -> Composition:
     """Look up the components that a configuration names, and check that they fit each other. No weights are read.
 
     Args:
         config: The configuration.
         registry: The plugins to choose from; by default those that are installed.
+        given: Instances by role, which are used in the place of the components that the configuration names.
 
     Raises:
         CompositionError: Two components differ in a property on which they must agree, and `compose.allow` does not
@@ -63,27 +64,34 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
         PluginError: A plugin's class cannot be imported, or does not implement its interface.
     """
     registry = load_registry() if registry is None else registry
+    _check_given(config, given)
     chosen = choose(unstructure(config), registry)
     offers = {role: chosen.component(role, "use") for role in ROLES}
-    classes = {role: offer.implementation(_INTERFACES[role]) for role, offer in offers.items()}
-    models = open_models(config, chosen, {role: kind for role, kind in classes.items() if issubclass(kind, Loadable)})
-    missing = classes["encoder"].absent(models["encoder"], config.encoder.options)
+    classes = {role: offer.implementation(_INTERFACES[role]) for role, offer in offers.items() if role not in given}
+    loaded = {role: kind for role, kind in classes.items() if issubclass(kind, Loadable)}
+    models = open_models(config, chosen, loaded)
+    models |= dict.fromkeys(given, models["model"])
+    missing = None if "encoder" in given else classes["encoder"].absent(models["encoder"], config.encoder.options)
+    classes |= {role: type(part) for role, part in given.items()}
+
+    def spec(role: str) -> Any:
+        if role in given:
+            return spec_of(role, given[role], models[role])
+        return _spec(config, chosen, role, classes[role], models[role])
+
     if missing is not None:
-        denoiser = _spec(config, chosen, "denoiser", classes["denoiser"], models["denoiser"])
-        classes["encoder"] = absent_encoder(missing, denoiser)
+        classes["encoder"] = absent_encoder(missing, spec("denoiser"))
     _check_blocks(config, classes)
-    specs = {role: _spec(config, chosen, role, classes[role], models[role]) for role in _SPECS}
-    classes["schedule"].describe(models["schedule"], config.schedule.options)  # so that it is refused before loading
+    specs = {role: spec(role) for role in SPECS}
+    if "schedule" not in given:  # so that it is refused before loading
+        classes["schedule"].describe(models["schedule"], config.schedule.options)
     quantisers = _quantisers(config, chosen, models)
     recipe = recipe_class(chosen)(config.recipe, models["model"])
     made_by = f"the recipe of family {chosen.family.name!r} (plugin {chosen.recipe.plugin!r})"
     guard_recipe(recipe, specs["denoiser"], made_by)
     pipelines = _pipelines(models["model"], chosen)
     joints = check_joints(specs["encoder"], specs["codec"], specs["denoiser"], recipe, config.compose.allow, pipelines)
-    title = ", ".join(
-        f"{role} {offers[role].declared.name!r} (plugin {offers[role].plugin})"
-        for role in ("denoiser", "codec", "encoder")
-    )
+    title = _title(offers, given)
     refuse_mismatches(title, joints, lambda: _serving(pipelines, registry))
     return Composition(
         config=config,
@@ -95,7 +103,8 @@ def compose(config: Config, registry: Registry | None = None) -> Composition:
         quantisers=quantisers,
         recipe=recipe,
         title=title,
-        plugins={role: offer.plugin for role, offer in offers.items()},
+        given=given,
+        plugins={role: offer.plugin for role, offer in offers.items() if role not in given},
     )
 
 
@@ -113,7 +122,7 @@ def recipe_class(chosen: ChosenFamily) -> type[Recipe]:
 
 def _spec(config: Config, chosen: ChosenFamily, role: str, kind: Any, model: ModelFolder) -> Any:
     """Return the Spec by which a component describes itself. Raises PluginError if it returns another type."""
-    spec, wanted = kind.describe(model, getattr(config, role).options), _SPECS[role]
+    spec, wanted = kind.describe(model, getattr(config, role).options), SPECS[role]
     if not isinstance(spec, wanted):
         offer = chosen.component(role, "use")
         raise PluginError(
@@ -121,6 +130,31 @@ def _spec(config: Config, chosen: ChosenFamily, role: str, kind: Any, model: Mod
             f"expected a {wanted.__name__}"
         )
     return spec
+
+
+def _title(offers: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Return the names of denoiser, codec and encoder, with the plugins that offer them."""
+    return ", ".join(
+        f"{role} {type(given[role]).__name__} (an instance)"
+        if role in given
+        else f"{role} {offers[role].declared.name!r} (plugin {offers[role].plugin})"
+        for role in ("denoiser", "codec", "encoder")
+    )
+
+
+def _check_given(config: Config, given: Mapping[str, Any]) -> None:
+    """Raise ConfigError if an instance cannot play its role, or the configuration would change its weights."""
+    for role, part in given.items():
+        if role not in _INTERFACES:
+            raise ConfigError(f"components: no role {role!r}", f"Known: {', '.join(_INTERFACES)}.")
+        checked_instance(role, part)
+        settings = getattr(config, role)
+        changes = role in QUANTISABLE and (settings.quantise.use is not None or settings.resident_blocks is not None)
+        if changes:
+            raise ConfigError(
+                f"{role}: an instance is used as it is, and the configuration quantises or streams the {role}",
+                f"Leave out {role}.quantise and {role}.resident_blocks.",
+            )
 
 
 def _pipelines(model: ModelFolder, chosen: ChosenFamily) -> tuple[Sequence[str], Sequence[str]] | None:

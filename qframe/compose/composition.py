@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -13,16 +14,16 @@ import torch
 from qframe.compose import devices, placement
 from qframe.compose.culprit import check_loaded
 from qframe.compose.guard import guard, guard_sampler
-from qframe.compose.joints import Joint, joint_table
+from qframe.compose.joints import Joint, check_joints, joint_table, refuse_mismatches
 from qframe.compose.loading import Quantisation, load_component
 from qframe.compose.stored_weights import StoredWeights, remembered_digests, weights_key
 from qframe.compose.streaming import stream, streamed_bytes
 from qframe.config.folders import quantised_folder
 from qframe.config.schema import Config
-from qframe.errors import QframeError
+from qframe.errors import ConfigError, QframeError
 from qframe.files.digests import FileDigests
 from qframe.files.model_folder import ModelFolder
-from qframe.interfaces import Encoder, Parts, Quantiser, Recipe, TokenCounter
+from qframe.interfaces import Encoder, Loadable, Parts, Quantiser, Recipe, TokenCounter
 from qframe.plugins.hookspecs import Family
 from qframe.plugins.offers import reason
 from qframe.progress import SILENT, Progress
@@ -45,6 +46,7 @@ class Composition:
             quantised is left out.
         recipe: The recipe of the family, made with the settings of the configuration.
         title: The first line of what `table` returns: names and plugins of denoiser, codec and encoder.
+        given: Instances by role, which are used as they are, in the place of components that are loaded.
         plugins: The name of the plugin that offers the component in each role.
         imagined: The device of all components, which this machine need not have, where a run is forecast for another
             machine; None for the devices of the configuration.
@@ -59,14 +61,29 @@ class Composition:
     quantisers: Mapping[str, Quantiser]
     recipe: Recipe
     title: str
+    given: Mapping[str, Any] = MappingProxyType({})
     plugins: Mapping[str, str] = attrs.field(factory=dict)
     imagined: torch.device | None = None
     _made_of: dict[str, dict[str, str]] = attrs.field(factory=dict, init=False, repr=False)
     _unstored: set[str] = attrs.field(factory=set, init=False, repr=False)
 
+    def __repr__(self) -> str:
+        return f"Composition({self.family.name!r}, {self.model_name!r}, {self.title})"
+
     def table(self) -> str:
         """Return the results of the checks as `qframe compose` prints them: the title, and one line for each joint."""
         return joint_table(self.title, self.joints)
+
+    def check(self, parts: Parts) -> None:
+        """Raise CompositionError if components that were put into a pipeline do not fit the others."""
+        specs: dict[str, Any] = {
+            "encoder": parts.encoder_spec,
+            "codec": parts.codec_spec,
+            "denoiser": parts.denoiser_spec,
+        }
+        if any(spec is not self.specs[role] for role, spec in specs.items()):
+            found = check_joints(**specs, recipe=self.recipe, allow=self.config.compose.allow)
+            refuse_mismatches("the components of this pipeline", found)
 
     @property
     def licence(self) -> str:
@@ -114,6 +131,11 @@ class Composition:
             progress: Receives how far the reading of large files is.
             digests: Digests of files that were read before.
         """
+        if role in self.given:
+            raise ConfigError(
+                f"{role}: nobody knows what the output of an instance depends on, so that it cannot be stored",
+                "Give its class to qframe.register, and name it in the configuration.",
+            )
         if role not in self._made_of:
             model = attrs.evolve(self.model(role), progress=progress, digests=digests)
             kind = self.classes[role]
@@ -163,6 +185,8 @@ class Composition:
         """
         if self.imagined is not None:
             return self.imagined
+        if role in self.given and isinstance(self.given[role], Loadable):
+            return self.given[role].execution_device  # type: ignore[no-any-return]
         return self._spread[role] if role in self._spread else devices.configured_device(self.config, role)
 
     def dtype(self, role: str) -> torch.dtype:
@@ -214,6 +238,8 @@ class Composition:
 
         Returns None if the shapes of the component are known only from its weights.
         """
+        if role in self.given:
+            return None
         try:
             return self.classes[role].outline(self.model(role), self.options(role), dtype=dtype)
         except (QframeError, MemoryError):
@@ -254,7 +280,7 @@ class Composition:
 
         They are if they stay on the CPU as the files have them: not converted to another dtype, and not quantised.
         """
-        if role in self.quantisers or self.device(role).type != "cpu":
+        if role in self.given or role in self.quantisers or self.device(role).type != "cpu":
             return False
         return bool(self.classes[role].stored_dtype(self.model(role), self.options(role)) == self.dtype(role))
 
@@ -288,8 +314,10 @@ class Composition:
         loaded = {f"loaded_{role}": self._load_or_stream(role, progress, offloaded, as_stored) for role in roles}
         options = self.options("sampler")
         kind = self.classes["sampler"]
-        sampler = kind() if options is None else kind(options)
-        guard_sampler(sampler, self.about("sampler"))
+        sampler = self.given.get("sampler")
+        if sampler is None:
+            sampler = kind() if options is None else kind(options)
+            guard_sampler(sampler, self.about("sampler"))
         return Parts(
             **{f"{role}_spec": spec for role, spec in self.specs.items()},
             schedule=self._load("schedule"),
@@ -301,7 +329,7 @@ class Composition:
     def _load_or_stream(self, role: str, progress: Progress, offloaded: bool, as_stored: bool) -> Any:
         """Load a component; if the configuration says so, its weights stay on the CPU, and its blocks are streamed."""
         resident, device = self.resident_blocks(role), self.device(role)
-        if resident is None or offloaded or device.type == "cpu":
+        if role in self.given or resident is None or offloaded or device.type == "cpu":
             return self._load(role, progress, offloaded, as_stored)
         part = self._load(role, progress, True, as_stored)
         streamed = stream(part, device, resident)
@@ -312,6 +340,8 @@ class Composition:
         return part
 
     def _load(self, role: str, progress: Progress = SILENT, offloaded: bool = False, as_stored: bool = False) -> Any:
+        if role in self.given:
+            return self.given[role]
         settings, device = getattr(self.config, role), self.device(role)
         dtype, quantisation = devices.dtype_on(self.config, role, device), None
         if role in self.quantisers:
@@ -332,4 +362,5 @@ class Composition:
         if part.network is not None:
             check_loaded(role, part.network, self.models[role].name)
         guard(role, part, self.specs.get(role), self.about(role))
+        part.spec = self.specs.get(role)
         return part

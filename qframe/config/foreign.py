@@ -114,16 +114,24 @@ FORMER_VALUES: Mapping[tuple[str, str], str] = {
 """What to say of a value that a key took in an earlier version, by the key and the value."""
 
 _PROGRAMS: tuple[tuple[str, str], ...] = (
-    (r"^\s*job\s*:|^\s*process\s*:|\"process\"\s*:\s*\[", "ai-toolkit"),
-    (r"\"--?(?:model_type|data_backend_config|model_family)\"|\"model_family\"\s*:|\"lora_type\"\s*:", "SimpleTuner"),
-    (r"\"training_method\"\s*:|\"__version\"\s*:", "OneTrainer"),
-    (r"^\s*\[\[datasets\]\]|^\s*\[general\]|^\s*network_(?:dim|module|alpha)\s*=", "kohya's programs or musubi-tuner"),
-    (r"^\s*pretrained_model_name_or_path\s*[:=]", "diffusers' scripts or one derived from them"),
+    (r"_train_network\.py|^\s*(?:accelerate launch|python3?) .*train_network", "a command line of kohya's programs"),
+    (r"^\s*(?:accelerate launch|python3?) .*\.py", "a command line of a training script"),
+    (r"^\s*job\s*:|^\s*process\s*:|\"process\"\s*:\s*\[", "a job file of ai-toolkit"),
+    (
+        r"\"--?(?:model_type|data_backend_config|model_family)\"|\"model_family\"\s*:|\"lora_type\"\s*:",
+        "a configuration of SimpleTuner",
+    ),
+    (r"\"(?:instance_data_dir|caption_strategy)\"\s*:", "a list of data sets of SimpleTuner"),
+    (r"\"training_method\"\s*:|\"__version\"\s*:|\"base_model_name\"\s*:", "a configuration of OneTrainer"),
+    (r"\"balancing(?:_strategy)?\"\s*:", "a list of concepts of OneTrainer"),
+    (r"^\s*\[\[datasets\]\]|^\s*\[general\]", "a data set of kohya's programs (sd-scripts, musubi-tuner)"),
+    (r"^\s*network_(?:dim|module|alpha)\s*=", "a file of arguments of kohya's programs"),
+    (r"^\s*pretrained_model_name_or_path\s*[:=]", "a configuration of a script like those of diffusers"),
 )
 
 
 def foreign_program(text: str) -> str | None:
-    """Return the program whose configuration file a text looks like; None if it looks like none that is known."""
+    """Return what file of another program a text looks like, such as "a job file of ai-toolkit"; else None."""
     return next((program for sign, program in _PROGRAMS if re.search(sign, text, re.MULTILINE)), None)
 
 

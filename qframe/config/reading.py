@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -43,7 +44,7 @@ def read_user(
     problems: list[Problem] = []
     user: Tree = {}
     if path is not None:
-        _read_file(Path(path), user)
+        _read_file(found_file(Path(path)), user)
     put(user, values, lambda key: ARGUMENT)
     for override in overrides:
         problems += _read_override(override, user)
@@ -96,6 +97,25 @@ def _rank(source: str) -> int:
     return {OVERRIDE: 2, ARGUMENT: 1}.get(source, 0)
 
 
+BUNDLED = Path(__file__).parent / "bundled"
+"""The configurations that ship with qframe: those in the folder configs/ of its repository."""
+
+
+def bundled_files() -> dict[str, Path]:
+    """Return the configurations that ship with qframe, by name."""
+    return {file.stem: file for file in sorted(BUNDLED.glob("*.toml"))}
+
+
+def found_file(path: Path) -> Path:
+    """Return the file of a path; for a name like "qwen-edit-24gb" that is no file here, the bundled configuration."""
+    named = path.parent in (Path(), Path("configs")) and path.suffix in ("", ".toml")
+    try:
+        there = path.exists()
+    except (OSError, ValueError):
+        return path
+    return path if there or not named else bundled_files().get(path.stem, path)
+
+
 def _read_file(path: Path, tree: Tree) -> None:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -104,7 +124,9 @@ def _read_file(path: Path, tree: Tree) -> None:
             raw = stream.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{path}: cannot be read ({reason})", "Check the path of the configuration file.") from error
+        names = ", ".join(bundled_files())
+        hint = f"Check the path of the configuration file. These come with qframe, and need no path: {names}."
+        raise ConfigError(f"{path}: cannot be read ({reason})", hint) from error
     if len(raw) > LARGEST_FILE:
         raise ConfigError(f"{path}: larger than {LARGEST_FILE} bytes", "A configuration file is small.")
     try:
@@ -120,18 +142,25 @@ def _read_file(path: Path, tree: Tree) -> None:
         raise _not_toml(path, toml, error) from error
     program = None if "family" in tables else foreign_program(toml)
     if program is not None:
-        raise ConfigError(f"{path}: this is a configuration of {program}, not of qframe", _TRANSLATION)
+        raise ConfigError(f"{path}: this is {program}", _translation(path))
 
 
-_TRANSLATION = "docs/reference/coming-from.md says which key of qframe stands for which of theirs."
+def _translation(path: Path) -> str:
+    """Say how a file of another program becomes a configuration of qframe."""
+    return (
+        f"`qframe config convert {shlex.quote(str(path))}` makes a configuration of it; "
+        "docs/reference/coming-from.md says which key stands for which of theirs."
+    )
 
 
 def _not_toml(path: Path, toml: str, error: Exception) -> ConfigError:
     """Return the error of a file that is not TOML, with the advice that fits what was found in it."""
     program, other = foreign_program(toml), format_of(toml)
     if other is not None:
-        owner = "" if program is None else f" of {program}"
-        return ConfigError(f"{path}: this is a {other} file{owner}; a configuration of qframe is TOML", _TRANSLATION)
+        known = f"{program}, in {other}" if program else f"a {other} file"
+        return ConfigError(f"{path}: this is {known}; a configuration of qframe is TOML", _translation(path))
+    if program is not None:
+        return ConfigError(f"{path}: this is {program}; a configuration of qframe is TOML", _translation(path))
     twice = _given_twice(toml)
     if twice is not None:
         key, first, second = twice

@@ -193,7 +193,7 @@ class ComposeConfig:
     )
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Config:
     """A whole configuration: a family, its components, the data set, and the settings of training and sampling."""
 
@@ -266,6 +266,9 @@ class Config:
     validation: ValidationConfig = attrs.field(factory=ValidationConfig)
     logging: LoggingConfig = attrs.field(factory=LoggingConfig)
     compose: ComposeConfig = attrs.field(factory=ComposeConfig)
+
+    def __repr__(self) -> str:
+        return f"Config({self.family!r}, model={self.model!r}, ...)"
 
 
 ROLES: tuple[str, ...] = ("encoder", "denoiser", "codec", "schedule", "sampler")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 from torch import Tensor
 
-from qframe.interfaces.sequences import Conditioning
+from qframe.interfaces.sequences import Conditioning, shapes_of
 from qframe.pictures.picture import Picture, PixelInput
 
 
@@ -79,8 +79,8 @@ class Example:
     """
 
     id: str
-    target: Tensor
-    references: tuple[Tensor, ...] = ()
+    target: Tensor = attrs.field(repr=shapes_of)
+    references: tuple[Tensor, ...] = attrs.field(default=(), repr=shapes_of)
     conditioning: Conditioning
     unconditional: Conditioning | None = None
-    loss_map: Tensor | None = None
+    loss_map: Tensor | None = attrs.field(default=None, repr=shapes_of)

@@ -42,10 +42,13 @@ class Loadable(ABC):
         placed_on: The device on which the component computes, where its weights are kept on another one. Placement
             sets it.
         streamed: Streams the weights of the network, if they are streamed. Placement sets it.
+        spec: The component's spec (such as `CodecSpec`), where a pipeline loaded it. The author of an instance that is
+            put into a pipeline sets it; if it is None, `describe` of its class is asked.
     """
 
     placed_on: torch.device | None = None
     streamed: Streamed | None = None
+    spec: Any = None
 
     @property
     def network(self) -> nn.Module | None:

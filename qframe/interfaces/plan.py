@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 from torch import Tensor
 
-from qframe.interfaces.sequences import Conditioning, PackedSequence
+from qframe.interfaces.sequences import Conditioning, PackedSequence, shapes_of
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """`(tokens [N, C], sigma scalar tensor) -> velocity [N, C]`: what a sampler integrates."""
@@ -60,7 +60,7 @@ class Plan:
     references: PackedSequence | None = None
     cond: Conditioning
     uncond: Conditioning | None = None
-    sigmas: Tensor
+    sigmas: Tensor = attrs.field(repr=shapes_of)
     guide: Guide | None = None
     forward: ForwardOptions = PLAIN
     after_step: AfterStep | None = None

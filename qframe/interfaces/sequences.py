@@ -18,6 +18,16 @@ def grid_length(grid: Grid) -> int:
     return grid[0] * grid[1] * grid[2]
 
 
+def shapes_of(value: Tensor | Mapping[str, Tensor] | Sequence[Tensor] | None) -> str:
+    """Describe tensors by shape, dtype and device, for the `repr` of a value that holds them."""
+    if isinstance(value, Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"{list(value.shape)} {dtype}" + ("" if value.device.type == "cpu" else f" {value.device}")
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {shapes_of(inner)}' for name, inner in value.items())}}}"
+    return "None" if value is None else f"({', '.join(map(shapes_of, value))})"
+
+
 @attrs.frozen(eq=False)
 class PackedSequence:
     """Image tokens of a batch, one sample after another, without padding.
@@ -30,7 +40,7 @@ class PackedSequence:
         ValueError: The grids do not add up to N tokens. The message names both numbers.
     """
 
-    tokens: Tensor
+    tokens: Tensor = attrs.field(repr=shapes_of)
     grids: tuple[tuple[Grid, ...], ...]
 
     def __attrs_post_init__(self) -> None:
@@ -75,9 +85,9 @@ class Conditioning:
         ValueError: Lengths and tensors disagree. The message names both numbers.
     """
 
-    embeds: Tensor
+    embeds: Tensor = attrs.field(repr=shapes_of)
     lengths: tuple[int, ...]
-    extras: Mapping[str, Tensor] = attrs.field(factory=dict, converter=_read_only)
+    extras: Mapping[str, Tensor] = attrs.field(factory=dict, converter=_read_only, repr=shapes_of)
 
     def __attrs_post_init__(self) -> None:
         if self.embeds.ndim != 2:

@@ -27,7 +27,7 @@ class Picture:
     """
 
     origin: str
-    source: Path | bytes | Callable[[], bytes]
+    source: Path | bytes | Callable[[], bytes] = attrs.field(repr=lambda source: _told(source))
 
     def read(self) -> bytes:
         """Return the picture's encoded bytes, such as those of a PNG file. Raises DataError if they cannot be read."""
@@ -60,3 +60,7 @@ class PixelInput:
 
     picture: Picture
     geometry: Geometry
+
+
+def _told(source: Path | bytes | Callable[[], bytes]) -> str:
+    return f"{len(source)} bytes" if isinstance(source, bytes) else repr(source)

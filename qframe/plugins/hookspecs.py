@@ -42,12 +42,13 @@ Kind = Literal[
     "oracle",
     "benchmark",
     "command",
+    "config-command",
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
-def _target(instance: object, attribute: attrs.Attribute[Any], value: str | None) -> None:
-    if value is not None and value.count(":") != 1:
+def _target(instance: object, attribute: attrs.Attribute[Any], value: str | type[Any] | None) -> None:
+    if not isinstance(value, str | type | None) or (isinstance(value, str) and value.count(":") != 1):
         raise ValueError(f'{attribute.name} must be "module:Name", got {value!r}')
 
 
@@ -68,7 +69,9 @@ class Component:
             arguments that returns the path of the model folder that ships with the plugin. For kind "logger" it is a
             class, constructed without arguments, whose methods are the observing hooks; it observes the runs that name
             it in `logging.use`. For kind "benchmark" it is a click command that `qframe bench NAME` runs. For kind
-            "command" it is a `click.Command` or `click.Group` that `qframe NAME` runs, whose short help is `summary`.
+            "command" it is a `click.Command` or `click.Group` that `qframe NAME` runs, whose short help is `summary`;
+            for kind "config-command" it is one that `qframe config NAME` runs.
+            A program or a notebook that gives its own component to `qframe.register` may give the class itself.
         options: "module:Class" of an attrs class with the settings of the component, which imports no torch; None if it
             takes no settings.
         defaults: For kind "model" only: configuration that suits the model, as nested tables. When the model is used,
@@ -80,8 +83,8 @@ class Component:
 
     kind: Kind = attrs.field(validator=attrs.validators.in_(KINDS))
     name: str
-    target: str = attrs.field(validator=_target)
-    options: str | None = attrs.field(default=None, kw_only=True, validator=_target)
+    target: str | type[Any] = attrs.field(validator=_target)
+    options: str | type[Any] | None = attrs.field(default=None, kw_only=True, validator=_target)
     defaults: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True, eq=False)
     suffixes: tuple[str, ...] = attrs.field(default=(), kw_only=True)
     summary: str = attrs.field(default="", kw_only=True)

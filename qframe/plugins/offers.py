@@ -14,6 +14,46 @@ from qframe.plugins.hookspecs import Component, Family
 
 D = TypeVar("D", Component, Family)
 
+HERE = "registered here"
+"""The plugin of what `qframe.register` was given."""
+
+
+@attrs.frozen
+class Plugin:
+    """A plugin that was loaded, with what it declares.
+
+    Attributes:
+        name: The name of the plugin, which is the name of its entry point.
+        distribution: Name and version of the installed package that has the entry point, as "name version".
+        target: The module that the entry point names.
+        components: The components that it declares.
+        families: The families that it declares.
+    """
+
+    name: str
+    distribution: str
+    target: str
+    components: tuple[Component, ...] = ()
+    families: tuple[Family, ...] = ()
+
+
+@attrs.frozen
+class Broken:
+    """A failure of one plugin, or of one declaration of it. All other plugins and declarations can be used.
+
+    Attributes:
+        plugin: The name of the plugin.
+        distribution: Name and version of the installed package that has the plugin, as "name version".
+        reason: What failed.
+    """
+
+    plugin: str
+    distribution: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin!r} ({self.distribution}): {self.reason}"
+
 
 class UnknownNameError(ConfigError):
     """The error of a name of a component or family that no plugin offers.
@@ -68,9 +108,12 @@ class Offer(Generic[D]):
     plugin: str
 
     def resolve(self, field: str = "target") -> Any:
-        """Import the object that a field of the declaration names as "module:Name"; None if the field is None."""
+        """Import the object that a field of the declaration names as "module:Name"; None if the field is None.
+
+        A class that stands in the declaration itself is returned as it is.
+        """
         target = getattr(self.declared, field)
-        return None if target is None else resolve(target, self.plugin)
+        return resolve(target, self.plugin) if isinstance(target, str) else target
 
     def implementation(self, interface: type, field: str = "target") -> Any:
         """Import the class that a field of the declaration names, and check that it implements an interface.

@@ -22,10 +22,9 @@ from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any, TypeVar
 
-import attrs
 import pluggy
 
-from qframe.errors import PluginError, did_you_mean
+from qframe.errors import ConfigError, PluginError, did_you_mean
 from qframe.plugins import hookspecs
 from qframe.plugins.discovery import (
     DISABLE,
@@ -36,7 +35,7 @@ from qframe.plugins.discovery import (
     installed_plugins,
 )
 from qframe.plugins.hookspecs import PROJECT, Component, Family
-from qframe.plugins.offers import ChosenFamily, Offer, UnknownNameError, reason
+from qframe.plugins.offers import HERE, Broken, ChosenFamily, Offer, Plugin, UnknownNameError, reason
 
 log = logging.getLogger(__name__)
 
@@ -54,43 +53,6 @@ _SLOW_SECONDS = 1.0
 _Declared = TypeVar("_Declared", Component, Family)
 _Key = TypeVar("_Key")
 _Item = TypeVar("_Item")
-
-
-@attrs.frozen
-class Plugin:
-    """A plugin that was loaded, with what it declares.
-
-    Attributes:
-        name: The name of the plugin, which is the name of its entry point.
-        distribution: Name and version of the installed package that has the entry point, as "name version".
-        target: The module that the entry point names.
-        components: The components that it declares.
-        families: The families that it declares.
-    """
-
-    name: str
-    distribution: str
-    target: str
-    components: tuple[Component, ...] = ()
-    families: tuple[Family, ...] = ()
-
-
-@attrs.frozen
-class Broken:
-    """A failure of one plugin, or of one declaration of it. All other plugins and declarations can be used.
-
-    Attributes:
-        plugin: The name of the plugin.
-        distribution: Name and version of the installed package that has the plugin, as "name version".
-        reason: What failed.
-    """
-
-    plugin: str
-    distribution: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"plugin {self.plugin!r} ({self.distribution}): {self.reason}"
 
 
 class Registry:
@@ -242,6 +204,28 @@ class Registry:
             components=found,
             unknown=unknown,
         )
+
+    def register(self, declared: Component | Family) -> None:
+        """Offer a component or a family in this process, in the place of one that was registered in this way before.
+
+        Raises:
+            ConfigError: It is no declaration, its name is no name, or an installed plugin offers this name.
+        """
+        if not isinstance(declared, Component | Family):
+            raise ConfigError(
+                f"register takes a Component or a Family, got a {type(declared).__name__}",
+                'For example qframe.register(qframe.Component("sampler", "mine", MySampler)).',
+            )
+        component = isinstance(declared, Component)
+        own: dict[Any, Offer[Any]] = self._components if component else self._families
+        key = (declared.kind, declared.name) if isinstance(declared, Component) else declared.name
+        if not isinstance(declared.name, str) or not _NAME.fullmatch(declared.name):
+            raise ConfigError(
+                f"{declared.name!r} is no name", "Letters, digits and '-', '_', '.', '+' after the first."
+            )
+        if key in own and own[key].plugin != HERE:
+            raise ConfigError(f"plugin {own[key].plugin!r} offers {declared.name!r} already", "Take another name.")
+        own[key] = Offer(declared, HERE)
 
     def sources_by_suffix(self) -> dict[str, str]:
         """Return the name of the data source for each file suffix, in lower case.

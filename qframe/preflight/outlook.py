@@ -49,8 +49,8 @@ def sampling_outlook(
         return forecast_sampling(one, counts=counts)
 
     def again(config: Config) -> Forecast:
-        other = attrs.evolve(compose(config), imagined=composition.imagined).sharing(composition)
-        return forecast(chosen_for_sampling(other, forecast, room=room)[0])
+        other = attrs.evolve(compose(config, given=composition.given), imagined=composition.imagined)
+        return forecast(chosen_for_sampling(other.sharing(composition), forecast, room=room)[0])
 
     area = largest_area(composition)
     chosen, choices = chosen_for_sampling(composition, forecast, room=room)

@@ -428,7 +428,7 @@ def load(
     | collections.abc.Mapping[str | pathlib.Path, float]
     | collections.abc.Sequence[str | pathlib.Path]
     | None = None,
-    components: collections.abc.Mapping[str, str] | None = None,
+    components: collections.abc.Mapping[str, Any] | None = None,
     config: str | pathlib.Path | None = None,
     overrides: str | collections.abc.Sequence[str] = ...,
 ) -> QwenEditPipeline: ...
@@ -447,7 +447,7 @@ def load(
     | collections.abc.Mapping[str | pathlib.Path, float]
     | collections.abc.Sequence[str | pathlib.Path]
     | None = None,
-    components: collections.abc.Mapping[str, str] | None = None,
+    components: collections.abc.Mapping[str, Any] | None = None,
     config: str | pathlib.Path | None = None,
     overrides: str | collections.abc.Sequence[str] = ...,
 ) -> QwenEditInpaintPipeline: ...
@@ -466,7 +466,7 @@ def load(
     | collections.abc.Mapping[str | pathlib.Path, float]
     | collections.abc.Sequence[str | pathlib.Path]
     | None = None,
-    components: collections.abc.Mapping[str, str] | None = None,
+    components: collections.abc.Mapping[str, Any] | None = None,
     config: str | pathlib.Path | None = None,
     overrides: str | collections.abc.Sequence[str] = ...,
 ) -> QwenEditPlusPipeline: ...
@@ -485,7 +485,7 @@ def load(
     | collections.abc.Mapping[str | pathlib.Path, float]
     | collections.abc.Sequence[str | pathlib.Path]
     | None = None,
-    components: collections.abc.Mapping[str, str] | None = None,
+    components: collections.abc.Mapping[str, Any] | None = None,
     config: str | pathlib.Path | None = None,
     overrides: str | collections.abc.Sequence[str] = ...,
 ) -> QwenImagePipeline: ...
@@ -504,7 +504,7 @@ def load(
     | collections.abc.Mapping[str | pathlib.Path, float]
     | collections.abc.Sequence[str | pathlib.Path]
     | None = None,
-    components: collections.abc.Mapping[str, str] | None = None,
+    components: collections.abc.Mapping[str, Any] | None = None,
     config: str | pathlib.Path | None = None,
     overrides: str | collections.abc.Sequence[str] = ...,
 ) -> QwenInpaintPipeline: ...
@@ -523,7 +523,7 @@ def load(
     | collections.abc.Mapping[str | pathlib.Path, float]
     | collections.abc.Sequence[str | pathlib.Path]
     | None = None,
-    components: collections.abc.Mapping[str, str] | None = None,
+    components: collections.abc.Mapping[str, Any] | None = None,
     config: str | pathlib.Path | None = None,
     overrides: str | collections.abc.Sequence[str] = ...,
 ) -> qframe.sample.pipeline.Pipeline: ...

@@ -34,7 +34,7 @@ def load(
     memory: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16"] | torch.dtype | None = None,
     lora: str | Path | Mapping[str | Path, float] | Sequence[str | Path] | None = None,
-    components: Mapping[str, str] | None = None,
+    components: Mapping[str, Any] | None = None,
     config: str | Path | None = None,
     overrides: str | Sequence[str] = (),
 ) -> Pipeline:
@@ -51,7 +51,8 @@ def load(
         dtype: The dtype of the weights.
         lora: LoRA files to put on the denoiser: one, several, or a mapping from file to scale. The folder of a run, or
             another folder with one LoRA, may stand for the file in it.
-        components: Names of registered components by role, for example {"sampler": "heun"}.
+        components: Components by role: the name of a registered one, as in {"sampler": "heun"}, or an instance, which
+            stays on the device where it is.
         config: A TOML file; every other argument overrides its values.
         overrides: One or several texts "key=value", as for `--set`.
 
@@ -59,7 +60,8 @@ def load(
         ConfigError: An argument or a value of the configuration cannot be met. It is raised before weights are read.
     """
     by_role = devices if isinstance(devices, Mapping) else {}
-    chosen = components or {}
+    chosen = {role: part for role, part in (components or {}).items() if isinstance(part, str)}
+    given = {role: part for role, part in (components or {}).items() if role not in chosen}
     loras = _loras(lora)
     for role in by_role:
         if role not in ORDER:
@@ -74,9 +76,8 @@ def load(
         **{role: {"use": chosen.get(role), "device": by_role.get(role)} for role in (*chosen, *by_role)},
     }
     overrides = (overrides,) if isinstance(overrides, str) else overrides
-    return assemble(
-        compose(load_config(config, family=family, values=values, overrides=overrides)), loras, default_progress()
-    )
+    resolved = load_config(config, family=family, values=values, overrides=overrides)
+    return assemble(compose(resolved, given=given), loras, default_progress())
 
 
 def assemble(composition: Composition, loras: Mapping[Path, float], progress: Progress = SILENT) -> Pipeline:
@@ -98,6 +99,7 @@ def assemble(composition: Composition, loras: Mapping[Path, float], progress: Pr
     parts = composition.load(*ORDER, offloaded=moved != "none", progress=progress)
     _put(parts.denoiser, loras)
     loaded: dict[str, Loadable] = {"encoder": parts.encoder, "denoiser": parts.denoiser, "codec": parts.codec}
+    loaded = {role: part for role, part in loaded.items() if role not in composition.given}
     resident = {role: composition.resident_blocks(role) for role in ORDER}
     devices = {role: composition.device(role) for role in ORDER}
     return Pipeline(composition, parts, place(loaded, devices, moved, resident=resident))

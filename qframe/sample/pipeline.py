@@ -130,6 +130,7 @@ class Pipeline:
             request: Fields of the recipe's request.
 
         Raises:
+            CompositionError: A component that was put into `parts` does not fit the others.
             ConfigError: An argument is unknown, or a value cannot be met. No model has run by then.
             DataError: A picture or a prompt cannot be used. No model has run by then.
         """
@@ -138,6 +139,7 @@ class Pipeline:
                 f"output_type must be pil, np, pt or latent, got {output_type!r}", "Leave it out for pil."
             )
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs or ())
+        self.composition.check(self.parts)
         asked = self._request(self._by_name(positional, request))
         _check_seed(seed, asked)
         settled = settle(self.recipe, asked, self.parts)

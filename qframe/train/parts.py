@@ -81,6 +81,14 @@ class LoadedParts:
             torch.cuda.empty_cache()
 
 
+def described(trainer: Trainer) -> str:
+    """Return the `repr` of a trainer: family, model, how many records, device and step."""
+    made, config = trainer.composition, trainer.config
+    what = "LoRA" if config.train.mode == "lora" else "full"
+    about = f"{len(trainer.records)} records, {made.device('denoiser')}, {what}, step {trainer.global_step}"
+    return f"Trainer({made.family.name!r}, {made.model_name!r}, {about})"
+
+
 def registered_loggers(config: Config, registry: Registry) -> dict[str, Any]:
     """Make the loggers that `logging.use` names, by name. Raises ConfigError if a logger lacks its package."""
     return {name: registry.resolve(registry.component("logger", name))() for name in config.logging.use}

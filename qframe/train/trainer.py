@@ -27,7 +27,7 @@ from qframe.train.distributed import ALONE, Processes
 from qframe.train.examples import declared_inputs, encoded_examples
 from qframe.train.optim import schedule_factor
 from qframe.train.outlook import Outlook
-from qframe.train.parts import LoadedParts, load_lora, merge_lora, prepare_training, registered_loggers
+from qframe.train.parts import LoadedParts, described, load_lora, merge_lora, prepare_training, registered_loggers
 from qframe.train.precision import in_precision
 from qframe.train.records import measured_records, sampled_records, split_records
 from qframe.train.results import FitResult, averaged, write_lora
@@ -101,6 +101,8 @@ class Trainer:
         self.computing = in_precision(self.composition.device("denoiser"), config.train)
         self._loaded_loras = self._merged_at = 0
 
+    __repr__ = described
+
     def load(self, *roles: str) -> Parts:
         """Load the components of these roles unless they are loaded, and return all components that are loaded now."""
         return self.loaded.load(*roles)
@@ -164,7 +166,6 @@ class Trainer:
         self, folder: Path | None = None, *, portion: Portion = ALL, records: Sequence[Record] | None = None
     ) -> CachedExamples | LiveExamples:
         """Encode the entries that the cache lacks for these records, and return the records' examples.
-
         If `cache.enabled` is false, nothing is encoded yet: the returned examples are encoded each time they are read.
 
         Args:
@@ -239,7 +240,6 @@ class Trainer:
 
     def merge_lora(self) -> None:
         """Add the updates of all adapters on the denoiser to its weights, and remove the adapters.
-
         Training cannot go on afterwards: `state` is None until `prepare` makes a new one. Raises ConfigError if the
         denoiser is sharded or quantised.
         """

@@ -51,7 +51,13 @@ PICKLING = frozenset({"cloudpickle", "dill", "joblib", "marshal", "pickle", "she
 PICKLING_CALLS = frozenset({"torch.save", "torch.load", "numpy.load", "np.load", "pandas.read_pickle"})
 INFERENCE_MODE = frozenset({"inference_mode", "_InferenceMode"})
 
-DISTRIBUTION_OF = {"PIL": "pillow", "optimum": "optimum-quanto", "attr": "attrs", "skimage": "scikit-image"}
+DISTRIBUTION_OF = {
+    "PIL": "pillow",
+    "optimum": "optimum-quanto",
+    "attr": "attrs",
+    "skimage": "scikit-image",
+    "yaml": "PyYAML",
+}
 
 
 def place(name: str) -> tuple[int, int] | None:
@@ -273,12 +279,12 @@ def undocumented(modules: Modules) -> list[str]:
 
 
 def command_modules(modules: Modules) -> Iterator[str]:
-    """The modules that hold a command which a plugin declares: one of `qframe`, or a benchmark."""
+    """The modules that hold a command which a plugin declares: one of `qframe` or `qframe config`, or a benchmark."""
     for module in modules.values():
         for node in ast.walk(module.tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "Component":
                 given = [value.value if isinstance(value, ast.Constant) else None for value in node.args]
-                if len(given) >= 3 and given[0] in {"command", "benchmark"}:
+                if len(given) >= 3 and given[0] in {"command", "config-command", "benchmark"}:
                     yield str(given[2]).partition(":")[0]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from docs.make_pictures import fenced
 from tests.architecture.source import ROOT, project
 from tests.architecture.test_project import PROJECT
 
@@ -21,7 +24,7 @@ MEBIBYTE = 1024 * 1024
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     source = tmp_path_factory.mktemp("source")
     skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for folder in ["qframe", "plugins"]:
+    for folder in ["qframe", "plugins", "configs"]:
         shutil.copytree(ROOT / folder, source / folder, ignore=skip)
     for name in ["pyproject.toml", "README.md", "LICENSE"]:
         shutil.copy(ROOT / name, source / name)
@@ -57,6 +60,40 @@ def test_wheel_holds_the_embedded_model(wheel: zipfile.ZipFile) -> None:
     folder = ROOT / "plugins" / "qframe_shapes" / "checkpoint"
     files = {path_in_wheel(path) for path in folder.rglob("*") if path.is_file()}
     assert files <= set(wheel.namelist())
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_configurations(wheel: zipfile.ZipFile) -> None:
+    files = {f"qframe/config/bundled/{path.name}" for path in (ROOT / "configs").glob("*.toml")}
+    assert files <= set(wheel.namelist())
+
+
+@pytest.mark.slow
+def test_the_python_of_the_tutorial_runs_in_an_empty_folder_with_what_is_installed(
+    wheel: zipfile.ZipFile, tmp_path: Path
+) -> None:
+    """Top to bottom on the embedded model, with few steps, after two steps of the run whose LoRA it uses."""
+    installed, work = tmp_path / "installed", tmp_path / "work"
+    wheel.extractall(installed)
+    work.mkdir()
+    few = '"train.max_steps=2", "data.options.validation=0", "data.options.count=8", "sample.count=0"'
+    program = [
+        "import qframe",
+        f"assert qframe.__file__.startswith({str(installed)!r}), qframe.__file__",
+        "assert qframe.load_config('qwen-edit-24gb').family == 'qwen-edit'",
+        f'qframe.Trainer(qframe.load_config(family="qwen-edit", overrides=[{few}, "output=runs/qwen-edit"])).fit()',
+        *(text for language, text in fenced(ROOT / "docs" / "tutorials" / "from-python.md") if language == "python"),
+        "assert Image.open('edited.png').size == (64, 64)",
+        "assert tensor.shape == (1, 3, 64, 64)",
+    ]
+    text = re.sub(r"num_inference_steps=\d+", "num_inference_steps=2", "\n".join(program))
+    (tmp_path / "program.py").write_text(text.replace('"train.max_steps=50"', few))
+    command = [sys.executable, str(tmp_path / "program.py")]
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (work / "runs/from-python/lora.safetensors").exists()
+    assert (work / "mine.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -11,12 +11,15 @@ import tomli_w
 from qframe.errors import ConfigError
 from qframe.files.disk import disk_errors, make_folder
 
+SCHEMA_LINE = "#:schema ./qframe.schema.json"
+"""The first line of a written configuration, by which editors find the schema of its keys."""
+
 
 def assign(key: str, value: Any, comment: str = "") -> str:
     """Return a line of TOML; without a value, the line is a comment that shows the key."""
     line = tomli_w.dumps({key: value}).strip() if not isinstance(value, Mapping) else f"{key} = {inline(value)}"
     line = " ".join(part.strip() for part in line.splitlines())
-    return f"{line}  # {comment}" if comment else line
+    return f"{line}  # {printable(comment)}" if comment else line
 
 
 def inline(table: Mapping[str, Any]) -> str:
@@ -25,8 +28,13 @@ def inline(table: Mapping[str, Any]) -> str:
 
 
 def commented(lines: Sequence[str]) -> list[str]:
-    """Return lines of text as comments."""
-    return [f"# {line}".rstrip() for text in lines for line in text.splitlines()]
+    """Return lines of text as comments. What TOML does not allow in a comment becomes a question mark."""
+    return [f"# {printable(line)}".rstrip() for text in lines for line in text.splitlines()]
+
+
+def printable(text: str) -> str:
+    """Return a text with a question mark for each character that does not print."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def create_file(path: Path, text: str) -> None:

@@ -1,0 +1,1 @@
+"""Plugin: `qframe config convert` and `qframe config schema`, commands about configuration files."""

@@ -1,0 +1,1 @@
+"""The commands `qframe config convert` and `qframe config schema`."""
