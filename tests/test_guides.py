@@ -48,7 +48,7 @@ NOT_HERE = r"\./run (test|ARGS)|.*example-edit|qframe loras"
 def commands() -> Iterator[Any]:
     """Every command line of qframe that a page shows, but those of a plugin that is not installed here."""
     for page in PAGES:
-        for line in "".join(blocks(page, "")).splitlines():
+        for line in "".join(blocks(page, "")).replace("\\\n", " ").splitlines():
             command, _, _ = line.partition("#")
             if re.match(r"(qframe|\./run) ", command) and not re.match(NOT_HERE, command):
                 yield pytest.param(shlex.split(command)[1:], id=f"{page.relative_to(ROOT)}: {command.strip()}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -152,33 +151,31 @@ _GUARDS: dict[str, Callable[[Any, Any, str], None]] = {
 
 
 def _watch(part: Any, method: str, check: Callable[[tuple[Any, ...], Any], Any]) -> None:
-    """Replace a method of one instance by one that checks what the method returns.
+    """Have what a method of one instance returns checked from now on.
+
+    The instance gets a class of its own, which differs from its class in this method alone. A method in the instance
+    itself would refer to the instance, which would then keep its weights until a garbage collection.
 
     Args:
         part: The instance.
         method: The name of the method.
         check: Is called with the arguments by position and the result. It may return another result.
     """
+    kind = type(part)
     called = getattr(part, method)
-    function = getattr(called, "__func__", called)
-    bound = function is not called
     names = list(inspect.signature(called).parameters)
-    owner = weakref.ref(part)  # a component that referred to itself would keep its weights until a collection
+    own = getattr(kind, method, None)  # None where __getattr__ makes the method
+    made: Any = called if own is None else None  # what the class refers to must not refer to the instance
 
-    @functools.wraps(function, assigned=("__module__", "__name__", "__qualname__", "__doc__"), updated=())
-    def watched(*given: Any, **named: Any) -> Any:
-        result = function(owner(), *given, **named) if bound else function(*given, **named)
+    @functools.wraps(called if own is None else own)
+    def watched(self: Any, *given: Any, **named: Any) -> Any:
+        result = own(self, *given, **named) if made is None else made(*given, **named)
         places = given or tuple(named[name] for name in names if name in named)
         replaced = check(places, result)
         return result if replaced is None else replaced
 
-    watched.__signature__ = inspect.signature(called)  # type: ignore[attr-defined]
-    try:
-        object.__setattr__(part, method, watched)  # a recipe or a component may be a frozen class
-    except AttributeError:  # a class with slots has no room for a method of one instance
-        kind = type(part)
-        same = {"__slots__": (), "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-        object.__setattr__(part, "__class__", type(kind.__name__, (kind,), {**same, method: staticmethod(watched)}))
+    about = {"__slots__": (), "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    object.__setattr__(part, "__class__", type(kind.__name__, (kind,), {**about, method: watched}))
 
 
 def _require_type(what: str, value: Any, kind: type[_T]) -> None:

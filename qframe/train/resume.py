@@ -23,6 +23,7 @@ _FREE = (
     "denoiser.model",
     "codec.model",
     "schedule.model",
+    "variant",  # which files are read: their content is compared
     "data.path",
     "data.sets",  # as with the path, what it leads to is compared: the records, their order and their content
     "device",  # and devices

@@ -139,9 +139,8 @@ def test_an_index_that_promises_more_than_a_shard_has_takes_no_memory_and_is_rep
 ) -> None:
     cache = with_rows(made, tmp_path, f'[["latents", "F32", [{10**12}], 0, {4 * 10**12}, "x"]]')
     outcome = run("cache", "verify", cache)
-    assert outcome.code == 3
-    assert "cut short" in outcome.out + outcome.err
-    assert run("cache", "verify", "--repair", cache).code == 0
+    assert outcome.code == 0  # rows have checksums: the index was built again from the shards, which are whole
+    assert "all 16 entries are whole" in outcome.out + outcome.err
     assert run("cache", "verify", cache).code == 0
 
 
@@ -162,7 +161,8 @@ def test_the_room_of_a_checkpoint_is_known_from_shapes(mode: str, run: Run, monk
 
     found: list[tuple[int, int]] = []
 
-    def noted(composition: Any, folder: Path) -> None:
+    def noted(composition: Any, folder: Path, *, kept: int) -> None:
+        assert kept == 0
         sizes = module_of_room.saved_bytes(composition)
         assert sizes is not None
         found.append(sizes)

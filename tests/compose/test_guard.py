@@ -225,6 +225,15 @@ class Held:
         return given[1]
 
 
+def test_a_method_outlives_the_name_of_its_component() -> None:
+    def sample() -> Any:
+        part = Held()
+        guard_sampler(part, "sampler 'mine'")  # type: ignore[arg-type]
+        return part.sample
+
+    assert torch.equal(sample()(None, TOKENS.tokens), TOKENS.tokens)
+
+
 def test_a_checked_component_is_freed_as_soon_as_nobody_holds_it() -> None:
     """It must not refer to itself: an encoder that waits for a collection keeps 15 GB."""
     part = Held()

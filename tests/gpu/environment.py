@@ -37,6 +37,7 @@ NEEDED = {
     "tomli": "tomli",
     "tomli_w": "tomli-w",
     "xxhash": "xxhash",
+    "yaml": "PyYAML",
 }
 """The packages that the program needs, by the module that is imported: those of pyproject.toml, and no others."""
 

@@ -57,7 +57,7 @@ def test_the_signature_of_a_call_names_the_fields_of_the_family(family: str) -> 
 def test_a_slip_names_the_argument_that_is_meant(pipe: Pipeline) -> None:
     with pytest.raises(ConfigError) as caught:
         pipe(promt="x")
-    assert str(caught.value.hint).startswith("Did you mean prompt for promt? It takes attention_kwargs, ")
+    assert str(caught.value.hint).startswith("Did you mean prompt for promt? It takes as_input, attention_kwargs, ")
 
 
 def test_a_trainer_says_what_it_takes() -> None:
