@@ -164,7 +164,7 @@ def _watch(part: Any, method: str, check: Callable[[tuple[Any, ...], Any], Any])
     kind = type(part)
     called = getattr(part, method)
     names = list(inspect.signature(called).parameters)
-    own = getattr(kind, method, None)  # None where __getattr__ makes the method
+    own: Any = getattr(kind, method, None)  # None where __getattr__ makes the method
     made: Any = called if own is None else None  # what the class refers to must not refer to the instance
 
     @functools.wraps(called if own is None else own)
