@@ -233,6 +233,7 @@ def test_a_file_becomes_a_configuration_that_loads_with_its_records(run: Run, pr
     assert written.count("\n#   ") >= len(left)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("data")
 def test_a_converted_configuration_can_be_rehearsed_and_is_never_overwritten(run: Run) -> None:
     Path("args.toml").write_text(SD_SCRIPTS)

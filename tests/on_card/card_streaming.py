@@ -113,6 +113,7 @@ def equal_runs(folder: Path, model: Path, family: str, settings: tuple[str, ...]
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+@pytest.mark.slow
 def test_streamed_training_equals_resident_training(
     tmp_path: Path, model: Path, requested: list[tuple[int, int]]
 ) -> None:

@@ -218,8 +218,9 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
     return found
 
 
-FAST = ("edit", "packed batches of many references")
+FAST = ("edit",)
 WAITING = (
+    "packed batches of many references",
     "edit, live, checkpointing, average, validation",
     "inpainting, per-sample RoPE",
     "quantised base",
@@ -240,7 +241,9 @@ def test_a_run_waits_for_the_card_only_where_it_is_listed(name: str, tmp_path: P
     assert not waits.elsewhere
 
 
-@pytest.mark.parametrize("denoiser", ["qwen-image", "qwen-per-sample-rope"])
+@pytest.mark.parametrize(
+    "denoiser", tiered(["qwen-image", "qwen-per-sample-rope"], fast=["qwen-per-sample-rope"], slow=["qwen-image"])
+)
 def test_samples_of_different_sizes_let_no_step_wait(
     denoiser: str, tmp_path: Path, model: Path, waits: Waits, monkeypatch: pytest.MonkeyPatch, ragged_calls: list[int]
 ) -> None:
@@ -268,6 +271,7 @@ def test_samples_of_different_sizes_let_no_step_wait(
     assert max(groups) > 0 if denoiser == "qwen-image" else max(ragged_calls) == 4
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_left_out_by_the_card(
     tmp_path: Path, model: Path, waits: Waits, monkeypatch: pytest.MonkeyPatch
 ) -> None:

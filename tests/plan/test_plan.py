@@ -45,6 +45,7 @@ def test_amounts_of_memory_are_read_as_people_write_them() -> None:
             memory_bytes(wrong)
 
 
+@pytest.mark.slow
 def test_nothing_is_chosen_where_all_fits_and_more_is_chosen_the_less_there_is(model: Path) -> None:
     ample = planned(config(model), "24GB")
     assert ample.fits
