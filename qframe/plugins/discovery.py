@@ -74,12 +74,13 @@ def import_plugin(candidate: Candidate) -> object:
 
     own = threading.current_thread() is threading.main_thread()
     own = own and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as under nohup: no signal was meant for this process
     if own:
         signal.signal(signal.SIGINT, note)
     try:
         return candidate.load()
     except KeyboardInterrupt as error:
-        if pressed or not own:
+        if pressed or not (own or deaf):
             raise
         raise PluginError("raised KeyboardInterrupt while it was imported") from error
     finally:

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -134,6 +135,15 @@ def test_failing_import_message_names_plugin_and_distribution(tmp_path: Path) ->
     ]
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Ctrl-C is heard, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 def test_ctrl_c_at_import_is_heard() -> None:
     def load() -> object:
         signal.raise_signal(signal.SIGINT)
@@ -144,7 +154,11 @@ def test_ctrl_c_at_import_is_heard() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_plugin_that_raises_keyboard_interrupt_is_named_and_stops_nothing() -> None:
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+@pytest.mark.usefixtures("listening")
+def test_a_plugin_that_raises_keyboard_interrupt_is_named_and_stops_nothing(handler: Any) -> None:
+    signal.signal(signal.SIGINT, handler)
+
     def load() -> object:
         raise KeyboardInterrupt
 
