@@ -129,7 +129,7 @@ def _steps(asked: Asked, *, checkpointing: bool) -> bool:
 def streamed(asked: Asked) -> None:
     """Say that training with streamed weights is not measured yet."""
     for memory in (24, 16, 12, 8):
-        asked.rows.add(f"edit 1 MP + 1 MP, streamed, {memory} GB", note="not built yet: issue about small cards")
+        asked.rows.add(f"edit 1 MP + 1 MP, streamed, {memory} GB", note="not measured by this program yet")
 
 
 def _first(forecast: Forecast) -> torch.device:
@@ -203,6 +203,7 @@ def _write_model(folder: Path, *, tiny: bool, width: int) -> None:
     }
     files: dict[str, dict[str, Any]] = {
         "model_index.json": {"_class_name": "QwenImageEditPipeline"},
+        "qframe.json": {"pipelines": ["QwenImagePipeline", "QwenImageEditPipeline"]},  # it is sampled as both
         "transformer/config.json": network,
         "vae/config.json": {"_class_name": "AutoencoderKLQwenImage"},
         "scheduler/scheduler_config.json": {"_class_name": "FlowMatchEulerDiscreteScheduler", **schedule},
