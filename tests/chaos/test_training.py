@@ -22,8 +22,7 @@ def test_runs_killed_at_any_moment_resume_bit_identical() -> None:
 def test_the_harness_of_killed_runs_catches_a_naive_saver() -> None:
     done = run("training", "--kills", "12", "--saver", "naive")
     assert done.returncode == 1, done.stdout + done.stderr
-    # A torn checkpoint is read as it is, or a run that would go on from it finds a file missing.
-    assert "other bits" in done.stdout or "not in this checkpoint" in done.stderr
+    assert "other bits" in done.stdout
 
 
 def test_a_reader_never_sees_a_checkpoint_that_is_not_valid() -> None:

@@ -147,7 +147,14 @@ def chaos(where: Path, *, kills: int, seed: int = 0) -> Report:
     while done < kills:
         turn = next(turns)
         moment, watched = turn.draw(generator)
-        if not killed(partial(scene.run, turn.variant, turn.folder), moment, watched):
+        try:
+            struck = killed(partial(scene.run, turn.variant, turn.folder), moment, watched)
+        except RuntimeError as error:  # what an earlier kill left cannot be gone on from, which is a finding
+            done += 1
+            problems.append(f"{turn.variant}, after kill {done - 1}: {error}")
+            shutil.rmtree(turn.folder)
+            continue
+        if not struck:
             finished += 1
             problems += differences(outcome(turn.folder), turn.calm, f"{turn.variant}, uninterrupted end {finished}")
             shutil.rmtree(turn.folder)
