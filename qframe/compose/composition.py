@@ -65,7 +65,7 @@ class Composition:
     plugins: Mapping[str, str] = attrs.field(factory=dict)
     imagined: torch.device | None = None
     _made_of: dict[str, dict[str, str]] = attrs.field(factory=dict, init=False, repr=False)
-    _unstored: set[str] = attrs.field(factory=set, init=False, repr=False)
+    _told: set[str] = attrs.field(factory=set, init=False, repr=False)  # what is said once was said of these
 
     def __repr__(self) -> str:
         return f"Composition({self.family.name!r}, {self.model_name!r}, {self.title})"
@@ -164,9 +164,9 @@ class Composition:
             return None
         name = getattr(self.config, role).quantise.use
         if not quantiser.storable:
-            if name not in self._unstored:
+            if name not in self._told:
                 progress.note(f"quantiser {name!r} cannot store what it quantised, and quantises at every start")
-            self._unstored.add(name)
+            self._told.add(name)
             return None
         root = quantised_folder(self.config)
         known = digests or remembered_digests(root)
@@ -246,9 +246,9 @@ class Composition:
             raise
         # A plugin's network may need values that shapes do not have. A run must not end because of its forecast.
         except Exception as error:  # noqa: BLE001
-            if role not in self._unstored:
+            if role not in self._told:
                 log.warning("the %s has no outline, so its memory is not estimated: %s", role, reason(error))
-            self._unstored.add(role)
+            self._told.add(role)
             return None
 
     def weights(self, role: str) -> int | None:
