@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qframe.cli.shared import examples, registry
-from qframe.errors import ConfigError
+from qframe.cli.shared import NEW_CONFIG, examples, refuse_existing, registry
 
 if TYPE_CHECKING:
     from qframe_config_tools.draft import Draft
@@ -24,14 +23,7 @@ if TYPE_CHECKING:
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--family", metavar="NAME", help="The task [default: what the file says].")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("run.toml"),
-    show_default=True,
-    metavar="FILE",
-    help="The configuration to write. A file is never overwritten.",
-)
+@NEW_CONFIG
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def convert(file: Path, family: str | None, output: Path, as_json: bool) -> None:
     """Make a configuration of FILE, which another trainer reads, and say what cannot be expressed.
@@ -44,8 +36,7 @@ def convert(file: Path, family: str | None, output: Path, as_json: bool) -> None
     from qframe.config.writing import create_file
     from qframe_config_tools import finish
 
-    if output.exists():
-        raise ConfigError(f"--output {output}: there is a file already", "Give another --output, or move it away.")
+    refuse_existing(output)
     plugins = registry()
     draft = understood(file)
     text = finish.finish(draft, family, plugins)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from qframe.cli.shared import examples, registry
-from qframe.errors import ConfigError, DataError, QframeError
+from qframe.cli.shared import NEW_CONFIG, examples, refuse_existing, registry
+from qframe.errors import DataError, QframeError
 
 if TYPE_CHECKING:
     from qframe.config import Resolved
@@ -64,14 +64,7 @@ class Wishes:
 @click.option("--prompt", metavar="TEXT", help="Caption of pictures that have none.")
 @click.option("--trigger", metavar="WORD", help="A word that every prompt gets.")
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="How many steps to train.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("run.toml"),
-    show_default=True,
-    metavar="FILE",
-    help="The configuration to write. A file is never overwritten.",
-)
+@NEW_CONFIG
 @click.option("--no-estimate", is_flag=True, help="Leave out memory, time and disk, for which the model is looked at.")
 def init(
     data: Path,
@@ -87,8 +80,7 @@ def init(
 
     In a terminal, what no flag says is asked. In a pipe nothing is asked. No weights are loaded or downloaded.
     """
-    if output.exists():
-        raise ConfigError(f"--output {output}: there is a file already", "Give another --output, or move it away.")
+    refuse_existing(output)
     from qframe.config import resolve_config
     from qframe.config.writing import create_file
     from qframe_init.looking import look

@@ -10,6 +10,7 @@ shows how a command uses them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -17,6 +18,7 @@ import click
 from qframe.cli.plugin_commands import PluginGroup, registry
 from qframe.cli.request_options import RequestCommand, opened
 from qframe.cli.training import fit
+from qframe.errors import ConfigError
 from qframe.files.lora_file import scaled_file
 from qframe.progress.shown import CHOICES, choose_progress, chosen_progress, terminal_progress
 
@@ -84,6 +86,14 @@ OFFLOAD = _flag(
     "offload", "--offload", type=click.Choice(["none", "model", "stream"]), help="What leaves the device meanwhile."
 )
 TRAIN_SEED = _flag("train.seed", "--seed", type=click.IntRange(min=0), help="Seed of order, noise and dropout.")
+NEW_CONFIG = click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("run.toml"),
+    show_default=True,
+    metavar="FILE",
+    help="The configuration to write. A file is never overwritten.",
+)
 CONFIG = click.option("--config", "config_file", metavar="FILE", help="A TOML file, or the name of a bundled one.")
 SET = click.option(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set any key, e.g. train.max_steps=200. Repeatable."
@@ -120,6 +130,12 @@ def PROGRESS(function: _F) -> _F:
 def quiet() -> bool:
     """Whether the command that runs now is to print results and errors alone (--quiet)."""
     return chosen_progress() == "none"
+
+
+def refuse_existing(output: Path) -> None:
+    """Refuse a file to write that is there already, before any work is done. Raises ConfigError."""
+    if output.exists():
+        raise ConfigError(f"--output {output}: there is a file already", "Give another --output, or move it away.")
 
 
 def examples(*lines: str) -> str:
